@@ -1,0 +1,177 @@
+"""Carries: K_i = dr_i/dx, the Jacobian of a layer's residual path (paper, section 3, Table 1).
+
+Gradients are row vectors, so a carry multiplies from the right: ``K.vecmat(w)`` is w K. For
+``A @ B`` (the Jacobian product A B) the row vector meets A first: w A B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class Carry:
+    """A linear map on cotangents; subclasses define ``vecmat``."""
+
+    def vecmat(self, w: Tensor) -> Tensor:
+        """Return w K: cotangent of the output, shape of h_out -> of the input, shape of h_in."""
+        raise TypeError(f"{type(self).__name__} is a carry without vecmat(w): define it")
+
+    def accumulate_(self, v: Tensor | None, w: Tensor, scale: float = 1.0) -> Tensor:
+        """Return v + scale * w K, written into v (``None`` stands for zero)."""
+        carried = self.vecmat(w)
+        if v is None:
+            return carried if scale == 1.0 else carried * scale
+        return v.add_(carried, alpha=scale)
+
+    def __matmul__(self, other: Carry) -> Carry:
+        return compose(self, other)
+
+
+class Scalar(Carry):
+    """K = s I."""
+
+    def __init__(self, s: float | Tensor):
+        self.s = s
+
+    def vecmat(self, w: Tensor) -> Tensor:
+        return w * self.s
+
+
+class Identity(Carry):
+    """K = I: the plain residual connection h + g(h)."""
+
+    def vecmat(self, w: Tensor) -> Tensor:
+        return w
+
+
+class Diagonal(Carry):
+    """K = diag(d); d broadcasts to the state, e.g. the mask 1[h > 0] of a ReLU after the sum."""
+
+    def __init__(self, d: Tensor):
+        self.d = d
+
+    def vecmat(self, w: Tensor) -> Tensor:
+        return w * self.d
+
+    def accumulate_(self, v: Tensor | None, w: Tensor, scale: float = 1.0) -> Tensor:
+        if v is None or not v.dtype == w.dtype == self.d.dtype:
+            return super().accumulate_(v, w, scale)
+        return v.addcmul_(w, self.d, value=scale)  # one pass over memory instead of two
+
+
+class Permutation(Carry):
+    """The Jacobian of h -> h.index_select(dim, index), index a permutation of that dimension."""
+
+    def __init__(self, index: Tensor, dim: int = 1):
+        self.inverse = torch.argsort(index)
+        self.dim = dim
+
+    def vecmat(self, w: Tensor) -> Tensor:
+        return w.index_select(self.dim, self.inverse)
+
+
+class LinearMap(Carry):
+    """The Jacobian of any linear ``fn`` (a strided convolution on the shortcut, say).
+
+    Args:
+        fn: linear map of one tensor; only its vector-Jacobian product is used.
+        like: tensor with the shape, dtype and device of fn's input.
+    """
+
+    def __init__(self, fn: Callable[[Tensor], Tensor], like: Tensor):
+        with torch.enable_grad():
+            self._x = like.detach().requires_grad_()
+            self._y = fn(self._x)
+
+    def vecmat(self, w: Tensor) -> Tensor:
+        (wK,) = torch.autograd.grad(self._y, self._x, w, retain_graph=True)
+        return wK
+
+
+class Product(Carry):
+    """K_n ... K_2 K_1 kept as its factors: the row vector meets the first one first."""
+
+    def __init__(self, factors: Sequence[Carry]):
+        self.factors = tuple(factors)
+
+    def vecmat(self, w: Tensor) -> Tensor:
+        for K in self.factors:
+            w = K.vecmat(w)
+        return w
+
+
+def compose(A: Carry, B: Carry) -> Carry:
+    """The Jacobian product A B, in closed form where the two are diagonal."""
+    match A, B:
+        case (Identity(), _):
+            return B
+        case (_, Identity()):
+            return A
+        case (Scalar(), Scalar()):
+            return Scalar(A.s * B.s)
+        case (Diagonal(), Diagonal()):
+            return Diagonal(A.d * B.d)
+        case (Diagonal(), Scalar()):
+            return Diagonal(A.d * B.s)
+        case (Scalar(), Diagonal()):
+            return Diagonal(A.s * B.d)
+    return Product([*_factors(A), *_factors(B)])
+
+
+def _factors(K: Carry) -> tuple[Carry, ...]:
+    return K.factors if isinstance(K, Product) else (K,)
+
+
+def as_carry(value: object, h_out: Tensor, name: str) -> Carry:
+    """Turn what a layer's ``carry(h_in, h_out)`` returned into a Carry.
+
+    None is the identity, a number or 0-d tensor a scalar, a tensor the diagonal (bool or
+    floating, broadcasting to ``h_out``), any object with ``vecmat`` itself.
+
+    Raises:
+        TypeError: another type, or a diagonal that is neither bool nor floating.
+        ValueError: a diagonal that does not broadcast to the state's shape.
+    """
+    if value is None:
+        return Identity()
+    if isinstance(value, Carry):
+        return value
+    if isinstance(value, Tensor):
+        return _diagonal(value, h_out, name)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Scalar(float(value))
+    if callable(getattr(value, "vecmat", None)):
+        return _Foreign(value)
+    raise TypeError(
+        f"carry of {name} is a {type(value).__name__}; expected None, a number, a tensor "
+        "(the diagonal) or an object with vecmat(w)"
+    )
+
+
+def _diagonal(d: Tensor, h_out: Tensor, name: str) -> Carry:
+    if not (d.dtype == torch.bool or d.is_floating_point()):
+        raise TypeError(
+            f"carry of {name} has dtype {d.dtype}; expected a floating or bool diagonal"
+        )
+    if d.ndim == 0:
+        return Scalar(d.detach().to(h_out.dtype))
+    try:
+        fits = torch.broadcast_shapes(d.shape, h_out.shape) == h_out.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"carry of {name} has shape {tuple(d.shape)}; expected a diagonal that broadcasts "
+            f"to the state's shape {tuple(h_out.shape)}"
+        )
+    return Diagonal(d.detach().to(h_out.dtype))
+
+
+class _Foreign(Carry):
+    """An object of the user's that has nothing but ``vecmat``."""
+
+    def __init__(self, operator: object):
+        self.vecmat = operator.vecmat  # type: ignore[attr-defined,method-assign]

@@ -1,0 +1,136 @@
+"""Gradient methods: ways of solving w_{i-1} = b_{i-1} + w_i (J_i + K_i) (paper, Eq. 3, Thm. 2).
+
+A method sees a `LinearSystem` and nothing else: no models, no time steps, no devices.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+States = Any  # w_0 .. w_L: a list of tensors, or one stacked tensor, as the system keeps them
+
+
+class LinearSystem(Protocol):
+    """The frozen backward pass of a chain: states 0..L, blocks and carries 1..L between them.
+
+    With gamma, that share of the carry belongs to the block: J + gamma K and (1 - gamma) K.
+    """
+
+    length: int  # L
+
+    def cotangents(self) -> States:
+        """b_0 .. b_L, fresh: the solver may write into it."""
+
+    def through_blocks(self, w: States, gamma: float, states: range) -> States:
+        """b_i + w_{i+1} (J_{i+1} + gamma K_{i+1}) for i in ``states``, w_i elsewhere; uses up w."""
+
+    def scan(self, v: States, gamma: float, states: range) -> States:
+        """u_i = v_i + (1 - gamma) u_{i+1} K_{i+1} for i in ``states``, v_i elsewhere; uses up v."""
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What a chain needs of a gradient method."""
+
+    def groups(self, L: int) -> list[range]:
+        """Cut L layers into runs of consecutive layers; gradients are exact inside a run."""
+
+    def solve(self, system: LinearSystem) -> States:
+        """Return w_0 .. w_L."""
+
+
+@dataclass(frozen=True)
+class Backprop:
+    """Exact backpropagation: substitution from the last state to the first."""
+
+    def groups(self, L: int) -> list[range]:
+        return [range(L)]
+
+    def solve(self, system: LinearSystem) -> States:
+        w = system.cotangents()
+        for i in reversed(range(system.length)):
+            w = system.through_blocks(w, gamma=1.0, states=range(i, i + 1))
+        return w
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Fixed-point iteration w <- b + w J' with J' the whole layer (Wang & Ragni 2021; K = 0).
+
+    Args:
+        k: iterations, k >= 0. Without intermediate losses it is truncation to the last k layers.
+        group_size: consecutive layers that count as one, exact inside.
+    """
+
+    k: int
+    group_size: int = 1
+
+    def __post_init__(self) -> None:
+        _check_whole("k", self.k, least=0)
+        _check_whole("group_size", self.group_size, least=1)
+
+    def groups(self, L: int) -> list[range]:
+        return _runs(L, self.group_size)
+
+    def solve(self, system: LinearSystem) -> States:
+        w = system.cotangents()
+        for states in _iterations(self, system.length):
+            w = system.through_blocks(w, gamma=1.0, states=states)
+        return w
+
+
+@dataclass(frozen=True)
+class Highway:
+    """Highway-BP: every path through at most k blocks, the rest along the carries (Theorem 2).
+
+    Args:
+        k: iterations, k >= 0; exact once k >= L, the number of layers (or groups).
+        gamma: share of the carry that goes into the block, 0 (the plain split) .. 1 (fixed point).
+        group_size: consecutive layers that count as one, exact inside.
+    """
+
+    k: int
+    gamma: float = 0.0
+    group_size: int = 1
+
+    def __post_init__(self) -> None:
+        _check_whole("k", self.k, least=0)
+        _check_whole("group_size", self.group_size, least=1)
+        if isinstance(self.gamma, bool) or not isinstance(self.gamma, int | float):
+            raise TypeError(f"gamma={self.gamma!r}; expected a number from 0 to 1")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma={self.gamma}; expected a number from 0 to 1")
+
+    def groups(self, L: int) -> list[range]:
+        return _runs(L, self.group_size)
+
+    def solve(self, system: LinearSystem) -> States:
+        w = system.scan(system.cotangents(), self.gamma, range(system.length))  # w^0
+        for states in _iterations(self, system.length):
+            v = system.through_blocks(w, self.gamma, states)
+            w = system.scan(v, self.gamma, states)  # w^{k+1} = CumSumProd(b + v, K)
+        return w
+
+
+def _iterations(method: FixedPoint | Highway, L: int) -> list[range]:
+    """The states that change in each iteration: w_i^m is exact for i >= L - m already."""
+    if method.k > L:
+        warnings.warn(
+            f"k={method.k} is larger than L={L}: the gradient is exact after L iterations, the "
+            "others are left out; Backprop() gives the same for less",
+            stacklevel=2,
+        )
+    return [range(L - m) for m in range(min(method.k, L))]
+
+
+def _runs(L: int, size: int) -> list[range]:
+    return [range(start, min(start + size, L)) for start in range(0, L, size)]
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r}; expected a whole number, at least {least}")
+    if value < least:
+        raise ValueError(f"{name}={value}; expected a whole number, at least {least}")

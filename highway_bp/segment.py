@@ -1,0 +1,126 @@
+"""One run of consecutive layers with its local autograd graph: f, and its block's Jacobian J."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from highway_bp.carry import Carry, Identity, as_carry
+
+
+@dataclass
+class Segment:
+    """Layers a+1 .. e, run once from a leaf copy of h_a; their graph is kept for the backward.
+
+    Attributes:
+        names: how errors call each layer.
+        h_in: the leaf h_a.
+        states: h_{a+1} .. h_e, attached to the local graph.
+        split: True when the graph holds the path through the block alone (the residual path is
+            cut), so that a vector-Jacobian product gives w J; otherwise it gives w (J + K).
+    """
+
+    layers: Sequence[nn.Module]
+    names: Sequence[str]
+    h_in: Tensor
+    states: list[Tensor]
+    split: bool
+
+    @property
+    def h_out(self) -> Tensor:
+        return self.states[-1]
+
+    def vjp(self, w: Tensor) -> Tensor | None:
+        """w J (``split``) or w (J + K), a tensor that may be written into; None for zero."""
+        v = self._grad([self.h_out], [w])
+        return None if v is None else _owned(v, w)
+
+    def inner_cotangent(self, b: Sequence[Tensor | None]) -> Tensor | None:
+        """What losses on the states inside the run, h_{a+1} .. h_{e-1}, send to h_a."""
+        pairs = [(h, b_h) for h, b_h in zip(self.states[:-1], b, strict=True) if b_h is not None]
+        return self._grad([h for h, _ in pairs], [b_h for _, b_h in pairs]) if pairs else None
+
+    def carry(self) -> Carry:
+        """K of the run: K_e ... K_{a+1}."""
+        K: Carry = Identity()
+        for i in reversed(range(len(self.layers))):
+            K = K @ self._layer_carry(i)
+        return K
+
+    def _layer_carry(self, i: int) -> Carry:
+        h_in = (self.states[i - 1] if i else self.h_in).detach()
+        h_out = self.states[i].detach()
+        carry = getattr(self.layers[i], "carry", None)
+        K = as_carry(carry(h_in, h_out) if carry is not None else None, h_out, self.names[i])
+        if h_in.shape != h_out.shape:
+            _check_maps(K, h_in, h_out, self.names[i])
+        return K
+
+    def _grad(self, outputs: list[Tensor], cotangents: list[Tensor]) -> Tensor | None:
+        if not self.h_in.requires_grad:
+            return None
+        used = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+        if not used:
+            return None
+        outs, grads = zip(*used, strict=True)
+        (v,) = torch.autograd.grad(outs, self.h_in, grads, retain_graph=True, allow_unused=True)
+        return v
+
+
+def run_segment(
+    layers: Sequence[nn.Module], names: Sequence[str], h: Tensor, args: tuple, kwargs: dict
+) -> Segment:
+    """Run layers from a detached copy of h, whose ``requires_grad`` tells if w is wanted there."""
+    h_in = h.detach().requires_grad_(h.requires_grad)
+    split = len(layers) == 1 and offers_split(layers[0])
+    states: list[Tensor] = []
+    for layer, name in zip(layers, names, strict=True):
+        x = states[-1] if states else h_in
+        if split:
+            out = layer.residual(x.detach(), layer.block(x, *args, **kwargs))
+        else:
+            out = layer(x, *args, **kwargs)
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                f"{name} returned a {type(out).__name__}; a layer of a ResidualChain maps one "
+                "tensor to one tensor: wrap it so that it returns the state alone"
+            )
+        states.append(out)
+    return Segment(layers, names, h_in, states, split)
+
+
+def offers_split(layer: nn.Module) -> bool:
+    """Whether the layer can be run as residual(h, block(h)) with no difference to calling it.
+
+    Not for compiled layers (the compiled call would be bypassed) nor with forward hooks on it.
+    """
+    return (
+        callable(getattr(type(layer), "residual", None))
+        and callable(getattr(layer, "block", None))
+        and layer._compiled_call_impl is None
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+    )
+
+
+def _check_maps(K: Carry, h_in: Tensor, h_out: Tensor, name: str) -> None:
+    """A layer that changes the state's shape needs a carry that maps one shape to the other."""
+    with torch.no_grad():
+        shape = None if isinstance(K, Identity) else K.vecmat(torch.zeros_like(h_out)).shape
+    if shape != h_in.shape:
+        kind = "the identity" if shape is None else f"one that gives shape {tuple(shape)}"
+        raise ValueError(
+            f"{name} maps a state of shape {tuple(h_in.shape)} to {tuple(h_out.shape)} but its "
+            f"carry is {kind}; give the layer a carry(h_in, h_out) whose vecmat maps the second "
+            "shape to the first"
+        )
+
+
+def _owned(v: Tensor, w: Tensor) -> Tensor:
+    """v itself, or a copy where writing into it would also change w or repeated elements."""
+    shares = v.untyped_storage().data_ptr() == w.untyped_storage().data_ptr()
+    expanded = any(stride == 0 and n > 1 for stride, n in zip(v.stride(), v.shape, strict=True))
+    return v.clone() if shares or expanded else v
