@@ -90,8 +90,8 @@ class ResidualChain(nn.ModuleList):
         wanted = [t for t in flat if isinstance(t, Tensor) and t.requires_grad]
         params = [p for p in self.parameters() if p.requires_grad]
         trains = h.requires_grad or bool(wanted) or bool(params)
-        if len(groups) < 2 or not torch.is_grad_enabled() or not trains:
-            states = self._plain(h, args, kwargs)  # one group is plain autograd
+        if groups is None or not torch.is_grad_enabled() or not trains:
+            states = self._plain(h, args, kwargs)
         else:
             states = self._cut(groups, flat, spec, h, wanted, params)
         if return_states:

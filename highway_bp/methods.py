@@ -34,8 +34,11 @@ class LinearSystem(Protocol):
 class Method(Protocol):
     """What a chain needs of a gradient method."""
 
-    def groups(self, L: int) -> list[range]:
-        """Cut L layers into runs of consecutive layers; gradients are exact inside a run."""
+    def groups(self, L: int) -> list[range] | None:
+        """Cut L layers into runs of consecutive layers; gradients are exact inside a run.
+
+        None leaves the chain whole: autograd itself is backpropagation.
+        """
 
     def solve(self, system: LinearSystem) -> States:
         """Return w_0 .. w_L."""
@@ -45,8 +48,8 @@ class Method(Protocol):
 class Backprop:
     """Exact backpropagation: substitution from the last state to the first."""
 
-    def groups(self, L: int) -> list[range]:
-        return [range(L)]
+    def groups(self, L: int) -> None:
+        return None
 
     def solve(self, system: LinearSystem) -> States:
         w = system.cotangents()

@@ -1,0 +1,488 @@
+"""A ResidualChain behaves as any module, and is clear when misused."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import highway_bp as hb
+from tests.highway_bp.architectures import (
+    Plain,
+    PlainSplit,
+    ReluAfterSum,
+    ReluAfterSumSplit,
+    bn_conv,
+    mlp,
+    pre_norm_mlp,
+)
+
+L = 3
+METHODS = [hb.Backprop(), hb.FixedPoint(L), hb.Highway(L), hb.Highway(1), hb.Highway(1, 0.2)]
+EXACT = [hb.Backprop(), hb.FixedPoint(L), hb.Highway(L), hb.Highway(2, group_size=2)]
+
+every_method = pytest.mark.parametrize("method", METHODS, ids=str)
+every_exact_method = pytest.mark.parametrize("method", EXACT, ids=str)
+
+
+def layers(n: int = L) -> list[nn.Module]:
+    torch.manual_seed(1)
+    kinds = [Plain, ReluAfterSum, PlainSplit, ReluAfterSumSplit]
+    return [kinds[i % len(kinds)](mlp()) for i in range(n)]
+
+
+def chain(method=None, n: int = L) -> hb.ResidualChain:
+    return hb.ResidualChain(layers(n), method or hb.Highway(1)).double()
+
+
+def plain(n: int = L) -> nn.Sequential:
+    return nn.Sequential(*layers(n)).double()
+
+
+def data() -> Tensor:
+    return torch.randn(
+        5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True
+    )
+
+
+def gradients(model: nn.Module, x: Tensor, scale: float = 1.0) -> list[Tensor]:
+    """Gradients of a loss on model(x) for the parameters and x; accumulates nowhere."""
+    loss = scale * torch.sin(model(x)).sum()
+    return list(torch.autograd.grad(loss, [*model.parameters(), x]))
+
+
+def assert_close(found, expected, **tolerance) -> None:
+    assert len(found) == len(expected) > 0
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f, e, **tolerance)
+
+
+def test_method_is_backprop_unless_told():
+    assert hb.ResidualChain(layers()).method == hb.Backprop()
+
+
+@every_method
+def test_forward_is_exact(method):
+    x = data()
+    assert torch.equal(chain(method)(x), plain()(x))
+
+
+def test_state_dict_is_that_of_sequential():
+    ours, theirs = chain().state_dict(), plain().state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    nn.Sequential(*layers()).double().load_state_dict(ours)
+    chain().load_state_dict(theirs)
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_copies_keep_method_and_gradients(how):
+    original = chain(hb.Highway(2, gamma=0.1))
+    if how == "deepcopy":
+        copied = copy.deepcopy(original)
+    elif how == "pickle":
+        copied = pickle.loads(pickle.dumps(original))
+    else:
+        file = io.BytesIO()
+        torch.save(original, file)
+        file.seek(0)
+        copied = torch.load(file, weights_only=False)
+    assert copied.method == hb.Highway(2, gamma=0.1)
+    assert copied[0] is not original[0]
+    assert_close(gradients(copied, data()), gradients(original, data()), rtol=0, atol=0)
+
+
+def test_copy_after_a_backward_pass():
+    original = chain()
+    out = original(data())
+    out.sum().backward()
+    assert copy.deepcopy(original).method == original.method
+    assert pickle.loads(pickle.dumps(original)).method == original.method
+
+
+def test_slices_keep_the_method():
+    part = chain(hb.Highway(2))[:2]
+    assert isinstance(part, hb.ResidualChain)
+    assert len(part) == 2 and part.method == hb.Highway(2)
+
+
+@every_method
+def test_no_grad_and_inference_mode(method):
+    x, expected = data(), plain()(data())
+    with torch.no_grad():
+        out = chain(method)(x)
+    assert torch.equal(out, expected) and not out.requires_grad
+    with torch.inference_mode():
+        states = chain(method)(x, return_states=True)
+    assert torch.equal(states[-1], expected) and not states[-1].requires_grad
+
+
+def test_nothing_requires_a_gradient():
+    model = chain().requires_grad_(False)
+    assert not model(data().detach()).requires_grad
+
+
+@every_exact_method
+def test_exact_methods_are_autograd(method):
+    assert_close(gradients(chain(method), data()), gradients(plain(), data()))
+
+
+@every_exact_method
+def test_double_use_in_one_graph(method):
+    ours, theirs = chain(method), plain()
+    found = gradients(nn.Sequential(ours, ours), data())
+    assert_close(found, gradients(nn.Sequential(theirs, theirs), data()))
+
+
+def test_two_forwards_before_one_backward_do_not_mix():
+    model, x, y = chain(hb.Highway(1)), data(), data().detach() * 2
+    parameters = list(model.parameters())
+    together = torch.autograd.grad((model(x) + model(y)).square().sum(), parameters)
+    a, b = model(x), model(y)
+    c = 2 * (a + b).detach()
+    first = torch.autograd.grad(a, parameters, c)
+    second = torch.autograd.grad(b, parameters, c)
+    assert_close(together, [f + s for f, s in zip(first, second, strict=True)])
+
+
+@every_method
+def test_gradients_accumulate(method):
+    model, x = chain(method), data()
+    once = gradients(model, x)
+    for _ in range(2):
+        torch.sin(model(x)).sum().backward()
+    assert_close([t.grad for t in [*model.parameters(), x]], [2 * g for g in once])
+
+
+@every_method
+def test_second_backward_with_retain_graph(method):
+    model, x = chain(method), data()
+    loss = torch.sin(model(x)).sum()
+    leaves = [*model.parameters(), x]
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    assert_close(torch.autograd.grad(loss, leaves), first, rtol=0, atol=0)
+
+
+@every_method
+def test_second_backward_without_retain_graph(method):
+    loss = torch.sin(chain(method)(data())).sum()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="retain_graph"):
+        loss.backward()
+
+
+@every_method
+def test_each_state_backward_on_its_own_with_retain_graph(method):
+    """Two backward passes through different outputs add up to one through both."""
+    model, x = chain(method), data()
+    leaves = [*model.parameters(), x]
+    states = model(x, return_states=True)
+    parts = [
+        torch.autograd.grad(h.sum(), leaves, retain_graph=True, allow_unused=True)
+        for h in (states[0], states[2])
+    ]
+    whole = torch.autograd.grad(states[0].sum() + states[2].sum(), leaves)
+    added = [
+        sum(torch.zeros_like(t) if g is None else g for g in pair)
+        for t, *pair in zip(leaves, *parts, strict=True)
+    ]
+    assert_close(added, whole)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != hb.Backprop()], ids=str)
+def test_double_backward_is_refused(method):
+    x = data()
+    with pytest.raises(RuntimeError):
+        (g,) = torch.autograd.grad(torch.sin(chain(method)(x)).sum(), x, create_graph=True)
+        g.square().sum().backward()
+
+
+def test_states_are_the_outputs_of_each_layer():
+    x, h = data(), data()
+    states = chain()(x, return_states=True)
+    assert isinstance(states, list) and len(states) == L
+    for state, layer in zip(states, plain(), strict=True):
+        h = layer(h)
+        assert torch.equal(state, h)
+
+
+@every_exact_method
+@pytest.mark.parametrize("at", range(L))
+def test_loss_on_one_intermediate_state(method, at):
+    ours, x = chain(method), data()
+    ours(x, return_states=True)[at].square().sum().backward()
+    theirs, y = plain(), data()
+    theirs[: at + 1](y).square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        expected = torch.zeros_like(q) if q.grad is None else q.grad
+        torch.testing.assert_close(torch.zeros_like(p) if p.grad is None else p.grad, expected)
+
+
+@every_exact_method
+def test_input_without_gradient(method):
+    ours, theirs = chain(method), plain()
+    ours(data().detach()).square().sum().backward()
+    theirs(data().detach()).square().sum().backward()
+    assert_close([p.grad for p in ours.parameters()], [p.grad for p in theirs.parameters()])
+
+
+def test_method_can_be_switched():
+    model, x = chain(hb.Highway(0)), data()
+    approximate = gradients(model, x)
+    model.method = hb.Backprop()
+    exact = gradients(model, x)
+    assert_close(exact, gradients(plain(), x))
+    assert not torch.allclose(approximate[0], exact[0])
+    model.method = hb.Highway(0)
+    assert_close(gradients(model, x), approximate, rtol=0, atol=0)
+
+
+def test_backward_uses_the_method_of_its_forward_or_of_now_but_stays_one_of_them():
+    model, x = chain(hb.Highway(0)), data()
+    choices = [gradients(model, x)]
+    model.method = hb.Backprop()
+    choices.append(gradients(model, x))
+    loss = torch.sin(model(x)).sum()
+    model.method = hb.Highway(0)
+    found = torch.autograd.grad(loss, [*model.parameters(), x])
+    assert any(
+        all(torch.equal(f, c) for f, c in zip(found, choice, strict=True)) for choice in choices
+    )
+
+
+def test_set_method_reaches_every_chain():
+    model = nn.Sequential(chain(), nn.ModuleDict({"inner": chain()}))
+    hb.set_method(model, hb.FixedPoint(2))
+    assert [m.method for m in model.modules() if isinstance(m, hb.ResidualChain)] == [
+        hb.FixedPoint(2),
+        hb.FixedPoint(2),
+    ]
+
+
+def test_set_method_without_a_chain():
+    with pytest.raises(ValueError, match="ResidualChain"):
+        hb.set_method(nn.Linear(2, 2), hb.Backprop())
+
+
+@every_exact_method
+def test_real_dropout_uses_the_masks_of_the_forward_pass(method):
+    def dropout_layers():
+        torch.manual_seed(1)
+        kinds = [Plain, PlainSplit, Plain]
+        return [kind(nn.Sequential(mlp(), nn.Dropout(0.5))) for kind in kinds]
+
+    ours = hb.ResidualChain(dropout_layers(), method).double()
+    theirs = nn.Sequential(*dropout_layers()).double()
+    torch.manual_seed(3)
+    found = gradients(ours, data())
+    torch.manual_seed(3)
+    assert_close(found, gradients(theirs, data()))
+
+
+@every_method
+@pytest.mark.parametrize("kind", [Plain, PlainSplit])
+def test_batchnorm_statistics_are_updated_once(method, kind):
+    def bn_layers():
+        torch.manual_seed(1)
+        return [kind(bn_conv()) for _ in range(L)]
+
+    ours, theirs = hb.ResidualChain(bn_layers(), method), nn.Sequential(*bn_layers())
+    x = torch.randn(4, 2, 3, 3, requires_grad=True)
+    ours(x).square().sum().backward()
+    theirs(x)
+    for key, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[key], value, rtol=0, atol=0)
+    assert ours[0].inner[0].num_batches_tracked == 1
+
+
+@every_exact_method
+def test_autocast(method):
+    ours, theirs = chain(method).float(), plain().float()
+    x = data().detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out, expected = ours(x), theirs(x)
+    assert out.dtype == expected.dtype and torch.equal(out, expected)
+    found = torch.autograd.grad(out.square().sum(), [*ours.parameters(), x])
+    wanted = torch.autograd.grad(expected.square().sum(), [*theirs.parameters(), x])
+    assert all(g.dtype == torch.float32 for g in found)
+    for f, e in zip(found, wanted, strict=True):
+        assert (f - e).norm() <= 0.02 * e.norm()
+
+
+def test_autocast_of_an_approximate_method():
+    model = chain(hb.Highway(1)).float()
+    x = data().detach().float().requires_grad_()
+    exact = gradients(model, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(x)
+    found = torch.autograd.grad(torch.sin(out).sum(), [*model.parameters(), x])
+    for f, e in zip(found, exact, strict=True):
+        assert (f - e).norm() <= 0.05 * e.norm()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", [hb.Highway(2), hb.FixedPoint(1), hb.Backprop()], ids=str)
+def test_compiled_layers(backend, method):
+    torch._dynamo.reset()
+
+    def two_layers():
+        torch.manual_seed(1)
+        return [Plain(pre_norm_mlp(4)).double() for _ in range(2)]
+
+    compiled = [torch.compile(layer, backend=backend) for layer in two_layers()]
+    expected = gradients(hb.ResidualChain(two_layers(), method), data())
+    assert_close(gradients(hb.ResidualChain(compiled, method), data()), expected)
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [hb.Highway, hb.FixedPoint])
+@pytest.mark.parametrize(
+    "k, error",
+    [(-1, ValueError), (1.5, TypeError), (True, TypeError), ("2", TypeError), (None, TypeError)],
+)
+def test_bad_k(make, k, error):
+    with pytest.raises(error, match="k") as caught:
+        make(k)
+    assert repr(k) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "gamma, error",
+    [(2.0, ValueError), (-0.1, ValueError), ("a", TypeError), (float("nan"), ValueError)],
+)
+def test_bad_gamma(gamma, error):
+    with pytest.raises(error, match="gamma"):
+        hb.Highway(1, gamma=gamma)
+
+
+@pytest.mark.parametrize("make", [hb.Highway, hb.FixedPoint])
+@pytest.mark.parametrize("size, error", [(0, ValueError), (-2, ValueError), (1.5, TypeError)])
+def test_bad_group_size(make, size, error):
+    with pytest.raises(error, match="group_size"):
+        make(1, group_size=size)
+
+
+def test_unknown_method():
+    with pytest.raises(TypeError, match="method"):
+        hb.ResidualChain(layers(), "highway")
+    model = chain()
+    with pytest.raises(TypeError, match="method"):
+        model.method = 3
+    with pytest.raises(TypeError, match="method"):
+        hb.set_method(model, hb.Highway)
+
+
+def run(*modules: nn.Module, method=None, x: Tensor | None = None) -> None:
+    """Forward and backward: a mistake may be found in either."""
+    model = hb.ResidualChain(modules, method or hb.Highway(1))
+    x = torch.randn(3, 4, requires_grad=True) if x is None else x
+    model(x).sum().backward()
+
+
+def test_boolean_carry_is_a_mask():
+    class BooleanMask(ReluAfterSum):
+        def carry(self, h_in, h_out):
+            return h_out > 0
+
+    def pair(kind):
+        torch.manual_seed(1)
+        return hb.ResidualChain([kind(mlp()), kind(mlp())], hb.Highway(1)).double()
+
+    found = gradients(pair(BooleanMask), data())
+    assert_close(found, gradients(pair(ReluAfterSum), data()), rtol=0, atol=0)
+
+
+def test_shape_changed_under_an_identity_carry():
+    with pytest.raises(ValueError, match=r"layer 1") as caught:
+        run(Plain(mlp()), nn.Linear(4, 6))
+    assert "(3, 4)" in str(caught.value) and "(3, 6)" in str(caught.value)
+
+
+class BadCarry(Plain):
+    def __init__(self, carry) -> None:
+        super().__init__(mlp())
+        self.bad = carry
+
+    def carry(self, h_in, h_out):
+        return self.bad
+
+
+@pytest.mark.parametrize(
+    "carry, named",
+    [
+        (torch.ones(7), r"\(7,\)"),
+        (torch.ones(2, 3, 4), r"\(2, 3, 4\)"),
+        (torch.ones(3, 4, dtype=torch.int64), "int64"),
+        ("identity", "str"),
+        (lambda w: w, "function"),
+    ],
+    ids=["shape", "rank", "integer", "string", "function"],
+)
+@pytest.mark.parametrize("split", [False, True])
+def test_bad_carry(carry, named, split):
+    class SplitBad(BadCarry):
+        block, residual = Plain.g, Plain.r
+
+    with pytest.raises((TypeError, ValueError), match=named) as caught:
+        run(Plain(mlp()), (SplitBad if split else BadCarry)(carry))
+    assert "layer 1" in str(caught.value)
+
+
+class ReturnsTuple(nn.Module):
+    def forward(self, h):
+        return h, None
+
+
+def test_layer_that_returns_a_tuple():
+    with pytest.raises(TypeError, match="tuple") as caught:
+        run(Plain(mlp()), ReturnsTuple())
+    assert "layer 1" in str(caught.value)
+
+
+class Captures(nn.Module):
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.held = [tensor]
+
+    def forward(self, h):
+        return h + torch.tanh(h * self.held[0])
+
+
+@pytest.mark.parametrize("leaf", [True, False])
+def test_layer_that_captures_a_tensor_with_gradient(leaf):
+    tensor = torch.randn(4, requires_grad=True)
+    with pytest.raises((ValueError, RuntimeError), match="argument"):
+        run(Plain(mlp()), Captures(tensor if leaf else tensor * 2))
+
+
+def test_empty_chain():
+    x = data()
+    try:
+        model = hb.ResidualChain([], hb.Highway(1))
+    except ValueError as error:
+        assert "layer" in str(error)
+    else:
+        assert torch.equal(model(x), x)
+
+
+def test_k_larger_than_L_is_exact_and_said_once():
+    """Once under Python's own default filter, however many steps are trained."""
+    model = chain(hb.Highway(L + 4))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        found = [gradients(model, data()) for _ in range(3)]
+    assert len(said) == 1 and f"k={L + 4}" in str(said[0].message)
+    for g in found:
+        assert_close(g, gradients(plain(), data()))
+
+
+def test_k_of_L_says_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradients(chain(hb.Highway(L)), data())

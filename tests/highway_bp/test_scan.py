@@ -1,0 +1,193 @@
+"""cumsumprod against the literal double sum of its definition."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import highway_bp as hb
+
+ALGORITHMS = ["auto", "sequential", "hillis_steele", "blocked"]
+SHAPES = [(1,), (3,), (2, 3), (2, 3, 2)]
+
+every_list_algorithm = pytest.mark.parametrize("algorithm", ["auto", "sequential", "hillis_steele"])
+every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
+lengths = st.integers(1, 17)
+shapes = st.sampled_from(SHAPES)
+seeds = st.integers(0, 1000)
+
+
+def definition(v: list[Tensor], K: list[Tensor]) -> list[Tensor]:
+    """sum_{j >= i} v_j K_{j-1} ... K_i with dense K[i] (elements of i+1, elements of i)."""
+    result = []
+    for i in range(len(v)):
+        total = torch.zeros(v[i].numel(), dtype=v[i].dtype)
+        for j in range(i, len(v)):
+            term = v[j].reshape(-1)
+            for m in range(j - 1, i - 1, -1):
+                term = term @ K[m]
+            total = total + term
+        result.append(total.reshape(v[i].shape))
+    return result
+
+
+def double(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def assert_same(found, expected: list[Tensor]) -> None:
+    assert len(found) == len(expected)
+    for f, e in zip(found, expected, strict=True):
+        assert f.shape == e.shape
+        assert (f - e).norm() <= 1e-12 * max(1.0, e.norm().item())
+
+
+def dense_diagonals(K: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
+    return [torch.diag(d.expand(shape).reshape(-1)) for d in K]
+
+
+@every_algorithm
+@settings(max_examples=20, deadline=None)
+@given(n=lengths, shape=shapes, seed=seeds, carry=st.sampled_from([None, 0.6, -1.1]))
+def test_identity_and_scalar(algorithm, n, shape, seed, carry):
+    torch.manual_seed(seed)
+    v = double(n, *shape)
+    eye = torch.eye(v[0].numel(), dtype=v.dtype)
+    dense = [(1.0 if carry is None else carry) * eye] * (n - 1)
+    expected = definition(list(v), dense)
+    found = hb.cumsumprod(v, carry, algorithm)
+    assert isinstance(found, Tensor) and found.shape == v.shape
+    assert_same(found, expected)
+    if algorithm != "blocked":
+        as_list = hb.cumsumprod(list(v), carry, algorithm)
+        assert isinstance(as_list, list)
+        assert_same(as_list, expected)
+
+
+@every_algorithm
+@settings(max_examples=20, deadline=None)
+@given(n=lengths, shape=shapes, seed=seeds, broadcast=st.booleans())
+def test_diagonals(algorithm, n, shape, seed, broadcast):
+    torch.manual_seed(seed)
+    v = double(n, *shape)
+    K = double(n - 1, *(1 for _ in shape)) if broadcast else double(n - 1, *shape)
+    expected = definition(list(v), dense_diagonals(K, shape))
+    found = hb.cumsumprod(v, K, algorithm)
+    assert isinstance(found, Tensor)
+    assert_same(found, expected)
+    if algorithm != "blocked":
+        as_list = hb.cumsumprod(list(v), [hb.Diagonal(d) for d in K], algorithm)
+        assert isinstance(as_list, list)
+        assert_same(as_list, expected)
+
+
+def random_carry(kind: str, width: int) -> tuple[object, Tensor]:
+    """A carry of the library on states (2, width), and its dense matrix (2 width, 2 width)."""
+    eye = torch.eye(2 * width, dtype=torch.float64)
+    if kind == "identity":
+        return hb.Identity(), eye
+    if kind == "scalar":
+        return hb.Scalar(0.7), 0.7 * eye
+    if kind == "diagonal":
+        d = double(2, width)
+        return hb.Diagonal(d), torch.diag(d.reshape(-1))
+    if kind == "permutation":
+        index = torch.randperm(width)
+        rows = torch.eye(width, dtype=torch.float64)[index]  # h -> h[index]
+        return hb.Permutation(index), torch.block_diag(rows, rows)
+    M = double(width, width)
+    return hb.LinearMap(lambda h: h @ M.T, double(2, width)), torch.block_diag(M, M)
+
+
+KINDS = ["identity", "scalar", "diagonal", "permutation", "linear"]
+
+
+@every_list_algorithm
+@settings(max_examples=25, deadline=None)
+@given(kinds=st.lists(st.sampled_from(KINDS), max_size=9), width=st.integers(1, 4), seed=seeds)
+def test_lists_of_carries(algorithm, kinds, width, seed):
+    torch.manual_seed(seed)
+    v = [double(2, width) for _ in range(len(kinds) + 1)]
+    pairs = [random_carry(kind, width) for kind in kinds]
+    carries, dense = [c for c, _ in pairs], [M for _, M in pairs]
+    expected = definition(v, dense)
+    assert_same(hb.cumsumprod(v, carries, algorithm), expected)
+    stacked = hb.cumsumprod(torch.stack(v), carries, algorithm)
+    assert isinstance(stacked, Tensor)
+    assert_same(stacked, expected)
+
+
+@every_list_algorithm
+def test_states_of_different_width(algorithm):
+    widths = [2, 5, 3, 3, 4, 1]
+    M = [double(out, in_) for in_, out in pairwise(widths)]
+    v = [double(1, n) for n in widths]
+    like = [double(1, n) for n in widths[:-1]]
+    carries = [hb.LinearMap(lambda h, m=m: h @ m.T, x) for m, x in zip(M, like, strict=True)]
+    assert_same(hb.cumsumprod(v, carries, algorithm), definition(v, M))
+
+
+@pytest.mark.parametrize("first", KINDS)
+@pytest.mark.parametrize("second", KINDS)
+def test_composition_is_the_jacobian_product(first, second):
+    a, A = random_carry(first, 3)
+    b, B = random_carry(second, 3)
+    w = double(2, 3)
+    expected = (w.reshape(-1) @ A @ B).reshape(2, 3)
+    torch.testing.assert_close((a @ b).vecmat(w), expected)
+    torch.testing.assert_close((a @ b).vecmat(w), b.vecmat(a.vecmat(w)))
+
+
+def test_permutation_follows_index_select_along_its_dimension():
+    index = torch.tensor([2, 0, 1])
+    h = double(2, 2, 3).requires_grad_()
+    w = double(2, 2, 3)
+    (expected,) = torch.autograd.grad(h.index_select(2, index), h, w)
+    torch.testing.assert_close(hb.Permutation(index, dim=2).vecmat(w), expected)
+
+
+@every_algorithm
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_differentiable_in_v_and_diagonals(algorithm, n):
+    v = double(n, 3).requires_grad_()
+    K = double(n - 1, 3).requires_grad_()
+    torch.autograd.gradcheck(lambda v, K: hb.cumsumprod(v, K, algorithm), (v, K))
+
+
+@every_algorithm
+def test_differentiable_with_identity(algorithm):
+    v = double(7, 2).requires_grad_()
+    torch.autograd.gradcheck(lambda v: hb.cumsumprod(v, None, algorithm), (v,))
+
+
+@every_algorithm
+def test_input_is_left_as_it_was(algorithm):
+    v, K = double(9, 3), double(8, 3)
+    v_before, K_before = v.clone(), K.clone()
+    hb.cumsumprod(v, K, algorithm)
+    assert torch.equal(v, v_before) and torch.equal(K, K_before)
+
+
+def test_unknown_algorithm_names_the_choices():
+    with pytest.raises(ValueError, match="hillis_steele"):
+        hb.cumsumprod(double(3, 2), None, "fastest")
+
+
+@every_algorithm
+def test_wrong_number_of_carries(algorithm):
+    with pytest.raises(ValueError, match=r"2"):
+        hb.cumsumprod(double(3, 2), double(3, 2), algorithm)
+
+
+@every_list_algorithm
+def test_wrong_number_of_carries_in_a_list(algorithm):
+    with pytest.raises(ValueError, match=r"2"):
+        hb.cumsumprod(double(3, 2), [hb.Identity()], algorithm)
+
+
+def test_blocked_refuses_lists_of_carries():
+    with pytest.raises(ValueError, match="blocked"):
+        hb.cumsumprod(double(3, 2), [hb.Identity(), hb.Identity()], "blocked")
