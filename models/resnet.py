@@ -1,0 +1,148 @@
+"""CIFAR ResNets (He et al. 2015, 2016), their middle a `ResidualChain` (paper, Appendix G)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import highway_bp as hb
+from models.downsample import IRevNetDownsampling, RowDownsampling
+from models.shortcuts import DownsamplingShortcut, StridedShortcut, shortcut_carry
+
+WIDTH = 16  # channels of the first stage
+DOWNSAMPLINGS = ("paper", "irevnet", "shortcut", "strided")
+
+
+class Resized(nn.Module):
+    """up(body(down(h, s_in)), s_out): a block that works at another size than the stream."""
+
+    def __init__(self, body: nn.Module, downsampling, s_in: int, s_out: int):
+        super().__init__()
+        self.body = body
+        self.downsampling, self.s_in, self.s_out = downsampling, s_in, s_out
+
+    def forward(self, h: Tensor) -> Tensor:
+        z = self.body(self.downsampling.down(h, self.s_in))
+        return self.downsampling.up(z, self.s_out)
+
+
+class PreActLayer(nn.Module):
+    """f(h) = S h + Block(h); K = S, the shortcut, the identity but at a strided stage entry."""
+
+    def __init__(self, block: nn.Module, shortcut: nn.Module):
+        super().__init__()
+        self.block, self.shortcut = block, shortcut
+
+    def residual(self, h: Tensor, z: Tensor) -> Tensor:
+        return self.shortcut(h) + z
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.residual(h, self.block(h))
+
+    def carry(self, h_in: Tensor, h_out: Tensor) -> hb.Carry:
+        return shortcut_carry(self.shortcut, h_in)
+
+
+class PostActLayer(PreActLayer):
+    """f(h) = ReLU(S h + Block(h)); K = diag(1[f(h) > 0]) S."""
+
+    def residual(self, h: Tensor, z: Tensor) -> Tensor:
+        return F.relu(self.shortcut(h) + z)
+
+    def carry(self, h_in: Tensor, h_out: Tensor) -> hb.Carry:
+        mask = hb.Diagonal((h_out > 0).to(h_out.dtype))
+        return mask @ shortcut_carry(self.shortcut, h_in)
+
+
+class ResNet(nn.Module):
+    """A CIFAR ResNet of depth 6n + 2: three stages of n layers, states 16x32x32 and on.
+
+    Args:
+        depth: 20, 32, 44, 56, 110 or any 6n + 2; the chain has L = 3n layers.
+        preact: the pre-activation form (2016); otherwise ReLU follows the sum (2015).
+        classes: outputs.
+        downsampling: "paper" and "irevnet" keep the residual stream in one shape and downsample
+            around the block; "shortcut" puts the paper's downsampling on the residual path;
+            "strided" is the ordinary option-A shortcut.
+        in_channels: image channels.
+
+    Raises:
+        ValueError: a depth that is not 6n + 2, or an unknown downsampling.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        preact: bool,
+        classes: int,
+        downsampling: str = "paper",
+        in_channels: int = 3,
+    ):
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"depth={depth}; expected 6n + 2, such as 20, 32, 44, 56 or 110")
+        if downsampling not in DOWNSAMPLINGS:
+            raise ValueError(
+                f"downsampling={downsampling!r}; expected one of {', '.join(DOWNSAMPLINGS)}"
+            )
+        self.downsampling = IRevNetDownsampling() if downsampling == "irevnet" else (
+            RowDownsampling())
+        self.head_size = 4 if downsampling in ("paper", "irevnet") else 1
+        widths = [self.downsampling.channels(WIDTH, s) for s in (1, 2, 4)]
+        self._shortcut_kind = downsampling
+        build = self._stream_layer if self.head_size == 4 else self._strided_layer
+        layers = []
+        for stage in range(3):
+            for i in range((depth - 2) // 6):
+                entry = stage > 0 and i == 0
+                layers.append(build(preact, stage, widths[stage - entry], widths[stage], entry))
+        self.stem = nn.Sequential(_conv(in_channels, WIDTH, 1))
+        self.head = nn.Sequential()
+        if preact:
+            self.head.extend([nn.BatchNorm2d(widths[2]), nn.ReLU()])
+        else:
+            self.stem.extend([nn.BatchNorm2d(WIDTH), nn.ReLU()])
+        self.head.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[2], classes)])
+        self.chain = hb.ResidualChain(layers)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, 32, 32) -> logits (B, classes)."""
+        h = self.chain(self.stem(x))
+        return self.head(self.downsampling.down(h, self.head_size))
+
+    def _stream_layer(self, preact: bool, stage: int, c_in: int, c_out: int, entry: bool):
+        body = _body(preact, c_in, c_out, 2 if entry else 1)
+        block = Resized(body, self.downsampling, s_in=2 ** (stage - entry), s_out=2**stage)
+        return (PreActLayer if preact else PostActLayer)(block, nn.Identity())
+
+    def _strided_layer(self, preact: bool, stage: int, c_in: int, c_out: int, entry: bool):
+        shortcut: nn.Module = nn.Identity()
+        if entry:
+            strided = self._shortcut_kind == "strided"
+            shortcut = (
+                StridedShortcut(c_out) if strided else DownsamplingShortcut(self.downsampling)
+            )
+        body = Resized(_body(preact, c_in, c_out, 2 if entry else 1), self.downsampling, 1, 1)
+        return (PreActLayer if preact else PostActLayer)(body, shortcut)
+
+
+def _conv(c_in: int, c_out: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
+
+
+def _body(preact: bool, c_in: int, c_out: int, stride: int) -> nn.Sequential:
+    first, second = _conv(c_in, c_out, stride), _conv(c_out, c_out, 1)
+    if preact:
+        return nn.Sequential(
+            nn.BatchNorm2d(c_in), nn.ReLU(), first, nn.BatchNorm2d(c_out), nn.ReLU(), second
+        )
+    return nn.Sequential(first, nn.BatchNorm2d(c_out), nn.ReLU(), second, nn.BatchNorm2d(c_out))
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+

@@ -1,0 +1,182 @@
+"""Measure what the engine costs beside plain autograd: time per step, per iteration, memory.
+
+    python scripts/bench_engine.py --out results/bench_engine.json
+
+Times are medians of interleaved repetitions in one process, after a warm-up, synchronised on
+CUDA. Peak memory is that of a fresh process per method, minus the same process without backward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from torch import Tensor, nn
+
+import highway_bp as hb
+from experiments.provenance import environment
+from models.resnet import ResNet
+from scripts.transformer_layers import sublayers
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+METHODS = {
+    "bp": hb.Backprop(),
+    "k0": hb.Highway(0),
+    "k1": hb.Highway(1),
+    "k2": hb.Highway(2),
+}
+
+
+def resnet32() -> tuple[list[nn.Module], Tensor]:
+    layers = list(ResNet(depth=32, preact=True, classes=10).chain)
+    return layers, torch.randn(128, 16, 32, 32)
+
+
+def resnet32_relu() -> tuple[list[nn.Module], Tensor]:
+    layers = list(ResNet(depth=32, preact=False, classes=10).chain)
+    return layers, torch.rand(128, 16, 32, 32)
+
+
+def transformer() -> tuple[list[nn.Module], Tensor]:
+    return sublayers(24, width=256, heads=4), torch.randn(8, 256, 256)
+
+
+WORKLOADS: dict[str, Callable] = {
+    "resnet32_preact_b128": resnet32,
+    "resnet32_b128": resnet32_relu,
+    "transformer24_w256_b8_t256": transformer,
+}
+
+
+def build(workload: str) -> tuple[list[nn.Module], Tensor]:
+    torch.manual_seed(0)
+    layers, x = WORKLOADS[workload]()
+    return [layer.to(DEVICE) for layer in layers], x.to(DEVICE).requires_grad_()
+
+
+def clock() -> float:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def timed(run: Callable[[], None]) -> float:
+    start = clock()
+    run()
+    return clock() - start
+
+
+def medians(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, repetitions interleaved so that drift hits all alike."""
+    for run in runs.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            seconds[name].append(run())
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def measure_times(workload: str, repeats: int) -> dict[str, float]:
+    layers, x = build(workload)
+    plain = nn.Sequential(*layers)
+    cotangent = torch.randn_like(plain(x).detach())
+    leaves = [x, *plain.parameters()]
+
+    def step(model: nn.Module) -> Callable[[], float]:
+        def run() -> float:
+            for leaf in leaves:
+                leaf.grad = None
+            return timed(lambda: model(x).backward(cotangent))
+        return run
+
+    def backward(model: nn.Module, inputs: list[Tensor]) -> Callable[[], float]:
+        def run() -> float:
+            h = model(x)
+            return timed(lambda: torch.autograd.grad(h, inputs, cotangent))
+        return run
+
+    chains = {name: hb.ResidualChain(layers, method) for name, method in METHODS.items()}
+    runs = {"plain_step": step(plain), "bp_step": step(chains["bp"])}
+    runs["plain_backward_inputs"] = backward(plain, [x])
+    for name in ("k0", "k1", "k2"):
+        runs[f"{name}_backward"] = backward(chains[name], leaves)
+    runs["plain_backward"] = backward(plain, leaves)
+    return medians(runs, repeats)
+
+
+def time_ratios(seconds: dict[str, float]) -> dict[str, float]:
+    iteration = seconds["k1_backward"] - seconds["k0_backward"]
+    return {
+        "bp_step_over_plain": seconds["bp_step"] / seconds["plain_step"],
+        "iteration_over_input_backward": iteration / seconds["plain_backward_inputs"],
+        "k0_backward_over_plain_backward": seconds["k0_backward"] / seconds["plain_backward"],
+    }
+
+
+def peak_bytes(workload: str, method: str) -> int:
+    """Peak memory of two forward and backward passes in this process (call in a fresh one)."""
+    torch.set_num_threads(1)
+    layers, x = build(workload)
+    chain = hb.ResidualChain(layers, METHODS[method])
+    for _ in range(2):
+        h = chain(x)
+        h.backward(torch.ones_like(h))
+        del h
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure_memory(workload: str) -> dict[str, float]:
+    peaks = {}
+    for method in METHODS:
+        command = [sys.executable, __file__, "--peak-of", workload, method]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks[method] = int(done.stdout)
+    layers, x = build(workload)
+    per_layer = x.nbytes * len(layers)
+    extra = {m: (peaks[m] - peaks["bp"]) / per_layer for m in METHODS if m != "bp"}
+    return {
+        **{f"peak_mb_{m}": peak / 1e6 for m, peak in peaks.items()},
+        **{f"hidden_states_per_layer_above_bp_{m}": value for m, value in extra.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="write the record here (JSON)")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", choices=WORKLOADS, help="one workload instead of all")
+    parser.add_argument("--peak-of", nargs=2, metavar=("WORKLOAD", "METHOD"),
+                        help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak_of:
+        print(peak_bytes(*args.peak_of))
+        return
+    record: dict = {"environment": environment(DEVICE), "repeats": args.repeats, "workloads": {}}
+    for workload in [args.only] if args.only else WORKLOADS:
+        seconds = measure_times(workload, args.repeats)
+        row = {"seconds": seconds, "ratios": time_ratios(seconds),
+               "memory": measure_memory(workload)}
+        record["workloads"][workload] = row
+        print(workload)
+        for name, value in {**row["ratios"], **row["memory"]}.items():
+            print(f"  {name:45} {value:9.3f}")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
