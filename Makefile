@@ -1,0 +1,47 @@
+VENV ?= .venv
+PYTHON ?= python3
+# Extra arguments for the installation of torch alone, e.g. an index with CPU builds. A torch
+# that is in $(VENV) already stays if constraints.txt allows it (2.13.0+cpu does).
+TORCH_PIP_ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint figures tables bench clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv with everything, again only when the requirements change
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt $(TORCH_PIP_ARGS) torch
+	$(BIN)/python -m pip install -c constraints.txt -e ".[experiments,dev]"
+	touch $@
+
+demo: setup ## train on the embedded digits with BP and Highway-BP, and draw the comparison
+	$(BIN)/python train.py -m experiment=digits grad=bp run_root=$(DEMO)
+	$(BIN)/python train.py -m experiment=digits grad=highway k=0,1,3 run_root=$(DEMO)
+	$(BIN)/python scripts/plot_runs.py $(DEMO) --out $(DEMO)/demo.png
+
+test: setup lint ## lint, then run all tests
+	$(BIN)/python -m pytest -q
+
+lint: setup ## check style
+	$(BIN)/python -m ruff check .
+
+figures: setup ## results/*.jsonl -> results/figures
+	$(BIN)/python scripts/plot_results.py results
+
+tables: setup ## results/*.jsonl -> results/tables
+	$(BIN)/python scripts/make_tables.py results
+
+bench: setup ## measure what the engine costs beside plain autograd
+	$(BIN)/python scripts/bench_engine.py --out results/bench_engine.json
+
+clean: ## remove caches and build output; keeps .venv, runs and results
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,150 @@
+"""Draw every results file: final accuracy against k, and loss against training time.
+
+    python scripts/plot_results.py results
+
+NAME.jsonl gives figures/NAME.png and, beside it, NAME.rows.txt: the rows that were used. The
+published values of published.yaml are drawn only beside complete runs (paper, Figures 2 and 3).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from matplotlib.axes import Axes
+from omegaconf import OmegaConf
+
+from experiments.errors import UserError
+from scripts.figure_style import (
+    LINE_STYLE,
+    SERIES_COLOUR,
+    SERIES_MARKER,
+    colour,
+    save,
+    two_panels,
+)
+from scripts.rows import (
+    Row,
+    by_method,
+    devices_of,
+    method_name,
+    order,
+    read_json_lines,
+    series_name,
+    setup_of,
+)
+
+
+def mean_and_deviation(rows: list[Row]) -> tuple[float, float]:
+    """Final accuracy in percent over seeds; the deviation of a single seed is 0."""
+    values = [100 * row["eval_accuracy"] for row in rows]
+    return fmean(values), stdev(values) if len(values) > 1 else 0.0
+
+
+def published_for(rows: list[Row], path: Path) -> dict | None:
+    """The published values for these rows' model and data; None for reduced rows."""
+    if any(row["reduced"] for row in rows) or not path.exists():
+        return None
+    for entry in OmegaConf.to_container(OmegaConf.load(path)):
+        if (entry["model"], entry["data"]) == (rows[0]["model"], rows[0]["data"]):
+            return entry
+    return None
+
+
+def draw_accuracy(axes: Axes, rows: list[Row]) -> None:
+    """Final accuracy against k: a line per series, BP as a horizontal line with its deviation."""
+    points: dict[str, list[tuple]] = {}
+    for group in by_method(rows).values():
+        first = group[0]
+        points.setdefault(series_name(first), []).append((first, *mean_and_deviation(group)))
+    for name, line in points.items():
+        grad = line[0][0]["grad"]
+        ks = [row["k"] for row, _, _ in line]
+        means = [mean for _, mean, _ in line]
+        deviations = [deviation for _, _, deviation in line]
+        if grad == "bp":
+            axes.axhline(means[0], color="black", lw=1.4, label=f"BP {means[0]:.1f}")
+            axes.axhspan(means[0] - deviations[0], means[0] + deviations[0], color="0.85", lw=0)
+            continue
+        axes.errorbar(ks, means, deviations, color=SERIES_COLOUR[grad], ls=LINE_STYLE[grad],
+                      marker=SERIES_MARKER[grad], capsize=3, label=name)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("iterations k")
+    axes.set_ylabel("final accuracy (%)")
+
+
+def draw_published(axes: Axes, entry: dict) -> None:
+    axes.axhline(entry["bp"], color="0.5", ls=":", label=f"published BP {entry['bp']:g}")
+    axes.plot(list(entry["highway"]), list(entry["highway"].values()), "o", mfc="none",
+              color="0.5", label="published Highway")
+
+
+def draw_loss(axes: Axes, rows: list[Row]) -> None:
+    """Training loss against training seconds, one line per row."""
+    largest_k = max(row["k"] or 0 for row in rows)
+    named = set()
+    for row in sorted(rows, key=order):
+        name = method_name(row)
+        train = row["curve"]["train"]
+        axes.plot(train["seconds"], train["train_loss"], LINE_STYLE[row["grad"]], lw=1.4,
+                  color=colour(row, largest_k), label=None if name in named else name)
+        named.add(name)
+    axes.set_yscale("log")
+    axes.set_xlabel("training time (s)")
+    axes.set_ylabel("training loss")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def rows_used(rows: list[Row], source: Path) -> str:
+    lines = [f"rows of {source.name} in {source.with_suffix('.png').name}:"]
+    for row in sorted(rows, key=order):
+        state = "dirty" if row["dirty"] else "clean"
+        lines.append(
+            f"{row['config_hash']} seed {row['seed']}: {method_name(row)}, commit {row['commit']} "
+            f"({state}), {row['device']}, torch {row['torch']}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(source: Path, folder: Path, published: Path) -> Path:
+    """Draw one results file into ``folder``; returns the picture's path."""
+    rows = read_json_lines(source)
+    if not rows:
+        raise UserError(f"{source} is empty; expected one row per finished run")
+    entry = published_for(rows, published)
+    note = f"times on {devices_of(rows)}"
+    if entry:
+        note += f"\npublished: {entry['source']}"
+    figure, left, right = two_panels(setup_of(rows, source), note)
+    draw_accuracy(left, rows)
+    if entry:
+        draw_published(left, entry)
+    left.legend(frameon=False, fontsize=8, loc="lower right")
+    draw_loss(right, rows)
+    picture = folder / f"{source.stem}.png"
+    save(figure, picture)
+    picture.with_suffix(".rows.txt").write_text(rows_used(rows, source))
+    return picture
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, help="folder with NAME.jsonl files")
+    args = parser.parse_args(argv)
+    sources = sorted(args.results.glob("*.jsonl"))
+    if not sources:
+        raise UserError(f"no *.jsonl in {args.results}; collect runs with scripts/collect_rows.py")
+    for source in sources:
+        print(draw(source, args.results / "figures", args.results / "published.yaml"))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,84 @@
+"""Compare the finished runs below a folder: final accuracy, and training loss against time.
+
+    python scripts/plot_runs.py runs/demo --out runs/demo/demo.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from matplotlib.axes import Axes
+
+from experiments.errors import UserError
+from scripts.figure_style import LINE_STYLE, SERIES_MARKER, colour, save, two_panels
+from scripts.rows import Row, by_method, curve, devices_of, finished_runs, method_name, setup_of
+
+
+def table(rows: list[Row]) -> str:
+    """One line per method: accuracy in percent, training seconds, seconds relative to BP's."""
+    groups = by_method(rows)
+    seconds = {name: fmean(row["seconds"] for row in group) for name, group in groups.items()}
+    lines = [f"{'method':24} {'runs':>4} {'accuracy %':>10} {'seconds':>9} {'x BP':>6}"]
+    for name, group in groups.items():
+        accuracy = 100 * fmean(row["eval_accuracy"] for row in group)
+        ratio = f"{seconds[name] / seconds['BP']:.2f}" if "BP" in seconds else "-"
+        lines.append(
+            f"{name:24} {len(group):4} {accuracy:10.2f} {seconds[name]:9.1f} {ratio:>6}"
+        )
+    return "\n".join(lines)
+
+
+def draw_accuracy(axes: Axes, rows: list[Row], largest_k: int) -> None:
+    groups = by_method(rows)
+    for x, group in enumerate(groups.values()):
+        values = [100 * row["eval_accuracy"] for row in group]
+        marker = SERIES_MARKER[group[0]["grad"]]
+        axes.plot([x] * len(values), values, marker, color=colour(group[0], largest_k), ms=8)
+        axes.annotate(f"{fmean(values):.1f}", (x, max(values)), (0, 7), ha="center",
+                      textcoords="offset points", fontsize=9)
+    axes.margins(x=0.15, y=0.2)
+    axes.set_xticks(range(len(groups)), [name.replace(" k=", "\nk=") for name in groups])
+    axes.set_ylabel("final accuracy (%)")
+
+
+def draw_loss(axes: Axes, runs: list[tuple[Row, list[dict]]], largest_k: int) -> None:
+    named = set()
+    for row, records in runs:
+        name = method_name(row)
+        train = curve(records)["train"]
+        axes.plot(train["seconds"], train["train_loss"], LINE_STYLE[row["grad"]], lw=1.6,
+                  color=colour(row, largest_k), label=None if name in named else name)
+        named.add(name)
+    axes.set_xlabel("training time (s)")
+    axes.set_ylabel("training loss")
+    axes.legend(frameon=False, fontsize=9)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("root", type=Path, help="folder that holds run folders")
+    parser.add_argument("--out", type=Path, help="the picture (default: ROOT/comparison.png)")
+    args = parser.parse_args(argv)
+    runs = finished_runs(args.root)
+    rows = [row for row, _ in runs]
+    largest_k = max(row["k"] or 0 for row in rows)
+    figure, left, right = two_panels(setup_of(rows, args.root), devices_of(rows))
+    draw_accuracy(left, rows, largest_k)
+    draw_loss(right, runs, largest_k)
+    out = args.out or args.root / "comparison.png"
+    save(figure, out)
+    print(table(rows))
+    print(f"picture: {out}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

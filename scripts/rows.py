@@ -1,0 +1,114 @@
+"""Rows of finished runs: read them from run folders or results files, name and group them.
+
+A row is a flat dict (model, grad, k, gamma, group_size, data, steps, seed, eval_accuracy, ...).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from experiments.errors import UserError
+
+Row = dict
+METHOD_NAMES = {"bp": "BP", "fixed_point": "FP", "highway": "Highway"}
+CURVE_POINTS = 60
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """The records of a JSON-lines file; UserError naming file and line for a broken one."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} line {number} is not JSON; expected one record") from error
+    return records
+
+
+def finished_runs(root: Path) -> list[tuple[Row, list[dict]]]:
+    """(row, metrics records) of every run folder below ``root`` that has DONE, BP first."""
+    runs = []
+    for done in root.rglob("DONE"):
+        try:
+            row = json.loads((done.parent / "row.json").read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(f"{done.parent}/row.json cannot be read; run it again") from error
+        runs.append((row, read_json_lines(done.parent / "metrics.jsonl")))
+    if not runs:
+        raise UserError(f"no finished runs under {root}; expected run folders that contain DONE")
+    return sorted(runs, key=lambda run: order(run[0]))
+
+
+def order(row: Row) -> tuple:
+    """Sort key: BP, fixed point, Highway; then gamma, group size, k, seed."""
+    return (*series(row), row["k"] or 0, row["seed"])
+
+
+def series(row: Row) -> tuple[int, float, int]:
+    """What one line of a figure over k has in common: method, gamma, group size."""
+    names = list(METHOD_NAMES)
+    return names.index(row["grad"]), row["gamma"] or 0.0, row["group_size"] or 1
+
+
+def series_name(row: Row) -> str:
+    gamma = f", \N{GREEK SMALL LETTER GAMMA}={row['gamma']:g}" if row["gamma"] else ""
+    groups = f", groups of {row['group_size']}" if (row["group_size"] or 1) > 1 else ""
+    return METHOD_NAMES[row["grad"]] + gamma + groups
+
+
+def method_name(row: Row) -> str:
+    """For instance "BP", "FP k=3", "Highway k=3"."""
+    return "BP" if row["grad"] == "bp" else f"{series_name(row)} k={row['k']}"
+
+
+def by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows of one method together (its seeds), in the order of `order`."""
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=order):
+        groups.setdefault(method_name(row), []).append(row)
+    return groups
+
+
+def setup_of(rows: Iterable[Row], where: Path) -> str:
+    """Model, data and steps, which all rows must share to be comparable, as a title."""
+    titles = {f"{r['model']} on {r['data']}, {length(r)}" for r in rows}
+    if len(titles) != 1:
+        raise UserError(f"{where} mixes {' and '.join(sorted(titles))}; expected only one of them")
+    return titles.pop()
+
+
+def length(row: Row) -> str:
+    return f"reduced run: {row['steps']} steps" if row["reduced"] else f"{row['steps']} steps"
+
+
+def devices_of(rows: Iterable[Row]) -> str:
+    """The devices the times were measured on: never compare times across two of them."""
+    return " and ".join(sorted({row["device"] for row in rows}))
+
+
+def thin(records: list[dict], points: int = CURVE_POINTS) -> list[dict]:
+    """At most ``points`` of the records, evenly spaced, the first and the last among them."""
+    if len(records) <= points:
+        return records
+    last = len(records) - 1
+    return [records[round(i * last / (points - 1))] for i in range(points)]
+
+
+def curve(records: list[dict]) -> dict[str, dict[str, list[float]]]:
+    """The training and evaluation curves of a run as columns, thinned; seconds of training."""
+    train = thin([r for r in records if "train_loss" in r])
+    evaluation = thin([r for r in records if "eval_loss" in r])
+    return {
+        "train": _columns(train, ("step", "seconds", "train_loss")),
+        "eval": _columns(evaluation, ("step", "seconds", "eval_loss", "eval_accuracy")),
+    }
+
+
+def _columns(records: list[dict], names: tuple[str, ...]) -> dict[str, list[float]]:
+    return {name: [record[name] for record in records] for name in names}

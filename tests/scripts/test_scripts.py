@@ -1,0 +1,232 @@
+"""The programs that turn run folders into rows, figures and tables, on synthetic runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib import pyplot as plt
+
+from experiments.errors import UserError
+from scripts import collect_rows, make_tables, plot_results, plot_runs
+from scripts.rows import curve, method_name, thin
+
+ROOT = Path(__file__).parents[2]
+METHODS = [("bp", None), ("fixed_point", 2), ("highway", 0), ("highway", 1), ("highway", 3)]
+
+
+def row(grad: str, k: int | None, seed: int = 0, **changes: object) -> dict:
+    gap = 0.0 if grad == "bp" else 0.1 / (1 + k) + (0.2 if grad == "fixed_point" else 0.0)
+    seconds = 10.0 if k is None else 6.0 + k
+    return {
+        "model": "resnet20", "grad": grad, "k": k, "gamma": 0.0, "group_size": 1,
+        "data": "digits", "steps": 300, "batch_size": 64, "seed": seed,
+        "config_hash": f"{grad}{k}", "commit": "abc123", "dirty": False, "device": "CPU, 2 threads",
+        "torch": "2.13.0", "python": "3.11", "versions": {}, "reduced": True,
+        "eval_accuracy": 0.97 - gap + 0.004 * seed, "eval_loss": 0.1, "train_loss": 0.05 + gap,
+        "seconds": seconds, "seconds_per_step": seconds / 300, "peak_memory_mb": 400.0, **changes,
+    }
+
+
+def records(row: dict) -> list[dict]:
+    lines = []
+    for step in range(1, row["steps"] + 1):
+        seconds = row["seconds_per_step"] * step
+        loss = row["train_loss"] + 2.3 * math.exp(-step / 60)
+        lines.append({"step": step, "seconds": seconds, "train_loss": loss, "lr": 0.1,
+                      "k": row["k"], "grad_norm": 1.0, "peak_memory_mb": 400.0})
+        if step % 100 == 0:
+            lines.append({"step": step, "seconds": seconds, "eval_loss": loss,
+                          "eval_accuracy": row["eval_accuracy"]})
+    return lines
+
+
+def write_run(root: Path, row: dict) -> Path:
+    folder = root / f"{row['config_hash']}-{row['seed']}"
+    folder.mkdir(parents=True)
+    (folder / "row.json").write_text(json.dumps(row))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records(row)))
+    (folder / "DONE").touch()
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    root = tmp_path / "runs"
+    for grad, k in METHODS:
+        for seed in (0, 1):
+            write_run(root, row(grad, k, seed))
+    return root
+
+
+@pytest.fixture
+def results(tmp_path: Path, runs: Path) -> Path:
+    collect_rows.main([str(runs), str(tmp_path / "results" / "tiny.jsonl")])
+    return tmp_path / "results"
+
+
+def assert_picture(path: Path) -> None:
+    pixels = plt.imread(path)
+    assert pixels.shape[0] > 300 and pixels.shape[1] > 600
+    assert pixels.std() > 0.01  # something is drawn
+
+
+def texts(figure) -> list[str]:
+    return [figure.get_suptitle()] + [
+        text.get_text() for axes in figure.axes if axes.get_legend()
+        for text in axes.get_legend().get_texts()
+    ]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list:
+    """The figures that plot_results saves, kept for a look at their texts."""
+    figures = []
+    monkeypatch.setattr(plot_results, "save", lambda figure, path: (
+        path.parent.mkdir(parents=True, exist_ok=True), figures.append(figure)))
+    return figures
+
+
+def test_plot_runs_writes_picture_and_table(runs: Path, capsys: pytest.CaptureFixture) -> None:
+    picture = runs / "demo.png"
+    plot_runs.main([str(runs), "--out", str(picture)])
+    assert_picture(picture)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[1:6]] == [
+        "BP", "FP k=2", "Highway k=0", "Highway k=1", "Highway k=3"]
+    assert lines[3].split()[2:] == ["2", "87.20", "6.0", "0.60"]
+    assert lines[-1] == f"picture: {picture}"
+
+
+def test_table_without_bp_has_no_ratio() -> None:
+    assert plot_runs.table([row("highway", 1)]).splitlines()[1].split()[-1] == "-"
+
+
+def test_unfinished_runs_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_run(tmp_path, row("bp", None))
+    (write_run(tmp_path, row("highway", 1)) / "DONE").unlink()
+    plot_runs.main([str(tmp_path)])
+    assert "Highway" not in capsys.readouterr().out
+    assert_picture(tmp_path / "comparison.png")
+
+
+def test_no_finished_runs_is_one_line(tmp_path: Path) -> None:
+    program = ROOT / "scripts" / "plot_runs.py"
+    done = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"error: no finished runs under {tmp_path}; expected run folders that contain DONE"]
+
+
+def test_runs_that_cannot_be_compared_are_refused(runs: Path) -> None:
+    write_run(runs, row("highway", 5, steps=100))
+    with pytest.raises(UserError, match=r"mixes .* 100 steps and .* 300 steps"):
+        plot_runs.main([str(runs)])
+
+
+def test_a_broken_metrics_line_is_named(runs: Path) -> None:
+    with (runs / "bpNone-0" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3')
+    with pytest.raises(UserError, match=r"metrics.jsonl line 304 is not JSON"):
+        plot_runs.main([str(runs)])
+
+
+def test_collect_keeps_rows_and_thinned_curves(results: Path) -> None:
+    rows = [json.loads(line) for line in (results / "tiny.jsonl").read_text().splitlines()]
+    assert len(rows) == 10
+    first = rows[0]
+    train = first.pop("curve")["train"]
+    assert first == row("bp", None)
+    assert len(train["step"]) == 60
+    assert (train["step"][0], train["step"][-1]) == (1, 300)
+    assert train["seconds"][-1] == pytest.approx(10.0)
+
+
+def test_collect_twice_adds_nothing(
+    runs: Path, results: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = (results / "tiny.jsonl").read_text()
+    collect_rows.main([str(runs), str(results / "tiny.jsonl")])
+    assert (results / "tiny.jsonl").read_text() == before
+    assert capsys.readouterr().out.count("already there") == 10
+
+
+def test_collect_refuses_dirty_commits_unless_allowed(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs", row("bp", None))
+    write_run(tmp_path / "runs", row("highway", 1, dirty=True))
+    file = tmp_path / "tiny.jsonl"
+    with pytest.raises(UserError, match="uncommitted changes: Highway k=1"):
+        collect_rows.main([str(tmp_path / "runs"), str(file)])
+    assert not file.exists()
+    collect_rows.main([str(tmp_path / "runs"), str(file), "--allow-dirty"])
+    assert len(file.read_text().splitlines()) == 2
+
+
+def test_collect_refuses_another_setup(runs: Path, results: Path) -> None:
+    before = (results / "tiny.jsonl").read_text()
+    write_run(runs, row("highway", 5, data="cifar10"))
+    with pytest.raises(UserError, match="mixes resnet20 on cifar10"):
+        collect_rows.main([str(runs), str(results / "tiny.jsonl")])
+    assert (results / "tiny.jsonl").read_text() == before
+
+
+def test_plot_results_writes_picture_and_rows(results: Path) -> None:
+    plot_results.main([str(results)])
+    assert_picture(results / "figures" / "tiny.png")
+    used = (results / "figures" / "tiny.rows.txt").read_text().splitlines()
+    assert len(used) == 11
+    assert used[1] == "bpNone seed 0: BP, commit abc123 (clean), CPU, 2 threads, torch 2.13.0"
+
+
+def test_same_rows_give_the_same_bytes(results: Path) -> None:
+    plot_results.main([str(results)])
+    first = (results / "figures" / "tiny.png").read_bytes()
+    plot_results.main([str(results)])
+    assert (results / "figures" / "tiny.png").read_bytes() == first
+
+
+@pytest.mark.parametrize("reduced", [True, False])
+def test_published_values_only_beside_complete_runs(
+    tmp_path: Path, drawn: list, reduced: bool
+) -> None:
+    rows = [row(g, k, model="resnet32_preact", data="cifar10", reduced=reduced) for g, k in METHODS]
+    file = tmp_path / "r.jsonl"
+    file.write_text("".join(
+        json.dumps({**r, "curve": curve(records(r))}) + "\n" for r in rows))
+    plot_results.draw(file, tmp_path, ROOT / "results" / "published.yaml")
+    shown = texts(drawn[0])
+    assert ("reduced run: 300 steps" in shown[0]) == reduced
+    assert ("published BP 92.75" in shown) == (not reduced)
+    assert {"FP", "Highway", "BP 97.0"} <= set(shown)
+
+
+def test_no_results_is_an_error(tmp_path: Path) -> None:
+    for program in (plot_results, make_tables):
+        with pytest.raises(UserError, match=r"no \*.jsonl"):
+            program.main([str(tmp_path)])
+
+
+def test_tables(results: Path) -> None:
+    make_tables.main([str(results)])
+    text = (results / "tables" / "tiny.md").read_text()
+    assert text.startswith("# resnet20 on digits, reduced run: 300 steps\n")
+    assert "| Highway k=0 | 2 | 87.20 ± 0.28 | 20.0 | 0.60 | 400 |" in text
+    assert "bpNone seed 1" in text
+
+
+def test_method_names_tell_variants_apart() -> None:
+    assert method_name(row("bp", None)) == "BP"
+    assert method_name(row("highway", 3, gamma=0.2, group_size=4)) == "Highway, γ=0.2, groups of 4 k=3"
+
+
+@pytest.mark.parametrize("count", [0, 1, 59, 60, 61, 500])
+def test_thin_keeps_both_ends(count: int) -> None:
+    steps = [{"step": step} for step in range(count)]
+    kept = thin(steps)
+    assert len(kept) == min(count, 60)
+    assert kept[:1] == steps[:1] and kept[-1:] == steps[-1:]
+    assert len({r["step"] for r in kept}) == len(kept)
