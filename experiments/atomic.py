@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(f.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save wraps a full disk in a RuntimeError
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the disk's own trouble is the one to tell
+            partial.unlink()
         raise UserError(f"cannot write {path} ({error}); is the disk full or read-only?") from error
 
 

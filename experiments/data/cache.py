@@ -7,11 +7,11 @@ changed setting is another file and nothing is ever stale.
 import hashlib
 import json
 import os
-import pickle
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def _read(path: Path) -> Tensors | None:
         content = torch.load(path, mmap=True, weights_only=True)
         tensors, checksums = content["tensors"], content["checksums"]
         intact = checksums == _checksums(tensors)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError):
+    except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, UnpicklingError):
         return None
     return tensors if intact else None
 

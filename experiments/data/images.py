@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -88,10 +89,11 @@ def load_hub_images(
         files = source.checked_files(folder, config, splits)
 
     def build() -> Tensors:
-        rows_of = source.load_local(folder, config, files) if dataset is None else dataset
-        source.check_rows(rows_of, splits, rows)
         log.info("decoding %s once; the tensors are kept for the next run", name)
-        return _decode(rows_of, splits, image_column, label_column, classes)
+        with TemporaryDirectory() as scratch:
+            found = dataset or source.load_local(folder, config, files, scratch)
+            source.check_rows(found, splits, rows)
+            return _decode(found, splits, image_column, label_column, classes)
 
     place = Path(cache_dir) if cache_dir else default_cache_dir()
     stem = name.replace("/", "--")
@@ -188,17 +190,17 @@ def _decode_images(rows: "Dataset", column: str, split: str) -> Tensor:
     from datasets import Image as ImageFeature
 
     rows = rows.select_columns([column]).cast_column(column, ImageFeature(decode=False))
-    images = np.empty((len(rows), SIZE, SIZE, 3), dtype=np.uint8)
+    images = np.empty((len(rows), 3, SIZE, SIZE), dtype=np.uint8)
 
     def decode(row: int, encoded: bytes | None) -> None:
-        images[row] = _decode_one(encoded, row, split)
+        images[row] = _decode_one(encoded, row, split).transpose(2, 0, 1)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter's lock
         for start in range(0, len(rows), CHUNK):
             cells = rows[start : start + CHUNK][column]
             encoded = [cell["bytes"] for cell in cells]
             list(pool.map(decode, range(start, start + len(cells)), encoded))
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(images)
 
 
 def _decode_one(encoded: bytes | None, row: int, split: str) -> np.ndarray:

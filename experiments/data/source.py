@@ -102,17 +102,23 @@ def _damaged(file: Path, error: BaseException) -> UserError:
     )
 
 
-def load_local(folder: Path, config: str | None, files: Sequence[Path]) -> "DatasetDict":
-    """`datasets.load_dataset` of a folder whose `files` were checked; UserError if it fails."""
+def load_local(
+    folder: Path, config: str | None, files: Sequence[Path], scratch: str
+) -> "DatasetDict":
+    """`datasets.load_dataset` of a folder whose `files` were checked; UserError if it fails.
+
+    scratch: an empty folder for the copy that `datasets` makes. Its usual place would not do: a
+    copy found there is taken even after a file in `folder` was replaced.
+    """
     from datasets.exceptions import DatasetGenerationError, DatasetsError
 
     try:
-        return _load(str(folder), config)
+        return _load(str(folder), config, scratch)
     except DatasetGenerationError as error:
         _check_pages(files)
         cause = error.__cause__ or error
-        raise UserError(f"{folder}: the files do not fit together ({_line(cause)})") from error
-    except (DatasetsError, ValueError, FileNotFoundError) as error:
+        raise UserError(f"{folder}: loading failed ({_line(cause)})") from error
+    except (DatasetsError, ValueError, OSError) as error:
         raise UserError(
             f"{folder}: cannot be read as the data set {config or 'default'!r} ({_line(error)}); "
             f"it must hold the hub's repository as it is, README.md included"
@@ -129,8 +135,8 @@ def load_hub(name: str, config: str | None, root: str | None) -> "DatasetDict":
     _offline_unless_reachable()
     place = Path(root) / name if root is not None else Path("$HIGHWAY_BP_DATA") / name
     try:
-        return _load(name, config)
-    except (DatasetsError, ConnectionError, FileNotFoundError, ValueError) as error:
+        return _load(name, config, None)
+    except (DatasetsError, ValueError, OSError) as error:
         raise UserError(
             f"data set {name!r}: not in {place} and not to be had from the hub ({_line(error)}); "
             f"download the repository {name!r} (its parquet files and README.md) into {place}, or "
@@ -138,11 +144,11 @@ def load_hub(name: str, config: str | None, root: str | None) -> "DatasetDict":
         ) from error
 
 
-def _load(path: str, config: str | None) -> "DatasetDict":
+def _load(path: str, config: str | None, cache_dir: str | None) -> "DatasetDict":
     import datasets
 
     datasets.disable_progress_bars()
-    return datasets.load_dataset(path, config)
+    return datasets.load_dataset(path, config, cache_dir=cache_dir)
 
 
 def _offline_unless_reachable() -> None:
