@@ -32,7 +32,10 @@ class RowDownsampling:
 
 
 class IRevNetDownsampling:
-    """i-RevNet's: each s x s block flattened to channels; invertible, widths grow by s^2."""
+    """i-RevNet's: each s x s block flattened to channels; invertible, widths grow by s^2.
+
+    s is a power of two: both maps halve or double once per bit, and raise ValueError otherwise.
+    """
 
     def channels(self, C: int, s: int) -> int:
         return C * s * s
@@ -41,6 +44,7 @@ class IRevNetDownsampling:
         """(B, C, H, W) -> (B, C s^2, H/s, W/s)."""
         if s == 1:
             return h
+        _check_power_of_two(s)
         B, C, H, W = h.shape
         # Bit by bit of a power of two, so that composing sizes keeps one channel order.
         half = h.reshape(B, C, H // 2, 2, W // 2, 2).permute(0, 3, 5, 1, 2, 4)
@@ -50,6 +54,12 @@ class IRevNetDownsampling:
         """(B, C s^2, H/s, W/s) -> (B, C, H, W), the inverse of ``down``."""
         if s == 1:
             return z
+        _check_power_of_two(s)
         B, C, H, W = z.shape
         half = z.reshape(B, 2, 2, C // 4, H, W).permute(0, 3, 4, 1, 5, 2)
         return self.up(half.reshape(B, C // 4, 2 * H, 2 * W), s // 2)
+
+
+def _check_power_of_two(s: int) -> None:
+    if s < 1 or s & (s - 1):
+        raise ValueError(f"s={s}; expected a power of two")

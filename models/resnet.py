@@ -79,23 +79,29 @@ class ResNet(nn.Module):
         in_channels: int = 3,
     ):
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise ValueError(f"depth={depth}; expected 6n + 2, such as 20, 32, 44, 56 or 110")
+        if type(depth) is not int or depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"depth={depth!r}; expected 6n + 2, such as 20, 32, 44, 56 or 110")
         if downsampling not in DOWNSAMPLINGS:
             raise ValueError(
                 f"downsampling={downsampling!r}; expected one of {', '.join(DOWNSAMPLINGS)}"
             )
-        self.downsampling = IRevNetDownsampling() if downsampling == "irevnet" else (
-            RowDownsampling())
-        self.head_size = 4 if downsampling in ("paper", "irevnet") else 1
+        irevnet = downsampling == "irevnet"
+        self.downsampling = IRevNetDownsampling() if irevnet else RowDownsampling()
+        self.keeps_shape = downsampling in ("paper", "irevnet")
         widths = [self.downsampling.channels(WIDTH, s) for s in (1, 2, 4)]
-        self._shortcut_kind = downsampling
-        build = self._stream_layer if self.head_size == 4 else self._strided_layer
         layers = []
         for stage in range(3):
             for i in range((depth - 2) // 6):
                 entry = stage > 0 and i == 0
-                layers.append(build(preact, stage, widths[stage - entry], widths[stage], entry))
+                body = _body(preact, widths[stage - entry], widths[stage], 2 if entry else 1)
+                s_in, s_out = (2 ** (stage - entry), 2**stage) if self.keeps_shape else (1, 1)
+                block = Resized(body, self.downsampling, s_in, s_out)
+                shortcut: nn.Module = nn.Identity()
+                if entry and downsampling == "strided":
+                    shortcut = StridedShortcut(widths[stage])
+                elif entry and downsampling == "shortcut":
+                    shortcut = DownsamplingShortcut(self.downsampling)
+                layers.append((PreActLayer if preact else PostActLayer)(block, shortcut))
         self.stem = nn.Sequential(_conv(in_channels, WIDTH, 1))
         self.head = nn.Sequential()
         if preact:
@@ -111,22 +117,7 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, 32, 32) -> logits (B, classes)."""
         h = self.chain(self.stem(x))
-        return self.head(self.downsampling.down(h, self.head_size))
-
-    def _stream_layer(self, preact: bool, stage: int, c_in: int, c_out: int, entry: bool):
-        body = _body(preact, c_in, c_out, 2 if entry else 1)
-        block = Resized(body, self.downsampling, s_in=2 ** (stage - entry), s_out=2**stage)
-        return (PreActLayer if preact else PostActLayer)(block, nn.Identity())
-
-    def _strided_layer(self, preact: bool, stage: int, c_in: int, c_out: int, entry: bool):
-        shortcut: nn.Module = nn.Identity()
-        if entry:
-            strided = self._shortcut_kind == "strided"
-            shortcut = (
-                StridedShortcut(c_out) if strided else DownsamplingShortcut(self.downsampling)
-            )
-        body = Resized(_body(preact, c_in, c_out, 2 if entry else 1), self.downsampling, 1, 1)
-        return (PreActLayer if preact else PostActLayer)(body, shortcut)
+        return self.head(self.downsampling.down(h, 4 if self.keeps_shape else 1))
 
 
 def _conv(c_in: int, c_out: int, stride: int) -> nn.Conv2d:
@@ -140,9 +131,3 @@ def _body(preact: bool, c_in: int, c_out: int, stride: int) -> nn.Sequential:
             nn.BatchNorm2d(c_in), nn.ReLU(), first, nn.BatchNorm2d(c_out), nn.ReLU(), second
         )
     return nn.Sequential(first, nn.BatchNorm2d(c_out), nn.ReLU(), second, nn.BatchNorm2d(c_out))
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Trainable parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-

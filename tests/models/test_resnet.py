@@ -1,0 +1,172 @@
+"""CIFAR ResNets: sizes of the paper's Table 2, the split r(h, g(h)), carries, gradients."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import highway_bp as hb
+from models.resnet import DOWNSAMPLINGS, PostActLayer, ResNet
+
+FORMS = pytest.mark.parametrize("preact", [True, False], ids=["preact", "postact"])
+KINDS = pytest.mark.parametrize("downsampling", DOWNSAMPLINGS)
+
+
+def small(preact: bool, downsampling: str) -> ResNet:
+    """Depth 8, L = 3: one layer a stage, both changes of stage included; float64."""
+    return ResNet(8, preact, classes=5, downsampling=downsampling).double()
+
+
+def images(n: int = 2) -> torch.Tensor:
+    return torch.randn(n, 3, 32, 32, dtype=torch.float64)
+
+
+def gradients(model: ResNet, x: torch.Tensor) -> torch.Tensor:
+    """Of a loss, in x and every parameter, in one vector."""
+    x = x.clone().requires_grad_()
+    labels = torch.arange(len(x)) % 5
+    loss = nn.functional.cross_entropy(model(x), labels)
+    found = torch.autograd.grad(loss, [x, *model.parameters()])
+    return torch.cat([g.flatten() for g in found])
+
+
+@FORMS
+@pytest.mark.parametrize(
+    "depth, classes, count", [(32, 10, 464_154), (56, 1000, 917_368), (110, 10, 1_727_962)]
+)
+@pytest.mark.parametrize("downsampling", ["paper", "shortcut", "strided"])
+def test_parameter_counts(preact, depth, classes, count, downsampling):
+    with torch.device("meta"):
+        model = ResNet(depth, preact, classes, downsampling)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize("depth, L", [(20, 9), (32, 15), (44, 21), (56, 27), (110, 54)])
+def test_length_of_the_chain(depth, L):
+    with torch.device("meta"):
+        assert len(ResNet(depth, preact=True, classes=10).chain) == L
+
+
+@FORMS
+@KINDS
+def test_forward_is_residual_of_block(preact, downsampling):
+    model = small(preact, downsampling)
+    h = model.stem(images())
+    for layer in model.chain:
+        out = layer(h)
+        assert torch.equal(layer.residual(h, layer.block(h)), out)
+        h = out
+
+
+@FORMS
+@KINDS
+def test_carry_is_the_jacobian_of_the_residual(preact, downsampling):
+    model = small(preact, downsampling)
+    h = model.stem(images()).detach()
+    for layer in model.chain:
+        h_in = h.clone().requires_grad_()
+        z = layer.block(h_in).detach()
+        h_out = layer.residual(h_in, z)
+        w = torch.randn_like(h_out)
+        (expected,) = torch.autograd.grad(h_out, h_in, w)
+        h = h_out.detach()
+        assert torch.equal(layer.carry(h_in.detach(), h).vecmat(w), expected)
+
+
+@FORMS
+@KINDS
+def test_every_method_with_enough_iterations_is_autograd(preact, downsampling):
+    model, x = small(preact, downsampling), images()
+    exact = gradients(model, x)
+    L = len(model.chain)
+    for method in (hb.Highway(L), hb.Highway(L, gamma=0.3), hb.FixedPoint(L)):
+        hb.set_method(model, method)
+        error = (gradients(model, x) - exact).norm() / exact.norm()
+        assert error < 1e-9, method
+
+
+@FORMS
+@KINDS
+def test_too_few_iterations_are_not_autograd(preact, downsampling):
+    model, x = small(preact, downsampling), images()
+    exact = gradients(model, x)
+    hb.set_method(model, hb.Highway(0))
+    assert (gradients(model, x) - exact).norm() > 1e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_preact_downsampling_inside_the_shortcut_is_the_same_function(training):
+    paper = ResNet(14, preact=True, classes=5, downsampling="paper").double()
+    inside = ResNet(14, preact=True, classes=5, downsampling="shortcut").double()
+    with torch.no_grad():
+        paper(images(4))  # running statistics that are not 0 and 1
+    inside.load_state_dict(paper.state_dict())
+    paper.train(training)
+    inside.train(training)
+    x = images(4)
+    torch.testing.assert_close(paper(x), inside(x), rtol=1e-10, atol=1e-10)
+
+
+def test_postact_downsampling_inside_the_shortcut_differs():
+    paper, inside = small(False, "paper"), small(False, "shortcut")
+    inside.load_state_dict(paper.state_dict())
+    x = images()
+    assert (paper(x) - inside(x)).abs().max() > 1e-6
+
+
+@FORMS
+@pytest.mark.parametrize("downsampling", ["paper", "irevnet"])
+def test_the_stream_keeps_one_shape(preact, downsampling):
+    model = small(preact, downsampling)
+    states = model.chain(model.stem(images()), return_states=True)
+    assert [tuple(h.shape) for h in states] == 3 * [(2, 16, 32, 32)]
+
+
+@FORMS
+@pytest.mark.parametrize("downsampling", ["shortcut", "strided"])
+def test_the_stream_halves_at_each_stage(preact, downsampling):
+    model = small(preact, downsampling)
+    states = model.chain(model.stem(images()), return_states=True)
+    assert [tuple(h.shape) for h in states] == [
+        (2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)
+    ]
+
+
+@FORMS
+@KINDS
+def test_copies_give_the_same_logits(preact, downsampling):
+    model, x = small(preact, downsampling).eval(), images()
+    expected = model(x)
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), expected)
+
+
+def test_convolutions_start_as_he_et_al():
+    for conv in ResNet(20, preact=False, classes=10).modules():
+        if isinstance(conv, nn.Conv2d) and conv.in_channels >= 16:
+            fan_in = conv.in_channels * 9
+            assert conv.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.1)
+
+
+def test_relu_follows_the_sum_only_in_the_original_form():
+    for preact in (True, False):
+        model = small(preact, "paper")
+        states = model.chain(model.stem(images()), return_states=True)
+        assert all(isinstance(layer, PostActLayer) != preact for layer in model.chain)
+        assert all(bool((h >= 0).all()) != preact for h in states)
+
+
+@pytest.mark.parametrize("depth", [0, 2, 21, 33])
+def test_unknown_depth_lists_the_choices(depth):
+    with pytest.raises(ValueError, match=rf"depth={depth}; .*20, 32, 44, 56 or 110") as error:
+        ResNet(depth, preact=True, classes=10)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_downsampling_lists_the_choices():
+    choices = r"downsampling='pool'; .*paper, irevnet, shortcut, strided"
+    with pytest.raises(ValueError, match=choices) as error:
+        ResNet(20, preact=True, classes=10, downsampling="pool")
+    assert "\n" not in str(error.value)
