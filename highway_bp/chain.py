@@ -179,7 +179,8 @@ def _parameter_step(segments, b, w, leaves, keep: bool) -> list[Tensor | None]:
         grads = list(torch.autograd.grad(
             outputs, leaves, cotangents, retain_graph=keep, allow_unused=True))
     if any(w_end is None for w_end in w[1:]):  # layers no path has reached: zero, not "unused"
-        grads = [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads, strict=True)]
+        grads = [torch.zeros_like(t) if g is None else g
+                 for t, g in zip(leaves, grads, strict=True)]
     return grads
 
 

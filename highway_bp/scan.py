@@ -123,7 +123,7 @@ def _pad(t: Tensor, length: int) -> Tensor:
     return torch.cat([t, t.new_zeros(length - len(t), *t.shape[1:])])
 
 
-def _check_carries(v: Tensor | Sequence[Tensor], K: Carries) -> None | Tensor | list[Carry]:
+def _check_carries(v: Tensor | Sequence[Tensor], K: Carries) -> Tensor | list[Carry] | None:
     n = len(v)
     if K is None:
         return None
@@ -143,7 +143,7 @@ def _check_carries(v: Tensor | Sequence[Tensor], K: Carries) -> None | Tensor | 
             for i, k in enumerate(K)]
 
 
-def _as_list(v, K: None | Tensor | list[Carry]) -> list[Carry]:
+def _as_list(v, K: Tensor | list[Carry] | None) -> list[Carry]:
     if K is None:
         return [Identity()] * (len(v) - 1)
     return [Diagonal(d) for d in K] if isinstance(K, Tensor) else K

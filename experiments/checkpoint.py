@@ -1,0 +1,68 @@
+"""Checkpoints: atomic, two kept, read with ``weights_only=True``."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.atomic import write_atomically
+from experiments.errors import UserError
+
+LATEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+FRESH = "checkpoint.new.pt"  # whole, seen only when a crash hit between the renames
+# What zipfile and the unpickler raise, depending on which bytes are damaged.
+_DAMAGE = (RuntimeError, OSError, EOFError, LookupError, ValueError, struct.error,
+           pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` as the latest checkpoint; the one before is kept as the previous.
+
+    Raises:
+        UserError: disk full or folder unwritable; the last good checkpoint stays.
+    """
+    latest, fresh = folder / LATEST, folder / FRESH
+    for left_over in folder.glob(f".{FRESH}.*.partial"):  # of a process killed while it wrote
+        left_over.unlink(missing_ok=True)
+    write_atomically(fresh, lambda f: torch.save(state, f))
+    try:
+        if latest.exists():
+            os.replace(latest, folder / PREVIOUS)
+        os.replace(fresh, latest)
+    except OSError as error:
+        raise UserError(f"cannot rename {fresh} to {latest} ({error})") from error
+
+
+def load(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """Return the newest whole checkpoint (None if there is none) and what is to be said of it.
+
+    Raises:
+        UserError: checkpoints are there and all are damaged.
+    """
+    found = [folder / name for name in (FRESH, LATEST, PREVIOUS) if (folder / name).exists()]
+    for i, file in enumerate(found):
+        try:
+            state = _read(file)
+        except _DAMAGE:
+            continue
+        said = f"{found[0]} is damaged; going on from {file.name}" if i else None
+        return state, said
+    if found:
+        raise UserError(
+            f"{found[0]} is damaged and no other checkpoint is whole; delete {folder} to start anew"
+        )
+    return None, None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(file) as archive:  # torch.load itself does not look at the checksums
+        if archive.testzip() is not None:
+            raise zipfile.BadZipFile("a checksum does not match")
+    return torch.load(file, map_location="cpu", weights_only=True)

@@ -1,0 +1,34 @@
+"""Where a loss or gradient first stopped being finite."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def first_nonfinite_gradient(model: nn.Module) -> str | None:
+    """The first parameter, in the model's order, whose gradient is not finite."""
+    for name, p in model.named_parameters():
+        if p.grad is not None and not p.grad.isfinite().all():
+            return name
+    return None
+
+
+@torch.no_grad()
+def first_nonfinite_output(model: nn.Module, x: Tensor) -> str | None:
+    """The first module, in order of execution, whose output on x is not finite."""
+    found: list[str] = []
+
+    def hook(name: str):
+        def look(module, args, output):
+            if isinstance(output, Tensor) and not output.isfinite().all():
+                found.append(name)
+        return look
+
+    handles = [m.register_forward_hook(hook(n)) for n, m in model.named_modules() if n]
+    try:
+        model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None

@@ -1,0 +1,150 @@
+"""One run: from a composed configuration to a finished folder."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+import highway_bp as hb
+from experiments import checkpoint
+from experiments.config import check_values, config_hash, identity
+from experiments.errors import UserError
+from experiments.provenance import environment
+from experiments.run_folder import RunFolder
+from experiments.trainer import Trainer
+
+GRAD_NAMES = {hb.Backprop: "bp", hb.FixedPoint: "fixed_point", hb.Highway: "highway"}
+
+
+def run(cfg: DictConfig, choices: Mapping[str, str]) -> Path:
+    """Train what ``cfg`` says, or go on with it, or find it finished; return the run's folder.
+
+    Args:
+        choices: the group choices by name, e.g. {"model": "resnet110", "grad": "highway"}.
+
+    Raises:
+        UserError: a mistake in the configuration, the data or the disk.
+        Interrupted: a signal stopped the run after a checkpoint.
+    """
+    check_values(cfg)
+    method = _build(cfg, "grad")
+    name, config = _run_name(cfg, choices, method)
+    folder = RunFolder.open(Path(cfg.run_root) / name, {**config, "seed": cfg.seed})
+    if folder.finished:
+        print(f"{folder.path}: finished already, skipped")
+        return folder.path
+    device = _device(cfg.device)
+    if cfg.trainer.threads:
+        torch.set_num_threads(cfg.trainer.threads)
+    torch.manual_seed(cfg.seed)
+    data = _build(cfg, "data")
+    model = _build(cfg, "model", classes=data.classes)
+    hb.set_method(model, method)
+    _tell_large_k(model, method)
+    state, said = checkpoint.load(folder.path)
+    if said:
+        print(said)
+    return _train(cfg, choices, config, folder, device, data, model, method, state)
+
+
+def _train(cfg, choices, config, folder, device, data, model, method, state) -> Path:
+    digest, k = config_hash(config), getattr(method, "k", None)
+    with_id = {} if state is None else {"run_id": state["wandb_id"]}
+    writer = _build(cfg, "logger")(
+        folder=folder.path, config=config, name=folder.path.name, group=choices["model"], **with_id
+    )
+    steps = _total_steps(cfg, data)
+    row: dict[str, Any] | None = None
+    try:
+        trainer = Trainer(
+            model, data, folder, device, cfg.optim, cfg.trainer, steps, cfg.seed, k, writer.log,
+            {"config_hash": digest, "wandb_id": writer.run_id},
+        )
+        if state is not None:
+            _check_same(state, digest, folder.path)
+            trainer.restore(state)
+            print(f"{folder.path}: going on after step {trainer.step}")
+        folder.keep_until(trainer.step)
+        scores = trainer.train()
+        row = {
+            "model": choices["model"],
+            "grad": GRAD_NAMES[type(method)],
+            "k": k,
+            "gamma": getattr(method, "gamma", None),
+            "group_size": getattr(method, "group_size", None),
+            "data": data.name,
+            "validation": cfg.data.validation,
+            "steps": steps,
+            "epochs": steps / trainer.batches.steps_per_epoch,
+            "batch_size": cfg.optim.batch_size,
+            "lr": cfg.optim.lr,
+            "seed": cfg.seed,
+            "config_hash": digest,
+            "reduced": steps < cfg.optim.epochs * trainer.batches.steps_per_epoch,
+            **environment(device),
+            **{key: scores[key] for key in
+               ("eval_accuracy", "eval_loss", "train_loss", "seconds", "peak_memory_mb")},
+            "seconds_per_step": scores["seconds"] / steps,
+        }
+        folder.finish(row)
+    finally:
+        writer.finish(row)
+    print(f"{folder.path}: accuracy {row['eval_accuracy']:.4f}, {row['seconds']:.1f} s of training")
+    return folder.path
+
+
+def _build(cfg: DictConfig, group: str, **extra: Any) -> Any:
+    """Instantiate a group; what its constructor rejects is the user's to mend."""
+    try:
+        return instantiate(cfg[group], **extra)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise UserError(f"{group}: {str(cause or error).splitlines()[0]}") from error
+
+
+def _run_name(cfg: DictConfig, choices: Mapping[str, str], method: hb.Method):
+    config = identity(cfg)
+    k = f"-k{method.k}" if hasattr(method, "k") else ""
+    grad = choices["grad"]
+    return f"{choices['model']}-{grad}{k}-{config_hash(config)}-s{cfg.seed}", config
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={name}; expected auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch finds no CUDA device; use device=cpu or auto")
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(found if name == "auto" else name)
+
+
+def _total_steps(cfg: DictConfig, data) -> int:
+    if cfg.steps is not None:
+        return cfg.steps
+    return cfg.optim.epochs * (len(data.train_labels) // cfg.optim.batch_size)
+
+
+def _check_same(state: dict[str, Any], digest: str, path: Path) -> None:
+    if state["config_hash"] != digest:
+        raise UserError(
+            f"the checkpoint in {path} is of configuration {state['config_hash']}, this is "
+            f"{digest}; choose another run_root"
+        )
+
+
+def _tell_large_k(model: torch.nn.Module, method: hb.Method) -> None:
+    """Say once, before training, what the library would say from inside the backward pass."""
+    L = max(len(m) for m in model.modules() if isinstance(m, hb.ResidualChain))
+    groups = method.groups(L)
+    if groups is not None and method.k > len(groups):
+        print(f"k={method.k} is larger than L={len(groups)}: exact, but grad=bp is faster")
+        warnings.filterwarnings("ignore", message=r"k=\d+ is larger than L=")

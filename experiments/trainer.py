@@ -1,0 +1,188 @@
+"""The training loop: steps, evaluation, checkpoints, and stopping in good order."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from experiments import checkpoint, task
+from experiments.atomic import write_atomically
+from experiments.data.batches import TrainBatches, eval_batches
+from experiments.data.images import ImageData
+from experiments.errors import UserError
+from experiments.interrupt import StopSignal
+from experiments.nonfinite import first_nonfinite_gradient, first_nonfinite_output
+from experiments.provenance import peak_memory_mb
+from experiments.run_folder import RunFolder
+from experiments.schedule import step_schedule
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived; the checkpoint is written."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"signal {signum}")
+        self.signum = signum
+
+
+@dataclass
+class Trainer:
+    """Trains a model for ``total_steps``, from its last checkpoint if there is one.
+
+    Args:
+        optim, settings: the config groups ``optim`` and ``trainer``.
+        k: iterations in force, for the records (None for backprop).
+        log: the second writer's ``log(record, step)``.
+        extra_state: what else the checkpoint carries (config hash, wandb id).
+    """
+
+    model: nn.Module
+    data: ImageData
+    folder: RunFolder
+    device: torch.device
+    optim: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    total_steps: int
+    seed: int
+    k: int | None
+    log: Callable[[dict[str, Any], int], None]
+    extra_state: dict[str, Any]
+    step: int = 0
+    seconds: float = 0.0
+    last: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.batches = TrainBatches(self.data, self.optim["batch_size"], self.seed, self.device)
+        self.layout = (
+            torch.channels_last if self.settings["channels_last"] else torch.contiguous_format
+        )
+        self.model.to(self.device, memory_format=self.layout).train()
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=self.optim["lr"], momentum=self.optim["momentum"],
+            weight_decay=self.optim["weight_decay"],
+        )
+        self.amp = self.settings["amp"] and self.device.type == "cuda"
+        per_epoch = self.batches.steps_per_epoch
+        self.eval_interval = self.settings["eval_interval"] or per_epoch
+        self.checkpoint_interval = self.settings["checkpoint_interval"] or self.eval_interval
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on exactly where ``state`` was saved."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.last = state["step"], state["seconds"], state["last"]
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda" and state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+    def state(self) -> dict[str, Any]:
+        """All that ``restore`` needs: tensors and plain values."""
+        cuda = self.device.type == "cuda"
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "last": self.last,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if cuda else [],
+            **self.extra_state,
+        }
+
+    def train(self) -> dict[str, Any]:
+        """Run to the end and return the last training and evaluation records, merged.
+
+        Raises:
+            Interrupted: a signal arrived; the finished step is in the checkpoint.
+            UserError: loss or gradients stopped being finite, or a file cannot be written.
+        """
+        with StopSignal() as stop, self._progress() as bar:
+            while self.step < self.total_steps:
+                record = self._timed_step()
+                due = self.step % self.settings["log_interval"] == 0
+                if due or self.step == self.total_steps:
+                    self._record(record)
+                bar.set_postfix(self._shown(record), refresh=False)
+                bar.update()
+                at_end = self.step == self.total_steps
+                if at_end or self.step % self.eval_interval == 0:
+                    self._evaluate()
+                if at_end or stop.received or self.step % self.checkpoint_interval == 0:
+                    checkpoint.save(self.folder.path, self.state())
+                if stop.received and not at_end:
+                    raise Interrupted(stop.received)
+        return self.last
+
+    def _timed_step(self) -> dict[str, Any]:
+        start = self._clock()
+        lr = step_schedule(self.step, self.total_steps, self.optim["lr"], self.optim["drops"],
+                           self.optim["warmup_steps"], self.optim["warmup_lr"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        x, y = self.batches.batch(self.step)
+        x = x.contiguous(memory_format=self.layout)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            loss, accuracy = task.loss(self.model, x, y)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        self._check_finite(loss, norm, x)
+        self.optimizer.step()
+        self.step += 1
+        self.seconds += self._clock() - start
+        return {"step": self.step, "seconds": self.seconds, "train_loss": loss.item(),
+                "train_accuracy": accuracy.item(), "lr": lr, "k": self.k,
+                "grad_norm": norm.item(), "peak_memory_mb": peak_memory_mb(self.device)}
+
+    def _evaluate(self) -> None:
+        batches = eval_batches(self.data, self.settings["eval_batch_size"], self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
+            scores = task.evaluate(
+                self.model, ((x.contiguous(memory_format=self.layout), y) for x, y in batches))
+        self._record({"step": self.step, "seconds": self.seconds, **scores})
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self.folder.append(record)
+        self.log(record, self.step)
+        self.last = {**self.last, **record}
+
+    def _check_finite(self, loss: Tensor, norm: Tensor, x: Tensor) -> None:
+        if bool(loss.isfinite()) and bool(norm.isfinite()):
+            return
+        file = self.folder.path / "nonfinite.pt"
+        write_atomically(file, lambda f: torch.save({**self.state(), "x": x}, f))
+        if loss.isfinite():
+            where = f"the gradient is not finite, first in {first_nonfinite_gradient(self.model)}"
+        else:
+            module = first_nonfinite_output(self.model, x) or "the loss itself"
+            where = f"the loss is {loss.item()}, first in the output of {module}"
+        raise UserError(
+            f"step {self.step + 1}: {where}; state saved in {file}, the last good checkpoint is "
+            "untouched; try a smaller optim.lr or a larger k"
+        )
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _progress(self) -> tqdm:
+        wanted = self.settings["progress"]
+        shown = sys.stderr.isatty() if wanted == "auto" else bool(wanted)
+        return tqdm(total=self.total_steps, initial=self.step, disable=not shown, unit="step",
+                    desc=Path(self.folder.path).name, mininterval=0.5)
+
+    def _shown(self, record: dict[str, Any]) -> dict[str, str]:
+        shown = {"loss": f"{record['train_loss']:.3f}"}
+        if "eval_accuracy" in self.last:
+            shown["acc"] = f"{self.last['eval_accuracy']:.4f}"
+        return shown

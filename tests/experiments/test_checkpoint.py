@@ -1,0 +1,147 @@
+"""Checkpoints: whatever goes wrong, the last good one is found, and that is said."""
+
+import errno
+import io
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import atomic, checkpoint
+from experiments.checkpoint import FRESH, LATEST, PREVIOUS
+from experiments.errors import UserError
+
+
+def state(step: int) -> dict:
+    weight = torch.full((64, 64), float(step))
+    return {"step": step, "model": {"weight": weight}, "rng": torch.get_rng_state()}
+
+
+def halve(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def flip_a_weight(file: Path) -> None:
+    """One bit of a stored tensor, which torch.load on its own would not notice."""
+    data = bytearray(file.read_bytes())
+    place = data.index(torch.full((64,), 2.0).numpy().tobytes())
+    data[place + 2] ^= 1
+    file.write_bytes(data)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def random_bytes(file: Path) -> None:
+    file.write_bytes(bytes(range(256)) * 8)
+
+
+DAMAGES = [halve, flip_a_weight, empty, random_bytes]
+
+
+class FullDisk(io.FileIO):
+    """Takes the first bytes, then there is no space left."""
+
+    def write(self, data) -> int:
+        if self.tell() > 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data[:100])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_no_checkpoint_is_none_and_nothing_to_say(tmp_path):
+    assert checkpoint.load(tmp_path) == (None, None)
+
+
+def test_the_latest_is_loaded_and_two_are_kept(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, state(step))
+    loaded, said = checkpoint.load(tmp_path)
+    assert said is None
+    assert loaded["step"] == 3
+    assert torch.equal(loaded["model"]["weight"], state(3)["model"]["weight"])
+    assert torch.equal(loaded["rng"], torch.get_rng_state())
+    assert names(tmp_path) == [PREVIOUS, LATEST]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_latest_gives_the_previous_and_says_so(tmp_path, damage):
+    checkpoint.save(tmp_path, state(1))
+    checkpoint.save(tmp_path, state(2))
+    damage(tmp_path / LATEST)
+    loaded, said = checkpoint.load(tmp_path)
+    assert loaded["step"] == 1
+    assert LATEST in said and "damaged" in said and PREVIOUS in said
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_all_damaged_is_an_error_that_names_the_folder(tmp_path, damage):
+    checkpoint.save(tmp_path, state(2))
+    checkpoint.save(tmp_path, state(2))
+    damage(tmp_path / LATEST)
+    damage(tmp_path / PREVIOUS)
+    with pytest.raises(UserError, match="damaged") as told:
+        checkpoint.load(tmp_path)
+    assert str(tmp_path) in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    torch.save({"step": 1, "call": os.getcwd}, tmp_path / LATEST)
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("broken", ["write", "fsync"])
+def test_a_full_disk_is_told_and_the_last_good_one_stays(tmp_path, monkeypatch, broken):
+    checkpoint.save(tmp_path, state(1))
+    checkpoint.save(tmp_path, state(2))
+    with monkeypatch.context() as patch:
+        if broken == "write":
+            patch.setattr(atomic, "open", FullDisk, raising=False)
+        else:
+            patch.setattr(atomic.os, "fsync", raise_full)
+        with pytest.raises(UserError, match="disk") as told:
+            checkpoint.save(tmp_path, state(3))
+    assert str(tmp_path) in str(told.value)
+    assert names(tmp_path) == [PREVIOUS, LATEST]
+    loaded, said = checkpoint.load(tmp_path)
+    assert (loaded["step"], said) == (2, None)
+
+
+def raise_full(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_crash_between_the_renames_loses_nothing(tmp_path, monkeypatch, renames):
+    checkpoint.save(tmp_path, state(1))
+    checkpoint.save(tmp_path, state(2))
+    real, done = os.replace, []
+
+    def crash(source, target) -> None:
+        if Path(target).name != FRESH:
+            if len(done) == renames:
+                raise KeyboardInterrupt
+            done.append(target)
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, state(3))
+    assert checkpoint.load(tmp_path)[0]["step"] == 3
+    checkpoint.save(tmp_path, state(4))
+    assert checkpoint.load(tmp_path)[0]["step"] == 4
+    assert names(tmp_path) == [PREVIOUS, LATEST]
+
+
+def test_what_a_killed_process_left_half_written_goes_with_the_next_save(tmp_path):
+    (tmp_path / f".{FRESH}.123.partial").write_bytes(b"half")
+    checkpoint.save(tmp_path, state(1))
+    assert names(tmp_path) == [LATEST]

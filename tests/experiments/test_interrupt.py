@@ -1,0 +1,60 @@
+"""Signals: the first one is kept, a second SIGINT interrupts, the old handlers come back."""
+
+import os
+import signal
+
+import pytest
+
+from experiments.interrupt import StopSignal
+
+BOTH = [signal.SIGINT, signal.SIGTERM]
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_without_a_signal_nothing_is_received():
+    with StopSignal() as stop:
+        assert stop.received is None
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_the_first_signal_is_kept_and_the_block_goes_on(number):
+    with StopSignal() as stop:
+        send(number)
+        went_on = True
+    assert went_on
+    assert stop.received is number
+
+
+@pytest.mark.parametrize("first", BOTH)
+def test_a_second_sigint_interrupts_at_once(first):
+    with StopSignal() as stop:
+        send(first)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+    assert stop.received is first
+
+
+def test_a_second_sigterm_is_patient():
+    with StopSignal() as stop:
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+    assert stop.received is signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", BOTH)
+def test_handlers_come_back_even_after_an_error(number):
+    before = signal.getsignal(number)
+    with pytest.raises(ZeroDivisionError), StopSignal():
+        assert signal.getsignal(number) != before
+        raise ZeroDivisionError
+    assert signal.getsignal(number) is before
+
+
+def test_each_use_starts_anew():
+    with StopSignal():
+        send(signal.SIGTERM)
+    with StopSignal() as stop:
+        assert stop.received is None

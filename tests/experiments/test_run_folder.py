@@ -1,0 +1,135 @@
+"""A run's folder: what survives a crash, and what a wrong folder says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import run_folder
+from experiments.errors import UserError
+from experiments.run_folder import RunFolder
+
+CONFIG = {"model": {"depth": 20}, "lr": 0.1, "seed": 0}
+
+
+def with_steps(path: Path, *steps: int) -> RunFolder:
+    folder = RunFolder.open(path, CONFIG)
+    for step in steps:
+        folder.append({"step": step, "loss": 1 / step})
+    return folder
+
+
+def test_records_come_back_as_they_were_written(tmp_path):
+    with_steps(tmp_path / "run", 1, 3)
+    assert RunFolder(tmp_path / "run").records() == [
+        {"step": 1, "loss": 1.0}, {"step": 3, "loss": 1 / 3},
+    ]  # fmt: skip
+
+
+def test_a_new_folder_has_the_config_and_no_records(tmp_path):
+    folder = RunFolder.open(tmp_path / "deep" / "run", CONFIG)
+    assert json.loads((folder.path / "config.json").read_text()) == CONFIG
+    assert folder.records() == []
+    assert not folder.finished
+
+
+def test_each_record_is_on_disk_when_append_returns(tmp_path):
+    folder = with_steps(tmp_path / "run", 1)
+    assert (folder.path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 1.0}\n'
+
+
+@pytest.mark.parametrize("rest", ['{"step": 3, "lo', '{"step": 3}', "{"])
+def test_a_half_written_last_line_is_left_out(tmp_path, rest):
+    folder = with_steps(tmp_path / "run", 1, 2)
+    with open(folder.path / "metrics.jsonl", "a") as f:
+        f.write(rest)
+    assert [r["step"] for r in folder.records()] == [1, 2]
+    folder.keep_until(9)
+    folder.append({"step": 3, "loss": 0.0})
+    assert [r["step"] for r in folder.records()] == [1, 2, 3]
+
+
+def test_a_damaged_line_is_told_by_its_number(tmp_path):
+    folder = with_steps(tmp_path / "run", 1)
+    file = folder.path / "metrics.jsonl"
+    file.write_text('{"step": 1, "lo\n' + file.read_text())
+    with pytest.raises(UserError, match=r"metrics\.jsonl line 1 is damaged"):
+        folder.records()
+
+
+@pytest.mark.parametrize(("last", "kept"), [(0, []), (2, [1, 2]), (3, [1, 2]), (4, [1, 2, 4])])
+def test_keep_until_drops_what_comes_after(tmp_path, last, kept):
+    folder = with_steps(tmp_path / "run", 1, 2, 4)
+    folder.keep_until(last)
+    assert [r["step"] for r in folder.records()] == kept
+
+
+def test_the_same_config_opens_the_folder_again(tmp_path):
+    with_steps(tmp_path / "run", 1)
+    reordered = dict(reversed(CONFIG.items()))
+    assert len(RunFolder.open(tmp_path / "run", reordered).records()) == 1
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({**CONFIG, "lr": 0.2}, "lr: 0.1 there, 0.2 now"),
+        ({**CONFIG, "model": {"depth": 32}}, "model.depth: 20 there, 32 now"),
+        ({**CONFIG, "wd": 1}, "wd: None there, 1 now"),
+    ],
+)
+def test_another_config_is_refused_by_key_and_nothing_changes(tmp_path, other, named):
+    folder = with_steps(tmp_path / "run", 1)
+    with pytest.raises(UserError, match="another configuration") as told:
+        RunFolder.open(folder.path, other)
+    assert named in str(told.value) and "run_root" in str(told.value)
+    assert json.loads((folder.path / "config.json").read_text()) == CONFIG
+    assert len(folder.records()) == 1
+
+
+def test_a_damaged_config_is_said_to_be_damaged(tmp_path):
+    folder = with_steps(tmp_path / "run")
+    (folder.path / "config.json").write_text('{"lr": 0.')
+    with pytest.raises(UserError, match="damaged"):
+        RunFolder.open(folder.path, CONFIG)
+
+
+@pytest.mark.parametrize("inside", [".", "run"])
+def test_a_file_in_place_of_the_folder_is_told_in_one_line(tmp_path, inside):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(UserError, match="cannot write") as told:
+        RunFolder.open(tmp_path / "taken" / inside, CONFIG)
+    assert str(tmp_path / "taken") in str(told.value)
+    assert "\n" not in str(told.value)
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_metrics_that_cannot_be_written_are_told(tmp_path):
+    folder = RunFolder.open(tmp_path / "run", CONFIG)
+    (folder.path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl"):
+        folder.append({"step": 1})
+
+
+def test_finish_writes_the_row_then_done(tmp_path, monkeypatch):
+    folder = with_steps(tmp_path / "run", 1)
+    order = []
+
+    def spy(path: Path, text: str) -> None:
+        order.append((path.name, folder.finished))
+        path.write_text(text)
+
+    monkeypatch.setattr(run_folder, "write_text", spy)
+    folder.finish({"eval_accuracy": 0.5})
+    assert order == [("row.json", False), ("DONE", False)]
+    assert folder.finished
+    assert json.loads((folder.path / "row.json").read_text()) == {"eval_accuracy": 0.5}
+
+
+def test_no_temporary_files_stay(tmp_path):
+    folder = with_steps(tmp_path / "run", 1, 2)
+    folder.keep_until(1)
+    folder.finish({})
+    assert sorted(p.name for p in folder.path.iterdir()) == [
+        "DONE", "config.json", "metrics.jsonl", "row.json",
+    ]  # fmt: skip
