@@ -57,7 +57,7 @@ def series(row: Row) -> tuple[int, float, int]:
 
 
 def series_name(row: Row) -> str:
-    gamma = f", \N{GREEK SMALL LETTER GAMMA}={row['gamma']:g}" if row["gamma"] else ""
+    gamma = f", gamma={row['gamma']:g}" if row["gamma"] else ""
     groups = f", groups of {row['group_size']}" if (row["group_size"] or 1) > 1 else ""
     return METHOD_NAMES[row["grad"]] + gamma + groups
 

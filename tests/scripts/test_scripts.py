@@ -193,7 +193,8 @@ def test_same_rows_give_the_same_bytes(results: Path) -> None:
 def test_published_values_only_beside_complete_runs(
     tmp_path: Path, drawn: list, reduced: bool
 ) -> None:
-    rows = [row(g, k, model="resnet32_preact", data="cifar10", reduced=reduced) for g, k in METHODS]
+    setup = {"model": "resnet32_preact", "data": "uoft-cs/cifar10", "reduced": reduced}
+    rows = [row(g, k, **setup) for g, k in METHODS]
     file = tmp_path / "r.jsonl"
     file.write_text("".join(
         json.dumps({**r, "curve": curve(records(r))}) + "\n" for r in rows))
@@ -220,7 +221,8 @@ def test_tables(results: Path) -> None:
 
 def test_method_names_tell_variants_apart() -> None:
     assert method_name(row("bp", None)) == "BP"
-    assert method_name(row("highway", 3, gamma=0.2, group_size=4)) == "Highway, γ=0.2, groups of 4 k=3"
+    variant = row("highway", 3, gamma=0.2, group_size=4)
+    assert method_name(variant) == "Highway, gamma=0.2, groups of 4 k=3"
 
 
 @pytest.mark.parametrize("count", [0, 1, 59, 60, 61, 500])
