@@ -38,9 +38,12 @@ def main(cfg: DictConfig) -> None:
 
 def _tell(error: Exception) -> None:
     """One line, with the reason Hydra keeps in the cause and without its search path."""
-    text = str(error).split("Config search path")[0].split("To append to")[0]
+    text = str(error).split("Config search path")[0].removeprefix("In 'config': ")
+    text, unknown_key, _ = text.partition("To append to")
     if isinstance(error, HydraException) and error.__cause__ is not None:
-        text = text.strip(" .") + ": " + str(error.__cause__).split("full_key")[0]
+        text = text.strip(" .\n") + ": " + str(error.__cause__).split("full_key")[0]
+    if unknown_key:
+        text = text.rstrip() + "; python train.py --cfg job shows all keys"
     print(f"error: {' '.join(text.split())}", file=sys.stderr)
 
 

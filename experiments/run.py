@@ -36,7 +36,7 @@ def run(cfg: DictConfig, choices: Mapping[str, str]) -> Path:
     check_values(cfg)
     method = _build(cfg, "grad")
     name, config = _run_name(cfg, choices, method)
-    folder = RunFolder.open(Path(cfg.run_root) / name, {**config, "seed": cfg.seed})
+    folder = RunFolder(Path(cfg.run_root) / name, {**config, "seed": cfg.seed})
     if folder.finished:
         print(f"{folder.path}: finished already, skipped")
         return folder.path
@@ -48,6 +48,7 @@ def run(cfg: DictConfig, choices: Mapping[str, str]) -> Path:
     model = _build(cfg, "model", classes=data.classes)
     hb.set_method(model, method)
     _tell_large_k(model, method)
+    folder.create()
     state, said = checkpoint.load(folder.path)
     if said:
         print(said)

@@ -13,27 +13,25 @@ from experiments.errors import UserError
 class RunFolder:
     """One run's files. ``config`` holds what identifies the run, ``path`` is named after it."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._metrics = path / "metrics.jsonl"
-
-    @classmethod
-    def open(cls, path: Path, config: dict[str, Any]) -> RunFolder:
-        """Create the folder, or check that it belongs to the same configuration.
+    def __init__(self, path: Path, config: dict[str, Any]):
+        """Nothing is written before ``create``.
 
         Raises:
-            UserError: unwritable, or made with another configuration (the key is named).
+            UserError: the folder was made with another configuration (the key is named).
         """
+        self.path = path
+        self._metrics = path / "metrics.jsonl"
+        self._config = json.dumps(config, indent=1, sort_keys=True) + "\n"
         file = path / "config.json"
-        text = json.dumps(config, indent=1, sort_keys=True) + "\n"
-        if not file.exists():
-            write_text(file, text)
-        elif file.read_text() != text:
+        if file.exists() and file.read_text() != self._config:
             raise UserError(
-                f"{path} was made with another configuration ({_difference(file, text)}); "
+                f"{path} was made with another configuration ({_difference(file, self._config)}); "
                 "choose another run_root or delete the folder"
             )
-        return cls(path)
+
+    def create(self) -> None:
+        """Make the folder with its config.json; UserError if it cannot be written."""
+        write_text(self.path / "config.json", self._config)
 
     @property
     def finished(self) -> bool:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.train_cli import runs, train  # noqa: F401  fixtures
+
 torch.set_num_threads(1)
 
 

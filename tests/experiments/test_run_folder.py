@@ -12,8 +12,14 @@ from experiments.run_folder import RunFolder
 CONFIG = {"model": {"depth": 20}, "lr": 0.1, "seed": 0}
 
 
+def created(path: Path, config: dict = CONFIG) -> RunFolder:
+    folder = RunFolder(path, config)
+    folder.create()
+    return folder
+
+
 def with_steps(path: Path, *steps: int) -> RunFolder:
-    folder = RunFolder.open(path, CONFIG)
+    folder = created(path)
     for step in steps:
         folder.append({"step": step, "loss": 1 / step})
     return folder
@@ -21,16 +27,21 @@ def with_steps(path: Path, *steps: int) -> RunFolder:
 
 def test_records_come_back_as_they_were_written(tmp_path):
     with_steps(tmp_path / "run", 1, 3)
-    assert RunFolder(tmp_path / "run").records() == [
+    assert RunFolder(tmp_path / "run", CONFIG).records() == [
         {"step": 1, "loss": 1.0}, {"step": 3, "loss": 1 / 3},
     ]  # fmt: skip
 
 
 def test_a_new_folder_has_the_config_and_no_records(tmp_path):
-    folder = RunFolder.open(tmp_path / "deep" / "run", CONFIG)
+    folder = created(tmp_path / "deep" / "run")
     assert json.loads((folder.path / "config.json").read_text()) == CONFIG
     assert folder.records() == []
     assert not folder.finished
+
+
+def test_nothing_is_there_before_create(tmp_path):
+    RunFolder(tmp_path / "run", CONFIG)
+    assert not (tmp_path / "run").exists()
 
 
 def test_each_record_is_on_disk_when_append_returns(tmp_path):
@@ -67,7 +78,7 @@ def test_keep_until_drops_what_comes_after(tmp_path, last, kept):
 def test_the_same_config_opens_the_folder_again(tmp_path):
     with_steps(tmp_path / "run", 1)
     reordered = dict(reversed(CONFIG.items()))
-    assert len(RunFolder.open(tmp_path / "run", reordered).records()) == 1
+    assert len(RunFolder(tmp_path / "run", reordered).records()) == 1
 
 
 @pytest.mark.parametrize(
@@ -81,7 +92,7 @@ def test_the_same_config_opens_the_folder_again(tmp_path):
 def test_another_config_is_refused_by_key_and_nothing_changes(tmp_path, other, named):
     folder = with_steps(tmp_path / "run", 1)
     with pytest.raises(UserError, match="another configuration") as told:
-        RunFolder.open(folder.path, other)
+        RunFolder(folder.path, other)
     assert named in str(told.value) and "run_root" in str(told.value)
     assert json.loads((folder.path / "config.json").read_text()) == CONFIG
     assert len(folder.records()) == 1
@@ -91,21 +102,21 @@ def test_a_damaged_config_is_said_to_be_damaged(tmp_path):
     folder = with_steps(tmp_path / "run")
     (folder.path / "config.json").write_text('{"lr": 0.')
     with pytest.raises(UserError, match="damaged"):
-        RunFolder.open(folder.path, CONFIG)
+        RunFolder(folder.path, CONFIG)
 
 
 @pytest.mark.parametrize("inside", [".", "run"])
 def test_a_file_in_place_of_the_folder_is_told_in_one_line(tmp_path, inside):
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(UserError, match="cannot write") as told:
-        RunFolder.open(tmp_path / "taken" / inside, CONFIG)
+        created(tmp_path / "taken" / inside)
     assert str(tmp_path / "taken") in str(told.value)
     assert "\n" not in str(told.value)
     assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_metrics_that_cannot_be_written_are_told(tmp_path):
-    folder = RunFolder.open(tmp_path / "run", CONFIG)
+    folder = created(tmp_path / "run")
     (folder.path / "metrics.jsonl").mkdir()
     with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl"):
         folder.append({"step": 1})

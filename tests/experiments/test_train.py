@@ -1,0 +1,190 @@
+"""train.py on a tiny network: runs, what they leave behind, and that stopping costs nothing."""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import checkpoint
+from tests.train_cli import command_line, only_run, records_of, row_of
+
+# Seconds and memory belong to the machine; all else of a run is repeated bit for bit.
+MACHINE = ("seconds", "seconds_per_step", "peak_memory_mb", "wandb_id")
+
+
+def numbers(record: dict) -> dict:
+    return {key: value for key, value in record.items() if key not in MACHINE}
+
+
+def outcome(folder: Path) -> tuple[dict, list[dict], dict]:
+    state = torch.load(folder / checkpoint.LATEST, weights_only=True)
+    return numbers(row_of(folder)), [numbers(r) for r in records_of(folder)], state["model"]
+
+
+def assert_same(a: Path, b: Path) -> None:
+    (row_a, records_a, model_a), (row_b, records_b, model_b) = outcome(a), outcome(b)
+    assert row_a == row_b
+    assert records_a == records_b
+    assert model_a.keys() == model_b.keys()
+    assert all(torch.equal(model_a[name], model_b[name]) for name in model_a)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "grad", "k", "gamma"),
+    [
+        (["grad=bp"], "bp", None, None),
+        (["grad=fixed_point", "k=1"], "fixed_point", 1, None),
+        (["grad=highway", "k=0"], "highway", 0, 0.0),
+        (["grad=highway", "k=2", "grad.gamma=0.5"], "highway", 2, 0.5),
+    ],
+)
+def test_each_method_leaves_a_whole_run(train, runs, overrides, grad, k, gamma):
+    assert train(*overrides).code == 0
+    folder = only_run(runs)
+    row, records = row_of(folder), records_of(folder)
+    assert (row["grad"], row["k"], row["gamma"]) == (grad, k, gamma)
+    assert (row["model"], row["data"], row["steps"], row["seed"]) == (
+        "resnet20_preact", "digits", 6, 0)  # fmt: skip
+    assert row["reduced"] is True
+    trained = [r for r in records if "train_loss" in r]
+    assert [r["step"] for r in trained] == [1, 2, 3, 4, 5, 6]
+    assert all(r["k"] == k for r in trained)
+    assert [r["step"] for r in records if "eval_loss" in r] == [3, 6]
+    assert row["eval_accuracy"] == records[-1]["eval_accuracy"]
+
+
+def test_large_k_trains_as_backprop(train, runs, tmp_path):
+    train("grad=bp", f"run_root={tmp_path / 'bp'}", "trainer.amp=false")
+    train("grad=highway", "k=3", f"run_root={tmp_path / 'hw'}", "trainer.amp=false")
+    exact = records_of(only_run(tmp_path / "bp"))
+    same = records_of(only_run(tmp_path / "hw"))
+    for a, b in zip(exact, same, strict=True):
+        for key in a.keys() & {"train_loss", "eval_loss", "grad_norm"}:
+            assert b[key] == pytest.approx(a[key], rel=2e-3)
+
+
+def test_k_0_is_another_training(train, tmp_path):
+    train("grad=bp", f"run_root={tmp_path / 'bp'}")
+    train("grad=highway", "k=0", f"run_root={tmp_path / 'hw'}")
+    norms = [records_of(only_run(tmp_path / name))[0]["grad_norm"] for name in ("bp", "hw")]
+    assert norms[0] != pytest.approx(norms[1], rel=1e-2)
+
+
+def test_a_finished_run_is_skipped(train, runs):
+    train("steps=1")
+    before = {file: file.stat().st_mtime_ns for file in only_run(runs).iterdir()}
+    again = train("steps=1")
+    assert (again.code, "finished already, skipped" in again.out) == (0, True)
+    assert before == {file: file.stat().st_mtime_ns for file in only_run(runs).iterdir()}
+
+
+def test_backprop_is_one_run_whatever_k(train, runs):
+    train("grad=bp", "k=1", "steps=1")
+    assert "skipped" in train("grad=bp", "k=2", "steps=1").out
+
+
+@pytest.mark.parametrize(
+    "change", ["k=1", "seed=1", "optim.lr=0.02", "grad=fixed_point", "model=resnet20", "steps=2"]
+)
+def test_what_changes_the_result_is_another_run(train, runs, change):
+    train("steps=1")
+    steps = [] if change.startswith("steps") else ["steps=1"]
+    assert train(change, *steps, "model.depth=8").code == 0
+    assert len(list(runs.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "change", ["trainer.log_interval=2", "logger=wandb_offline", "trainer.progress=true"]
+)
+def test_what_does_not_change_the_result_is_the_same_run(train, runs, change):
+    train("steps=1")
+    assert "skipped" in train("steps=1", change).out
+
+
+def test_a_sweep_goes_on_after_a_failure(train, runs):
+    swept = train("--multirun", "model.depth=9,8", "steps=1")
+    assert swept.code == 1
+    assert "error: model: depth=9" in swept.err
+    assert "1 of 2 runs failed: model.depth=9" in swept.err
+    assert (only_run(runs) / "DONE").exists()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_and_the_run_goes_on_exactly(train, runs, tmp_path, sent):
+    from experiments.run_folder import RunFolder
+
+    append = RunFolder.append
+
+    def interrupted(self, record):
+        append(self, record)
+        if record["step"] == 5 and "train_loss" in record:
+            os.kill(os.getpid(), sent)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "append", interrupted)
+        stopped = train("grad=highway", "k=1")
+    assert stopped.code == 128 + sent
+    assert "goes on from here" in stopped.err
+    assert torch.load(only_run(runs) / checkpoint.LATEST, weights_only=True)["step"] == 5
+    resumed = train("grad=highway", "k=1")
+    assert (resumed.code, "going on after step 5" in resumed.out) == (0, True)
+    train("grad=highway", "k=1", f"run_root={tmp_path / 'whole'}")
+    assert_same(only_run(runs), only_run(tmp_path / "whole"))
+
+
+def test_nonfinite_gradients_name_the_parameter(train, runs, monkeypatch):
+    from models.resnet import ResNet
+
+    build = ResNet.__init__
+
+    def poisoned(self, *args, **kwargs):
+        build(self, *args, **kwargs)
+        weight = self.chain[1].block.body[2].weight
+        weight.register_hook(lambda g: g * float("inf"))
+
+    monkeypatch.setattr(ResNet, "__init__", poisoned)
+    seen = train("grad=bp")
+    assert seen.code == 1
+    assert "step 1: the gradient is not finite, first in chain.1.block.body.2.weight" in seen.err
+    state = torch.load(only_run(runs) / "nonfinite.pt", weights_only=True)
+    assert state["step"] == 0
+
+
+def test_kill_minus_nine_at_ten_moments(tmp_path):
+    """The same command until it ends; afterwards nothing tells the run from a whole one."""
+    processes = multiprocessing.get_context("forkserver")  # imports done once
+    processes.set_forkserver_preload(["experiments.run", "models.resnet", "sklearn.datasets"])
+    arguments = ["experiment=digits_tiny", "steps=150", "grad=highway", "k=1", "logger=none",
+                 "trainer.threads=1"]  # fmt: skip
+
+    def start(root: Path) -> multiprocessing.Process:
+        process = processes.Process(target=command_line, args=[*arguments, f"run_root={root}"])
+        process.start()
+        return process
+
+    random_ = random.Random(0)
+    root = tmp_path / "killed"
+    for _ in range(10):
+        process = start(root)
+        # Counted in records, as the start-up lasts as long as it lasts.
+        lines = count_lines(root) + random_.randrange(1, 6)
+        while process.is_alive() and count_lines(root) < lines:
+            time.sleep(0.002)
+        time.sleep(random_.random() * 0.05)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    for last in (root, tmp_path / "whole"):
+        process = start(last)
+        process.join()
+        assert process.exitcode == 0
+    assert_same(only_run(root), only_run(tmp_path / "whole"))
+
+
+def count_lines(root: Path) -> int:
+    return sum(len(file.read_text().splitlines()) for file in root.glob("*/metrics.jsonl"))

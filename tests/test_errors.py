@@ -1,0 +1,219 @@
+"""docs/errors.md says what the user sees; here every line of it is provoked.
+
+A first column in backticks is what stands behind ``python train.py``; any other first column is a
+situation made by the function of that name below. ``…`` stands for whatever differs by machine.
+"""
+
+import re
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import highway_bp as hb
+from experiments import checkpoint
+from tests.train_cli import only_run
+
+PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
+ROWS = [
+    [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+    for line in PAGE.read_text().splitlines()
+    if line.startswith("| ") and not line.startswith("| situation")
+]
+SITUATIONS = {}
+
+
+def situation(function):
+    SITUATIONS[function.__name__.replace("_", " ")] = function
+    return function
+
+
+def matches(documented: str, seen: str) -> bool:
+    parts = [re.escape(part) for part in documented.strip("`").split("…")]
+    return re.fullmatch(".*?".join(parts), seen, re.DOTALL) is not None
+
+
+@pytest.mark.parametrize(("what", "line"), [r for r in ROWS if r[0].startswith("`")])
+def test_command_line(train, runs, what, line):
+    seen = train(*what.strip("`").split())
+    assert seen.code == 1
+    assert matches(line, seen.err.strip()), seen.err
+    assert "\n" not in seen.err.strip()
+
+
+@pytest.mark.parametrize(("what", "line"), [r for r in ROWS if not r[0].startswith("`")])
+def test_situation(train, runs, tmp_path, monkeypatch, what, line):
+    seen = SITUATIONS[what](train, runs, tmp_path)
+    assert matches(line, seen.strip()), seen
+
+
+def test_every_situation_is_documented():
+    assert set(SITUATIONS) == {what for what, _ in ROWS if not what.startswith("`")}
+
+
+def raised(error: type[Exception], call) -> str:
+    with pytest.raises(error) as told:
+        call()
+    return str(told.value)
+
+
+class Add(nn.Module):
+    """h + h, with the carry it is given."""
+
+    def __init__(self, carry):
+        super().__init__()
+        self.value = carry
+
+    def forward(self, h):
+        return h + h
+
+    def carry(self, h_in, h_out):
+        return self.value
+
+
+class Narrow(nn.Module):
+    def forward(self, h):
+        return h[..., :2]
+
+
+class Pair(nn.Module):
+    def forward(self, h):
+        return h, None
+
+
+def backward(*layers: nn.Module, k: int = 1):
+    x = torch.randn(2, 4, requires_grad=True)
+    hb.ResidualChain(layers, hb.Highway(k))(x).sum().backward()
+
+
+@situation
+def a_carry_of_the_wrong_shape(*_):
+    return raised(ValueError, lambda: backward(Add(torch.ones(3)), Add(None)))
+
+
+@situation
+def a_carry_of_the_wrong_dtype(*_):
+    return raised(TypeError, lambda: backward(Add(torch.ones(4, dtype=torch.int64)), Add(None)))
+
+
+@situation
+def a_carry_of_another_type(*_):
+    return raised(TypeError, lambda: backward(Add("ones"), Add(None)))
+
+
+@situation
+def a_layer_that_changes_the_shape_with_an_identity_carry(*_):
+    return raised(ValueError, lambda: backward(Narrow(), Add(None)))
+
+
+@situation
+def a_layer_that_returns_a_tuple(*_):
+    return raised(TypeError, lambda: backward(Pair(), Add(None)))
+
+
+@situation
+def a_k_larger_than_L_in_the_library(*_):
+    with pytest.warns(UserWarning) as told:
+        backward(Add(None), Add(None), k=5)
+    assert len(told) == 1
+    return str(told[0].message)
+
+
+@situation
+def a_k_larger_than_L_in_training(train, *_):
+    return train("k=5", "steps=1").out.splitlines()[0]
+
+
+@situation
+def a_data_file_cut_off(train, runs, tmp_path):
+    folder = tmp_path / "data" / "uoft-cs" / "cifar10" / "plain_text"
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        (folder / f"{split}-00000-of-00001.parquet").write_bytes(b"PAR1 and no more")
+    return train("data=cifar10", f"data.root={tmp_path / 'data'}").err
+
+
+@situation
+def a_data_file_missing(train, runs, tmp_path):
+    (tmp_path / "data" / "uoft-cs" / "cifar10" / "plain_text").mkdir(parents=True)
+    return train("data=cifar10", f"data.root={tmp_path / 'data'}").err
+
+
+@situation
+def a_run_folder_that_cannot_be_written(train, *_):
+    return train("run_root=/dev/null/runs").err
+
+
+@situation
+def a_damaged_checkpoint(train, runs, tmp_path):
+    stop_after(train, 5)
+    damage(only_run(runs) / checkpoint.LATEST)
+    resumed = train("steps=6")
+    assert resumed.code == 0
+    return resumed.out.splitlines()[0]
+
+
+@situation
+def all_checkpoints_damaged(train, runs, tmp_path):
+    stop_after(train, 5)
+    for name in (checkpoint.LATEST, checkpoint.PREVIOUS):
+        damage(only_run(runs) / name)
+    return train("steps=6").err
+
+
+@situation
+def a_checkpoint_of_another_configuration(train, runs, tmp_path):
+    train("steps=1")
+    folder = only_run(runs)
+    (folder / "DONE").unlink()
+    state = torch.load(folder / checkpoint.LATEST, weights_only=True)
+    torch.save({**state, "config_hash": "00000000"}, folder / checkpoint.LATEST)
+    return train("steps=1").err
+
+
+@situation
+def a_run_folder_of_another_configuration(train, runs, tmp_path):
+    train("steps=1")
+    file = only_run(runs) / "config.json"
+    file.write_text(file.read_text().replace('"lr": 0.05', '"lr": 0.5'))
+    return train("steps=1").err
+
+
+@situation
+def a_file_that_cannot_grow(train, runs, tmp_path):
+    """As on a full disk: the kernel refuses to write beyond a size."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        seen = train("steps=2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert seen.code == 1
+    assert train("steps=2").code == 0  # with room again, the same command ends well
+    return seen.err
+
+
+def stop_after(train, steps: int) -> None:
+    """A run whose process ended without a word after ``steps`` steps."""
+    from experiments.trainer import Trainer
+
+    whole = Trainer._timed_step
+
+    def dying(self):
+        if self.step == steps:
+            raise SystemExit(99)
+        return whole(self)
+
+    Trainer._timed_step = dying
+    try:
+        assert train("steps=6").code == 99
+    finally:
+        Trainer._timed_step = whole
+
+
+def damage(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
