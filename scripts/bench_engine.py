@@ -2,7 +2,7 @@
 
     python scripts/bench_engine.py --out results/bench_engine.json
 
-Times are medians of interleaved repetitions in one process, after a warm-up, synchronised on
+ResNets run in channels-last layout, as train.py runs them. Times are medians of interleaved repetitions in one process, after a warm-up, synchronised on
 CUDA. Peak memory is that of a fresh process per method, minus the same process without backward.
 """
 
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -24,6 +25,9 @@ import torch
 from torch import Tensor, nn
 
 import highway_bp as hb
+from experiments import task
+from experiments.data.batches import TrainBatches
+from experiments.data.images import ImageData
 from experiments.provenance import environment
 from models.resnet import ResNet
 from scripts.transformer_layers import sublayers
@@ -38,13 +42,17 @@ METHODS = {
 
 
 def resnet32() -> tuple[list[nn.Module], Tensor]:
-    layers = list(ResNet(depth=32, preact=True, classes=10).chain)
-    return layers, torch.randn(128, 16, 32, 32)
+    chain = ResNet(depth=32, preact=True, classes=10).chain
+    return channels_last(chain), channels_last(torch.randn(128, 16, 32, 32))
 
 
 def resnet32_relu() -> tuple[list[nn.Module], Tensor]:
-    layers = list(ResNet(depth=32, preact=False, classes=10).chain)
-    return layers, torch.rand(128, 16, 32, 32)
+    chain = ResNet(depth=32, preact=False, classes=10).chain
+    return channels_last(chain), channels_last(torch.rand(128, 16, 32, 32))
+
+
+def channels_last(what: Any) -> Any:
+    return what.to(memory_format=torch.channels_last)
 
 
 def transformer() -> tuple[list[nn.Module], Tensor]:
@@ -153,6 +161,30 @@ def measure_memory(workload: str) -> dict[str, float]:
     }
 
 
+def measure_data(steps: int = 50) -> dict[str, float]:
+    """CIFAR-10-sized batches of 128, augmented, beside a training step of ResNet-32 (preact)."""
+    noise = torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.randint(10, (50_000,))
+    data = ImageData(
+        name="noise", train_images=noise, train_labels=labels, test_images=noise[:1],
+        test_labels=labels[:1], classes=10, mean=(0.5,) * 3, std=(0.25,) * 3, augment=True,
+        flip=True,
+    )  # fmt: skip
+    batches = TrainBatches(data, 128, seed=0, device=DEVICE)
+    model = channels_last(ResNet(depth=32, preact=True, classes=10)).to(DEVICE)
+    numbers = iter(range(10**6))
+
+    def deliver() -> float:
+        return timed(lambda: batches.batch(next(numbers)))
+
+    def consume() -> float:
+        x, y = batches.batch(0)
+        return timed(lambda: task.loss(model, channels_last(x), y)[0].backward())
+
+    seconds = medians({"batch": deliver}, steps) | medians({"step": consume}, 5)
+    return {**seconds, "step_over_batch": seconds["step"] / seconds["batch"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
@@ -173,6 +205,11 @@ def main() -> None:
         print(workload)
         for name, value in {**row["ratios"], **row["memory"]}.items():
             print(f"  {name:45} {value:9.3f}")
+    if not args.only:
+        record["data"] = measure_data()
+        print("data pipeline")
+        for name, value in record["data"].items():
+            print(f"  {name:45} {value:9.4f}")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(record, indent=1) + "\n")
