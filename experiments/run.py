@@ -16,6 +16,7 @@ import highway_bp as hb
 from experiments import checkpoint
 from experiments.config import check_values, config_hash, identity
 from experiments.errors import UserError
+from experiments.malloc import keep_freed_memory
 from experiments.provenance import environment
 from experiments.run_folder import RunFolder
 from experiments.trainer import Trainer
@@ -43,6 +44,7 @@ def run(cfg: DictConfig, choices: Mapping[str, str]) -> Path:
     device = _device(cfg.device)
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
+    keep_freed_memory()
     torch.manual_seed(cfg.seed)
     data = _build(cfg, "data")
     model = _build(cfg, "model", classes=data.classes)

@@ -21,7 +21,7 @@ class LinearSystem(Protocol):
     length: int  # L
 
     def cotangents(self) -> States:
-        """b_0 .. b_L, fresh: the solver may write into it."""
+        """b_0 .. b_L; the solver may write into all but the last, which is w_L."""
 
     def through_blocks(self, w: States, gamma: float, states: range) -> States:
         """b_i + w_{i+1} (J_{i+1} + gamma K_{i+1}) for i in ``states``, w_i elsewhere; uses up w."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 from torch import Tensor
 
@@ -33,14 +32,16 @@ class ModuleSystem:
                 self._b[i] = inner if b_i is None else b_i + inner
         # States below the first trainable layer want no gradient.
         self._first = next((i for i, s in enumerate(segments) if s.h_in.requires_grad), self.length)
-        self._carry = cache(self._make_carry)  # formed once a backward pass, and only where asked
+        self._carries: list[Carry | None] = [None] * self.length  # formed once, where asked
 
     def cotangents(self) -> States:
-        return [None if b is None else b.clone() for b in self._b]
+        # Not b_L: nothing comes after it, so no method changes it.
+        return [*(None if b is None else b.clone() for b in self._b[:-1]), self._b[-1]]
 
     def through_blocks(self, w: States, gamma: float, states: range) -> States:
         for i in states[self._first :] if states.start == 0 else states:
-            w[i] = self._pushed(i, w[i + 1], gamma)  # ascending: w_{i+1} is still the old one
+            w[i] = None  # ascending: w_{i+1} is still the old one, w_i is used up
+            w[i] = self._pushed(i, w[i + 1], gamma)
         return w
 
     def scan(self, v: States, gamma: float, states: range) -> States:
@@ -65,5 +66,8 @@ class ModuleSystem:
             return v
         return b.clone() if v is None else v.add_(b)
 
-    def _make_carry(self, i: int) -> Carry:
-        return self._segments[i].carry()
+    def _carry(self, i: int) -> Carry:
+        carry = self._carries[i]
+        if carry is None:
+            carry = self._carries[i] = self._segments[i].carry()
+        return carry

@@ -50,7 +50,7 @@ class PostActLayer(PreActLayer):
         return F.relu(self.shortcut(h) + z)
 
     def carry(self, h_in: Tensor, h_out: Tensor) -> hb.Carry:
-        mask = hb.Diagonal((h_out > 0).to(h_out.dtype))
+        mask = hb.Diagonal(h_out.sign())  # 1[h_out > 0], as h_out is never negative
         return mask @ shortcut_carry(self.shortcut, h_in)
 
 

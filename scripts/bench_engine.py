@@ -2,20 +2,24 @@
 
     python scripts/bench_engine.py --out results/bench_engine.json
 
-ResNets run in channels-last layout, as train.py runs them. Times are medians of interleaved repetitions in one process, after a warm-up, synchronised on
-CUDA. Peak memory is that of a fresh process per method, minus the same process without backward.
+ResNets run in channels-last layout, as train.py runs them. Times are medians of interleaved
+repetitions in one process, after a warm-up, synchronised on CUDA; a ratio is the median of the
+ratios inside each repetition, so that the machine's drift cancels. Peak memory is that of a
+fresh process per method.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +27,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import highway_bp as hb
 from experiments import task
 from experiments.data.batches import TrainBatches
 from experiments.data.images import ImageData
+from experiments.malloc import keep_freed_memory
 from experiments.provenance import environment
 from models.resnet import ResNet
 from scripts.transformer_layers import sublayers
@@ -68,6 +74,7 @@ WORKLOADS: dict[str, Callable] = {
 
 def build(workload: str) -> tuple[list[nn.Module], Tensor]:
     torch.manual_seed(0)
+    keep_freed_memory()  # as train.py does
     layers, x = WORKLOADS[workload]()
     return [layer.to(DEVICE) for layer in layers], x.to(DEVICE).requires_grad_()
 
@@ -84,18 +91,22 @@ def timed(run: Callable[[], None]) -> float:
     return clock() - start
 
 
-def medians(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, repetitions interleaved so that drift hits all alike."""
+Seconds = dict[str, list[float]]
+
+
+def interleaved(runs: dict[str, Callable[[], float]], repeats: int) -> Seconds:
+    """Seconds of each run in every repetition, after a warm-up."""
     for run in runs.values():
         run()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            seconds[name].append(run())
+    rounds = [{name: run() for name, run in runs.items()} for _ in range(repeats)]
+    return {name: [seconds[name] for seconds in rounds] for name in runs}
+
+
+def medians(seconds: Seconds) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def measure_times(workload: str, repeats: int) -> dict[str, float]:
+def measure_times(workload: str, repeats: int) -> Seconds:
     layers, x = build(workload)
     plain = nn.Sequential(*layers)
     cotangent = torch.randn_like(plain(x).detach())
@@ -120,45 +131,72 @@ def measure_times(workload: str, repeats: int) -> dict[str, float]:
     for name in ("k0", "k1", "k2"):
         runs[f"{name}_backward"] = backward(chains[name], leaves)
     runs["plain_backward"] = backward(plain, leaves)
-    return medians(runs, repeats)
+    return interleaved(runs, repeats)
 
 
-def time_ratios(seconds: dict[str, float]) -> dict[str, float]:
-    iteration = seconds["k1_backward"] - seconds["k0_backward"]
-    return {
-        "bp_step_over_plain": seconds["bp_step"] / seconds["plain_step"],
-        "iteration_over_input_backward": iteration / seconds["plain_backward_inputs"],
-        "k0_backward_over_plain_backward": seconds["k0_backward"] / seconds["plain_backward"],
-    }
+def time_ratios(seconds: Seconds) -> dict[str, float]:
+    columns = zip(*seconds.values(), strict=True)
+    rounds = [dict(zip(seconds, column, strict=True)) for column in columns]
+    return {name: statistics.median(ratio(r) for r in rounds) for name, ratio in RATIOS.items()}
 
 
-def peak_bytes(workload: str, method: str) -> int:
-    """Peak memory of two forward and backward passes in this process (call in a fresh one)."""
-    torch.set_num_threads(1)
+RATIOS: dict[str, Callable[[dict[str, float]], float]] = {
+    "bp_step_over_plain": lambda t: t["bp_step"] / t["plain_step"],
+    "iteration_over_input_backward": lambda t: (
+        (t["k2_backward"] - t["k0_backward"]) / 2 / t["plain_backward_inputs"]
+    ),
+    "k0_backward_over_plain_backward": lambda t: t["k0_backward"] / t["plain_backward"],
+}
+
+
+def peaks(workload: str, method: str) -> tuple[int, int]:
+    """Bytes at the peak of one forward and backward pass, after one to warm up, in this process
+    (call in a fresh one): of tensors, and of the whole process on a CPU."""
     layers, x = build(workload)
     chain = hb.ResidualChain(layers, METHODS[method])
-    for _ in range(2):
-        h = chain(x)
-        h.backward(torch.ones_like(h))
-        del h
+    cotangent = torch.ones_like(chain(x))
+
+    def step() -> None:
+        chain(x).backward(cotangent)
+
+    step()
     if DEVICE.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated(), 0
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    return peak_of(profiler), high_water_mark()
+
+
+def peak_of(profiler: profile) -> int:
+    """The largest sum of tensor bytes allocated and not yet freed since the profiler's start."""
+    events = [(e.start_ns(), e.nbytes()) for e in profiler.profiler.kineto_results.events()
+              if e.name() == "[memory]"]
+    return max(accumulate(size for _, size in sorted(events, key=itemgetter(0))))
+
+
+def high_water_mark() -> int:
+    """This process's peak resident bytes. (getrusage would give a parent's, if that was larger.)"""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
 def measure_memory(workload: str) -> dict[str, float]:
-    peaks = {}
-    for method in METHODS:
-        command = [sys.executable, __file__, "--peak-of", workload, method]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks[method] = int(done.stdout)
+    record = {}
     layers, x = build(workload)
-    per_layer = x.nbytes * len(layers)
-    extra = {m: (peaks[m] - peaks["bp"]) / per_layer for m in METHODS if m != "bp"}
-    return {
-        **{f"peak_mb_{m}": peak / 1e6 for m, peak in peaks.items()},
-        **{f"hidden_states_per_layer_above_bp_{m}": value for m, value in extra.items()},
-    }
+    base = 0
+    for method in METHODS:
+        command = [sys.executable, __file__, "--peaks-of", workload, method]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        tensors, process = map(int, done.stdout.split())
+        base = base or tensors  # bp comes first
+        record[f"tensors_mb_{method}"] = tensors / 1e6
+        record[f"process_mb_{method}"] = process / 1e6
+        record[f"hidden_states_per_layer_above_bp_{method}"] = (
+            (tensors - base) / (x.nbytes * len(layers))
+        )
+    return record
 
 
 def measure_data(steps: int = 50) -> dict[str, float]:
@@ -181,7 +219,7 @@ def measure_data(steps: int = 50) -> dict[str, float]:
         x, y = batches.batch(0)
         return timed(lambda: task.loss(model, channels_last(x), y)[0].backward())
 
-    seconds = medians({"batch": deliver}, steps) | medians({"step": consume}, 5)
+    seconds = medians(interleaved({"batch": deliver}, steps) | interleaved({"step": consume}, 5))
     return {**seconds, "step_over_batch": seconds["step"] / seconds["batch"]}
 
 
@@ -190,16 +228,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", choices=WORKLOADS, help="one workload instead of all")
-    parser.add_argument("--peak-of", nargs=2, metavar=("WORKLOAD", "METHOD"),
+    parser.add_argument("--peaks-of", nargs=2, metavar=("WORKLOAD", "METHOD"),
                         help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.peak_of:
-        print(peak_bytes(*args.peak_of))
+    if args.peaks_of:
+        print(*peaks(*args.peaks_of))
         return
     record: dict = {"environment": environment(DEVICE), "repeats": args.repeats, "workloads": {}}
     for workload in [args.only] if args.only else WORKLOADS:
         seconds = measure_times(workload, args.repeats)
-        row = {"seconds": seconds, "ratios": time_ratios(seconds),
+        row = {"seconds": medians(seconds), "ratios": time_ratios(seconds),
                "memory": measure_memory(workload)}
         record["workloads"][workload] = row
         print(workload)

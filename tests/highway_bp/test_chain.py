@@ -1,9 +1,11 @@
 """A ResidualChain behaves as any module, and is clear when misused."""
 
 import copy
+import gc
 import io
 import pickle
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -486,3 +488,22 @@ def test_k_of_L_says_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gradients(chain(hb.Highway(L)), data())
+
+
+def test_nothing_of_a_step_outlives_it():
+    """Memory is freed by reference counts alone: no cycle waits for the garbage collector."""
+    seen = []
+
+    class Watched(nn.Linear):
+        def forward(self, h):
+            out = h + super().forward(h)
+            seen.append(weakref.ref(out))
+            return out
+
+    chain = hb.ResidualChain([Watched(3, 3) for _ in range(3)], hb.Highway(1))
+    gc.disable()
+    try:
+        chain(torch.randn(2, 3)).sum().backward()
+        assert [ref() for ref in seen] == [None] * 3
+    finally:
+        gc.enable()
