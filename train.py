@@ -54,6 +54,12 @@ if __name__ == "__main__":
     except (HydraException, OmegaConfBaseException) as error:
         _tell(error)
         sys.exit(1)
+    except OSError as error:
+        if _jobs:
+            raise
+        # before any job there is only the folder for multirun.yaml
+        print(f"error: run_root: {error}; expected a folder that can be written", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
     if _failed and len(_jobs) > 1:

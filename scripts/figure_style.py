@@ -6,21 +6,25 @@ lightness and line style each tell methods apart.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
+import pandas as pd
 
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
-from scripts.rows import Row
+from scripts.rows import Row, method_name
 
 SERIES_COLOUR = {"bp": "black", "fixed_point": "#D55E00", "highway": "#0072B2"}
 LINE_STYLE = {"bp": "-", "fixed_point": "--", "highway": "-"}
 SERIES_MARKER = {"bp": "D", "fixed_point": "s", "highway": "o"}
+SMOOTHING_SPAN = 8
 _RAMP = {"fixed_point": "Oranges", "highway": "Blues"}
 
 
@@ -42,6 +46,29 @@ def two_panels(title: str, note: str) -> tuple[Figure, Axes, Axes]:
         axes.grid(axis="y", color="0.9")
         axes.set_axisbelow(True)
     return figure, left, right
+
+
+def draw_loss(axes: Axes, curves: Iterable[tuple[Row, dict[str, list[float]]]]) -> None:
+    """Training loss against training seconds, a line per run: (row, training curve) each.
+
+    A batch's loss is too noisy to compare runs by: the lines are exponential averages, the span of
+    which the axis names.
+    """
+    curves = list(curves)
+    largest_k = max(row["k"] or 0 for row, _ in curves)
+    named = set()
+    for row, train in curves:
+        name = method_name(row)
+        smooth = pd.Series(train["train_loss"]).ewm(span=SMOOTHING_SPAN).mean()
+        axes.plot(train["seconds"], smooth, LINE_STYLE[row["grad"]], lw=1.4,
+                  color=colour(row, largest_k), label=None if name in named else name)
+        named.add(name)
+    axes.set_yscale("log")
+    for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatter(ScalarFormatter())
+    axes.set_xlabel("training time (s)")
+    axes.set_ylabel(f"training loss (averaged over {SMOOTHING_SPAN} records)")
+    axes.legend(frameon=False, fontsize=8)
 
 
 def save(figure: Figure, path: Path) -> None:

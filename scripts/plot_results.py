@@ -24,7 +24,7 @@ from scripts.figure_style import (
     LINE_STYLE,
     SERIES_COLOUR,
     SERIES_MARKER,
-    colour,
+    draw_loss,
     save,
     two_panels,
 )
@@ -84,22 +84,6 @@ def draw_published(axes: Axes, entry: dict) -> None:
               color="0.5", label="published Highway")
 
 
-def draw_loss(axes: Axes, rows: list[Row]) -> None:
-    """Training loss against training seconds, one line per row."""
-    largest_k = max(row["k"] or 0 for row in rows)
-    named = set()
-    for row in sorted(rows, key=order):
-        name = method_name(row)
-        train = row["curve"]["train"]
-        axes.plot(train["seconds"], train["train_loss"], LINE_STYLE[row["grad"]], lw=1.4,
-                  color=colour(row, largest_k), label=None if name in named else name)
-        named.add(name)
-    axes.set_yscale("log")
-    axes.set_xlabel("training time (s)")
-    axes.set_ylabel("training loss")
-    axes.legend(frameon=False, fontsize=8)
-
-
 def rows_used(rows: list[Row], source: Path) -> str:
     lines = [f"rows of {source.name} in {source.with_suffix('.png').name}:"]
     for row in sorted(rows, key=order):
@@ -125,7 +109,7 @@ def draw(source: Path, folder: Path, published: Path) -> Path:
     if entry:
         draw_published(left, entry)
     left.legend(frameon=False, fontsize=8, loc="lower right")
-    draw_loss(right, rows)
+    draw_loss(right, [(row, row["curve"]["train"]) for row in sorted(rows, key=order)])
     picture = folder / f"{source.stem}.png"
     save(figure, picture)
     picture.with_suffix(".rows.txt").write_text(rows_used(rows, source))

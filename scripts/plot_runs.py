@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from matplotlib.axes import Axes
 
 from experiments.errors import UserError
-from scripts.figure_style import LINE_STYLE, SERIES_MARKER, colour, save, two_panels
-from scripts.rows import Row, by_method, curve, devices_of, finished_runs, method_name, setup_of
+from scripts.figure_style import SERIES_MARKER, colour, draw_loss, save, two_panels
+from scripts.rows import Row, by_method, curve, devices_of, finished_runs, setup_of
 
 
 def table(rows: list[Row]) -> str:
@@ -47,19 +47,6 @@ def draw_accuracy(axes: Axes, rows: list[Row], largest_k: int) -> None:
     axes.set_ylabel("final accuracy (%)")
 
 
-def draw_loss(axes: Axes, runs: list[tuple[Row, list[dict]]], largest_k: int) -> None:
-    named = set()
-    for row, records in runs:
-        name = method_name(row)
-        train = curve(records)["train"]
-        axes.plot(train["seconds"], train["train_loss"], LINE_STYLE[row["grad"]], lw=1.6,
-                  color=colour(row, largest_k), label=None if name in named else name)
-        named.add(name)
-    axes.set_xlabel("training time (s)")
-    axes.set_ylabel("training loss")
-    axes.legend(frameon=False, fontsize=9)
-
-
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="folder that holds run folders")
@@ -70,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     largest_k = max(row["k"] or 0 for row in rows)
     figure, left, right = two_panels(setup_of(rows, args.root), devices_of(rows))
     draw_accuracy(left, rows, largest_k)
-    draw_loss(right, runs, largest_k)
+    draw_loss(right, [(row, curve(records)["train"]) for row, records in runs])
     out = args.out or args.root / "comparison.png"
     save(figure, out)
     print(table(rows))

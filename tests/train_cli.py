@@ -50,7 +50,7 @@ def train(runs, capsys, monkeypatch):
 
 
 def only_run(runs: Path) -> Path:
-    (folder,) = runs.iterdir()
+    (folder,) = (path for path in runs.iterdir() if path.is_dir())
     return folder
 
 

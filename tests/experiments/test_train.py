@@ -106,6 +106,21 @@ def test_what_does_not_change_the_result_is_the_same_run(train, runs, change):
     assert "skipped" in train("steps=1", change).out
 
 
+def test_a_sweep_keeps_its_files_in_run_root(train, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train("--multirun", "grad=highway", "k=0,1", "steps=2")
+    assert [path.name for path in tmp_path.iterdir()] == [runs.name]
+    assert (runs / "multirun.yaml").exists()
+
+
+def test_a_sweep_into_a_file_is_told_in_one_line(train, tmp_path):
+    (tmp_path / "file").write_text("")
+    outcome = train("--multirun", "k=0,1", f"run_root={tmp_path / 'file'}")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: run_root: ")
+    assert outcome.err.count("\n") == 1
+
+
 def test_a_sweep_goes_on_after_a_failure(train, runs):
     swept = train("--multirun", "model.depth=9,8", "steps=1")
     assert swept.code == 1
