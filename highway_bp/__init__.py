@@ -9,12 +9,14 @@ the backward pass is solved::
 
 from highway_bp.carry import Carry, Diagonal, Identity, LinearMap, Permutation, Scalar
 from highway_bp.chain import ResidualChain, set_method
+from highway_bp.gru import GRU
 from highway_bp.methods import Backprop, FixedPoint, Highway, Method
 from highway_bp.scan import cumsumprod
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "GRU",
     "Backprop",
     "Carry",
     "Diagonal",
