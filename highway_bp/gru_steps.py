@@ -46,7 +46,6 @@ def _tile_grads(method, x, h_0, h, b, weights) -> tuple[tuple[Tensor, Tensor], l
     W_ih, W_hh, *biases = weights
     before = torch.cat([h_0[None], h[:-1]])  # h_0 .. h_{L-1}
     by_input, by_hidden, z = _slopes(x, before, weights)
-    b = torch.cat([torch.zeros_like(h_0)[None], b])
 
     def vjp(w: Tensor) -> Tensor:
         return (w.unsqueeze(-2) * by_hidden).flatten(-2) @ W_hh
@@ -54,8 +53,8 @@ def _tile_grads(method, x, h_0, h, b, weights) -> tuple[tuple[Tensor, Tensor], l
     L = len(x)
     w = method.solve(TimeSystem(b, z, vjp))[: L + 1]
     w_rows = w[1:].unsqueeze(-2)
-    a_i = (w_rows * by_input).flatten(-2)  # (L, B, 3H), cotangents of x W_ih^T + b_ih
-    a_h = (w_rows * by_hidden).flatten(-2)  # of h W_hh^T + b_hh
+    a_i = by_input.mul_(w_rows).flatten(-2)  # (L, B, 3H), cotangents of x W_ih^T + b_ih
+    a_h = by_hidden.mul_(w_rows).flatten(-2)  # of h W_hh^T + b_hh
     grads = [a_i.flatten(0, 1).T @ x.flatten(0, 1), a_h.flatten(0, 1).T @ before.flatten(0, 1)]
     if biases:
         grads += [a_i.sum((0, 1)), a_h.sum((0, 1))]

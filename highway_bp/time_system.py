@@ -30,12 +30,16 @@ class DiagonalScan:
         for j in reversed(range(self.size - 1)):
             self._P[:, j] *= self._P[:, j + 1]
 
-    def padded(self, v: Tensor) -> Tensor:
-        """A copy of v (L + 1, B, H), as long as the blocks together."""
-        return torch.cat([v, v.new_zeros(self.blocks * self.size - len(v), *v.shape[1:])])
+    def padded(self, b: Tensor) -> Tensor:
+        """Zero for h_0, then b (L, B, H), then zeros to the length of the blocks together."""
+        v = b.new_empty(self.blocks * self.size, *b.shape[1:])
+        v[0].zero_()
+        v[1 : len(b) + 1] = b
+        v[len(b) + 1 :].zero_()
+        return v
 
     def __call__(self, v: Tensor) -> Tensor:
-        """Scan ``v``, which `padded` made, in place."""
+        """Scan ``v``, which `padded` made, in place; returns it."""
         u = v.unflatten(0, (self.blocks, self.size))
         for j in reversed(range(self.size - 1)):
             u[:, j].addcmul_(u[:, j + 1], self._K[:, j])
@@ -52,7 +56,7 @@ class TimeSystem:
     out the same, and no slices have to be copied.
 
     Args:
-        b: cotangents from the losses (L + 1, B, H); b[0] is that of the initial state.
+        b: cotangents from the losses on h_1 .. h_L (L, B, H); on h_0 there is none.
         K: the carry's diagonals (L, B, H).
         vjp: w (L, B, H), the cotangents of h_1 .. h_L, to w J (L, B, H), those of h_0 .. h_{L-1}.
     """
@@ -70,8 +74,9 @@ class TimeSystem:
         v = self._vjp(w[1 : L + 1])
         if gamma != 0.0:
             v = v.addcmul(w[1 : L + 1], self._K, value=gamma)
-        torch.add(self._b[:L], v, out=w[:L])
-        w[L] = self._b[L]
+        w[0] = v[0]
+        torch.add(self._b[:-1], v[1:], out=w[1:L])
+        w[L] = self._b[-1]
         return w
 
     def scan(self, v: Tensor, gamma: float, states: range) -> Tensor:
