@@ -8,15 +8,19 @@ the backward pass is solved::
 """
 
 from highway_bp.carry import Carry, Diagonal, Identity, LinearMap, Permutation, Scalar
-from highway_bp.chain import ResidualChain, set_method
+from highway_bp.chain import ResidualChain
 from highway_bp.gru import GRU
-from highway_bp.methods import Backprop, FixedPoint, Highway, Method
+from highway_bp.lstm import LSTM
+from highway_bp.methods import Backprop, FixedPoint, Highway, Method, TruncatedBPTT
+from highway_bp.recurrent import Recurrent
 from highway_bp.scan import cumsumprod
+from highway_bp.set_method import set_method
 
 __version__ = "0.1.0"
 
 __all__ = [
     "GRU",
+    "LSTM",
     "Backprop",
     "Carry",
     "Diagonal",
@@ -26,8 +30,10 @@ __all__ = [
     "LinearMap",
     "Method",
     "Permutation",
+    "Recurrent",
     "ResidualChain",
     "Scalar",
+    "TruncatedBPTT",
     "cumsumprod",
     "set_method",
 ]

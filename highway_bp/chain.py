@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from highway_bp.leaves import check_leaves
-from highway_bp.methods import Backprop, Method
+from highway_bp.methods import Backprop, Method, check_method
 from highway_bp.module_system import ModuleSystem
 from highway_bp.segment import Segment, run_segment
 
@@ -49,11 +49,7 @@ class ResidualChain(nn.ModuleList):
 
     @method.setter
     def method(self, method: Method) -> None:
-        if not isinstance(method, Method) or isinstance(method, type):
-            raise TypeError(
-                f"method={method!r}; expected a gradient method such as Backprop(), "
-                "FixedPoint(k) or Highway(k)"
-            )
+        check_method(method)
         self._method = method
 
     def __getitem__(self, index):
@@ -188,17 +184,3 @@ def _keep_buffers():
     """Tell the compiler, where it is in use, that backward graphs are walked more than once."""
     config = sys.modules.get("torch._functorch.config")
     return contextlib.nullcontext() if config is None else config.patch(donated_buffer=False)
-
-
-def set_method(model: nn.Module, method: Method) -> None:
-    """Set the gradient method of every `ResidualChain` inside ``model``.
-
-    Raises:
-        ValueError: the model holds no `ResidualChain`.
-        TypeError: ``method`` is not a gradient method.
-    """
-    chains = [m for m in model.modules() if isinstance(m, ResidualChain)]
-    if not chains:
-        raise ValueError(f"{type(model).__name__} holds no ResidualChain to set {method} on")
-    for chain in chains:
-        chain.method = method

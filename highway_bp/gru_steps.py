@@ -1,4 +1,4 @@
-"""One direction of one GRU layer, differentiated over all time steps at once.
+"""The GRU's step, differentiated over all time steps at once.
 
     r = sigmoid(x W_ir + b_ir + h W_hr + b_hr)      z likewise
     m = h W_hn + b_hn                               n = tanh(x W_in + b_in + r m)
@@ -7,69 +7,101 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from highway_bp.gates import dtype_of_sums, sigmoid_slope, tanh_slope, weight_gradients
 from highway_bp.methods import Method
+from highway_bp.steps import Gradients, Rows
 from highway_bp.time_system import TimeSystem
+from highway_bp.windows import Windows, at_ends, products
 
 
-class GRUSteps(torch.autograd.Function):
-    """h_1 .. h_L (L, B, H) of x (L, B, I) and h_0 (B, H); gradients by ``method``."""
+@dataclass(frozen=True)
+class GRUCell:
+    """``carry``: "gate" (the update gate) or "diagonal" (of the whole step's Jacobian)."""
 
-    @staticmethod
-    def forward(ctx, method: Method, tile: int, x: Tensor, h_0: Tensor, *weights: Tensor) -> Tensor:
-        biased = len(weights) == 4
-        h, _ = torch._VF.gru(x, h_0[None], weights, biased, 1, 0.0, False, False, False)
-        ctx.method, ctx.tile = method, tile
-        ctx.save_for_backward(x, h_0, h, *weights)
-        return h
+    carry: str
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, b: Tensor):
-        x, h_0, h, *weights = ctx.saved_tensors
-        parts = [
-            _tile_grads(ctx.method, *(t.narrow(-2, start, min(ctx.tile, x.shape[1] - start))
-                                      for t in (x, h_0, h, b)), weights)
-            for start in range(0, x.shape[1], ctx.tile)
-        ]
-        by_row, by_weight = zip(*parts, strict=True)
-        grad_x, grad_h_0 = (torch.cat(rows, -2) for rows in zip(*by_row, strict=True))
-        grads = [torch.stack(g).sum(0) for g in zip(*by_weight, strict=True)]
-        return None, None, grad_x, grad_h_0, *grads
+    def forward(self, x, start, weights, ends) -> tuple[Tensor]:
+        return (_library_gru(x, start[0], weights),)
 
+    def gradients(self, method: Method, rows: Rows) -> Gradients:
+        step = GRUJacobian(rows)
+        diagonal = step.diagonal() if self.carry == "diagonal" else None
 
-def _tile_grads(method, x, h_0, h, b, weights) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
-    """Gradients of x and h_0, and of the weights, for some rows of the batch."""
-    W_ih, W_hh, *biases = weights
-    before = torch.cat([h_0[None], h[:-1]])  # h_0 .. h_{L-1}
-    by_input, by_hidden, z = _slopes(x, before, weights)
+        def vjp(w: Tensor) -> Tensor:
+            v = step.through_gates(w)
+            return v if diagonal is None else v.addcmul_(w, diagonal, value=-1)
 
-    def vjp(w: Tensor) -> Tensor:
-        return (w.unsqueeze(-2) * by_hidden).flatten(-2) @ W_hh
+        K = step.z if diagonal is None else step.z + diagonal
+        w = method.solve(TimeSystem(rows.b[0].to(K.dtype), lambda: K, vjp))[: len(rows.x) + 1]
+        a = w[1:].unsqueeze(-2) * step.slopes  # (L, B, 3, H), cotangents of h W_hh^T + b_hh
+        biased = len(rows.weights) == 4
+        by_hidden = weight_gradients(a.flatten(-2), rows.before, biased)
+        torch.mul(w[1:], step.slope_n, out=a[..., 2, :])  # now of x W_ih^T + b_ih
+        by_input = weight_gradients(a.flatten(-2), rows.x, biased)
+        grad_x = a.flatten(-2).to(rows.x.dtype) @ rows.weights[0] if rows.wants_x else None
+        by_weight = [g for pair in zip(by_input, by_hidden, strict=True) for g in pair]
+        return grad_x, self.initial(w[0]), by_weight
 
-    L = len(x)
-    w = method.solve(TimeSystem(b, z, vjp))[: L + 1]
-    w_rows = w[1:].unsqueeze(-2)
-    a_i = by_input.mul_(w_rows).flatten(-2)  # (L, B, 3H), cotangents of x W_ih^T + b_ih
-    a_h = by_hidden.mul_(w_rows).flatten(-2)  # of h W_hh^T + b_hh
-    grads = [a_i.flatten(0, 1).T @ x.flatten(0, 1), a_h.flatten(0, 1).T @ before.flatten(0, 1)]
-    if biases:
-        grads += [a_i.sum((0, 1)), a_h.sum((0, 1))]
-    return (a_i @ W_ih, w[0]), grads
+    def initial(self, w_0: Tensor) -> list[Tensor]:
+        return [w_0]
+
+    def windows(self, rows: Rows, size: int, weights: Sequence[Tensor]) -> Windows:
+        def run(x: Tensor, start: Tensor, where: slice) -> tuple[Tensor, Tensor]:
+            h = _library_gru(x, start, weights)
+            return h, h[-1]
+
+        def K() -> Tensor:
+            step = GRUJacobian(rows)
+            K = step.z if self.carry == "gate" else step.z + step.diagonal()
+            return products(K, size)
+
+        return Windows(size, rows.before[::size], at_ends(rows.b[0], size), K, run)
 
 
-def _slopes(x: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """dh'/da for the gates' inputs a: (L, B, 3, H) on the input's and the hidden side, and z."""
-    W_ih, W_hh, *biases = weights
-    b_ih, b_hh = biases or (None, None)
-    i_r, i_z, i_n = F.linear(x, W_ih, b_ih).chunk(3, -1)
-    h_r, h_z, m = F.linear(h, W_hh, b_hh).chunk(3, -1)
-    r, z = torch.sigmoid(i_r + h_r), torch.sigmoid(i_z + h_z)
-    n = torch.tanh(i_n + r * m)
-    to_n = (1 - z) * (1 - n * n)
-    to_r = to_n * m * r * (1 - r)
-    to_z = (h - n) * z * (1 - z)
-    return torch.stack([to_r, to_z, to_n], -2), torch.stack([to_r, to_z, to_n * r], -2), z
+class GRUJacobian:
+    """The step's Jacobian at all times: z, and the slopes dh'/da of the gates' inputs a.
+
+    Attributes:
+        z: update gate (L, B, H).
+        slopes: with respect to r, z, m's inputs (L, B, 3, H), a = h W_hh^T + b_hh.
+        slope_n: with respect to x W_in + b_in (L, B, H); those of r and z are ``slopes``'.
+    """
+
+    def __init__(self, rows: Rows):
+        W_ih, W_hh, *biases = rows.weights
+        b_ih, b_hh = biases or (None, None)
+        H, h, dtype = rows.h.shape[-1], rows.before, dtype_of_sums(rows.x)
+        a_i = F.linear(rows.x, W_ih, b_ih).to(dtype)  # (L, B, 3H)
+        a_h = F.linear(h, W_hh, b_hh).to(dtype)
+        m = a_h[..., 2 * H :]
+        r, z = a_i[..., : 2 * H].add_(a_h[..., : 2 * H]).sigmoid_().chunk(2, -1)
+        n = a_i[..., 2 * H :].addcmul_(r, m).tanh_()
+        self.slopes = slopes = a_i.new_empty(*h.shape[:2], 3, H)
+        self.z, self.slope_n = z, tanh_slope(1 - z, n)
+        sigmoid_slope(self.slope_n * m, r, grad_input=slopes[..., 0, :])
+        sigmoid_slope(h - n, z, grad_input=slopes[..., 1, :])
+        torch.mul(self.slope_n, r, out=slopes[..., 2, :])
+        self._W_hh = W_hh
+
+    def through_gates(self, w: Tensor) -> Tensor:
+        """w J (L, B, H), J the Jacobian through the gates."""
+        a = (w.unsqueeze(-2) * self.slopes).flatten(-2)
+        return (a.to(self._W_hh.dtype) @ self._W_hh).to(w.dtype)
+
+    def diagonal(self) -> Tensor:
+        """The diagonal of J (L, B, H)."""
+        own = torch.stack([W.diagonal() for W in self._W_hh.chunk(3)])  # (3, H)
+        return (self.slopes * own).sum(-2)
+
+
+def _library_gru(x: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """h_1 .. h_L (L, B, H) by torch's own kernel (cuDNN on CUDA)."""
+    h, _ = torch._VF.gru(x, h_0[None], weights, len(weights) == 4, 1, 0.0, True, False, False)
+    return h

@@ -117,6 +117,36 @@ class Highway:
         return w
 
 
+@dataclass(frozen=True)
+class TruncatedBPTT:
+    """The usual baseline: exact inside windows, no gradient from one window to another.
+
+    Args:
+        window: consecutive layers (time steps) in a window.
+    """
+
+    window: int
+
+    def __post_init__(self) -> None:
+        _check_whole("window", self.window, least=1)
+
+    def groups(self, L: int) -> list[range]:
+        return _runs(L, self.window)
+
+    def solve(self, system: LinearSystem) -> States:
+        w = system.cotangents()
+        return system.through_blocks(w, gamma=1.0, states=range(1)) if system.length else w
+
+
+def check_method(method: object) -> None:
+    """Raise TypeError for anything but an instance of a gradient method."""
+    if not isinstance(method, Method) or isinstance(method, type):
+        raise TypeError(
+            f"method={method!r}; expected a gradient method such as Backprop(), "
+            "FixedPoint(k) or Highway(k)"
+        )
+
+
 def _iterations(method: FixedPoint | Highway, L: int) -> list[range]:
     """The states that change in each iteration: w_i^m is exact for i >= L - m already."""
     if method.k > L:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+
+def in_blocks(L: int) -> tuple[int, int]:
+    """(blocks, size): about sqrt(L) each, with room for states 0 .. L."""
+    size = math.isqrt(L) + 1
+    return -(-(L + 1) // size), size
 
 
 class DiagonalScan:
@@ -15,32 +22,22 @@ class DiagonalScan:
     The twin of `scan.cumsumprod` that keeps the products of K for the next call.
 
     Args:
-        K: diagonals (L, B, H); K[i] carries state i+1 to i.
+        K: diagonals (L, B, C); K[i] carries state i+1 to i, in its first C elements.
         scale: factor on every K.
     """
 
     def __init__(self, K: Tensor, scale: float = 1.0):
-        L = len(K)
-        self.size = math.isqrt(L) + 1
-        self.blocks = -(-(L + 1) // self.size)
+        self.blocks, self.size = in_blocks(len(K))
         K = K * scale if scale != 1.0 else K
-        padding = K.new_zeros(self.blocks * self.size - L, *K.shape[1:])
+        padding = K.new_zeros(self.blocks * self.size - len(K), *K.shape[1:])
         self._K = torch.cat([K, padding]).unflatten(0, (self.blocks, self.size))
         self._P = self._K.clone()  # from the first state of the next block to here
         for j in reversed(range(self.size - 1)):
             self._P[:, j] *= self._P[:, j + 1]
 
-    def padded(self, b: Tensor) -> Tensor:
-        """Zero for h_0, then b (L, B, H), then zeros to the length of the blocks together."""
-        v = b.new_empty(self.blocks * self.size, *b.shape[1:])
-        v[0].zero_()
-        v[1 : len(b) + 1] = b
-        v[len(b) + 1 :].zero_()
-        return v
-
     def __call__(self, v: Tensor) -> Tensor:
-        """Scan ``v``, which `padded` made, in place; returns it."""
-        u = v.unflatten(0, (self.blocks, self.size))
+        """Scan v (blocks * size, B, S), S >= C, in place; returns it."""
+        u = v[..., : self._K.shape[-1]].unflatten(0, (self.blocks, self.size))
         for j in reversed(range(self.size - 1)):
             u[:, j].addcmul_(u[:, j + 1], self._K[:, j])
         for m in reversed(range(self.blocks - 1)):
@@ -50,39 +47,68 @@ class DiagonalScan:
 
 
 class TimeSystem:
-    """States h_0 .. h_L of a cell with diagonal carry; methods see one padded tensor.
+    """States s_0 .. s_L of a cell with diagonal carry; methods see one padded tensor.
 
-    Every call works on all states, whatever ``states`` says: those that are exact already come
-    out the same, and no slices have to be copied.
+    Every call works on all states, or on the first alone: those of ``states`` that are left out
+    are exact, so they come out the same, and no slices have to be copied.
 
     Args:
-        b: cotangents from the losses on h_1 .. h_L (L, B, H); on h_0 there is none.
-        K: the carry's diagonals (L, B, H).
-        vjp: w (L, B, H), the cotangents of h_1 .. h_L, to w J (L, B, H), those of h_0 .. h_{L-1}.
+        b: cotangents from the losses on s_1 .. s_L (L, B, S).
+        K: gives the carry's diagonals (L, B, C) when they are first needed; they carry the first
+            C elements of a state, the others go through the block alone.
+        vjp: w (L, B, S), the cotangents of s_1 .. s_L, to those of s_0 .. s_{L-1} (L, B, S).
+        b_0: cotangent on s_0 (B, S); None for zero.
+        whole: vjp gives w (J + K), otherwise w J.
+        wants_start: whether anybody asks for w_0.
     """
 
-    def __init__(self, b: Tensor, K: Tensor, vjp: Callable[[Tensor], Tensor]):
-        self.length = len(K)
-        self._b, self._K, self._vjp = b, K, vjp
+    def __init__(
+        self,
+        b: Tensor,
+        K: Callable[[], Tensor],
+        vjp: Callable[[Tensor], Tensor],
+        b_0: Tensor | None = None,
+        whole: bool = False,
+        wants_start: bool = True,
+    ):
+        self.length, self._whole, self._first = len(b), whole, 0 if wants_start else 1
+        self._b, self._form_K, self._vjp, self._b_0 = b, K, vjp, b_0
         self._scans: dict[float, DiagonalScan] = {}
 
     def cotangents(self) -> Tensor:
-        return self._scan(0.0).padded(self._b)
+        b, (blocks, size) = self._b, in_blocks(self.length)
+        w = b.new_empty(blocks * size, *b.shape[1:])
+        w[0] = 0.0 if self._b_0 is None else self._b_0
+        w[1 : len(b) + 1] = b
+        w[len(b) + 1 :] = 0.0
+        return w
 
     def through_blocks(self, w: Tensor, gamma: float, states: range) -> Tensor:
+        if states.stop <= self._first:
+            return w
         L = self.length
         v = self._vjp(w[1 : L + 1])
-        if gamma != 0.0:
-            v = v.addcmul(w[1 : L + 1], self._K, value=gamma)
-        w[0] = v[0]
-        torch.add(self._b[:-1], v[1:], out=w[1:L])
-        w[L] = self._b[-1]
+        share = gamma - 1.0 if self._whole else gamma  # of w K, missing or too much
+        if share != 0.0:
+            C = self._K.shape[-1]
+            v[..., :C].addcmul_(w[1 : L + 1, ..., :C], self._K, value=share)
+        w[0] = v[0] if self._b_0 is None else v[0] + self._b_0
+        if states.stop > 1:
+            torch.add(self._b[:-1], v[1:], out=w[1:L])
+            w[L] = self._b[-1]
         return w
 
     def scan(self, v: Tensor, gamma: float, states: range) -> Tensor:
-        return v if gamma == 1.0 else self._scan(gamma)(v)
-
-    def _scan(self, gamma: float) -> DiagonalScan:
+        if gamma == 1.0:
+            return v
+        if states.stop == 1:
+            C = self._K.shape[-1]
+            v[0, ..., :C].addcmul_(v[1, ..., :C], self._K[0], value=1.0 - gamma)
+            return v
         if gamma not in self._scans:
             self._scans[gamma] = DiagonalScan(self._K, 1.0 - gamma)
-        return self._scans[gamma]
+        return self._scans[gamma](v)
+
+    @cached_property
+    def _K(self) -> Tensor:
+        return self._form_K()

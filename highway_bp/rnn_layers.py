@@ -1,0 +1,179 @@
+"""What `GRU` and `LSTM` share: layers, directions, lengths, and the gradient method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from highway_bp import lengths as by_length
+from highway_bp.methods import Backprop, Method, check_method
+from highway_bp.steps import Cell, Steps
+
+TILE_BYTES = 2**21  # of one state tensor (L, tile, H): its few companions then fit a CPU's cache
+States = Tensor | tuple[Tensor, ...]
+
+
+class MethodRNN(nn.RNNBase):
+    """A recurrent network of torch whose backward pass is solved by a gradient method.
+
+    Subclasses come before their ``torch.nn`` class and give the cell of their carry.
+    """
+
+    cells: dict[str, Cell]
+    n_states: int
+
+    def __init__(self, *args, method: Method | None = None, carry: str = "gate", **kwargs):
+        super().__init__(*args, **kwargs)
+        if carry not in self.cells:
+            raise ValueError(f"carry={carry!r}; expected one of {', '.join(self.cells)}")
+        self.carry = carry
+        self.method = Backprop() if method is None else method
+
+    @property
+    def method(self) -> Method:
+        return self._method
+
+    @method.setter
+    def method(self, method: Method) -> None:
+        check_method(method)
+        if self.proj_size and method.groups(1) is not None:
+            raise ValueError(
+                f"proj_size={self.proj_size}; expected 0 with {method}: a projected state is no "
+                "diagonal chain"
+            )
+        self._method = method
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, method={self.method}, carry={self.carry!r}"
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: States | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Tensor | PackedSequence, States]:
+        """As in ``torch.nn``, with one argument more.
+
+        Args:
+            lengths: steps of each sequence of a padded input, in any order. Outputs behind them
+                are zero, last states are those at them.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: what ``torch.nn`` raises for inputs that do not
+                fit; lengths that are not whole numbers from 1 to L, one for each sequence.
+        """
+        if lengths is not None:
+            lengths = self._checked(lengths, input)
+        if not torch.is_grad_enabled() or self.method.groups(1) is None:
+            return self._by_autograd(input, hx, lengths)
+        if isinstance(input, PackedSequence):
+            x, lengths = by_length.pad(input)
+            output, states = self._layers(x, self._start(x, hx), lengths)
+            return by_length.pack_like(output, lengths, input), self._given(states)
+        x, start = self._time_major(input, hx)
+        output, states = self._layers(x, start, lengths)
+        if input.dim() == 2:
+            return output.squeeze(1), self._given([s.squeeze(1) for s in states])
+        return output.movedim(1, 0) if self.batch_first else output, self._given(states)
+
+    def _by_autograd(self, input, hx, lengths: Tensor | None):
+        """``torch.nn``'s own forward pass; with lengths, around a packed sequence."""
+        if lengths is None:
+            return super().forward(input, hx)
+        packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
+        output, states = super().forward(packed, hx)
+        L = input.shape[1 if self.batch_first else 0]
+        return pad_packed_sequence(output, self.batch_first, total_length=L)[0], states
+
+    def _checked(self, lengths, input) -> Tensor:
+        if isinstance(input, PackedSequence) or input.dim() != 3:
+            raise ValueError("lengths are given; expected a padded input of 3 dimensions with them")
+        L, B = input.shape[:2] if not self.batch_first else (input.shape[1], input.shape[0])
+        return by_length.check_lengths(lengths, L, B)
+
+    def _time_major(self, input: Tensor, hx) -> tuple[Tensor, list[Tensor]]:
+        """x (L, B, I) and initial states (D * num_layers, B, H); B = 1 for unbatched input."""
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                f"{self.mode}: Expected input to be 2D or 3D, got {input.dim()}D instead"
+            )
+        if input.dim() == 3:
+            return (x := input.movedim(0, 1) if self.batch_first else input), self._start(x, hx)
+        if hx is not None:
+            given = self._listed(hx)
+            if any(s.dim() != 2 for s in given):
+                names, dims = self._names(given)
+                raise RuntimeError(
+                    f"For unbatched 2-D input, {names} should also be 2-D but got {dims}"
+                )
+            hx = self._given([s.unsqueeze(1) for s in given])
+        return (x := input.unsqueeze(1)), self._start(x, hx)
+
+    def _start(self, x: Tensor, hx) -> list[Tensor]:
+        """Initial states that fit x (L, B, I); zeros if none are given."""
+        if hx is None:
+            D = 1 + self.bidirectional
+            zeros = x.new_zeros(self.num_layers * D, x.shape[1], self.hidden_size)
+            hx = self._given([zeros] * self.n_states)
+        given = self._listed(hx)
+        if any(s.dim() != 3 for s in given):
+            names, dims = self._names(given)
+            raise RuntimeError(f"For batched 3-D input, {names} should also be 3-D but got {dims}")
+        self.check_forward_args(x.movedim(1, 0) if self.batch_first else x, hx, None)
+        return given
+
+    def _names(self, given: list[Tensor]) -> tuple[str, str]:
+        """How torch's messages speak of the states and their dimensions."""
+        if len(given) == 1:
+            return "hx", f"{given[0].dim()}-D tensor"
+        return "hx and cx", f"({', '.join(f'{s.dim()}-D' for s in given)}) tensors"
+
+    def _listed(self, hx: States) -> list[Tensor]:
+        return [hx] if self.n_states == 1 else list(hx)
+
+    def _given(self, states: Sequence[Tensor]) -> States:
+        return states[0] if self.n_states == 1 else tuple(states)
+
+    def _layers(self, x: Tensor, start: list[Tensor], lengths: Tensor | None):
+        """Output (L, B, D * H) and last states (D * num_layers, B, H) of all layers."""
+        if lengths is not None:
+            x = by_length.mask(x, lengths)  # whatever stands there, 0 times its slope is 0
+        x, start = self._working_dtype(x, start)
+        last: list[tuple[Tensor, ...]] = []
+        for layer in range(self.num_layers):
+            if layer:
+                x = nn.functional.dropout(x, self.dropout, self.training)
+            outputs = []
+            for suffix in ("", "_reverse")[: 1 + self.bidirectional]:
+                way_in = by_length.reverse(x, lengths) if suffix else x
+                h, states = self._direction(
+                    way_in, [s[len(last)] for s in start], f"_l{layer}{suffix}", lengths)
+                outputs.append(by_length.reverse(h, lengths) if suffix else h)
+                last.append(states)
+            x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
+        return x, [torch.stack(states) for states in zip(*last, strict=True)]
+
+    def _direction(self, x, start, suffix: str, lengths: Tensor | None):
+        """Outputs (L, B, H), zero behind the ends, and last states (B, H)."""
+        names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]
+        weights = [getattr(self, name + suffix).to(x.dtype) for name in names]
+        ends = None if lengths is None else (lengths - 1).to(x.device)
+        L, B = x.shape[:2]
+        row = max(L * self.hidden_size * x.element_size(), 1)
+        tile = B if x.is_cuda else max(1, min(B, TILE_BYTES // row))
+        with torch.autocast(x.device.type, enabled=False):
+            found = Steps.apply(
+                self.cells[self.carry], self.method, tile, ends, self.n_states, x, *start, *weights)
+        h, *states = found if isinstance(found, tuple) else (found,)
+        h_n = by_length.last(h, lengths)
+        return h if lengths is None else by_length.mask(h, lengths), (h_n, *states)
+
+    def _working_dtype(self, x: Tensor, start: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Under autocast that of the region on CUDA, that of the weights elsewhere."""
+        device, dtype = x.device.type, self.weight_ih_l0.dtype
+        if device == "cuda" and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        return x.to(dtype), [s.to(dtype) for s in start]

@@ -1,0 +1,141 @@
+"""Windows of consecutive steps as the layers of a recurrent chain, exact inside.
+
+The n windows of a sequence lie side by side as n * B rows of one call of the cell, so that its own
+backward pass gives all their vector-Jacobian products at once. With windows of one step it is the
+naive twin of the closed forms in `gru_steps` and `lstm_steps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from highway_bp.methods import Method
+from highway_bp.time_system import TimeSystem
+
+
+@dataclass
+class Windows:
+    """A cell's sequence cut into n windows of ``size`` steps, the last one maybe shorter.
+
+    Attributes:
+        size: steps of a window.
+        starts: the states at the windows' starts (n, B, S).
+        b_ends: cotangents on the states at the windows' ends (n, B, S).
+        K: gives the windows' carries (n, B, C).
+        run: ``run(x, start, windows)`` with x (size, m * B, I) and start (m * B, S), m windows
+            side by side, gives outputs (size, m * B, H) and end states (m * B, S).
+    """
+
+    size: int
+    starts: Tensor
+    b_ends: Tensor
+    K: Callable[[], Tensor]
+    run: Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
+
+
+def window_gradients(
+    method: Method,
+    windows: Windows,
+    x: Tensor,
+    b: Tensor,
+    leaves: Sequence[Tensor],
+    wants_x: bool,
+    wants_start: bool,
+) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
+    """Gradients of x (L, B, I), w_0 of the initial state (B, S), and of ``leaves``.
+
+    Args:
+        b: cotangents of the outputs (L, B, H); at the windows' ends ``windows.b_ends`` counts.
+        leaves: tensors that ``windows.run`` uses.
+        wants_x, wants_start: whether anybody asks for those gradients.
+    """
+    runs = _runs(windows, x, b, wants_x)
+    inner = torch.cat([run.inner() for run in runs])  # (n, B, S)
+    b_states = windows.b_ends.clone()
+    b_states[:-1] += inner[1:]
+    system = TimeSystem(b_states, windows.K, lambda w: _through(runs, w), inner[0], whole=True,
+                        wants_start=wants_start)
+    w = method.solve(system)[: len(inner) + 1]
+    outputs, cotangents = [], []
+    for run in runs:
+        outputs += [run.outputs, run.end]
+        cotangents += [run.b, _side_by_side(w[1:][run.where])]
+    inputs = [run.x for run in runs] if wants_x else []
+    grads = torch.autograd.grad(outputs, [*inputs, *leaves], cotangents, allow_unused=True)
+    by_x, by_leaf = grads[: len(inputs)], grads[len(inputs) :]
+    B = x.shape[1]
+    grad_x = torch.cat([_one_after_another(g, B) for g in by_x]) if wants_x else None
+    return grad_x, w[0], list(by_leaf)
+
+
+def at_ends(t: Tensor, size: int) -> Tensor:
+    """The rows of t (L, ...) at the windows' ends (n, ...)."""
+    return torch.stack([window[-1] for window in t.split(size)])
+
+
+def products(K: Tensor, size: int) -> Tensor:
+    """The windows' carries (n, B, C) from those of the steps (L, B, C)."""
+    return torch.stack([window.prod(0) for window in K.split(size)])
+
+
+class _Run:
+    """Windows of equal size side by side, and the graph of their steps."""
+
+    def __init__(self, windows: Windows, x: Tensor, b: Tensor, where: slice, wants_x: bool):
+        m, starts = where.stop - where.start, windows.starts[where]
+        self.where, self.shape = where, starts.shape
+        self.x = _cut(x, m).detach().requires_grad_(wants_x)
+        self.b = _cut(b, m)[:-1]  # (size - 1, m * B, H)
+        self.start = _side_by_side(starts).detach().requires_grad_()
+        with torch.enable_grad():
+            outputs, self.end = windows.run(self.x, self.start, where)
+            self.outputs = outputs[:-1]  # at the end it is the state that counts
+
+    def through(self, w: Tensor) -> Tensor:
+        """w (m, B, S) at the ends to w (J + K) (m, B, S) at the starts."""
+        return self._grad(self.end, _side_by_side(w))
+
+    def inner(self) -> Tensor:
+        """What losses on the outputs before the ends send to the starts (m, B, S)."""
+        if len(self.outputs) == 0:
+            return self.start.new_zeros(self.shape)
+        return self._grad(self.outputs, self.b)
+
+    def _grad(self, outputs: Tensor, cotangents: Tensor) -> Tensor:
+        (v,) = torch.autograd.grad(outputs, self.start, cotangents, retain_graph=True)
+        return v.view(self.shape)
+
+
+def _runs(windows: Windows, x: Tensor, b: Tensor, wants_x: bool) -> list[_Run]:
+    """The full windows, then the shorter one at the end."""
+    n, full = len(windows.starts), len(x) // windows.size
+    split = full * windows.size
+    runs = []
+    if full:
+        runs.append(_Run(windows, x[:split], b[:split], slice(0, full), wants_x))
+    if full < n:
+        runs.append(_Run(windows, x[split:], b[split:], slice(full, n), wants_x))
+    return runs
+
+
+def _through(runs: Sequence[_Run], w: Tensor) -> Tensor:
+    return torch.cat([run.through(w[run.where]) for run in runs])
+
+
+def _cut(t: Tensor, m: int) -> Tensor:
+    """(m * size, B, F) -> (size, m * B, F): m windows side by side."""
+    return t.unflatten(0, (m, -1)).transpose(0, 1).flatten(1, 2)
+
+
+def _one_after_another(t: Tensor, B: int) -> Tensor:
+    """The inverse of `_cut`."""
+    return t.unflatten(1, (-1, B)).transpose(0, 1).flatten(0, 1)
+
+
+def _side_by_side(t: Tensor) -> Tensor:
+    """(m, B, S) -> (m * B, S)."""
+    return t.flatten(0, 1)

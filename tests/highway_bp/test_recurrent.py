@@ -1,0 +1,140 @@
+"""`Recurrent`: any cell, against autograd and against `GRU`."""
+
+import pytest
+import torch
+from torch import nn
+
+import highway_bp as hb
+from models.cells import MinimalGatedCell, SLSTMCell
+
+L, B, D, H = 7, 3, 2, 4
+CELLS = {"minimal gated": MinimalGatedCell, "sLSTM": SLSTMCell}
+every_cell = pytest.mark.parametrize("name", CELLS)
+
+
+def gradients(network, x, state=None):
+    x = x.clone().requires_grad_()
+    network.zero_grad()
+    outputs, _ = network(x, state)
+    (outputs * torch.linspace(0.5, 1.5, L, dtype=x.dtype)[:, None, None]).square().sum().backward()
+    return [x.grad, *(p.grad for p in network.parameters())]
+
+
+def build(name, method, seed=0):
+    torch.manual_seed(seed)
+    network = hb.Recurrent(CELLS[name](D, H), method=method).double()
+    return network, torch.randn(L, B, D, dtype=torch.float64)
+
+
+@every_cell
+@pytest.mark.parametrize("method", [
+    hb.Highway(L), hb.Highway(L, gamma=0.5), hb.FixedPoint(L), hb.TruncatedBPTT(L),
+    hb.Highway(3, group_size=3),
+], ids=str)  # fmt: skip
+def test_with_k_of_L_it_is_autograd(name, method):
+    network, x = build(name, hb.Backprop())
+    exact = gradients(network, x)
+    network.method = method
+    for a, b in zip(gradients(network, x), exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@every_cell
+def test_more_iterations_come_closer(name):
+    network, x = build(name, hb.Backprop())
+    exact = torch.cat([g.flatten() for g in gradients(network, x)])
+    errors = []
+    for k in (0, 2, 4, L):
+        network.method = hb.Highway(k)
+        errors.append((torch.cat([g.flatten() for g in gradients(network, x)]) - exact).norm())
+    assert errors[0] > errors[1] > errors[2] > 1e-6 > errors[3]
+
+
+class GRUCell(nn.Module):
+    """torch's own GRU cell with its update gate as carry."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRUCell(D, H)
+
+    def forward(self, x, h):
+        return self.cell(x, h)
+
+    def carry(self, x, before, after):
+        i = x @ self.cell.weight_ih.T + self.cell.bias_ih
+        h = before @ self.cell.weight_hh.T + self.cell.bias_hh
+        return torch.sigmoid(i + h)[:, H : 2 * H]
+
+
+@pytest.mark.parametrize("method", [
+    *(hb.Highway(k, gamma) for k in range(4) for gamma in (0.0, 0.3)),
+    hb.FixedPoint(2), hb.Highway(1, group_size=3), hb.TruncatedBPTT(3),
+], ids=str)  # fmt: skip
+def test_with_a_gru_cell_it_is_hb_gru(method):
+    torch.manual_seed(0)
+    network = hb.Recurrent(GRUCell(), method=method).double()
+    gru = hb.GRU(D, H, method=method, dtype=torch.float64)
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    gru.load_state_dict({f"{n}_l0": getattr(network.cell.cell, n) for n in names})
+    x, h_0 = torch.randn(L, B, D).double(), torch.randn(B, H).double()
+    for a, b in zip(gradients(network, x, h_0), gradients(gru, x, h_0[None]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_gradients_reach_the_initial_state():
+    network, x = build("sLSTM", hb.Highway(L))
+    grads = []
+    for method in (hb.Highway(L), hb.Backprop()):
+        network.method = method
+        state = tuple(0.1 + torch.rand(B, H).double() for _ in range(4))
+        torch.manual_seed(1)
+        state = tuple((0.5 + torch.rand(B, H).double()).requires_grad_() for _ in range(4))
+        network(x, state)[0].sum().backward()
+        grads.append([s.grad for s in state if s.grad is not None])
+    assert len(grads[1]) >= 3
+    for a, b in zip(grads[0], grads[1], strict=False):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("carry", "says"), [
+    (lambda x, a, b: torch.ones(5), r"has shape \(5,\); expected a diagonal that broadcasts to a "
+                                    rf"state of shape \({L * B}, {H}\)"),
+    (lambda x, a, b: (1.0, 1.0), "has 2 parts; expected 1"),
+])  # fmt: skip
+def test_a_carry_of_the_wrong_shape(carry, says):
+    network = hb.Recurrent(MinimalGatedCell(D, H), carry, hb.Highway(1))
+    with pytest.raises(ValueError, match=f"carry of MinimalGatedCell {says}"):
+        network(torch.randn(L, B, D))[0].sum().backward()
+
+
+def test_a_cell_without_a_carry():
+    with pytest.raises(TypeError, match=r"carry of Linear is None; expected a function carry\("):
+        hb.Recurrent(nn.Linear(2, 2))
+
+
+def test_a_cell_without_an_initial_state():
+    network = hb.Recurrent(GRUCell(), method=hb.Highway(1))
+    with pytest.raises(TypeError, match=r"GRUCell has no initial_state\(B\)"):
+        network(torch.randn(L, B, D))
+
+
+@pytest.mark.parametrize("shape", [(L, D), (0, B, D)])
+def test_an_input_that_is_no_sequence(shape):
+    network = hb.Recurrent(MinimalGatedCell(D, H), method=hb.Highway(1))
+    with pytest.raises(ValueError, match=r"expected \(L, B, I\) with L >= 1"):
+        network(torch.randn(shape))
+
+
+def test_a_state_of_another_batch():
+    network = hb.Recurrent(MinimalGatedCell(D, H), method=hb.Highway(1))
+    with pytest.raises(ValueError, match=rf"a state has shape \({B + 1}, {H}\)"):
+        network(torch.randn(L, B, D), torch.zeros(B + 1, H))
+
+
+def test_set_method_reaches_all_kinds():
+    model = nn.ModuleList([hb.GRU(2, 2), hb.LSTM(2, 2), hb.ResidualChain([]),
+                           hb.Recurrent(MinimalGatedCell(D, H))])  # fmt: skip
+    hb.set_method(model, hb.Highway(2))
+    assert all(m.method == hb.Highway(2) for m in model)
+    with pytest.raises(ValueError, match="Linear holds no ResidualChain, GRU, LSTM or Recurrent"):
+        hb.set_method(nn.Linear(1, 1), hb.Highway(2))
