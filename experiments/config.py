@@ -47,11 +47,13 @@ def register_schema() -> None:
 
 # Smallest value of whole numbers; None allowed where the type says so.
 _AT_LEAST = {
-    "seed": 0, "steps": 1, "optim.epochs": 1, "optim.batch_size": 1, "optim.warmup_steps": 0,
+    "seed": 0, "steps": 1, "optim.steps": 1, "optim.epochs": 1, "optim.batch_size": 1,
+    "optim.warmup_steps": 0, "data.train_limit": 1, "data.eval_limit": 1,
     "trainer.threads": 1, "trainer.eval_batch_size": 1, "trainer.eval_interval": 1,
     "trainer.checkpoint_interval": 1, "trainer.log_interval": 1,
 }  # fmt: skip
-_OPTIONAL = ("steps", "trainer.threads", "trainer.eval_interval", "trainer.checkpoint_interval")
+_OPTIONAL = ("steps", "optim.steps", "optim.epochs", "data.train_limit", "data.eval_limit",
+             "trainer.threads", "trainer.eval_interval", "trainer.checkpoint_interval")
 
 
 def check_values(cfg: DictConfig) -> None:
@@ -62,8 +64,11 @@ def check_values(cfg: DictConfig) -> None:
             continue
         if type(value) is not int or value < least:
             raise UserError(f"{key}={value}; expected a whole number, at least {least}")
-    for key in ("optim.lr", "optim.warmup_lr", "optim.weight_decay", "optim.momentum"):
+    for key in ("optim.lr", "optim.warmup_lr", "optim.final_lr", "optim.weight_decay",
+                "optim.momentum", "optim.clip"):
         value = OmegaConf.select(cfg, key)
+        if value is None and key not in ("optim.lr", "optim.weight_decay"):
+            continue  # of another optimiser
         if type(value) not in (int, float) or not 0 <= value < math.inf:
             raise UserError(f"{key}={value}; expected a number, at least 0")
 

@@ -21,7 +21,8 @@ from experiments.provenance import environment
 from experiments.run_folder import RunFolder
 from experiments.trainer import Trainer
 
-GRAD_NAMES = {hb.Backprop: "bp", hb.FixedPoint: "fixed_point", hb.Highway: "highway"}
+GRAD_NAMES = {hb.Backprop: "bp", hb.FixedPoint: "fixed_point", hb.Highway: "highway",
+              hb.TruncatedBPTT: "truncated_bptt"}
 
 
 def run(cfg: DictConfig, choices: Mapping[str, str]) -> Path:
@@ -47,7 +48,7 @@ def run(cfg: DictConfig, choices: Mapping[str, str]) -> Path:
     keep_freed_memory()
     torch.manual_seed(cfg.seed)
     data = _build(cfg, "data")
-    model = _build(cfg, "model", classes=data.classes)
+    model = _build(cfg, "model", **data.model_arguments())
     hb.set_method(model, method)
     _tell_large_k(model, method)
     folder.create()
@@ -63,7 +64,9 @@ def _train(cfg, choices, config, folder, device, data, model, method, state) -> 
     writer = _build(cfg, "logger")(
         folder=folder.path, config=config, name=folder.path.name, group=choices["model"], **with_id
     )
-    steps = _total_steps(cfg, data)
+    per_epoch = data.train_batches(cfg.optim.batch_size, cfg.seed, "cpu").steps_per_epoch
+    full = cfg.optim.steps or cfg.optim.epochs * per_epoch  # the recipe's
+    steps = cfg.steps or full
     row: dict[str, Any] | None = None
     try:
         trainer = Trainer(
@@ -82,24 +85,28 @@ def _train(cfg, choices, config, folder, device, data, model, method, state) -> 
             "k": k,
             "gamma": getattr(method, "gamma", None),
             "group_size": getattr(method, "group_size", None),
+            "window": getattr(method, "window", None),
+            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "data": data.name,
-            "validation": cfg.data.validation,
+            "validation": cfg.data.get("validation"),
             "steps": steps,
-            "epochs": steps / trainer.batches.steps_per_epoch,
+            "epochs": steps / per_epoch,
             "batch_size": cfg.optim.batch_size,
             "lr": cfg.optim.lr,
             "seed": cfg.seed,
             "config_hash": digest,
-            "reduced": steps < cfg.optim.epochs * trainer.batches.steps_per_epoch,
+            "reduced": steps < full,
+            "metric": trainer.task.metric,
             **environment(device),
-            **{key: scores[key] for key in
-               ("eval_accuracy", "eval_loss", "train_loss", "seconds", "peak_memory_mb")},
+            **{key: score for key, score in scores.items() if key.startswith("eval_")},
+            **{key: scores[key] for key in ("train_loss", "seconds", "peak_memory_mb")},
             "seconds_per_step": scores["seconds"] / steps,
         }
         folder.finish(row)
     finally:
         writer.finish(row)
-    print(f"{folder.path}: accuracy {row['eval_accuracy']:.4f}, {row['seconds']:.1f} s of training")
+    score = f"{row['metric'].removeprefix('eval_')} {row[row['metric']]:.4f}"
+    print(f"{folder.path}: {score}, {row['seconds']:.1f} s of training")
     return folder.path
 
 
@@ -130,12 +137,6 @@ def _device(name: str) -> torch.device:
     return torch.device(found if name == "auto" else name)
 
 
-def _total_steps(cfg: DictConfig, data) -> int:
-    if cfg.steps is not None:
-        return cfg.steps
-    return cfg.optim.epochs * (len(data.train_labels) // cfg.optim.batch_size)
-
-
 def _check_same(state: dict[str, Any], digest: str, path: Path) -> None:
     if state["config_hash"] != digest:
         raise UserError(
@@ -146,8 +147,8 @@ def _check_same(state: dict[str, Any], digest: str, path: Path) -> None:
 
 def _tell_large_k(model: torch.nn.Module, method: hb.Method) -> None:
     """Say once, before training, what the library would say from inside the backward pass."""
-    L = max(len(m) for m in model.modules() if isinstance(m, hb.ResidualChain))
-    groups = method.groups(L)
+    L = max((len(m) for m in model.modules() if isinstance(m, hb.ResidualChain)), default=0)
+    groups = method.groups(L) if L else None  # a recurrent network's L is its input's
     if groups is not None and method.k > len(groups):
         print(f"k={method.k} is larger than L={len(groups)}: exact, but grad=bp is faster")
         warnings.filterwarnings("ignore", message=r"k=\d+ is larger than L=")

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments import checkpoint, task
+from experiments import checkpoint
 from experiments.atomic import write_atomically
-from experiments.data.batches import TrainBatches, eval_batches
 from experiments.data.images import ImageData
+from experiments.data.text import TextData
 from experiments.errors import UserError
 from experiments.interrupt import StopSignal
 from experiments.nonfinite import first_nonfinite_gradient, first_nonfinite_output
+from experiments.optimizer import build_optimizer, learning_rate
 from experiments.provenance import peak_memory_mb
 from experiments.run_folder import RunFolder
-from experiments.schedule import step_schedule
 
 
 class Interrupted(Exception):
@@ -45,7 +45,7 @@ class Trainer:
     """
 
     model: nn.Module
-    data: ImageData
+    data: ImageData | TextData
     folder: RunFolder
     device: torch.device
     optim: Mapping[str, Any]
@@ -60,15 +60,14 @@ class Trainer:
     last: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.batches = TrainBatches(self.data, self.optim["batch_size"], self.seed, self.device)
-        self.layout = (
-            torch.channels_last if self.settings["channels_last"] else torch.contiguous_format
-        )
-        self.model.to(self.device, memory_format=self.layout).train()
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=self.optim["lr"], momentum=self.optim["momentum"],
-            weight_decay=self.optim["weight_decay"],
-        )
+        self.task = self.data.task
+        self.batches = self.data.train_batches(
+            self.optim["batch_size"], self.seed, self.device)
+        self.model.to(self.device)
+        if self.settings["channels_last"]:
+            self.model.to(memory_format=torch.channels_last)
+        self.model.train()
+        self.optimizer = build_optimizer(self.model, self.optim)
         self.amp = self.settings["amp"] and self.device.type == "cuda"
         per_epoch = self.batches.steps_per_epoch
         self.eval_interval = self.settings["eval_interval"] or per_epoch
@@ -123,32 +122,37 @@ class Trainer:
 
     def _timed_step(self) -> dict[str, Any]:
         start = self._clock()
-        lr = step_schedule(self.step, self.total_steps, self.optim["lr"], self.optim["drops"],
-                           self.optim["warmup_steps"], self.optim["warmup_lr"])
+        lr = learning_rate(self.step, self.total_steps, self.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         x, y = self.batches.batch(self.step)
-        x = x.contiguous(memory_format=self.layout)
+        x = self._laid_out(x)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            loss, accuracy = task.loss(self.model, x, y)
+            loss, scores = self.task.loss(self.model, x, y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         self._check_finite(loss, norm, x)
+        if self.optim["clip"] is not None:
+            torch.nn.utils.clip_grads_with_norm_(
+                self.model.parameters(), self.optim["clip"], norm)
         self.optimizer.step()
         self.step += 1
         self.seconds += self._clock() - start
         return {"step": self.step, "seconds": self.seconds, "train_loss": loss.item(),
-                "train_accuracy": accuracy.item(), "lr": lr, "k": self.k,
+                **{name: score.item() for name, score in scores.items()}, "lr": lr, "k": self.k,
                 "grad_norm": norm.item(), "peak_memory_mb": peak_memory_mb(self.device)}
 
     def _evaluate(self) -> None:
-        batches = eval_batches(self.data, self.settings["eval_batch_size"], self.device)
+        batches = self.data.eval_batches(self.settings["eval_batch_size"], self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            scores = task.evaluate(
-                self.model, ((x.contiguous(memory_format=self.layout), y) for x, y in batches))
+            scores = self.task.evaluate(self.model, ((self._laid_out(x), y) for x, y in batches))
         self._record({"step": self.step, "seconds": self.seconds, **scores})
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        images = x.dim() == 4 and self.settings["channels_last"]
+        return x.contiguous(memory_format=torch.channels_last) if images else x
 
     def _record(self, record: dict[str, Any]) -> None:
         self.folder.append(record)
@@ -183,6 +187,6 @@ class Trainer:
 
     def _shown(self, record: dict[str, Any]) -> dict[str, str]:
         shown = {"loss": f"{record['train_loss']:.3f}"}
-        if "eval_accuracy" in self.last:
-            shown["acc"] = f"{self.last['eval_accuracy']:.4f}"
+        if self.task.metric in self.last:
+            shown[self.task.metric] = f"{self.last[self.task.metric]:.4f}"
         return shown

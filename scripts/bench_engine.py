@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import highway_bp as hb
-from experiments import task
 from experiments.data.batches import TrainBatches
 from experiments.data.images import ImageData
 from experiments.malloc import keep_freed_memory
 from experiments.provenance import environment
+from experiments.tasks import Classification
 from models.resnet import ResNet
 from scripts.transformer_layers import sublayers
 
@@ -217,7 +217,7 @@ def measure_data(steps: int = 50) -> dict[str, float]:
 
     def consume() -> float:
         x, y = batches.batch(0)
-        return timed(lambda: task.loss(model, channels_last(x), y)[0].backward())
+        return timed(lambda: Classification().loss(model, channels_last(x), y)[0].backward())
 
     seconds = medians(interleaved({"batch": deliver}, steps) | interleaved({"step": consume}, 5))
     return {**seconds, "step_over_batch": seconds["step"] / seconds["batch"]}

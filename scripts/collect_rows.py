@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
             print(f"already there: {method_name(row)} ({row['config_hash']}, seed {row['seed']})")
             continue
         known.add(identity(row))
-        added.append({**row, "curve": curve(records)})
+        added.append({**row, "curve": curve(row, records)})
     if not args.allow_dirty:
         check_clean(added)
     setup_of(rows + added, args.results)

@@ -1,7 +1,7 @@
 """How every figure of the repository looks: sizes, and colours safe for colour-blind readers.
 
-BP is black, fixed point orange and dashed, Highway-BP blue: darker with growing k, so that hue,
-lightness and line style each tell methods apart.
+BP is black, truncated BPTT green and dash-dotted, fixed point orange and dashed, Highway-BP blue;
+the last two are darker with growing k, so that hue, lightness and line style tell methods apart.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from scripts.rows import Row, method_name
+from scripts.rows import Row, has_k, method_name
 
-SERIES_COLOUR = {"bp": "black", "fixed_point": "#D55E00", "highway": "#0072B2"}
-LINE_STYLE = {"bp": "-", "fixed_point": "--", "highway": "-"}
-SERIES_MARKER = {"bp": "D", "fixed_point": "s", "highway": "o"}
+SERIES_COLOUR = {
+    "bp": "black", "truncated_bptt": "#009E73", "fixed_point": "#D55E00", "highway": "#0072B2",
+}  # fmt: skip
+LINE_STYLE = {"bp": "-", "truncated_bptt": "-.", "fixed_point": "--", "highway": "-"}
+SERIES_MARKER = {"bp": "D", "truncated_bptt": "^", "fixed_point": "s", "highway": "o"}
 SMOOTHING_SPAN = 8
 _RAMP = {"fixed_point": "Oranges", "highway": "Blues"}
 
 
 def colour(row: Row, largest_k: int) -> str | tuple[float, ...]:
     """A row's colour: the method's hue, darker the larger k."""
-    if row["grad"] == "bp":
-        return "black"
+    if not has_k(row):
+        return SERIES_COLOUR[row["grad"]]
     lightness = 0.4 + 0.6 * row["k"] / max(largest_k, 1)
     return matplotlib.colormaps[_RAMP[row["grad"]]](lightness)
 

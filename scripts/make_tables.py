@@ -1,4 +1,4 @@
-"""Write every results file as a Markdown table: accuracy, time and memory per method.
+"""Write every results file as a Markdown table: score, time and memory per method.
 
     python scripts/make_tables.py results
 
@@ -16,28 +16,29 @@ from statistics import fmean, stdev
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from experiments.errors import UserError
-from scripts.rows import Row, by_method, devices_of, read_json_lines, setup_of
+from scripts.rows import Row, by_method, devices_of, metric_of, read_json_lines, score, setup_of
 
-HEADER = """| method | seeds | accuracy % | ms per step | x BP | peak memory MB |
+HEADER = """| method | seeds | {score} | ms per step | x BP | peak memory MB |
 |---|---|---|---|---|---|"""
 
 
-def spread(values: list[float]) -> str:
-    deviation = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{fmean(values):.2f}{deviation}"
+def spread(values: list[float], digits: int) -> str:
+    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{deviation}"
 
 
 def table(rows: list[Row]) -> str:
     """One line per method; times relative to BP's where BP is among the rows."""
     groups = by_method(rows)
     step = {name: fmean(r["seconds_per_step"] for r in group) for name, group in groups.items()}
-    lines = [HEADER]
+    metric = metric_of(rows)
+    lines = [HEADER.format(score=metric.label)]
     for name, group in groups.items():
-        accuracy = spread([100 * row["eval_accuracy"] for row in group])
+        final = spread([score(row) for row in group], metric.digits)
         ratio = f"{step[name] / step['BP']:.2f}" if "BP" in step else "-"
         memory = fmean(row["peak_memory_mb"] for row in group)
         lines.append(
-            f"| {name} | {len(group)} | {accuracy} | {1000 * step[name]:.1f} | {ratio} "
+            f"| {name} | {len(group)} | {final} | {1000 * step[name]:.1f} | {ratio} "
             f"| {memory:.0f} |"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Draw every results file: final accuracy against k, and loss against training time.
+"""Draw every results file: final score against k, and loss against training time.
 
     python scripts/plot_results.py results
 
@@ -32,17 +32,20 @@ from scripts.rows import (
     Row,
     by_method,
     devices_of,
+    has_k,
     method_name,
+    metric_of,
     order,
     read_json_lines,
+    score,
     series_name,
     setup_of,
 )
 
 
 def mean_and_deviation(rows: list[Row]) -> tuple[float, float]:
-    """Final accuracy in percent over seeds; the deviation of a single seed is 0."""
-    values = [100 * row["eval_accuracy"] for row in rows]
+    """Final score over seeds; the deviation of a single seed is 0."""
+    values = [score(row) for row in rows]
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 
@@ -56,8 +59,8 @@ def published_for(rows: list[Row], path: Path) -> dict | None:
     return None
 
 
-def draw_accuracy(axes: Axes, rows: list[Row]) -> None:
-    """Final accuracy against k: a line per series, BP as a horizontal line with its deviation."""
+def draw_scores(axes: Axes, rows: list[Row]) -> None:
+    """Final score against k: a line per series, BP as a horizontal line with its deviation."""
     points: dict[str, list[tuple]] = {}
     for group in by_method(rows).values():
         first = group[0]
@@ -67,15 +70,17 @@ def draw_accuracy(axes: Axes, rows: list[Row]) -> None:
         ks = [row["k"] for row, _, _ in line]
         means = [mean for _, mean, _ in line]
         deviations = [deviation for _, _, deviation in line]
-        if grad == "bp":
-            axes.axhline(means[0], color="black", lw=1.4, label=f"BP {means[0]:.1f}")
+        if not has_k(line[0][0]):
+            label = f"{method_name(line[0][0])} {means[0]:.{metric_of(rows).digits}f}"
+            axes.axhline(means[0], color=SERIES_COLOUR[grad], ls=LINE_STYLE[grad], lw=1.4,
+                         label=label)
             axes.axhspan(means[0] - deviations[0], means[0] + deviations[0], color="0.85", lw=0)
             continue
         axes.errorbar(ks, means, deviations, color=SERIES_COLOUR[grad], ls=LINE_STYLE[grad],
                       marker=SERIES_MARKER[grad], capsize=3, label=name)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("iterations k")
-    axes.set_ylabel("final accuracy (%)")
+    axes.set_ylabel(f"final {metric_of(rows).label}")
 
 
 def draw_published(axes: Axes, entry: dict) -> None:
@@ -105,10 +110,10 @@ def draw(source: Path, folder: Path, published: Path) -> Path:
     if entry:
         note += f"\npublished: {entry['source']}"
     figure, left, right = two_panels(setup_of(rows, source), note)
-    draw_accuracy(left, rows)
+    draw_scores(left, rows)
     if entry:
         draw_published(left, entry)
-    left.legend(frameon=False, fontsize=8, loc="lower right")
+    left.legend(frameon=False, fontsize=8, loc="best")
     draw_loss(right, [(row, row["curve"]["train"]) for row in sorted(rows, key=order)])
     picture = folder / f"{source.stem}.png"
     save(figure, picture)

@@ -1,4 +1,4 @@
-"""Compare the finished runs below a folder: final accuracy, and training loss against time.
+"""Compare the finished runs below a folder: final score, and training loss against time.
 
     python scripts/plot_runs.py runs/demo --out runs/demo/demo.png
 """
@@ -17,34 +17,44 @@ from matplotlib.axes import Axes
 
 from experiments.errors import UserError
 from scripts.figure_style import SERIES_MARKER, colour, draw_loss, save, two_panels
-from scripts.rows import Row, by_method, curve, devices_of, finished_runs, setup_of
+from scripts.rows import (
+    Row,
+    by_method,
+    curve,
+    devices_of,
+    finished_runs,
+    metric_of,
+    score,
+    setup_of,
+)
 
 
 def table(rows: list[Row]) -> str:
-    """One line per method: accuracy in percent, training seconds, seconds relative to BP's."""
+    """One line per method: final score, training seconds, seconds relative to BP's."""
     groups = by_method(rows)
     seconds = {name: fmean(row["seconds"] for row in group) for name, group in groups.items()}
-    lines = [f"{'method':24} {'runs':>4} {'accuracy %':>10} {'seconds':>9} {'x BP':>6}"]
+    metric = metric_of(rows)
+    lines = [f"{'method':24} {'runs':>4} {metric.label:>18} {'seconds':>9} {'x BP':>6}"]
     for name, group in groups.items():
-        accuracy = 100 * fmean(row["eval_accuracy"] for row in group)
+        mean = fmean(map(score, group))
         ratio = f"{seconds[name] / seconds['BP']:.2f}" if "BP" in seconds else "-"
         lines.append(
-            f"{name:24} {len(group):4} {accuracy:10.2f} {seconds[name]:9.1f} {ratio:>6}"
+            f"{name:24} {len(group):4} {mean:18.{metric.digits}f} {seconds[name]:9.1f} {ratio:>6}"
         )
     return "\n".join(lines)
 
 
-def draw_accuracy(axes: Axes, rows: list[Row], largest_k: int) -> None:
-    groups = by_method(rows)
+def draw_scores(axes: Axes, rows: list[Row], largest_k: int) -> None:
+    groups, metric = by_method(rows), metric_of(rows)
     for x, group in enumerate(groups.values()):
-        values = [100 * row["eval_accuracy"] for row in group]
+        values = [score(row) for row in group]
         marker = SERIES_MARKER[group[0]["grad"]]
         axes.plot([x] * len(values), values, marker, color=colour(group[0], largest_k), ms=8)
-        axes.annotate(f"{fmean(values):.1f}", (x, max(values)), (0, 7), ha="center",
+        axes.annotate(f"{fmean(values):.{metric.digits}f}", (x, max(values)), (0, 7), ha="center",
                       textcoords="offset points", fontsize=9)
     axes.margins(x=0.15, y=0.2)
     axes.set_xticks(range(len(groups)), [name.replace(" k=", "\nk=") for name in groups])
-    axes.set_ylabel("final accuracy (%)")
+    axes.set_ylabel(f"final {metric.label}")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -56,8 +66,8 @@ def main(argv: Sequence[str]) -> None:
     rows = [row for row, _ in runs]
     largest_k = max(row["k"] or 0 for row in rows)
     figure, left, right = two_panels(setup_of(rows, args.root), devices_of(rows))
-    draw_accuracy(left, rows, largest_k)
-    draw_loss(right, [(row, curve(records)["train"]) for row, records in runs])
+    draw_scores(left, rows, largest_k)
+    draw_loss(right, [(row, curve(row, records)["train"]) for row, records in runs])
     out = args.out or args.root / "comparison.png"
     save(figure, out)
     print(table(rows))

@@ -7,13 +7,47 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.errors import UserError
 
 Row = dict
-METHOD_NAMES = {"bp": "BP", "fixed_point": "FP", "highway": "Highway"}
+METHOD_NAMES = {
+    "bp": "BP", "truncated_bptt": "Truncated BPTT", "fixed_point": "FP", "highway": "Highway",
+}  # fmt: skip
 CURVE_POINTS = 60
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score as figures and tables show it: label, factor, digits after the point."""
+
+    label: str
+    factor: float
+    digits: int
+
+
+METRICS = {
+    "eval_accuracy": Metric("accuracy (%)", 100.0, 2),
+    "eval_bits_per_char": Metric("bits per character", 1.0, 3),
+    "eval_perplexity": Metric("perplexity", 1.0, 1),
+}
+
+
+def metric_name(row: Row) -> str:
+    """The score that stands for a run; the oldest rows are of classifiers and do not say."""
+    return row.get("metric", "eval_accuracy")
+
+
+def metric_of(rows: Iterable[Row]) -> Metric:
+    """That of all rows; `setup_of` has made sure that they share it."""
+    return METRICS[metric_name(next(iter(rows)))]
+
+
+def score(row: Row) -> float:
+    """A run's final score in the units of its `Metric`."""
+    return METRICS[metric_name(row)].factor * row[metric_name(row)]
 
 
 def read_json_lines(path: Path) -> list[dict]:
@@ -51,9 +85,15 @@ def order(row: Row) -> tuple:
 
 
 def series(row: Row) -> tuple[int, float, int]:
-    """What one line of a figure over k has in common: method, gamma, group size."""
+    """What one line of a figure over k has in common: method, gamma, group size or window."""
     names = list(METHOD_NAMES)
-    return names.index(row["grad"]), row["gamma"] or 0.0, row["group_size"] or 1
+    size = row["group_size"] or row.get("window") or 1
+    return names.index(row["grad"]), row["gamma"] or 0.0, size
+
+
+def has_k(row: Row) -> bool:
+    """Whether the method iterates; backpropagation, whole or truncated, does not."""
+    return row["k"] is not None
 
 
 def series_name(row: Row) -> str:
@@ -64,6 +104,8 @@ def series_name(row: Row) -> str:
 
 def method_name(row: Row) -> str:
     """For instance "BP", "FP k=3", "Highway k=3"."""
+    if row["grad"] == "truncated_bptt":
+        return f"Truncated BPTT {row['window']}"
     return "BP" if row["grad"] == "bp" else f"{series_name(row)} k={row['k']}"
 
 
@@ -77,14 +119,21 @@ def by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 def setup_of(rows: Iterable[Row], where: Path) -> str:
     """Model, data and steps, which all rows must share to be comparable, as a title."""
-    titles = {f"{r['model']} on {r['data']}, {length(r)}" for r in rows}
+    titles = {f"{r['model']}{size(r)} on {r['data']}, {length(r)}" for r in rows}
     if len(titles) != 1:
         raise UserError(f"{where} mixes {' and '.join(sorted(titles))}; expected only one of them")
     return titles.pop()
 
 
+def size(row: Row) -> str:
+    """The number of parameters where the row has it."""
+    n = row.get("parameters")
+    return "" if n is None else f" ({n / 1e6:.2f}M parameters)"
+
+
 def length(row: Row) -> str:
-    return f"reduced run: {row['steps']} steps" if row["reduced"] else f"{row['steps']} steps"
+    text = f"{row['steps']} steps of batch {row['batch_size']}"
+    return f"reduced run: {text}" if row["reduced"] else text
 
 
 def devices_of(rows: Iterable[Row]) -> str:
@@ -100,13 +149,13 @@ def thin(records: list[dict], points: int = CURVE_POINTS) -> list[dict]:
     return [records[round(i * last / (points - 1))] for i in range(points)]
 
 
-def curve(records: list[dict]) -> dict[str, dict[str, list[float]]]:
+def curve(row: Row, records: list[dict]) -> dict[str, dict[str, list[float]]]:
     """The training and evaluation curves of a run as columns, thinned; seconds of training."""
     train = thin([r for r in records if "train_loss" in r])
     evaluation = thin([r for r in records if "eval_loss" in r])
     return {
         "train": _columns(train, ("step", "seconds", "train_loss")),
-        "eval": _columns(evaluation, ("step", "seconds", "eval_loss", "eval_accuracy")),
+        "eval": _columns(evaluation, ("step", "seconds", "eval_loss", metric_name(row))),
     }
 
 

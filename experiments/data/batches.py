@@ -2,13 +2,16 @@
 
 import hashlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from experiments.data.augment import draw, mirror_and_crop
-from experiments.data.images import ImageData
 from experiments.errors import UserError
+
+if TYPE_CHECKING:
+    from experiments.data.images import ImageData
 
 
 class TrainBatches:
@@ -19,7 +22,7 @@ class TrainBatches:
     """
 
     def __init__(
-        self, data: ImageData, batch_size: int, seed: int, device: torch.device | str
+        self, data: "ImageData", batch_size: int, seed: int, device: torch.device | str
     ) -> None:
         total = len(data.train_labels)
         if not 1 <= batch_size <= total:
@@ -39,20 +42,20 @@ class TrainBatches:
         chosen = self._permutation(epoch)[start : start + self._batch_size]  # (B,)
         x = _normalise(self._images[chosen], self._mean, self._std)
         if self._augment:
-            generator = _generator("augment", self._seed, step)
+            generator = generator_for("augment", self._seed, step)
             x = mirror_and_crop(x, draw(len(chosen), generator, self._flip, self._device))
         return x, self._labels[chosen]
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
-            generator = _generator("epoch", self._seed, epoch)
+            generator = generator_for("epoch", self._seed, epoch)
             order = torch.randperm(len(self._labels), generator=generator)
             self._epoch, self._order = epoch, order.to(self._device)
         return self._order
 
 
 def eval_batches(
-    data: ImageData, batch_size: int, device: torch.device | str
+    data: "ImageData", batch_size: int, device: torch.device | str
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The test images in order, once each: x float32 (B, 3, 32, 32) normalised, y int64 (B,)."""
     mean, std = _statistics(data, device)
@@ -62,7 +65,7 @@ def eval_batches(
         yield _normalise(images.to(device), mean, std), labels.to(device)
 
 
-def _statistics(data: ImageData, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def _statistics(data: "ImageData", device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Mean and std in pixel values, float32 (3, 1, 1) each."""
     mean, std = (255 * torch.tensor([data.mean, data.std])).to(device)[..., None, None]
     return mean, std
@@ -73,7 +76,7 @@ def _normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return images.float().sub_(mean).div_(std)
 
 
-def _generator(purpose: str, seed: int, index: int) -> torch.Generator:
+def generator_for(purpose: str, seed: int, index: int) -> torch.Generator:
     """Nearby (seed, index) give unrelated streams: the generator's seed is a hash of all three."""
     digest = hashlib.blake2b(f"{purpose} {seed} {index}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest))

@@ -3,12 +3,12 @@
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from experiments.data import source
+from experiments.data.batches import TrainBatches, eval_batches
 from experiments.data.cache import Tensors, cache_key, cached, default_cache_dir
 from experiments.errors import UserError
+from experiments.tasks import Classification
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,6 +51,19 @@ class ImageData:
     std: tuple[float, float, float]
     augment: bool
     flip: bool
+
+    task: ClassVar[Classification] = Classification()
+
+    def model_arguments(self) -> dict[str, int]:
+        return {"classes": self.classes}
+
+    def train_batches(self, batch_size: int, seed: int, device: torch.device | str) -> TrainBatches:
+        return TrainBatches(self, batch_size, seed, device)
+
+    def eval_batches(
+        self, batch_size: int, device: torch.device | str
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        return eval_batches(self, batch_size, device)
 
 
 def load_hub_images(

@@ -17,7 +17,7 @@ import pyarrow.parquet
 from experiments.errors import UserError
 
 if TYPE_CHECKING:  # importing datasets takes seconds, and a cached data set does not need it
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.parquet")
 PROBE_SECONDS = 5
@@ -123,6 +123,20 @@ def load_local(
             f"{folder}: cannot be read as the data set {config or 'default'!r} ({_line(error)}); "
             f"it must hold the hub's repository as it is, README.md included"
         ) from error
+
+
+def load_files(files: Sequence[Path], scratch: str) -> "Dataset":
+    """The rows of one split's ``files``, which were checked; UserError if a page is damaged."""
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.Dataset.from_parquet([str(file) for file in files], cache_dir=scratch)
+    except DatasetGenerationError as error:
+        _check_pages(files)
+        cause = error.__cause__ or error
+        raise UserError(f"{files[0].parent}: loading failed ({_line(cause)})") from error
 
 
 def load_hub(name: str, config: str | None, root: str | None) -> "DatasetDict":

@@ -11,7 +11,14 @@ from experiments.config import config_hash, identity, register_schema
 from tests.train_cli import ROOT
 
 PRESETS = sorted(file.stem for file in (ROOT / "configs" / "experiment").glob("*.yaml"))
-MODELS = sorted(file.stem for file in (ROOT / "configs" / "model").glob("*.yaml"))
+RESNETS = sorted(file.stem for file in (ROOT / "configs" / "model").glob("resnet*.yaml"))
+# The rows of recurrent networks: vocabulary or classes, and the paper's number of parameters.
+RNNS = {
+    "lstm_char": ({"vocabulary": 210}, 2.32e6),
+    "gru_char": ({"vocabulary": 210}, 1.79e6),
+    "gru_words": ({"vocabulary": 16000}, 21.1e6),
+    "gru_pixels": ({"classes": 10}, 29.8e3),
+}
 
 
 @pytest.fixture
@@ -46,8 +53,22 @@ def test_the_command_line_has_the_last_word(composed):
     assert (cfg.optim.warmup_steps, cfg.optim.lr) == (400, 0.02)
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_every_model_can_be_built(composed, model):
+@pytest.mark.parametrize("model", RNNS)
+def test_recurrent_networks_have_the_papers_parameters_and_recipe(composed, model):
+    cfg = composed(f"model={model}")
+    arguments, parameters = RNNS[model]
+    built = instantiate(cfg.model, **arguments)
+    trained = sum(p.numel() for p in built.parameters() if p.requires_grad)
+    assert trained == pytest.approx(parameters, rel=2.5e-3)
+    assert (cfg.optim.algorithm, cfg.optim.schedule, cfg.optim.batch_size) == (
+        "adam", "cosine", 128)  # fmt: skip
+    assert (cfg.optim.lr, cfg.optim.final_lr) == (1e-3, 1e-4)
+    steps = (2500, 250) if model == "gru_pixels" else (10000, 1000)
+    assert (cfg.optim.steps, cfg.optim.warmup_steps) == steps
+
+
+@pytest.mark.parametrize("model", RESNETS)
+def test_every_resnet_can_be_built(composed, model):
     cfg = composed(f"model={model}")
     built = instantiate(cfg.model, classes=10)
     depth = int("".join(c for c in model.removesuffix("_preact") if c.isdigit()))
@@ -58,13 +79,18 @@ def test_every_model_can_be_built(composed, model):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_sets_model_and_data(composed, preset):
     cfg = composed(f"experiment={preset}")
-    assert cfg.model._target_ == "models.resnet.ResNet"
-    named = preset.split("_")[0]
+    named, *data = preset.split("_")
+    if named in ("digits", "topics"):
+        assert cfg.steps is not None
+        return
+    assert cfg.steps is None  # the paper's
+    assert (cfg.optim.steps is None) == named.startswith("resnet")
     if named.startswith("resnet"):
         assert str(cfg.model.depth) == named.removeprefix("resnet")
-        assert cfg.steps is None  # the paper's epochs
-    else:
-        assert cfg.steps is not None
+    elif data[-1] != "pixels":
+        assert cfg.model.cell == named
+        assert cfg.data.tokenizer == {"chars": "characters", "words": "bpe"}[data[-1]]
+        assert cfg.model.layers == (3 if data[-1] == "words" else 1)
 
 
 def test_methods_get_the_root_k(composed):

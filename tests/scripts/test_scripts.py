@@ -124,7 +124,7 @@ def test_no_finished_runs_is_one_line(tmp_path: Path) -> None:
 
 def test_runs_that_cannot_be_compared_are_refused(runs: Path) -> None:
     write_run(runs, row("highway", 5, steps=100))
-    with pytest.raises(UserError, match=r"mixes .* 100 steps and .* 300 steps"):
+    with pytest.raises(UserError, match=r"mixes .* 100 steps of batch 64 and .* 300 steps"):
         plot_runs.main([str(runs)])
 
 
@@ -197,12 +197,12 @@ def test_published_values_only_beside_complete_runs(
     rows = [row(g, k, **setup) for g, k in METHODS]
     file = tmp_path / "r.jsonl"
     file.write_text("".join(
-        json.dumps({**r, "curve": curve(records(r))}) + "\n" for r in rows))
+        json.dumps({**r, "curve": curve(r, records(r))}) + "\n" for r in rows))
     plot_results.draw(file, tmp_path, ROOT / "results" / "published.yaml")
     shown = texts(drawn[0])
     assert ("reduced run: 300 steps" in shown[0]) == reduced
     assert ("published BP 92.75" in shown) == (not reduced)
-    assert {"FP", "Highway", "BP 97.0"} <= set(shown)
+    assert {"FP", "Highway", "BP 97.00"} <= set(shown)
 
 
 def test_no_results_is_an_error(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_no_results_is_an_error(tmp_path: Path) -> None:
 def test_tables(results: Path) -> None:
     make_tables.main([str(results)])
     text = (results / "tables" / "tiny.md").read_text()
-    assert text.startswith("# resnet20 on digits, reduced run: 300 steps\n")
+    assert text.startswith("# resnet20 on digits, reduced run: 300 steps of batch 64\n")
     assert "| Highway k=0 | 2 | 87.20 ± 0.28 | 20.0 | 0.60 | 400 |" in text
     assert "bpNone seed 1" in text
 

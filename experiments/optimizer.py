@@ -1,0 +1,61 @@
+"""Optimisers and learning rates, from the config group ``optim``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.errors import UserError
+
+Settings = Mapping[str, Any]
+
+
+def build_optimizer(model: nn.Module, optim: Settings) -> torch.optim.Optimizer:
+    """The optimiser of ``optim.algorithm`` over the parameters that are trained."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    common = {"lr": optim["lr"], "weight_decay": optim["weight_decay"]}
+    match optim["algorithm"]:
+        case "sgd":
+            return torch.optim.SGD(params, momentum=optim["momentum"], **common)
+        case "adam":
+            return torch.optim.Adam(params, betas=tuple(optim["betas"]), **common)
+    raise UserError(f"optim.algorithm={optim['algorithm']}; expected sgd or adam")
+
+
+def learning_rate(step: int, total: int, optim: Settings) -> float:
+    """Of step 0 .. total - 1: a pure function, so a resumed run needs no state."""
+    match optim["schedule"]:
+        case "drops":
+            return step_drops(step, total, optim["lr"], optim["drops"], optim["warmup_steps"],
+                              optim["warmup_lr"])
+        case "cosine":
+            return cosine(step, total, optim["lr"], optim["final_lr"], optim["warmup_steps"])
+    raise UserError(f"optim.schedule={optim['schedule']}; expected drops or cosine")
+
+
+def step_drops(
+    step: int, total: int, lr: float, drops: Sequence[float], warmup_steps: int, warmup_lr: float
+) -> float:
+    """lr, divided by 10 at each fraction in ``drops`` of ``total`` steps, after a flat warm-up.
+
+    The warm-up takes ``warmup_steps``, but no more than 5 % of a shorter training.
+    """
+    if step < min(warmup_steps, total // 20):
+        return warmup_lr
+    return lr * 0.1 ** sum(step >= fraction * total for fraction in drops)
+
+
+def cosine(step: int, total: int, lr: float, final_lr: float, warmup_steps: int) -> float:
+    """A linear warm-up to lr, then half a cosine down to final_lr at the last step.
+
+    The warm-up takes ``warmup_steps``, but no more than 10 % of a shorter training.
+    """
+    warmup = min(warmup_steps, total // 10)
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = (step - warmup) / max(total - 1 - warmup, 1)
+    return final_lr + (lr - final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
