@@ -54,6 +54,11 @@ if __name__ == "__main__":
     except (HydraException, OmegaConfBaseException) as error:
         _tell(error)
         sys.exit(1)
+    except ValueError as error:  # Hydra's, for experiment=null and the like
+        if _jobs:
+            raise
+        _tell(error)
+        sys.exit(1)
     except OSError as error:
         if _jobs:
             raise

@@ -58,6 +58,57 @@ def test_each_method_leaves_a_whole_run(train, runs, overrides, grad, k, gamma):
     assert row["eval_accuracy"] == records[-1]["eval_accuracy"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "grad", "k", "size"),
+    [
+        (["grad=bp"], "bp", None, None),
+        (["grad=truncated_bptt", "grad.window=4"], "truncated_bptt", None, None),
+        (["grad=fixed_point", "k=1"], "fixed_point", 1, 1),
+        (["grad=highway", "k=1", "grad.group_size=4"], "highway", 1, 4),
+        (["grad=highway", "k=1", "model=lstm_char", "data=topics_chars", "data.length=16",
+          "model.hidden=8", "model.carry=literal"], "highway", 1, 1),
+        (["grad=highway", "k=1", "model=gru_words", "data=topics_words", "data.length=16",
+          "model.hidden=8", "data.vocabulary=300"], "highway", 1, 1),
+    ],
+)  # fmt: skip
+def test_language_models_leave_whole_runs(train, runs, overrides, grad, k, size):
+    assert train("experiment=topics_tiny", *overrides).code == 0
+    row, records = row_of(only_run(runs)), records_of(only_run(runs))
+    words = row["model"] == "gru_words"
+    assert row["metric"] == ("eval_perplexity" if words else "eval_bits_per_char")
+    assert (row["grad"], row["k"], row["group_size"]) == (grad, k, size)
+    assert row["window"] == (4 if grad == "truncated_bptt" else None)
+    assert row["reduced"] is True and row["data"] == "topics" and row["parameters"] > 1000
+    scored = [r for r in records if "eval_loss" in r]
+    assert [r["step"] for r in scored] == [3, 6]
+    assert row[row["metric"]] == scored[-1][row["metric"]]
+    assert (scored[-1]["eval_perplexity"] > 20) and all("train_accuracy" not in r for r in records)
+
+
+def test_pixels_are_read_by_a_gru(train, runs):
+    assert train("experiment=gru_cifar10_pixels", "data=digits", "steps=1", "k=1",
+                 "optim.batch_size=4").code == 0  # fmt: skip
+    assert row_of(only_run(runs))["metric"] == "eval_accuracy"
+
+
+def test_a_language_model_goes_on_exactly(train, runs, tmp_path):
+    from experiments.run_folder import RunFolder
+
+    append = RunFolder.append
+
+    def interrupted(self, record):
+        append(self, record)
+        if record["step"] == 4 and "train_loss" in record:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "append", interrupted)
+        assert train("experiment=topics_tiny").code == 128 + signal.SIGTERM
+    assert "going on after step 4" in train("experiment=topics_tiny").out
+    train("experiment=topics_tiny", f"run_root={tmp_path / 'whole'}")
+    assert_same(only_run(runs), only_run(tmp_path / "whole"))
+
+
 def test_large_k_trains_as_backprop(train, runs, tmp_path):
     train("grad=bp", f"run_root={tmp_path / 'bp'}", "trainer.amp=false")
     train("grad=highway", "k=3", f"run_root={tmp_path / 'hw'}", "trainer.amp=false")
