@@ -39,8 +39,9 @@ figures: setup ## results/*.jsonl -> results/figures
 tables: setup ## results/*.jsonl -> results/tables
 	$(BIN)/python scripts/make_tables.py results
 
-bench: setup ## measure what the engine costs beside plain autograd
+bench: setup ## measure the engine and the recurrent layers beside plain autograd and torch.nn
 	$(BIN)/python scripts/bench_engine.py --out results/bench_engine.json
+	$(BIN)/python scripts/bench_rnn.py --out results/bench_rnn.json
 
 clean: ## remove caches and build output; keeps .venv, runs and results
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis

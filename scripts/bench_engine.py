@@ -12,14 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from itertools import accumulate
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +32,9 @@ from experiments.malloc import keep_freed_memory
 from experiments.provenance import environment
 from experiments.tasks import Classification
 from models.resnet import ResNet
+from scripts.timing import DEVICE, Seconds, high_water_mark, interleaved, medians, peak_of, timed
 from scripts.transformer_layers import sublayers
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 METHODS = {
     "bp": hb.Backprop(),
     "k0": hb.Highway(0),
@@ -77,33 +73,6 @@ def build(workload: str) -> tuple[list[nn.Module], Tensor]:
     keep_freed_memory()  # as train.py does
     layers, x = WORKLOADS[workload]()
     return [layer.to(DEVICE) for layer in layers], x.to(DEVICE).requires_grad_()
-
-
-def clock() -> float:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def timed(run: Callable[[], None]) -> float:
-    start = clock()
-    run()
-    return clock() - start
-
-
-Seconds = dict[str, list[float]]
-
-
-def interleaved(runs: dict[str, Callable[[], float]], repeats: int) -> Seconds:
-    """Seconds of each run in every repetition, after a warm-up."""
-    for run in runs.values():
-        run()
-    rounds = [{name: run() for name, run in runs.items()} for _ in range(repeats)]
-    return {name: [seconds[name] for seconds in rounds] for name in runs}
-
-
-def medians(seconds: Seconds) -> dict[str, float]:
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def measure_times(workload: str, repeats: int) -> Seconds:
@@ -167,19 +136,6 @@ def peaks(workload: str, method: str) -> tuple[int, int]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     return peak_of(profiler), high_water_mark()
-
-
-def peak_of(profiler: profile) -> int:
-    """The largest sum of tensor bytes allocated and not yet freed since the profiler's start."""
-    events = [(e.start_ns(), e.nbytes()) for e in profiler.profiler.kineto_results.events()
-              if e.name() == "[memory]"]
-    return max(accumulate(size for _, size in sorted(events, key=itemgetter(0))))
-
-
-def high_water_mark() -> int:
-    """This process's peak resident bytes. (getrusage would give a parent's, if that was larger.)"""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
 def measure_memory(workload: str) -> dict[str, float]:

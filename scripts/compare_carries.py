@@ -1,0 +1,122 @@
+"""How fast each carry's gradient converges on trained networks: cosine and relative error per k.
+
+    python scripts/compare_carries.py runs/gru/RUN runs/lstm/RUN --out results/carries.json
+
+Every RUN is a finished run of a recurrent network. The gradient of all parameters over some
+training batches, by Highway-BP with each carry, by the fixed point and with windows of steps, is
+compared with backpropagation's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+import highway_bp as hb
+from experiments import checkpoint
+from experiments.errors import UserError
+from experiments.provenance import environment
+
+KS = (0, 1, 2, 3, 5, 10, 20)
+WINDOW = 16
+
+
+def load(folder: Path, root: str | None) -> tuple[nn.Module, object, dict]:
+    """The trained model, its data, and the run's row."""
+    if not (folder / "DONE").exists():
+        raise UserError(f"{folder} is no finished run; expected a folder that contains DONE")
+    cfg = OmegaConf.create(json.loads((folder / "config.json").read_text()))
+    data = instantiate(cfg.data, **({} if root is None else {"root": root}))
+    model = instantiate(cfg.model, **data.model_arguments())
+    state, _ = checkpoint.load(folder)
+    model.load_state_dict(state["model"])
+    return model, data, json.loads((folder / "row.json").read_text())
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if isinstance(m, hb.GRU | hb.LSTM)]
+
+
+def gradient(model: nn.Module, method: hb.Method, carry: str, batches: Sequence, task) -> Tensor:
+    """Of all parameters side by side, the mean over the batches."""
+    hb.set_method(model, method)
+    for layer in layers(model):
+        layer.carry = carry
+    model.zero_grad()
+    for x, y in batches:
+        (task.loss(model, x, y)[0] / len(batches)).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def errors(model: nn.Module, batches: Sequence, task) -> list[dict]:
+    exact = gradient(model, hb.Backprop(), "gate", batches, task)
+    carries = layers(model)[0].cells
+    cases = [(f"Highway, {carry} carry", carry, hb.Highway) for carry in carries]
+    cases += [
+        (f"Highway, windows of {WINDOW}", "gate", lambda k: hb.Highway(k, group_size=WINDOW)),
+        ("fixed point", "gate", hb.FixedPoint),
+    ]
+    rows = []
+    for name, carry, method in cases:
+        for k in KS:
+            found = gradient(model, method(k), carry, batches, task)
+            rows.append({
+                "case": name, "k": k,
+                "cosine": torch.cosine_similarity(found, exact, dim=0).item(),
+                "relative_error": ((found - exact).norm() / exact.norm()).item(),
+            })  # fmt: skip
+    return rows
+
+
+def table(rows: list[dict], score: str) -> str:
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    lines = [f"| {score.replace('_', ' ')} | " + " | ".join(f"k = {k}" for k in KS) + " |",
+             "|---" * (len(KS) + 1) + "|"]  # fmt: skip
+    for case in cases:
+        values = [f"{row[score]:.4f}" for row in rows if row["case"] == case]
+        lines.append(f"| {case} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
+    parser.add_argument("--out", type=Path, help="write the record here, and its tables as .md")
+    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--root", help="folder of the data sets, see data.root")
+    args = parser.parse_args(argv)
+    record: dict = {"environment": environment(torch.device("cpu")), "runs": []}
+    pages = []
+    for folder in args.runs:
+        model, data, row = load(folder, args.root)
+        source = data.train_batches(row["batch_size"], seed=1, device="cpu")
+        rows = errors(model, [source.batch(i) for i in range(args.batches)], data.task)
+        keys = ("model", "grad", "k", "data", "steps", "seed", "config_hash", "commit", "metric")
+        of = {key: row[key] for key in keys} | {row["metric"]: row[row["metric"]]}
+        record["runs"].append({"trained": of, "errors": rows})
+        title = (f"{row['model']} trained {row['steps']} steps by {row['grad']} on {row['data']} "
+                 f"({row['metric'].removeprefix('eval_')} {row[row['metric']]:.3f})")
+        pages.append(f"## {title}\n\n{table(rows, 'cosine')}\n\n{table(rows, 'relative_error')}\n")
+        print(pages[-1], flush=True)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        page = "# How fast each carry's gradient converges\n\n" + "\n".join(pages)
+        args.out.with_suffix(".md").write_text(page)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")
