@@ -9,10 +9,10 @@ the backward pass is solved::
 
 from highway_bp.carry import Carry, Diagonal, Identity, LinearMap, Permutation, Scalar
 from highway_bp.chain import ResidualChain
-from highway_bp.gru import GRU
-from highway_bp.lstm import LSTM
 from highway_bp.methods import Backprop, FixedPoint, Highway, Method, TruncatedBPTT
-from highway_bp.recurrent import Recurrent
+from highway_bp.rnn.gru import GRU
+from highway_bp.rnn.lstm import LSTM
+from highway_bp.rnn.recurrent import Recurrent
 from highway_bp.scan import cumsumprod
 from highway_bp.set_method import set_method
 

@@ -6,8 +6,8 @@ from torch import nn
 
 from highway_bp.chain import ResidualChain
 from highway_bp.methods import Method
-from highway_bp.recurrent import Recurrent
-from highway_bp.rnn_layers import MethodRNN
+from highway_bp.rnn.layers import MethodRNN
+from highway_bp.rnn.recurrent import Recurrent
 
 
 def set_method(model: nn.Module, method: Method) -> None:

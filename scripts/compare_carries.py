@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,8 @@ def load(folder: Path, root: str | None) -> tuple[nn.Module, object, dict]:
     if not (folder / "DONE").exists():
         raise UserError(f"{folder} is no finished run; expected a folder that contains DONE")
     cfg = OmegaConf.create(json.loads((folder / "config.json").read_text()))
-    data = instantiate(cfg.data, **({} if root is None else {"root": root}))
+    from_hub = "load_hub" in cfg.data._target_
+    data = instantiate(cfg.data, **({"root": root} if from_hub else {}))
     model = instantiate(cfg.model, **data.model_arguments())
     state, _ = checkpoint.load(folder)
     model.load_state_dict(state["model"])
@@ -93,7 +95,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
     parser.add_argument("--out", type=Path, help="write the record here, and its tables as .md")
     parser.add_argument("--batches", type=int, default=4)
-    parser.add_argument("--root", help="folder of the data sets, see data.root")
+    parser.add_argument("--root", default=os.environ.get("HIGHWAY_BP_DATA"),
+                        help="folder of the data sets, see data.root")
     args = parser.parse_args(argv)
     record: dict = {"environment": environment(torch.device("cpu")), "runs": []}
     pages = []

@@ -14,6 +14,7 @@ from torch import nn
 
 import highway_bp as hb
 from experiments import checkpoint
+from models.cells import MinimalGatedCell
 from tests.train_cli import only_run
 
 PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
@@ -111,6 +112,62 @@ def a_layer_that_changes_the_shape_with_an_identity_carry(*_):
 @situation
 def a_layer_that_returns_a_tuple(*_):
     return raised(TypeError, lambda: backward(Pair(), Add(None)))
+
+
+X = torch.randn(5, 2, 3)  # L, B, I
+
+
+@situation
+def a_recurrent_layer_with_what_is_no_method(*_):
+    return raised(TypeError, lambda: hb.GRU(3, 4, method="bp"))
+
+
+@situation
+def a_recurrent_layer_with_an_unknown_carry(*_):
+    return raised(ValueError, lambda: hb.LSTM(3, 4, carry="forget"))
+
+
+@situation
+def an_LSTM_with_a_projection(*_):
+    return raised(ValueError, lambda: hb.LSTM(3, 4, proj_size=2, method=hb.Highway(1)))
+
+
+@situation
+def a_length_of_zero(*_):
+    return raised(ValueError, lambda: hb.GRU(3, 4)(X, lengths=[5, 0]))
+
+
+@situation
+def a_length_beyond_the_input(*_):
+    return raised(ValueError, lambda: hb.GRU(3, 4)(X, lengths=[6, 1]))
+
+
+@situation
+def too_few_lengths(*_):
+    return raised(ValueError, lambda: hb.GRU(3, 4)(X, lengths=[5]))
+
+
+@situation
+def lengths_and_windows_in_an_LSTM(*_):
+    lstm = hb.LSTM(3, 4, method=hb.Highway(1, group_size=2))
+    return raised(ValueError, lambda: lstm(X, lengths=[5, 1]))
+
+
+@situation
+def a_cell_whose_carry_has_the_wrong_shape(*_):
+    cell = MinimalGatedCell(3, 4)
+    network = hb.Recurrent(cell, lambda x, before, after: torch.ones(5), hb.Highway(1))
+    return raised(ValueError, lambda: network(X)[0].sum().backward())
+
+
+@situation
+def a_cell_without_a_carry(*_):
+    return raised(TypeError, lambda: hb.Recurrent(nn.Linear(3, 4)))
+
+
+@situation
+def a_model_without_a_chain(*_):
+    return raised(ValueError, lambda: hb.set_method(nn.Linear(3, 4), hb.Highway(1)))
 
 
 @situation

@@ -10,7 +10,7 @@ from torch.autograd.functional import jacobian
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import highway_bp as hb
-from highway_bp import rnn_layers
+from highway_bp.rnn import layers as rnn_layers
 
 L, B, D, H = 6, 5, 3, 4
 KINDS = {"GRU": (nn.GRU, hb.GRU), "LSTM": (nn.LSTM, hb.LSTM)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from highway_bp.gru_steps import GRUCell
-from highway_bp.rnn_layers import MethodRNN
+from highway_bp.rnn.gru_steps import GRUCell
+from highway_bp.rnn.layers import MethodRNN
 
 
 class GRU(MethodRNN, nn.GRU):

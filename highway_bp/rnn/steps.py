@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from highway_bp.methods import Method
-from highway_bp.windows import Windows, window_gradients
+from highway_bp.rnn.windows import Windows, window_gradients
 
 
 @dataclass

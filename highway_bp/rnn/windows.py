@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from highway_bp.methods import Method
-from highway_bp.time_system import TimeSystem
+from highway_bp.rnn.time_system import TimeSystem
 
 
 @dataclass

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from highway_bp import lengths as by_length
 from highway_bp.methods import Backprop, Method, check_method
-from highway_bp.steps import Cell, Steps
+from highway_bp.rnn import lengths as by_length
+from highway_bp.rnn.steps import Cell, Steps
 
 TILE_BYTES = 2**21  # of one state tensor (L, tile, H): its few companions then fit a CPU's cache
 States = Tensor | tuple[Tensor, ...]

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from highway_bp.gates import dtype_of_sums, sigmoid_slope, tanh_slope, weight_gradients
 from highway_bp.methods import Method
+from highway_bp.rnn.gates import dtype_of_sums, sigmoid_slope, tanh_slope, weight_gradients
+from highway_bp.rnn.steps import Gradients, Rows
+from highway_bp.rnn.time_system import TimeSystem
+from highway_bp.rnn.windows import Windows, at_ends, products
 from highway_bp.scan import cumsumprod
-from highway_bp.steps import Gradients, Rows
-from highway_bp.time_system import TimeSystem
-from highway_bp.windows import Windows, at_ends, products
 
 
 @dataclass(frozen=True)

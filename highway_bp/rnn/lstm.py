@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from highway_bp.lstm_steps import SPLITS, LSTMCell
-from highway_bp.rnn_layers import MethodRNN
+from highway_bp.rnn.layers import MethodRNN
+from highway_bp.rnn.lstm_steps import SPLITS, LSTMCell
 
 
 class LSTM(MethodRNN, nn.LSTM):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from highway_bp.methods import Backprop, Method, check_method
-from highway_bp.windows import Windows, at_ends, products, window_gradients
+from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
 
 State = Tensor | tuple[Tensor, ...]
 

@@ -1,0 +1,1 @@
+"""Recurrent networks: `GRU`, `LSTM` and any cell, differentiated over all time steps at once."""
