@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def errors(model: nn.Module, batches: Sequence, task) -> list[dict]:
         ("fixed point", "gate", hb.FixedPoint),
     ]
     rows = []
+    warnings.filterwarnings("ignore", message=r"k=\d+ is larger than L=")  # of windows
     for name, carry, method in cases:
         for k in KS:
             found = gradient(model, method(k), carry, batches, task)

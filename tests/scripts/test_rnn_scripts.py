@@ -1,0 +1,73 @@
+"""The benchmark of recurrent layers and the comparison of carries, on tiny networks."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from experiments.errors import UserError
+from scripts import bench_rnn, compare_carries
+from scripts.bench_rnn import CellLoop, Shape, compare, network
+from tests.train_cli import only_run
+
+TINY = Shape("LSTM", batch=2, length=5, hidden=3, layers=2)
+
+
+@pytest.mark.parametrize("cell", ["GRU", "LSTM"])
+def test_all_contestants_compute_the_same_outputs(cell):
+    shape = Shape(cell, 2, 5, 3)
+    plain = network(shape, "nn")
+    weights = plain.state_dict()
+    x = torch.randn(5, 2, 3)
+    loop = CellLoop(shape)
+    loop.cells[0].load_state_dict({n.removesuffix("_l0"): w for n, w in weights.items()})
+    torch.testing.assert_close(loop(x)[0], plain(x)[0])
+    for name, method in (("k3", "Highway(k=3"), ("fp5", "FixedPoint(k=5"), ("bptt16", "window=16")):
+        ours = network(shape, name)
+        ours.load_state_dict(weights)
+        assert method in str(ours.method)
+        torch.testing.assert_close(ours(x)[0], plain(x)[0])
+
+
+def test_a_comparison_is_relative_to_the_first():
+    found = compare(TINY, ["nn", "loop", "k1"], repeats=3)
+    assert found["shape"] == "LSTM x2, batch 2, L 5, hidden 3"
+    assert found["speedup"]["nn"] == 1.0 and set(found["ms"]) == {"nn", "loop", "k1"}
+    assert all(ms > 0 for ms in found["ms"].values())
+
+
+def test_memory_is_measured_in_a_fresh_process():
+    found = bench_rnn.memory(TINY, ["k0"])
+    assert found["peak"]["k0"]["process_mb"] > found["peak"]["k0"]["tensors_mb"] > 0
+
+
+def test_carries_are_compared_on_a_finished_run(train, runs, tmp_path, capsys):
+    assert train("experiment=topics_tiny", "model=lstm_char", "data=topics_chars",
+                 "data.length=24", "model.hidden=8", "grad=bp").code == 0  # fmt: skip
+    out = tmp_path / "carries.json"
+    compare_carries.main([str(only_run(runs)), "--out", str(out), "--batches", "2"])
+    (found,) = json.loads(out.read_text())["runs"]
+    assert found["trained"]["model"] == "lstm_char" and found["trained"]["steps"] == 6
+    by_case = {(row["case"], row["k"]): row for row in found["errors"]}
+    cases = {case for case, _ in by_case}
+    assert cases == {"Highway, gate carry", "Highway, literal carry", "Highway, diagonal carry",
+                     "Highway, windows of 16", "fixed point"}  # fmt: skip
+    for case in cases - {"Highway, windows of 16"}:
+        relative = [by_case[case, k]["relative_error"] for k in (0, 5, 20)]
+        assert relative[0] > relative[1] > relative[2]
+    assert by_case["Highway, windows of 16", 1]["relative_error"] < 1e-5  # two windows: exact
+    page = out.with_suffix(".md").read_text()
+    assert "| Highway, literal carry |" in page and "lstm_char trained 6 steps by bp" in page
+
+
+def test_an_unfinished_run_is_told(tmp_path):
+    with pytest.raises(UserError, match="is no finished run; expected a folder that contains DONE"):
+        compare_carries.main([str(tmp_path)])
+
+
+def test_layers_are_found_wherever_they_are():
+    import highway_bp as hb
+
+    model = nn.Sequential(nn.Linear(1, 1), nn.Sequential(hb.GRU(1, 1)), hb.LSTM(1, 1))
+    assert len(compare_carries.layers(model)) == 2
