@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -77,16 +78,17 @@ class CellLoop(nn.Module):
 
 
 def network(shape: Shape, name: str) -> nn.Module:
-    """"nn", "loop", or hb's with "k5", "fp5", "bptt16" (truncated)."""
+    """"nn", "loop", or hb's with a method such as "k5", "k1w16" (windows), "fp5", "bptt16"."""
     torch.manual_seed(0)
     plain, ours, _ = CELLS[shape.cell]
     if name == "nn":
         return plain(shape.hidden, shape.hidden, shape.layers).to(DEVICE)
     if name == "loop":
         return CellLoop(shape).to(DEVICE)
-    kind = name.rstrip("0123456789")
-    method = {"k": hb.Highway, "fp": hb.FixedPoint, "bptt": hb.TruncatedBPTT}[kind](
-        int(name.removeprefix(kind)))
+    kind, number, window = re.fullmatch(r"([a-z]+)(\d+)(?:w(\d+))?", name).groups()
+    method = {"k": hb.Highway, "fp": hb.FixedPoint, "bptt": hb.TruncatedBPTT}[kind](int(number))
+    if window:
+        method = replace(method, group_size=int(window))
     return ours(shape.hidden, shape.hidden, shape.layers, method=method).to(DEVICE)
 
 
@@ -143,8 +145,8 @@ def memory(shape: Shape, names: Sequence[str]) -> dict:
 
 def names_for(part: str) -> list[str]:
     ks = [f"k{k}" for k in KS[part]]
-    others = {"small": ["fp5", "bptt16"], "grid": [], "paper": ["loop", "fp5", "bptt16"]}[part]
-    return ["nn", *others, *ks]
+    others = ["fp5", "bptt16", "k1w16"]
+    return ["nn", *{"small": others, "grid": [], "paper": ["loop", *others]}[part], *ks]
 
 
 def main() -> None:

@@ -23,7 +23,9 @@ def test_all_contestants_compute_the_same_outputs(cell):
     loop = CellLoop(shape)
     loop.cells[0].load_state_dict({n.removesuffix("_l0"): w for n, w in weights.items()})
     torch.testing.assert_close(loop(x)[0], plain(x)[0])
-    for name, method in (("k3", "Highway(k=3"), ("fp5", "FixedPoint(k=5"), ("bptt16", "window=16")):
+    names = {"k3": "Highway(k=3", "k1w16": "group_size=16", "fp5": "FixedPoint(k=5",
+             "bptt16": "window=16"}  # fmt: skip
+    for name, method in names.items():
         ours = network(shape, name)
         ours.load_state_dict(weights)
         assert method in str(ours.method)
