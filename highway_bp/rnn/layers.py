@@ -156,6 +156,7 @@ class MethodRNN(nn.RNNBase):
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
         return x, [torch.stack(states) for states in zip(*last, strict=True)]
 
+    @torch.compiler.disable  # as the compiler does with torch's own recurrent layers
     def _direction(self, x, start, suffix: str, lengths: Tensor | None):
         """Outputs (L, B, H), zero behind the ends, and last states (B, H)."""
         names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]

@@ -343,6 +343,20 @@ def test_autocast_computes_in_the_weights_dtype_on_the_cpu(kind):
 
 
 @every_kind
+def test_a_compiled_model_computes_the_same(kind):
+    _, ours, x, states = pair(kind, hb.Highway(2))
+    model = nn.Sequential(nn.Linear(D, D), nn.Tanh()).double()
+
+    def step(rnn, x, hx):
+        return rnn(model(x), hx)
+
+    plain = results(ours, x, states, step)
+    torch._dynamo.reset()
+    compiled = results(ours, x, states, torch.compile(step, backend="aot_eager"))
+    assert_same_results(compiled, plain)
+
+
+@every_kind
 def test_double_backward_is_refused_in_one_line(kind):
     _, ours, x, _ = pair(kind, hb.Highway(1))
     (grad,) = torch.autograd.grad(
