@@ -38,6 +38,7 @@ figures: setup ## results/*.jsonl -> results/figures
 
 tables: setup ## results/*.jsonl -> results/tables
 	$(BIN)/python scripts/make_tables.py results
+	$(BIN)/python scripts/bench_table.py results
 
 bench: setup ## measure the engine and the recurrent layers beside plain autograd and torch.nn
 	$(BIN)/python scripts/bench_engine.py --out results/bench_engine.json

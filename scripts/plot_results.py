@@ -78,7 +78,7 @@ def draw_scores(axes: Axes, rows: list[Row]) -> None:
             continue
         axes.errorbar(ks, means, deviations, color=SERIES_COLOUR[grad], ls=LINE_STYLE[grad],
                       marker=SERIES_MARKER[grad], capsize=3, label=name)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xticks(sorted({row["k"] for row in rows if has_k(row)}))
     axes.set_xlabel("iterations k")
     axes.set_ylabel(f"final {metric_of(rows).label}")
 

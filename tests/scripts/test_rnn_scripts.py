@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from experiments.errors import UserError
-from scripts import bench_rnn, compare_carries
+from scripts import bench_rnn, bench_table, compare_carries
 from scripts.bench_rnn import CellLoop, Shape, compare, network
 from tests.train_cli import only_run
 
@@ -42,6 +42,20 @@ def test_a_comparison_is_relative_to_the_first():
 def test_memory_is_measured_in_a_fresh_process():
     found = bench_rnn.memory(TINY, ["k0"])
     assert found["peak"]["k0"]["process_mb"] > found["peak"]["k0"]["tensors_mb"] > 0
+
+
+def test_the_benchmarks_page_marks_where_torch_wins(tmp_path):
+    rows = [{"shape": "GRU, batch 8", "ms": {"nn": 90.0, "k0": 30.0, "k5": 100.0},
+             "speedup": {"nn": 1.0, "k0": 3.0, "k5": 0.9}}]  # fmt: skip
+    peak = {"nn": {"tensors_mb": 23.0, "process_mb": 300.0}}
+    environment = {"device": "CPU x", "torch": "2", "commit": "abcdef0123", "dirty": False}
+    record = {"environment": environment, "repeats": 7, "small": rows, "grid": rows,
+              "memory": [{"shape": "GRU, batch 8", "peak": peak}]}  # fmt: skip
+    (tmp_path / "bench_rnn.json").write_text(json.dumps(record))
+    bench_table.main([str(tmp_path)])
+    text = (tmp_path / "tables" / "bench_rnn.md").read_text()
+    assert text.count("| GRU, batch 8 | 90.0 | 3.00 | **0.90** |") == 2
+    assert "| GRU, batch 8 | 23 |" in text and "abcdef0 (clean)" in text
 
 
 def test_carries_are_compared_on_a_finished_run(train, runs, tmp_path, capsys):
