@@ -381,6 +381,7 @@ def test_an_unknown_carry_is_refused(kind):
         KINDS[kind][1](D, H, carry="gates")
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_proj_size_is_refused_but_with_backprop():
     with pytest.raises(ValueError, match="proj_size=2; expected 0 with Highway"):
         hb.LSTM(D, H, proj_size=2, method=hb.Highway(1))
