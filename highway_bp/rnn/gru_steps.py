@@ -44,7 +44,7 @@ class GRUCell:
 
         K = step.z if diagonal is None else step.z + diagonal
         w = method.solve(TimeSystem(rows.b[0].to(K.dtype), lambda: K, vjp))[: len(rows.x) + 1]
-        a = w[1:].unsqueeze(-2) * step.slopes  # (L, B, 3, H), cotangents of h W_hh^T + b_hh
+        a = step.slopes.mul_(w[1:].unsqueeze(-2))  # (L, B, 3, H), cotangents of h W_hh^T + b_hh
         biased = len(rows.weights) == 4
         by_hidden = weight_gradients(a.flatten(-2), rows.before, biased)
         torch.mul(w[1:], step.slope_n, out=a[..., 2, :])  # now of x W_ih^T + b_ih
@@ -87,8 +87,8 @@ class GRUJacobian:
         m = a_h[..., 2 * H :]
         r, z = a_i[..., : 2 * H].add_(a_h[..., : 2 * H]).sigmoid_().chunk(2, -1)
         n = a_i[..., 2 * H :].addcmul_(r, m).tanh_()
-        self.slopes = slopes = a_i.new_empty(*h.shape[:2], 3, H)
         self.z, self.slope_n = z, tanh_slope(1 - z, n)
+        self.slopes = slopes = a_h.unflatten(-1, (3, H))  # in the place of what is used up
         sigmoid_slope(self.slope_n * m, r, grad_input=slopes[..., 0, :])
         sigmoid_slope(h - n, z, grad_input=slopes[..., 1, :])
         torch.mul(self.slope_n, r, out=slopes[..., 2, :])
