@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,9 +39,9 @@ class GRUCell:
         step = GRUJacobian(rows)
         diagonal = step.diagonal() if self.carry == "diagonal" else None
 
-        def vjp(w: Tensor) -> Tensor:
-            v = step.through_gates(w)
-            return v if diagonal is None else v.addcmul_(w, diagonal, value=-1)
+        def vjp(w: Tensor, b: Tensor, out: Tensor) -> None:
+            b = b if diagonal is None else torch.addcmul(b, w, diagonal, value=-1)
+            step.through_gates(w, b, out)
 
         K = step.z if diagonal is None else step.z + diagonal
         w = method.solve(TimeSystem(rows.b[0].to(K.dtype), lambda: K, vjp))[: len(rows.x) + 1]
@@ -87,17 +88,26 @@ class GRUJacobian:
         m = a_h[..., 2 * H :]
         r, z = a_i[..., : 2 * H].add_(a_h[..., : 2 * H]).sigmoid_().chunk(2, -1)
         n = a_i[..., 2 * H :].addcmul_(r, m).tanh_()
-        self.z, self.slope_n = z, tanh_slope(1 - z, n)
+        self.z, self.slope_n = z, 1 - z
+        tanh_slope(self.slope_n, n, grad_input=self.slope_n)
         self.slopes = slopes = a_h.unflatten(-1, (3, H))  # in the place of what is used up
-        sigmoid_slope(self.slope_n * m, r, grad_input=slopes[..., 0, :])
-        sigmoid_slope(h - n, z, grad_input=slopes[..., 1, :])
+        by_gate = self.slope_n * m
+        sigmoid_slope(by_gate, r, grad_input=slopes[..., 0, :])
+        sigmoid_slope(torch.sub(h, n, out=by_gate), z, grad_input=slopes[..., 1, :])
         torch.mul(self.slope_n, r, out=slopes[..., 2, :])
         self._W_hh = W_hh
 
-    def through_gates(self, w: Tensor) -> Tensor:
-        """w J (L, B, H), J the Jacobian through the gates."""
-        a = (w.unsqueeze(-2) * self.slopes).flatten(-2)
-        return (a.to(self._W_hh.dtype) @ self._W_hh).to(w.dtype)
+    def through_gates(self, w: Tensor, b: Tensor, out: Tensor) -> None:
+        """Write b + w J (L, B, H), J the Jacobian through the gates; out may lie over w."""
+        a = torch.mul(w.unsqueeze(-2), self.slopes, out=self._a).flatten(0, 1).flatten(1)
+        if a.dtype == self._W_hh.dtype:
+            torch.addmm(b.flatten(0, 1), a, self._W_hh, out=out.flatten(0, 1))
+        else:
+            torch.add(b, (a.to(self._W_hh.dtype) @ self._W_hh).view_as(b), out=out)
+
+    @cached_property
+    def _a(self) -> Tensor:
+        return torch.empty_like(self.slopes)  # once for all iterations
 
     def diagonal(self) -> Tensor:
         """The diagonal of J (L, B, H)."""

@@ -132,9 +132,11 @@ class GateSplit:
         """Cotangents of c', all of its ways included, and of h'."""
         return w.chunk(2, -1)
 
-    def vjp(self, w: Tensor) -> Tensor:
+    def vjp(self, w: Tensor, b: Tensor, out: Tensor) -> None:
         v_h = self.step.through_gates(*self.whole(w))
-        return torch.cat([v_h * self.q_before, v_h], -1)
+        b_c, b_h, out_c, out_h = *b.chunk(2, -1), *out.chunk(2, -1)
+        torch.addcmul(b_c, v_h, self.q_before, out=out_c)
+        torch.add(b_h, v_h, out=out_h)
 
 
 class DiagonalSplit(GateSplit):
@@ -146,8 +148,8 @@ class DiagonalSplit(GateSplit):
         self._through_gates = torch.cat([by_c * step.q_before, by_o], -1)  # the part within J
         self.K = torch.cat([step.f + by_c * step.q_before, by_o], -1)
 
-    def vjp(self, w: Tensor) -> Tensor:
-        return super().vjp(w).addcmul_(w, self._through_gates, value=-1)
+    def vjp(self, w: Tensor, b: Tensor, out: Tensor) -> None:
+        super().vjp(w, torch.addcmul(b, w, self._through_gates, value=-1), out)
 
 
 class LiteralSplit(GateSplit):
@@ -161,10 +163,10 @@ class LiteralSplit(GateSplit):
         w_c, w_h = w.chunk(2, -1)
         return torch.addcmul(w_c, w_h, self.step.q), w_h
 
-    def vjp(self, w: Tensor) -> Tensor:
-        w_h = w[..., w.shape[-1] // 2 :]
+    def vjp(self, w: Tensor, b: Tensor, out: Tensor) -> None:
         v_h = self.step.through_gates(*self.whole(w))
-        return torch.cat([w_h * self.step.q * self.step.f, v_h], -1)
+        v_c = w.chunk(2, -1)[1] * self.step.q * self.step.f
+        torch.add(b, torch.cat([v_c, v_h], -1), out=out)
 
 
 SPLITS = {"gate": GateSplit, "literal": LiteralSplit, "diagonal": DiagonalSplit}

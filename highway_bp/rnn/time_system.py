@@ -56,7 +56,8 @@ class TimeSystem:
         b: cotangents from the losses on s_1 .. s_L (L, B, S).
         K: gives the carry's diagonals (L, B, C) when they are first needed; they carry the first
             C elements of a state, the others go through the block alone.
-        vjp: w (L, B, S), the cotangents of s_1 .. s_L, to those of s_0 .. s_{L-1} (L, B, S).
+        vjp: ``vjp(w, b, out)`` with w (L, B, S), the cotangents of s_1 .. s_L, writes b + w J
+            into out, those of s_0 .. s_{L-1}; out may lie over w, one state before.
         b_0: cotangent on s_0 (B, S); None for zero.
         whole: vjp gives w (J + K), otherwise w J.
         wants_start: whether anybody asks for w_0.
@@ -66,7 +67,7 @@ class TimeSystem:
         self,
         b: Tensor,
         K: Callable[[], Tensor],
-        vjp: Callable[[Tensor], Tensor],
+        vjp: Callable[[Tensor, Tensor, Tensor], object],
         b_0: Tensor | None = None,
         whole: bool = False,
         wants_start: bool = True,
@@ -87,15 +88,17 @@ class TimeSystem:
         if states.stop <= self._first:
             return w
         L = self.length
-        v = self._vjp(w[1 : L + 1])
+        out = w[:L] if states.stop > 1 else torch.empty_like(w[:L])
         share = gamma - 1.0 if self._whole else gamma  # of w K, missing or too much
-        if share != 0.0:
-            C = self._K.shape[-1]
-            v[..., :C].addcmul_(w[1 : L + 1, ..., :C], self._K, value=share)
-        w[0] = v[0] if self._b_0 is None else v[0] + self._b_0
+        C = self._K.shape[-1] if share != 0.0 else 0
+        carried = w[1 : L + 1, ..., :C] * self._K if C else None
+        self._vjp(w[1 : L + 1], self._b_before, out)
+        if carried is not None:
+            out[..., :C].add_(carried, alpha=share)
         if states.stop > 1:
-            torch.add(self._b[:-1], v[1:], out=w[1:L])
             w[L] = self._b[-1]
+        else:
+            w[0] = out[0]
         return w
 
     def scan(self, v: Tensor, gamma: float, states: range) -> Tensor:
@@ -108,6 +111,12 @@ class TimeSystem:
         if gamma not in self._scans:
             self._scans[gamma] = DiagonalScan(self._K, 1.0 - gamma)
         return self._scans[gamma](v)
+
+    @cached_property
+    def _b_before(self) -> Tensor:
+        """b_0 .. b_{L-1} (L, B, S)."""
+        first = torch.zeros_like(self._b[0]) if self._b_0 is None else self._b_0
+        return torch.cat([first[None], self._b[:-1]])
 
     @cached_property
     def _K(self) -> Tensor:

@@ -57,8 +57,11 @@ def window_gradients(
     inner = torch.cat([run.inner() for run in runs])  # (n, B, S)
     b_states = windows.b_ends.clone()
     b_states[:-1] += inner[1:]
-    system = TimeSystem(b_states, windows.K, lambda w: _through(runs, w), inner[0], whole=True,
-                        wants_start=wants_start)
+
+    def vjp(w: Tensor, b: Tensor, out: Tensor) -> None:
+        torch.add(b, torch.cat([run.through(w[run.where]) for run in runs]), out=out)
+
+    system = TimeSystem(b_states, windows.K, vjp, inner[0], whole=True, wants_start=wants_start)
     w = method.solve(system)[: len(inner) + 1]
     outputs, cotangents = [], []
     for run in runs:
@@ -120,10 +123,6 @@ def _runs(windows: Windows, x: Tensor, b: Tensor, wants_x: bool) -> list[_Run]:
     if full < n:
         runs.append(_Run(windows, x[split:], b[split:], slice(full, n), wants_x))
     return runs
-
-
-def _through(runs: Sequence[_Run], w: Tensor) -> Tensor:
-    return torch.cat([run.through(w[run.where]) for run in runs])
 
 
 def _cut(t: Tensor, m: int) -> Tensor:
