@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.errors import UserError
 
 # What may differ between two runs of one and the same experiment.
-_NOT_IDENTITY = ("run_root", "logger", "device", "seed", "k")
+_NOT_IDENTITY = ("run_root", "logger", "device", "seed", "k", "gamma")
 _NOT_IDENTITY_INSIDE = {
     "data": ("root", "cache_dir"),
     "trainer": ("eval_interval", "checkpoint_interval", "log_interval", "progress", "threads",
@@ -28,6 +28,7 @@ class RootKeys:
     """Types of the root keys; inside a group, an unknown key is Hydra's error (struct mode)."""
 
     k: int = 3
+    gamma: Any = 0.0
     seed: int = 0
     steps: int | None = None
     device: str = "auto"
@@ -47,12 +48,12 @@ def register_schema() -> None:
 
 # Smallest value of whole numbers; None allowed where the type says so.
 _AT_LEAST = {
-    "seed": 0, "steps": 1, "optim.steps": 1, "optim.epochs": 1, "optim.batch_size": 1,
+    "seed": 0, "steps": 1, "optim.steps": 1, "optim.batch_size": 1,
     "optim.warmup_steps": 0, "data.train_limit": 1, "data.eval_limit": 1,
     "trainer.threads": 1, "trainer.eval_batch_size": 1, "trainer.eval_interval": 1,
     "trainer.checkpoint_interval": 1, "trainer.log_interval": 1,
 }  # fmt: skip
-_OPTIONAL = ("steps", "optim.steps", "optim.epochs", "data.train_limit", "data.eval_limit",
+_OPTIONAL = ("steps", "optim.steps", "data.train_limit", "data.eval_limit",
              "trainer.threads", "trainer.eval_interval", "trainer.checkpoint_interval")
 
 
@@ -64,6 +65,9 @@ def check_values(cfg: DictConfig) -> None:
             continue
         if type(value) is not int or value < least:
             raise UserError(f"{key}={value}; expected a whole number, at least {least}")
+    epochs = OmegaConf.select(cfg, "optim.epochs")
+    if epochs is not None and (type(epochs) not in (int, float) or not 0 < epochs < math.inf):
+        raise UserError(f"optim.epochs={epochs}; expected a number above 0")
     for key in ("optim.lr", "optim.warmup_lr", "optim.final_lr", "optim.weight_decay",
                 "optim.momentum", "optim.clip"):
         value = OmegaConf.select(cfg, key)
@@ -76,7 +80,7 @@ def check_values(cfg: DictConfig) -> None:
 def identity(cfg: DictConfig) -> dict[str, Any]:
     """What makes the run what it is: the resolved config without paths, device and loggers.
 
-    The root key k counts only where the gradient method uses it, so runs of backprop coincide.
+    The root keys k and gamma count only where the gradient method uses them, so runs of backprop coincide.
     """
     config = copy.deepcopy(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     for key in _NOT_IDENTITY:

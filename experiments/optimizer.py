@@ -23,7 +23,12 @@ def build_optimizer(model: nn.Module, optim: Settings) -> torch.optim.Optimizer:
             return torch.optim.SGD(params, momentum=optim["momentum"], **common)
         case "adam":
             return torch.optim.Adam(params, betas=tuple(optim["betas"]), **common)
-    raise UserError(f"optim.algorithm={optim['algorithm']}; expected sgd or adam")
+        case "adamw":
+            vectors = [p for p in params if p.dim() < 2]  # biases and norms: not decayed
+            groups = [{"params": [p for p in params if p.dim() >= 2]},
+                      {"params": vectors, "weight_decay": 0.0}]
+            return torch.optim.AdamW(groups, betas=tuple(optim["betas"]), **common)
+    raise UserError(f"optim.algorithm={optim['algorithm']}; expected sgd, adam or adamw")
 
 
 def learning_rate(step: int, total: int, optim: Settings) -> float:

@@ -65,7 +65,7 @@ def _train(cfg, choices, config, folder, device, data, model, method, state) -> 
         folder=folder.path, config=config, name=folder.path.name, group=choices["model"], **with_id
     )
     per_epoch = data.train_batches(cfg.optim.batch_size, cfg.seed, "cpu").steps_per_epoch
-    full = cfg.optim.steps or cfg.optim.epochs * per_epoch  # the recipe's
+    full = cfg.optim.steps or round(cfg.optim.epochs * per_epoch)  # the recipe's
     steps = cfg.steps or full
     row: dict[str, Any] | None = None
     try:
@@ -79,6 +79,8 @@ def _train(cfg, choices, config, folder, device, data, model, method, state) -> 
             print(f"{folder.path}: going on after step {trainer.step}")
         folder.keep_until(trainer.step)
         scores = trainer.train()
+        if hasattr(model, "save_pretrained"):
+            model.save_pretrained(folder.path / "pretrained")
         row = {
             "model": choices["model"],
             "grad": GRAD_NAMES[type(method)],

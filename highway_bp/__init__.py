@@ -15,6 +15,7 @@ from highway_bp.rnn.lstm import LSTM
 from highway_bp.rnn.recurrent import Recurrent
 from highway_bp.scan import cumsumprod
 from highway_bp.set_method import set_method
+from highway_bp.trunks.convert import convert
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "ResidualChain",
     "Scalar",
     "TruncatedBPTT",
+    "convert",
     "cumsumprod",
     "set_method",
 ]

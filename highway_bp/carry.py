@@ -73,7 +73,18 @@ class Permutation(Carry):
         return w.index_select(self.dim, self.inverse)
 
 
-class LinearMap(Carry):
+class RecordedMap(Carry):
+    """The Jacobian dy/dx of a shortcut that has been run already, read off its autograd graph."""
+
+    def __init__(self, x: Tensor, y: Tensor):
+        self._x, self._y = x, y
+
+    def vecmat(self, w: Tensor) -> Tensor:
+        (wK,) = torch.autograd.grad(self._y, self._x, w, retain_graph=True)
+        return wK
+
+
+class LinearMap(RecordedMap):
     """The Jacobian of any linear ``fn`` (a strided convolution on the shortcut, say).
 
     Args:
@@ -83,12 +94,8 @@ class LinearMap(Carry):
 
     def __init__(self, fn: Callable[[Tensor], Tensor], like: Tensor):
         with torch.enable_grad():
-            self._x = like.detach().requires_grad_()
-            self._y = fn(self._x)
-
-    def vecmat(self, w: Tensor) -> Tensor:
-        (wK,) = torch.autograd.grad(self._y, self._x, w, retain_graph=True)
-        return wK
+            x = like.detach().requires_grad_()
+            super().__init__(x, fn(x))
 
 
 class Product(Carry):

@@ -26,6 +26,7 @@ class ResidualChain(nn.ModuleList):
 
     - ``carry(h_in, h_out)``: its residual path's Jacobian K, as None (identity, the default), a
       number, a tensor (the diagonal) or an object with ``vecmat(w)`` (see ``highway_bp.carry``);
+    - ``with_carry(h, *args)``: forward(h) and such a K, where K needs what forward computed;
     - ``block(h, *args)`` and ``residual(h, z)`` with forward(h) = residual(h, block(h)): then the
       block's own vector-Jacobian product is used, and w K need not be subtracted.
 
@@ -82,8 +83,10 @@ class ResidualChain(nn.ModuleList):
             what = str(h.dtype) if isinstance(h, Tensor) else type(h).__name__
             raise TypeError(f"input state is {what}; expected a floating tensor")
         groups = self.method.groups(len(self))
-        flat, spec = pytree.tree_flatten((args, kwargs))
-        wanted = [t for t in flat if isinstance(t, Tensor) and t.requires_grad]
+        # Only plain containers are opened: a key-value cache is one object, written into.
+        flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_no_container)
+        tensors = {id(t): t for t in flat if isinstance(t, Tensor)}  # each once
+        wanted = [t for t in tensors.values() if t.requires_grad]
         params = [p for p in self.parameters() if p.requires_grad]
         trains = h.requires_grad or bool(wanted) or bool(params)
         if groups is None or not torch.is_grad_enabled() or not trains:
@@ -178,6 +181,10 @@ def _parameter_step(segments, b, w, leaves, keep: bool) -> list[Tensor | None]:
         grads = [torch.zeros_like(t) if g is None else g
                  for t, g in zip(leaves, grads, strict=True)]
     return grads
+
+
+def _is_no_container(value: object) -> bool:
+    return type(value) not in (tuple, list, dict)
 
 
 def _keep_buffers():

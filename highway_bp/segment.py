@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ class Segment:
         names: how errors call each layer.
         h_in: the leaf h_a.
         states: h_{a+1} .. h_e, attached to the local graph.
+        carries: what each layer's ``with_carry`` gave as its K, else None.
         split: True when the graph holds the path through the block alone (the residual path is
             cut), so that a vector-Jacobian product gives w J; otherwise it gives w (J + K).
     """
@@ -27,6 +29,7 @@ class Segment:
     names: Sequence[str]
     h_in: Tensor
     states: list[Tensor]
+    carries: list[object]
     split: bool
 
     @property
@@ -53,8 +56,10 @@ class Segment:
     def _layer_carry(self, i: int) -> Carry:
         h_in = (self.states[i - 1] if i else self.h_in).detach()
         h_out = self.states[i].detach()
-        carry = getattr(self.layers[i], "carry", None)
-        K = as_carry(carry(h_in, h_out) if carry is not None else None, h_out, self.names[i])
+        given, carry = self.carries[i], getattr(self.layers[i], "carry", None)
+        if given is None and carry is not None:
+            given = carry(h_in, h_out)
+        K = as_carry(given, h_out, self.names[i])
         if h_in.shape != h_out.shape:
             _check_maps(K, h_in, h_out, self.names[i])
         return K
@@ -77,19 +82,40 @@ def run_segment(
     h_in = h.detach().requires_grad_(h.requires_grad)
     split = len(layers) == 1 and offers_split(layers[0])
     states: list[Tensor] = []
+    carries: list[object] = []
     for layer, name in zip(layers, names, strict=True):
-        x = states[-1] if states else h_in
-        if split:
-            out = layer.residual(x.detach(), layer.block(x, *args, **kwargs))
-        else:
-            out = layer(x, *args, **kwargs)
+        x, K = states[-1] if states else h_in, None
+        version = x._version
+        with _named_in_place_errors(name):
+            if split:
+                out = layer.residual(x.detach(), layer.block(x, *args, **kwargs))
+            elif hasattr(layer, "with_carry") and _is_plain(layer):
+                out, K = layer.with_carry(x, *args, **kwargs)
+            else:
+                out = layer(x, *args, **kwargs)
         if not isinstance(out, Tensor):
             raise TypeError(
                 f"{name} returned a {type(out).__name__}; a layer of a ResidualChain maps one "
                 "tensor to one tensor: wrap it so that it returns the state alone"
             )
+        if x._version != version:
+            raise RuntimeError(_IN_PLACE.format(name))
         states.append(out)
-    return Segment(layers, names, h_in, states, split)
+        carries.append(K)
+    return Segment(layers, names, h_in, states, carries, split)
+
+
+_IN_PLACE = "{} changes its input in place; a layer of a ResidualChain returns a new tensor"
+
+
+@contextlib.contextmanager
+def _named_in_place_errors(name: str):
+    try:
+        yield
+    except RuntimeError as error:
+        if "leaf Variable that requires grad is being used in an in-place" in str(error):
+            raise RuntimeError(_IN_PLACE.format(name)) from error
+        raise
 
 
 def offers_split(layer: nn.Module) -> bool:
@@ -100,7 +126,14 @@ def offers_split(layer: nn.Module) -> bool:
     return (
         callable(getattr(type(layer), "residual", None))
         and callable(getattr(layer, "block", None))
-        and layer._compiled_call_impl is None
+        and _is_plain(layer)
+    )
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether nothing but its own forward runs when the layer is called."""
+    return (
+        layer._compiled_call_impl is None
         and not layer._forward_hooks
         and not layer._forward_pre_hooks
     )

@@ -1,0 +1,1 @@
+"""Other people's residual models, trained by a gradient method (`convert.convert`)."""

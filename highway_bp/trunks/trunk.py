@@ -1,0 +1,174 @@
+"""`Trunk`: the residual layers of a model that stays as it is, run as one `ResidualChain`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from highway_bp.chain import ResidualChain
+from highway_bp.methods import Method, check_method
+
+Wrap = Callable[[nn.Module, int], list[nn.Module]]
+
+
+class Trunk:
+    """Layers h -> h that a model's own code calls one after the other.
+
+    While gradients are wanted and the method cuts the chain, the model's loop is handed a `Turn`
+    for every layer: it notes the arguments and returns the state as it came. The last one runs
+    all layers as a chain. Otherwise the loop gets the layers themselves.
+
+    Args:
+        containers: the module lists that hold the layers, in order.
+        wrap: ``wrap(layer, index)`` gives the chain's layers for one layer; they are called with
+            (h, calls), and ``calls[index]`` is what the model gave that layer.
+        method: the gradient method; may be set at any time.
+    """
+
+    def __init__(self, containers: Sequence[nn.Module], wrap: Wrap, method: Method):
+        self._containers, self._wrap = tuple(containers), wrap
+        self._wrapped: tuple[nn.Module, ...] = ()  # the layers that the chain was made of
+        self._chain = ResidualChain([])
+        self._calls: list[tuple[tuple, dict]] = []
+        self._h: Tensor | None = None
+        self.method = method
+        for container in containers:
+            container.__class__ = _handing_out(type(container))
+            container.trunk = self
+
+    @property
+    def method(self) -> Method:
+        return self._method
+
+    @method.setter
+    def method(self, method: Method) -> None:
+        check_method(method)
+        self._method = method
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        return [layer for c in self._containers for layer in c._modules.values()]
+
+    @property
+    def chain(self) -> ResidualChain:
+        """The chain of the layers as they are now."""
+        layers = tuple(self.layers)
+        if layers != self._wrapped:
+            self._wrapped = layers
+            self._chain = ResidualChain(
+                part for i, layer in enumerate(layers) for part in self._wrap(layer, i))
+        if self._chain.method is not self._method:
+            self._chain.method = self._method
+        return self._chain
+
+    @property
+    def cuts(self) -> bool:
+        return torch.is_grad_enabled() and self._method.groups(1) is not None
+
+    def turns(self, container: nn.Module) -> list[Turn]:
+        start = 0
+        for c in self._containers:
+            if c is container:
+                break
+            start += len(c)
+        return [Turn(self, start + i, layer)
+                for i, layer in enumerate(container._modules.values())]
+
+    def take(self, turn: Turn, h: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        """The call of one layer; the last one returns the chain's result."""
+        if turn.index == 0:
+            self._calls, self._h = [], h
+        name = f"layer {turn.index} ({type(turn.layer).__name__})"
+        if turn.index != len(self._calls):
+            raise RuntimeError(
+                f"{name} of the trunk was called after {len(self._calls)} layers; expected every "
+                "layer once, in order"
+            )
+        if h is not self._h:
+            raise RuntimeError(
+                f"{name} of the trunk got a state that the layer before did not return; a trunk "
+                "hands the state from layer to layer unchanged"
+            )
+        if turn.layer._forward_pre_hooks:
+            raise RuntimeError(f"{name} of the trunk has a forward pre-hook, which would not run")
+        self._calls.append((args, kwargs))
+        chain = self.chain
+        if len(self._calls) < len(self._wrapped):
+            return h
+        calls, self._calls, self._h = self._calls, [], None
+        if not any(layer._forward_hooks for layer in self._wrapped):
+            return chain(h, calls)
+        states = [h, *chain(h, calls, return_states=True)]
+        return self._observed(states, calls)
+
+    def _observed(self, states: list[Tensor], calls: list) -> Tensor:
+        """Show the layers' forward hooks what they would have seen (recorded hidden states)."""
+        per_layer = (len(states) - 1) // len(self._wrapped)
+        ends = states[::per_layer]
+        for i, (layer, (args, kwargs)) in enumerate(zip(self._wrapped, calls, strict=True)):
+            h, out = ends[i], ends[i + 1]
+            for key, hook in list(layer._forward_hooks.items()):
+                if key in layer._forward_hooks_with_kwargs:
+                    changed = hook(layer, (h, *args), kwargs, out)
+                else:
+                    changed = hook(layer, (h, *args), out)
+                if changed is not None:
+                    raise RuntimeError(
+                        f"a forward hook of {type(layer).__name__} changes its output, which a "
+                        "trunk cannot follow; change a module inside the layer, or use Backprop()"
+                    )
+        return states[-1]
+
+
+class Turn:
+    """Stands for one layer in the model's loop; in all but being called it is that layer."""
+
+    def __init__(self, trunk: Trunk, index: int, layer: nn.Module):
+        self.trunk, self.index, self.layer = trunk, index, layer
+
+    def __getattr__(self, name: str):
+        return getattr(self.layer, name)
+
+    def __call__(self, *args, **kwargs) -> Tensor:
+        if args:
+            h, *args = args
+        else:
+            h = kwargs.pop(next(iter(inspect.signature(self.layer.forward).parameters)))
+        return self.trunk.take(self, h, tuple(args), kwargs)
+
+
+class _HandsOutTurns:
+    trunk: Trunk
+
+    def __iter__(self):
+        if self.trunk.cuts:
+            return iter(self.trunk.turns(self))
+        return iter(self._modules.values())
+
+    def __getitem__(self, index):
+        if not isinstance(index, slice):
+            return super().__getitem__(index)
+        chosen = list(self)[index]
+        if not self.trunk.cuts:
+            return nn.ModuleList(chosen)
+        if len(chosen) != len(self):
+            raise RuntimeError(
+                f"the model uses {len(chosen)} of its trunk's {len(self)} layers; remove the "
+                "others, or use Backprop()"
+            )
+        return chosen
+
+
+class TrunkList(_HandsOutTurns, nn.ModuleList):
+    """An ``nn.ModuleList`` whose layers belong to a `Trunk`."""
+
+
+class TrunkSequential(_HandsOutTurns, nn.Sequential):
+    """An ``nn.Sequential`` whose layers belong to a `Trunk`."""
+
+
+def _handing_out(cls: type) -> type:
+    return {nn.ModuleList: TrunkList, nn.Sequential: TrunkSequential}[cls]

@@ -1,0 +1,72 @@
+"""Language models of transformers, GPT-2 and Llama, on tokens of our own vocabulary."""
+
+from __future__ import annotations
+
+import models.torchvision_ops  # noqa: F401, isort: skip
+from pathlib import Path
+
+from torch import Tensor, nn
+
+import highway_bp as hb
+
+FAMILIES = ("gpt2", "llama")
+
+
+class Decoder(nn.Module):
+    """A causal language model; its 2 x ``layers`` sublayers are the chain.
+
+    Args:
+        vocabulary: tokens.
+        family: "gpt2" (pre-LN, learnt positions) or "llama" (RMSNorm, rotary positions, gated
+            feed-forward of 8/3 the width).
+        layers, hidden, heads: sizes; embedding and classifier share their weight.
+        length: the longest sequence.
+        dropout: of embeddings, attention and sublayers (GPT-2 only).
+
+    Raises:
+        ValueError: an unknown family, or a width that the heads do not divide.
+    """
+
+    def __init__(
+        self, vocabulary: int, family: str = "gpt2", layers: int = 12, hidden: int = 256,
+        heads: int = 4, length: int = 256, dropout: float = 0.0,
+    ):  # fmt: skip
+        super().__init__()
+        if family not in FAMILIES:
+            raise ValueError(f"family={family!r}; expected one of {', '.join(FAMILIES)}")
+        if hidden % heads:
+            raise ValueError(f"heads={heads}; expected a divisor of hidden={hidden}")
+        build = _gpt2 if family == "gpt2" else _llama
+        self.model = hb.convert(
+            build(vocabulary, layers, hidden, heads, length, dropout), hb.Backprop())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens int64 (B, L) -> logits of the next ones (B, L, V)."""
+        return self.model(input_ids=x, use_cache=False).logits
+
+    def save_pretrained(self, folder: Path) -> None:
+        """As transformers saves it: ``AutoModelForCausalLM.from_pretrained(folder)`` reads it."""
+        self.model.save_pretrained(folder)
+
+
+def _gpt2(vocabulary, layers, hidden, heads, length, dropout) -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(
+        vocab_size=vocabulary, n_positions=length, n_embd=hidden, n_layer=layers, n_head=heads,
+        resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
+        bos_token_id=None, eos_token_id=None,
+    ))  # fmt: skip
+
+
+def _llama(vocabulary, layers, hidden, heads, length, dropout) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if dropout:
+        raise ValueError(f"dropout={dropout}; expected 0 for Llama, which has none")
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=vocabulary, max_position_embeddings=length, hidden_size=hidden,
+        intermediate_size=-(-8 * hidden // 3 // 32) * 32, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    ))  # fmt: skip

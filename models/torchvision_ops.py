@@ -1,0 +1,31 @@
+"""A torchvision built for CUDA beside a torch without it: declare the operators it lacks.
+
+Importing such a torchvision fails with "operator torchvision::nms does not exist", and
+transformers imports torchvision wherever it is installed. Import this module before either.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+_NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_library: torch.library.Library | None = None  # its declarations live as long as it does
+
+
+def _declare_missing() -> None:
+    global _library
+    spec = find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return
+    try:
+        torch.ops.load_library(Path(spec.origin).parent / "_C.so")
+    except OSError:  # a shared library of CUDA is not there
+        _library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            _library.define(name + _NMS)
+
+
+_declare_missing()
