@@ -80,7 +80,8 @@ def check_values(cfg: DictConfig) -> None:
 def identity(cfg: DictConfig) -> dict[str, Any]:
     """What makes the run what it is: the resolved config without paths, device and loggers.
 
-    The root keys k and gamma count only where the gradient method uses them, so runs of backprop coincide.
+    The root keys k and gamma count only where the gradient method uses them, so runs of backprop
+    coincide.
     """
     config = copy.deepcopy(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     for key in _NOT_IDENTITY:

@@ -149,7 +149,7 @@ def _check_same(state: dict[str, Any], digest: str, path: Path) -> None:
 
 def _tell_large_k(model: torch.nn.Module, method: hb.Method) -> None:
     """Say once, before training, what the library would say from inside the backward pass."""
-    L = max((len(m) for m in model.modules() if isinstance(m, hb.ResidualChain)), default=0)
+    L = max(map(len, hb.chains(model)), default=0)
     groups = method.groups(L) if L else None  # a recurrent network's L is its input's
     if groups is not None and method.k > len(groups):
         print(f"k={method.k} is larger than L={len(groups)}: exact, but grad=bp is faster")

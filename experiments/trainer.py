@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import highway_bp as hb
 from experiments import checkpoint
 from experiments.atomic import write_atomically
 from experiments.data.images import ImageData
@@ -76,6 +77,7 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on exactly where ``state`` was saved."""
         self.model.load_state_dict(state["model"])
+        hb.load_method_state(self.model, state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.last = state["step"], state["seconds"], state["last"]
         torch.set_rng_state(state["rng"])
@@ -87,6 +89,7 @@ class Trainer:
         cuda = self.device.type == "cuda"
         return {
             "model": self.model.state_dict(),
+            "method": hb.method_state(self.model),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,

@@ -7,8 +7,11 @@ the backward pass is solved::
     head(chain(x)).backward()
 """
 
+from highway_bp.auto_gamma import AutoGamma
 from highway_bp.carry import Carry, Diagonal, Identity, LinearMap, Permutation, Scalar
 from highway_bp.chain import ResidualChain
+from highway_bp.gradient_error import GradientError, gradient_error
+from highway_bp.method_state import chains, load_method_state, method_state
 from highway_bp.methods import Backprop, FixedPoint, Highway, Method, TruncatedBPTT
 from highway_bp.rnn.gru import GRU
 from highway_bp.rnn.lstm import LSTM
@@ -22,10 +25,12 @@ __version__ = "0.1.0"
 __all__ = [
     "GRU",
     "LSTM",
+    "AutoGamma",
     "Backprop",
     "Carry",
     "Diagonal",
     "FixedPoint",
+    "GradientError",
     "Highway",
     "Identity",
     "LinearMap",
@@ -35,7 +40,11 @@ __all__ = [
     "ResidualChain",
     "Scalar",
     "TruncatedBPTT",
+    "chains",
     "convert",
     "cumsumprod",
+    "gradient_error",
+    "load_method_state",
+    "method_state",
     "set_method",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from highway_bp.auto_gamma import GammaMemory
 from highway_bp.leaves import check_leaves
 from highway_bp.methods import Backprop, Method, check_method
 from highway_bp.module_system import ModuleSystem
@@ -42,6 +43,7 @@ class ResidualChain(nn.ModuleList):
     def __init__(self, layers: Iterable[nn.Module], method: Method | None = None):
         super().__init__(layers)
         self._leaves_checked = False
+        self.gammas = GammaMemory()
         self.method = Backprop() if method is None else method
 
     @property
@@ -134,7 +136,7 @@ class _CutChain(torch.autograd.Function):
         args, kwargs = pytree.tree_unflatten([copies.get(id(t), t) for t in flat], spec)
         with torch.enable_grad():
             segments = chain._run(groups, h, args, kwargs)
-        ctx.segments, ctx.method = segments, chain.method
+        ctx.segments, ctx.method, ctx.gammas = segments, chain.method, chain.gammas
         ctx.leaves = [*(copies[id(t)] for t in wanted), *params]
         ctx.set_materialize_grads(False)
         if not chain._leaves_checked:
@@ -155,7 +157,7 @@ class _CutChain(torch.autograd.Function):
             b.append(rest[: len(segment.states)])
             del rest[: len(segment.states)]
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
-        w = ctx.method.solve(ModuleSystem(segments, b))
+        w = ctx.method.solve(ModuleSystem(segments, b, ctx.gammas))
         leaf_grads = _parameter_step(segments, b, w, ctx.leaves, keep)
         if not keep:
             ctx.segments = None

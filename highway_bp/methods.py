@@ -9,6 +9,10 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from highway_bp.auto_gamma import AutoGamma
+from highway_bp.check import check_whole
+
+Gamma = float | list[float]  # one for all layers, or one for each
 States = Any  # w_0 .. w_L: a list of tensors, or one stacked tensor, as the system keeps them
 
 
@@ -23,11 +27,14 @@ class LinearSystem(Protocol):
     def cotangents(self) -> States:
         """b_0 .. b_L; the solver may write into all but the last, which is w_L."""
 
-    def through_blocks(self, w: States, gamma: float, states: range) -> States:
+    def through_blocks(self, w: States, gamma: Gamma, states: range) -> States:
         """b_i + w_{i+1} (J_{i+1} + gamma K_{i+1}) for i in ``states``, w_i elsewhere; uses up w."""
 
-    def scan(self, v: States, gamma: float, states: range) -> States:
+    def scan(self, v: States, gamma: Gamma, states: range) -> States:
         """u_i = v_i + (1 - gamma) u_{i+1} K_{i+1} for i in ``states``, v_i elsewhere; uses up v."""
+
+    def smallest_blocks(self, auto: AutoGamma) -> Gamma:
+        """The gamma of every layer that leaves it the smallest block; asked for by "auto" alone."""
 
 
 @runtime_checkable
@@ -71,8 +78,8 @@ class FixedPoint:
     group_size: int = 1
 
     def __post_init__(self) -> None:
-        _check_whole("k", self.k, least=0)
-        _check_whole("group_size", self.group_size, least=1)
+        check_whole("k", self.k, least=0)
+        check_whole("group_size", self.group_size, least=1)
 
     def groups(self, L: int) -> list[range]:
         return _runs(L, self.group_size)
@@ -90,30 +97,37 @@ class Highway:
 
     Args:
         k: iterations, k >= 0; exact once k >= L, the number of layers (or groups).
-        gamma: share of the carry that goes into the block, 0 (the plain split) .. 1 (fixed point).
+        gamma: share of the carry that goes into the block, 0 (the plain split) .. 1 (fixed point);
+            "auto" or an `AutoGamma` estimates for every layer the one that leaves the smallest
+            block.
         group_size: consecutive layers that count as one, exact inside.
     """
 
     k: int
-    gamma: float = 0.0
+    gamma: float | str | AutoGamma = 0.0
     group_size: int = 1
 
     def __post_init__(self) -> None:
-        _check_whole("k", self.k, least=0)
-        _check_whole("group_size", self.group_size, least=1)
+        check_whole("k", self.k, least=0)
+        check_whole("group_size", self.group_size, least=1)
+        if self.gamma == "auto" or isinstance(self.gamma, AutoGamma):
+            return
         if isinstance(self.gamma, bool) or not isinstance(self.gamma, int | float):
-            raise TypeError(f"gamma={self.gamma!r}; expected a number from 0 to 1")
+            raise TypeError(f"gamma={self.gamma!r}; expected a number from 0 to 1, or 'auto'")
         if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma={self.gamma}; expected a number from 0 to 1")
+            raise ValueError(f"gamma={self.gamma}; expected a number from 0 to 1, or 'auto'")
 
     def groups(self, L: int) -> list[range]:
         return _runs(L, self.group_size)
 
     def solve(self, system: LinearSystem) -> States:
-        w = system.scan(system.cotangents(), self.gamma, range(system.length))  # w^0
+        gamma = self.gamma
+        if not isinstance(gamma, int | float):
+            gamma = system.smallest_blocks(AutoGamma() if gamma == "auto" else gamma)
+        w = system.scan(system.cotangents(), gamma, range(system.length))  # w^0
         for states in _iterations(self, system.length):
-            v = system.through_blocks(w, self.gamma, states)
-            w = system.scan(v, self.gamma, states)  # w^{k+1} = CumSumProd(b + v, K)
+            v = system.through_blocks(w, gamma, states)
+            w = system.scan(v, gamma, states)  # w^{k+1} = CumSumProd(b + v, K)
         return w
 
 
@@ -128,7 +142,7 @@ class TruncatedBPTT:
     window: int
 
     def __post_init__(self) -> None:
-        _check_whole("window", self.window, least=1)
+        check_whole("window", self.window, least=1)
 
     def groups(self, L: int) -> list[range]:
         return _runs(L, self.window)
@@ -136,6 +150,13 @@ class TruncatedBPTT:
     def solve(self, system: LinearSystem) -> States:
         w = system.cotangents()
         return system.through_blocks(w, gamma=1.0, states=range(1)) if system.length else w
+
+
+def check_fixed_gamma(method: object) -> None:
+    """Raise ValueError for a method that wants its gamma estimated."""
+    gamma = getattr(method, "gamma", 0.0)
+    if not isinstance(gamma, int | float):
+        raise ValueError(f"gamma={gamma!r} in a recurrent layer; expected a number from 0 to 1")
 
 
 def check_method(method: object) -> None:
@@ -160,10 +181,3 @@ def _iterations(method: FixedPoint | Highway, L: int) -> list[range]:
 
 def _runs(L: int, size: int) -> list[range]:
     return [range(start, min(start + size, L)) for start in range(0, L, size)]
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r}; expected a whole number, at least {least}")
-    if value < least:
-        raise ValueError(f"{name}={value}; expected a whole number, at least {least}")

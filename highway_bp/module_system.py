@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from highway_bp.auto_gamma import AutoGamma, GammaMemory, smallest_block
 from highway_bp.carry import Carry
+from highway_bp.methods import Gamma
 from highway_bp.scan import scan_
 from highway_bp.segment import Segment
 
@@ -19,10 +22,15 @@ class ModuleSystem:
     Args:
         segments: the L runs of layers.
         b: per segment the cotangents of all its states, None where no loss arrives.
+        gammas: the chain's estimates for gamma="auto".
     """
 
-    def __init__(self, segments: Sequence[Segment], b: Sequence[Sequence[Tensor | None]]):
+    def __init__(
+        self, segments: Sequence[Segment], b: Sequence[Sequence[Tensor | None]],
+        gammas: GammaMemory,
+    ):  # fmt: skip
         self.length = len(segments)
+        self._gammas = gammas
         self._segments = segments
         self._b: States = [None, *(b_seg[-1] for b_seg in b)]
         for i, (segment, b_seg) in enumerate(zip(segments, b, strict=True)):
@@ -38,18 +46,38 @@ class ModuleSystem:
         # Not b_L: nothing comes after it, so no method changes it.
         return [*(None if b is None else b.clone() for b in self._b[:-1]), self._b[-1]]
 
-    def through_blocks(self, w: States, gamma: float, states: range) -> States:
+    def through_blocks(self, w: States, gamma: Gamma, states: range) -> States:
         for i in states[self._first :] if states.start == 0 else states:
             w[i] = None  # ascending: w_{i+1} is still the old one, w_i is used up
-            w[i] = self._pushed(i, w[i + 1], gamma)
+            w[i] = self._pushed(i, w[i + 1], _of(gamma, i))
         return w
 
-    def scan(self, v: States, gamma: float, states: range) -> States:
+    def scan(self, v: States, gamma: Gamma, states: range) -> States:
         lo, hi = max(states.start, self._first), states.stop
         if gamma == 1.0 or lo >= hi:
             return v
-        v[lo : hi + 1] = scan_(v[lo : hi + 1], [self._carry(i) for i in range(lo, hi)], 1 - gamma)
+        v[lo : hi + 1] = scan_(v[lo : hi + 1], [self._carry(i) for i in range(lo, hi)],
+                               [1 - _of(gamma, i) for i in range(lo, hi)])
         return v
+
+    def smallest_blocks(self, auto: AutoGamma) -> list[float]:
+        return self._gammas.values_for(auto, self.length, self._estimate)
+
+    def _estimate(self, probes: int, seed: int) -> list[float]:
+        device = self._segments[0].h_in.device
+        generator = torch.Generator(device).manual_seed(seed)  # leaves the global stream alone
+        return [self._estimate_one(i, probes, generator) for i in range(self.length)]
+
+    def _estimate_one(self, i: int, probes: int, generator: torch.Generator) -> float:
+        segment, K = self._segments[i], self._carry(i) if i >= self._first else None
+        if K is None:
+            return 0.0
+
+        def zJ(z: Tensor) -> Tensor | None:
+            v = segment.vjp(z)
+            return v if segment.split else K.accumulate_(v, z, -1.0)
+
+        return smallest_block(zJ, K.vecmat, segment.h_out, probes, generator)
 
     def _pushed(self, i: int, w: Tensor | None, gamma: float) -> Tensor | None:
         """b_i + w (J + gamma K) for the segment between states i and i+1."""
@@ -71,3 +99,7 @@ class ModuleSystem:
         if carry is None:
             carry = self._carries[i] = self._segments[i].carry()
         return carry
+
+
+def _of(gamma: Gamma, i: int) -> float:
+    return gamma[i] if isinstance(gamma, list) else gamma

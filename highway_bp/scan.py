@@ -46,12 +46,14 @@ def cumsumprod(
     return _ALGORITHMS[algorithm](v, _check_carries(v, K))
 
 
-def scan_(v: list[Tensor | None], K: Sequence[Carry], scale: float = 1.0) -> list[Tensor | None]:
-    """The sequential scan on a list, in place; K is scaled by ``scale``; None stands for zero."""
+def scan_(
+    v: list[Tensor | None], K: Sequence[Carry], scales: Sequence[float] | None = None
+) -> list[Tensor | None]:
+    """The sequential scan on a list, in place, of scales[i] K[i]; None stands for zero."""
     for i in reversed(range(len(K))):
         w = v[i + 1]
         if w is not None:
-            v[i] = K[i].accumulate_(v[i], w, scale)
+            v[i] = K[i].accumulate_(v[i], w, 1.0 if scales is None else scales[i])
     return v
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from highway_bp.chain import ResidualChain
+from highway_bp.method_state import trunks
 from highway_bp.methods import Method
 from highway_bp.rnn.layers import MethodRNN
 from highway_bp.rnn.recurrent import Recurrent
-from highway_bp.trunks.trunk import TrunkList, TrunkSequential
 
 
 def set_method(model: nn.Module, method: Method) -> None:
@@ -18,16 +18,27 @@ def set_method(model: nn.Module, method: Method) -> None:
         ValueError: there is none, or one of them cannot take this method.
         TypeError: ``method`` is not a gradient method.
     """
-    found: list = []
-    for module in model.modules():
-        if isinstance(module, ResidualChain | MethodRNN | Recurrent):
-            found.append(module)
-        elif isinstance(module, TrunkList | TrunkSequential):
-            found.append(module.trunk)
+    for module in _takers(model):
+        module.method = method
+
+
+def current_method(model: nn.Module) -> Method:
+    """The gradient method of ``model``: that of the first taker.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return _takers(model)[0].method
+
+
+def _takers(model: nn.Module) -> list:
+    found: list = [
+        m for m in model.modules() if isinstance(m, ResidualChain | MethodRNN | Recurrent)
+    ]
+    found += trunks(model)
     if not found:
         raise ValueError(
-            f"{type(model).__name__} holds no ResidualChain, GRU, LSTM or Recurrent, nor is it "
-            f"converted, to set {method} on"
+            f"{type(model).__name__} holds no ResidualChain, GRU, LSTM or Recurrent, and is not "
+            "converted; expected a model that takes a gradient method"
         )
-    for module in found:
-        module.method = method
+    return found

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from highway_bp.methods import Backprop, Method, check_method
+from highway_bp.methods import Backprop, Method, check_fixed_gamma, check_method
 from highway_bp.rnn import lengths as by_length
 from highway_bp.rnn.steps import Cell, Steps
 
@@ -39,6 +39,7 @@ class MethodRNN(nn.RNNBase):
     @method.setter
     def method(self, method: Method) -> None:
         check_method(method)
+        check_fixed_gamma(method)
         if self.proj_size and method.groups(1) is not None:
             raise ValueError(
                 f"proj_size={self.proj_size}; expected 0 with {method}: a projected state is no "

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from highway_bp.methods import Backprop, Method, check_method
+from highway_bp.methods import Backprop, Method, check_fixed_gamma, check_method
 from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
 
 State = Tensor | tuple[Tensor, ...]
@@ -56,6 +56,7 @@ class Recurrent(nn.Module):
     @method.setter
     def method(self, method: Method) -> None:
         check_method(method)
+        check_fixed_gamma(method)
         self._method = method
 
     def extra_repr(self) -> str:

@@ -97,7 +97,7 @@ def test_optimisers_leave_frozen_parameters_out():
 
 
 def test_unknown_choices_are_told():
-    with pytest.raises(UserError, match=r"optim\.algorithm=lion; expected sgd or adam"):
+    with pytest.raises(UserError, match=r"optim\.algorithm=lion; expected sgd, adam or adamw"):
         build_optimizer(nn.Linear(1, 1), {**ADAM, "algorithm": "lion"})
     with pytest.raises(UserError, match=r"optim\.schedule=sine; expected drops or cosine"):
         learning_rate(0, 10, {**ADAM, "schedule": "sine"})

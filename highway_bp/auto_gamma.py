@@ -1,0 +1,71 @@
+"""gamma="auto": for every layer the share of its carry that leaves the smallest block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from highway_bp.check import check_whole
+
+
+@dataclass(frozen=True)
+class AutoGamma:
+    """gamma_i = argmin ||J_i + gamma K_i||_F = -<J_i, K_i> / <K_i, K_i>; -tr(J_i)/d for K = I.
+
+    Estimated from random signs z: <J, K> = E[zJ . zK]. A value may be negative (the block helps
+    the residual path) or above 1. The estimate costs ``probes`` iterations every ``every``
+    backward passes.
+
+    Args:
+        probes: random vectors per layer.
+        every: backward passes from one estimate to the next.
+    """
+
+    probes: int = 1
+    every: int = 100
+
+    def __post_init__(self) -> None:
+        check_whole("probes", self.probes, least=1)
+        check_whole("every", self.every, least=1)
+
+
+class GammaMemory:
+    """The estimates of one chain, from one backward pass to the next."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.age = self.estimates = 0
+
+    def values_for(self, auto: AutoGamma, L: int, estimate: Callable) -> list[float]:
+        """The L values in force; ``estimate(probes, seed)`` gives new ones when they are due."""
+        if len(self.values) != L or self.age >= auto.every:
+            self.values, self.age = estimate(auto.probes, self.estimates), 0
+            self.estimates += 1
+        self.age += 1
+        return self.values
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+def smallest_block(
+    zJ: Callable[[Tensor], Tensor | None], zK: Callable[[Tensor], Tensor], like: Tensor,
+    probes: int, generator: torch.Generator,
+) -> float:  # fmt: skip
+    """-<J, K> / <K, K> of one layer; ``like`` has the shape, dtype and device of its output."""
+    dot = square = 0.0
+    for _ in range(probes):
+        z = torch.randint(0, 2, like.shape, generator=generator, device=like.device)
+        z = (2 * z - 1).to(like.dtype)
+        through_block, carried = zJ(z), zK(z).float()
+        if through_block is not None:
+            dot += torch.sum(through_block.float() * carried).item()
+        square += torch.sum(carried * carried).item()
+    return -dot / square if square else 0.0

@@ -1,0 +1,41 @@
+"""What the chains of a model remember for their gradient method, for checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from highway_bp.chain import ResidualChain
+from highway_bp.trunks.trunk import Trunk, TrunkList, TrunkSequential
+
+
+def trunks(model: nn.Module) -> list[Trunk]:
+    """The converted trunks in a model, each once."""
+    found = [m.trunk for m in model.modules() if isinstance(m, TrunkList | TrunkSequential)]
+    return list(dict.fromkeys(found))
+
+
+def chains(model: nn.Module) -> Iterator[ResidualChain]:
+    """Every chain in a model, those of converted trunks included."""
+    yield from (m for m in model.modules() if isinstance(m, ResidualChain))
+    yield from (trunk.chain for trunk in trunks(model))
+
+
+def method_state(model: nn.Module) -> list[dict[str, Any]]:
+    """Of every chain what it remembers (estimates of gamma): plain values, for a checkpoint."""
+    return [chain.gammas.state_dict() for chain in chains(model)]
+
+
+def load_method_state(model: nn.Module, state: list[dict[str, Any]]) -> None:
+    """Restore what `method_state` gave.
+
+    Raises:
+        ValueError: the model has another number of chains.
+    """
+    found = list(chains(model))
+    if len(found) != len(state):
+        raise ValueError(f"state of {len(state)} chains; expected {len(found)}, the model's")
+    for chain, values in zip(found, state, strict=True):
+        chain.gammas.load_state_dict(values)

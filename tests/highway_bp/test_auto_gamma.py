@@ -1,0 +1,113 @@
+"""gamma="auto" against its definition and against the sum over paths."""
+
+import copy
+
+import pytest
+import torch
+
+import highway_bp as hb
+from highway_bp.auto_gamma import smallest_block
+from tests.highway_bp import oracle
+from tests.highway_bp.architectures import build
+from tests.highway_bp.test_paths import (
+    every_architecture,
+    leaves_and_input,
+    loss_of,
+    or_zeros,
+    reference,
+)
+
+
+@every_architecture
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_gradients_are_the_path_sum_with_the_estimated_gammas(name, k):
+    known = reference(name)
+    a = build(name)
+    chain = hb.ResidualChain(a.layers, hb.Highway(min(k, known.L), gamma="auto"))
+    x, leaves = leaves_and_input(a)
+    states = chain(x, *a.args, return_states=True, **a.kwargs)
+    loss = loss_of("all", states)
+    if not loss.requires_grad:
+        return
+    found = or_zeros(torch.autograd.grad(loss, leaves, allow_unused=True), leaves)
+    gammas = chain.gammas.values
+    J = [None, *(J + g * K for g, J, K in zip(gammas, known.J[1:], known.K[1:], strict=True))]
+    K = [None, *((1 - g) * K for g, K in zip(gammas, known.K[1:], strict=True))]
+    wanted = known.gradients(oracle.highway(J, K, known.b["all"], min(k, known.L)))
+    assert len(gammas) == known.L
+    for g, w in zip(found, wanted, strict=True):
+        torch.testing.assert_close(g, w.reshape(g.shape), rtol=1e-9, atol=1e-9)
+
+
+def test_the_estimate_is_the_scalar_that_leaves_the_smallest_block():
+    torch.manual_seed(0)
+    J, K = torch.randn(8, 6).double(), torch.randn(8, 6).double()
+    J -= 0.7 * K
+    like, generator = torch.zeros(8).double(), torch.Generator().manual_seed(0)
+    found = smallest_block(lambda z: z @ J, lambda z: z @ K, like, 20_000, generator)
+    exact = -(J * K).sum() / (K * K).sum()
+    assert found == pytest.approx(exact.item(), abs=0.03)
+    norms = [(J + g * K).norm() for g in (exact - 0.1, exact, exact + 0.1)]
+    assert norms[1] < min(norms[0], norms[2])
+
+
+def test_a_block_that_cancels_half_of_the_carry_is_found():
+    class Half(torch.nn.Module):
+        def forward(self, h):
+            return h - 0.5 * h
+
+    chain = hb.ResidualChain([Half(), Half()], hb.Highway(0, gamma="auto"))
+    x = torch.randn(3, 4, requires_grad=True)
+    (g,) = torch.autograd.grad(chain(x).sum(), x)
+    assert chain.gammas.values == pytest.approx([0.5, 0.5])
+    torch.testing.assert_close(g, torch.full_like(x, 0.25))  # k = 0 is exact: no block is left
+
+
+def trained_twice(chain, x, times):
+    seen = []
+    for _ in range(times):
+        chain(x).square().sum().backward()
+        seen.append(list(chain.gammas.values))
+        with torch.no_grad():
+            for p in chain.parameters():
+                p.mul_(1.1)
+    return seen
+
+
+def test_estimates_are_refreshed_at_the_interval_and_kept_in_between():
+    torch.manual_seed(0)
+    a = build("scalar")
+    chain = hb.ResidualChain(a.layers, hb.Highway(1, gamma=hb.AutoGamma(probes=2, every=3)))
+    before = torch.get_rng_state()
+    seen = trained_twice(chain, a.x, 7)
+    assert seen[0] == seen[1] == seen[2] != seen[3] == seen[4] == seen[5] != seen[6]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_state_of_a_method_goes_into_a_checkpoint_and_back():
+    a = build("scalar")
+    method = hb.Highway(1, gamma=hb.AutoGamma(every=3))
+    chain = hb.ResidualChain(a.layers, method)
+    trained_twice(chain, a.x, 2)
+    again = copy.deepcopy(chain)
+    again.gammas.__init__()
+    hb.load_method_state(again, hb.method_state(chain))
+    assert trained_twice(chain, a.x, 5) == trained_twice(again, a.x, 5)
+    with pytest.raises(ValueError, match="state of 0 chains; expected 1"):
+        hb.load_method_state(chain, [])
+
+
+@pytest.mark.parametrize("gamma, line", [
+    ("best", "gamma='best'; expected a number from 0 to 1, or 'auto'"),
+    (1.5, "gamma=1.5; expected a number from 0 to 1, or 'auto'"),
+    (True, "gamma=True; expected a number from 0 to 1, or 'auto'"),
+])  # fmt: skip
+def test_a_gamma_that_is_none_says_so(gamma, line):
+    with pytest.raises((TypeError, ValueError)) as error:
+        hb.Highway(1, gamma=gamma)
+    assert str(error.value) == line
+
+
+def test_recurrent_layers_take_numbers_alone():
+    with pytest.raises(ValueError, match="gamma='auto' in a recurrent layer"):
+        hb.GRU(3, 4, method=hb.Highway(1, gamma="auto"))
