@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import models.torchvision_ops  # noqa: F401, isort: skip
 from pathlib import Path
 
 from torch import Tensor, nn
 
 import highway_bp as hb
+from models.pretrained import quiet_transformers
 
 FAMILIES = ("gpt2", "llama")
 
@@ -50,9 +50,8 @@ class Decoder(nn.Module):
 
 
 def _gpt2(vocabulary, layers, hidden, heads, length, dropout) -> nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    return GPT2LMHeadModel(GPT2Config(
+    transformers = quiet_transformers()
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=vocabulary, n_positions=length, n_embd=hidden, n_layer=layers, n_head=heads,
         resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
         bos_token_id=None, eos_token_id=None,
@@ -60,11 +59,10 @@ def _gpt2(vocabulary, layers, hidden, heads, length, dropout) -> nn.Module:
 
 
 def _llama(vocabulary, layers, hidden, heads, length, dropout) -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     if dropout:
         raise ValueError(f"dropout={dropout}; expected 0 for Llama, which has none")
-    return LlamaForCausalLM(LlamaConfig(
+    transformers = quiet_transformers()
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=vocabulary, max_position_embeddings=length, hidden_size=hidden,
         intermediate_size=-(-8 * hidden // 3 // 32) * 32, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=heads, tie_word_embeddings=True,

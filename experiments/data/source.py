@@ -146,7 +146,7 @@ def load_hub(name: str, config: str | None, root: str | None) -> "DatasetDict":
     """
     from datasets.exceptions import DatasetsError
 
-    _offline_unless_reachable()
+    offline_unless_reachable()
     place = Path(root) / name if root is not None else Path("$HIGHWAY_BP_DATA") / name
     try:
         return _load(name, config, None)
@@ -165,7 +165,7 @@ def _load(path: str, config: str | None, cache_dir: str | None) -> "DatasetDict"
     return datasets.load_dataset(path, config, cache_dir=cache_dir)
 
 
-def _offline_unless_reachable() -> None:
+def offline_unless_reachable() -> None:
     """One short request decides; `datasets` alone retries for half a minute before it gives up."""
     import datasets
     from huggingface_hub import constants

@@ -4,15 +4,14 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
-from experiments.data import source
 from experiments.data.bpe import BytePairs
 from experiments.data.cache import Tensors, cache_key, cached, default_cache_dir
 from experiments.data.characters import Characters
+from experiments.data.split import Split
 from experiments.data.text_batches import TextBatches, windows
 from experiments.errors import UserError
 from experiments.tasks import LanguageModelling
@@ -78,13 +77,13 @@ def load_hub_text(
     shorter than one sequence, and when there is neither a local copy nor a network.
     """
     name = train["name"] if train["name"] == test["name"] else f"{train['name']}, {test['name']}"
-    parts = [_Part(root, column, **part) for part in (train, test)]
+    parts = [Split(root, **part) for part in (train, test)]
     files = [file for part in parts for file in part.files]
     settings = {"parts": [dict(train), dict(test)], "column": column}
     place = Path(cache_dir) if cache_dir else default_cache_dir()
 
     def texts() -> list[list[str]]:
-        return [part.rows() for part in parts]
+        return [part.columns(column)[0][0] for part in parts]
 
     return tokenised(name, texts, files, settings, place, tokenizer, vocabulary, length,
                      train_limit, eval_limit)
@@ -125,28 +124,3 @@ def tokenised(
             )
     return TextData(name, train, test, size, length, characters)
 
-
-class _Part:
-    """One split of one repository: its files, and its rows when they are needed."""
-
-    def __init__(self, root: str | None, column: str, name: str, config: str | None, split: str):
-        self._column, self._split = column, split
-        folder = source.local_folder(root, name)
-        if folder is None:
-            found = source.load_hub(name, config, root)
-            source.check_rows(found, [split], None)
-            self._hub = found[split]
-            self.files = [Path(file["filename"]) for file in self._hub.cache_files]
-        else:
-            self._hub = None
-            self.files = source.checked_files(folder, config, [split])
-
-    def rows(self) -> list[str]:
-        with TemporaryDirectory() as scratch:
-            found = self._hub or source.load_files(self.files, scratch)
-            if self._column not in found.column_names:
-                raise UserError(
-                    f"data.column: {self._column!r} is not a column of the split "
-                    f"{self._split!r}; there are {found.column_names}"
-                )
-            return list(found[self._column])

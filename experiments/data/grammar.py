@@ -1,0 +1,69 @@
+"""Sentence pairs from a small grammar, with their logical relation: no download, for trying."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+from torch import Tensor
+
+from experiments.data.pairs import PairData
+
+COUNTS = ("two", "three", "five", "some", "many")
+LOOKS = ("old", "young", "small", "tall", "brown", "quiet")
+KINDS = {
+    "animals": ("dogs", "cats", "horses", "birds"),
+    "people": ("women", "men", "children", "farmers"),
+}
+ACTIONS = {"sleep": "run", "run": "sleep", "eat": "fast", "sing": "fall silent", "play": "work"}
+PLACES = {"in the garden": "on the roof", "at the river": "in the house", "on the road": "at home"}
+WAYS = ("slowly", "happily", "every day", "after dinner")
+PADDING, FIRST, SECOND = "<pad>", "<s>", "</s>"
+
+
+def load_grammar(train: int = 4000, test: int = 800, length: int = 32) -> PairData:
+    """``train`` and ``test`` different pairs, a third of each relation, words as tokens.
+
+    A premise says how many who do what and where. It entails what drops a detail, contradicts
+    another action or place, and leaves open what adds a detail.
+    """
+    generator, seen, pairs = random.Random(0), set(), []
+    while len(pairs) < train + test:
+        label = len(pairs) % 3
+        pair = _pair(generator, label)
+        if pair not in seen:
+            seen.add(pair)
+            pairs.append((*pair, label))
+    words = sorted({word for p, h, _ in pairs for word in f"{p} {h}".split()})
+    ids = {word: i for i, word in enumerate((PADDING, FIRST, SECOND, *words))}
+    rows = torch.stack([_row(p, h, ids, length) for p, h, _ in pairs])
+    labels = torch.tensor([label for _, _, label in pairs])
+    return PairData("grammar", rows[:train], labels[:train], rows[train:], labels[train:],
+                    len(ids), ids[PADDING])  # fmt: skip
+
+
+def _pair(generator: random.Random, label: int) -> tuple[str, str]:
+    """Premise and hypothesis: 0 entailment, 1 neutral, 2 contradiction."""
+    count, look = generator.choice(COUNTS), generator.choice(LOOKS)
+    kind = generator.choice(list(KINDS))
+    who, action = generator.choice(KINDS[kind]), generator.choice(list(ACTIONS))
+    place = generator.choice(list(PLACES))
+    premise = f"{count} {look} {who} {action} {place}"
+    told = f"{count} {generator.choice((f'{look} {who}', who, kind))}"
+    if label == 0:
+        return premise, f"{told} {action}{generator.choice((f' {place}', ''))}"
+    if label == 1:
+        return premise, f"{told} {action} {place} {generator.choice(WAYS)}"
+    if generator.random() < 0.5:
+        return premise, f"{told} {ACTIONS[action]} {place}"
+    return premise, f"{told} {action} {PLACES[place]}"
+
+
+def _row(premise: str, hypothesis: str, ids: dict[str, int], length: int) -> Tensor:
+    """Tokens and types int32 (2, L): <s> premise </s> hypothesis </s>."""
+    first = [ids[w] for w in (FIRST, *premise.split(), SECOND)]
+    second = [ids[w] for w in (*hypothesis.split(), SECOND)]
+    row = torch.zeros(2, length, dtype=torch.int32)
+    row[0, : len(first) + len(second)] = torch.tensor(first + second)
+    row[1, len(first) : len(first) + len(second)] = 1
+    return row

@@ -1,0 +1,85 @@
+"""Classifiers of sentence pairs: RoBERTa, BERT and their like, from transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+import highway_bp as hb
+from models.pretrained import pretrained_path, quiet_transformers
+
+
+class PairClassifier(nn.Module):
+    """An encoder with a classifier on its first token; its 2 x ``layers`` sublayers are the chain.
+
+    Args:
+        vocabulary, padding: number of the tokenizer's tokens, and the one that fills rows up.
+        labels: names of the classes, in the order of their numbers.
+        pretrained: name of the hub, folder, or "package:NAME/FOLDER"; None builds a RoBERTa of
+            the sizes below, randomly initialised.
+        layers, hidden, heads, length: sizes of that one.
+
+    Raises:
+        ValueError: the tokenizer does not match the model, its labels have another order, or its
+            trunk is not known to `hb.convert`.
+    """
+
+    def __init__(
+        self, vocabulary: int, padding: int, labels: Sequence[str], pretrained: str | None = None,
+        layers: int = 4, hidden: int = 128, heads: int = 4, length: int = 128,
+    ):  # fmt: skip
+        super().__init__()
+        transformers = quiet_transformers()
+        build = transformers.AutoModelForSequenceClassification
+        names = dict(enumerate(labels))
+        if pretrained is None:
+            model = build.from_config(transformers.RobertaConfig(
+                vocab_size=vocabulary, pad_token_id=padding, hidden_size=hidden,
+                num_hidden_layers=layers, num_attention_heads=heads,
+                intermediate_size=4 * hidden, type_vocab_size=2,
+                max_position_embeddings=length + padding + 1, id2label=names,
+                bos_token_id=None, eos_token_id=None,
+            ))  # fmt: skip
+        else:
+            place = pretrained_path(pretrained)
+            _check_labels(place, pretrained, labels)
+            model = build.from_pretrained(place, id2label=names)
+            _check_tokenizer(model.config, pretrained, vocabulary, padding)
+        self.has_types = model.config.type_vocab_size > 1
+        self.model = hb.convert(model, hb.Backprop())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x int64 (B, 3, L): tokens, attention mask, token types -> logits (B, classes)."""
+        tokens, mask, types = x.unbind(1)
+        more = {"token_type_ids": types} if self.has_types else {}
+        return self.model(input_ids=tokens, attention_mask=mask, **more).logits
+
+    def save_pretrained(self, folder: Path) -> None:
+        """As transformers saves it: ``AutoModelForSequenceClassification`` reads it."""
+        self.model.save_pretrained(folder)
+
+
+def _check_tokenizer(config, pretrained: str, vocabulary: int, padding: int) -> None:
+    if vocabulary > config.vocab_size:
+        raise ValueError(
+            f"pretrained={pretrained!r} knows {config.vocab_size} tokens; expected the tokenizer's "
+            f"{vocabulary}: set data.tokenizer to the model's own"
+        )
+    if config.pad_token_id != padding:
+        raise ValueError(
+            f"pretrained={pretrained!r} pads with token {config.pad_token_id}; expected the "
+            f"tokenizer's {padding}: set data.tokenizer to the model's own"
+        )
+
+
+def _check_labels(place: str, pretrained: str, labels: Sequence[str]) -> None:
+    """A classifier that was trained already must name its classes in the order of the data."""
+    names = quiet_transformers().AutoConfig.from_pretrained(place).id2label
+    found = [name.lower() for _, name in sorted(names.items())]
+    if set(found) == set(labels) and found != list(labels):
+        raise ValueError(
+            f"pretrained={pretrained!r} has the labels {found}; expected the data's "
+            f"{list(labels)}, in this order"
+        )

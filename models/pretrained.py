@@ -1,0 +1,39 @@
+"""The transformers library, and where pretrained weights lie: folder, hub, installed package."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import models.torchvision_ops  # noqa: F401, before transformers
+
+PREFIX = "package:"
+
+
+def quiet_transformers() -> ModuleType:
+    """The library, without its progress bars and reports."""
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    return transformers
+
+
+def pretrained_path(name: str) -> str:
+    """``package:NAME/FOLDER`` as the folder in that installed package; anything else as it is.
+
+    Raises:
+        ValueError: the package is not installed, or has no such folder.
+    """
+    if not name.startswith(PREFIX):
+        return name
+    package, _, inside = name.removeprefix(PREFIX).partition("/")
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"{name!r}: the package {package} is not installed; pip install it")
+    folder = Path(spec.origin).parent / inside
+    if not folder.is_dir():
+        raise ValueError(f"{name!r}: the package {package} has no folder {inside!r}")
+    return str(folder)
