@@ -17,7 +17,7 @@ from experiments.errors import UserError
 # What may differ between two runs of one and the same experiment.
 _NOT_IDENTITY = ("run_root", "logger", "device", "seed", "k", "gamma")
 _NOT_IDENTITY_INSIDE = {
-    "data": ("root", "cache_dir"),
+    "data": ("root", "cache_dir", "workers"),
     "trainer": ("eval_interval", "checkpoint_interval", "log_interval", "progress", "threads",
                 "eval_batch_size"),
 }

@@ -117,7 +117,7 @@ class ResidualChain(nn.ModuleList):
         segments = []
         for group in groups:
             layers = [self[i] for i in group]
-            names = [f"layer {i} ({type(self[i]).__name__})" for i in group]
+            names = [f"layer {i} ({self[i]._get_name()})" for i in group]
             segment = run_segment(layers, names, h, args, kwargs)
             segments.append(segment)
             h = segment.h_out

@@ -14,7 +14,10 @@ from torch import nn
 
 import highway_bp as hb
 from experiments import checkpoint
+from experiments.data.pairs import LABELS
 from models.cells import MinimalGatedCell
+from models.pair_classifier import PairClassifier
+from tests.highway_bp import hub_models
 from tests.train_cli import only_run
 
 PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
@@ -168,6 +171,125 @@ def a_cell_without_a_carry(*_):
 @situation
 def a_model_without_a_chain(*_):
     return raised(ValueError, lambda: hb.set_method(nn.Linear(3, 4), hb.Highway(1)))
+
+
+class InPlace(nn.Module):
+    def forward(self, h):
+        return h.add_(1.0)
+
+
+@situation
+def a_layer_that_changes_its_input_in_place(*_):
+    return raised(RuntimeError, lambda: backward(InPlace()))
+
+
+def a_llama() -> nn.Module:
+    return hub_models.decoder("Llama", 2)
+
+
+@situation
+def a_model_whose_trunk_is_not_known(*_):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(Add(None), Add(None)))
+    return raised(ValueError, lambda: hb.convert(model, hb.Highway(1)))
+
+
+@situation
+def a_trunk_by_a_name_that_is_not_there(*_):
+    return raised(ValueError, lambda: hb.convert(a_llama(), hb.Highway(1), layers="layers"))
+
+
+@situation
+def a_trunk_that_is_no_list(*_):
+    return raised(TypeError, lambda: hb.convert(a_llama(), hb.Highway(1), layers="lm_head"))
+
+
+@situation
+def a_model_converted_twice(*_):
+    model = hb.convert(a_llama(), hb.Highway(1))
+    return raised(ValueError, lambda: hb.convert(model, hb.Highway(2)))
+
+
+@situation
+def a_compiled_model(*_):
+    return raised(ValueError, lambda: hb.convert(torch.compile(a_llama()), hb.Highway(1)))
+
+
+@situation
+def a_model_wrapped_for_several_devices(*_):
+    return raised(ValueError, lambda: hb.convert(nn.DataParallel(a_llama()), hb.Highway(1)))
+
+
+@situation
+def a_decoder_with_cross_attention(*_):
+    model = hub_models.gpt2(1, add_cross_attention=True)
+    return raised(ValueError, lambda: hb.convert(model, hb.Highway(1)))
+
+
+@situation
+def a_layer_of_a_trunk_that_returns_a_tuple(*_):
+    class Pair(nn.Module):
+        def forward(self, h):
+            return h + h, None
+
+    model = hb.convert(nn.Sequential(nn.Sequential(Pair())), hb.Highway(1), layers="0")
+    return raised(TypeError, lambda: model(torch.ones(2, 3, requires_grad=True)))
+
+
+@situation
+def a_hook_that_changes_a_layers_output(*_):
+    model = hb.convert(a_llama(), hb.Highway(1))
+    model.model.layers[0].register_forward_hook(lambda layer, args, out: 2 * out)
+    return raised(RuntimeError, lambda: model(input_ids=torch.ones(1, 3, dtype=torch.int64)))
+
+
+@situation
+def a_trunk_of_which_a_part_is_used(*_):
+    model = a_llama()
+    hb.convert(model, hb.Highway(1))
+    model.config.num_hidden_layers = 1
+    return raised(RuntimeError, lambda: model(input_ids=torch.ones(1, 3, dtype=torch.int64)))
+
+
+@situation
+def a_gamma_that_is_an_unknown_word(*_):
+    return raised(TypeError, lambda: hb.Highway(1, gamma="best"))
+
+
+@situation
+def gamma_auto_in_a_recurrent_layer(*_):
+    return raised(ValueError, lambda: hb.GRU(3, 4, method=hb.Highway(1, gamma="auto")))
+
+
+@situation
+def the_gradient_error_of_a_method_without_iterations(*_):
+    model = hb.ResidualChain([Add(None)])
+    return raised(ValueError, lambda: hb.gradient_error(model, sum, method=hb.Backprop()))
+
+
+@situation
+def a_tokenizer_that_does_not_match_the_model(train, runs, tmp_path):
+    folder = str(tmp_path / "m")
+    PairClassifier(vocabulary=9, padding=0, labels=LABELS, layers=1, hidden=8, heads=2,
+                   length=32).save_pretrained(folder)  # fmt: skip
+    return train("experiment=grammar", f"model.pretrained={folder}").err
+
+
+@situation
+def label_names_in_another_order(train, runs, tmp_path):
+    folder = str(tmp_path / "m")
+    PairClassifier(vocabulary=99, padding=0, labels=LABELS[::-1], layers=1, hidden=8, heads=2,
+                   length=32).save_pretrained(folder)  # fmt: skip
+    return train("experiment=grammar", f"model.pretrained={folder}").err
+
+
+@situation
+def a_tokenizer_that_cannot_be_had(train, runs, tmp_path):
+    return train("experiment=minilm_nli_mix", "data.tokenizer=package:nowhere/model").err
+
+
+@situation
+def image_folders_without_a_place(train, *_):
+    return train("experiment=resnet50_image_folder").err
 
 
 @situation

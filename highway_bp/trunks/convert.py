@@ -10,7 +10,7 @@ from torch import nn
 
 from highway_bp.methods import Method, check_method
 from highway_bp.trunks import decoders, encoders, resnets
-from highway_bp.trunks.sublayers import Opaque
+from highway_bp.trunks.sublayers import opaque
 from highway_bp.trunks.trunk import Trunk, TrunkList, TrunkSequential, Wrap
 
 
@@ -44,6 +44,7 @@ FAMILIES = (
         ("attention", "intermediate", "output"),
         encoders.bert,
     ),
+    Family(("MambaBlock",), ("norm", "mixer"), opaque),
     Family(
         ("ViTLayer",), ("layernorm_before", "attention", "layernorm_after", "mlp", "dropout"),
         encoders.vit,
@@ -59,9 +60,10 @@ def convert(model: nn.Module, method: Method, layers: str | None = None) -> nn.M
     """Let ``method`` train the residual trunk of ``model``, in place, and return the model.
 
     Known: GPT-2, Llama, Mistral, Qwen2 and 3, BERT, RoBERTa, ViT of transformers (each layer two
-    sublayers of the chain: attention, feed-forward), and torchvision's ResNets. Parameters,
-    ``state_dict``, class and forward pass of the model stay what they are; with gradients off, or
-    ``Backprop()``, its own layers run as before. `set_method` changes the method later.
+    sublayers of the chain: attention, feed-forward), its Mamba, and torchvision's ResNets.
+    Parameters, ``state_dict``, class and forward pass of the model stay what they are; with
+    gradients off, or ``Backprop()``, its own layers run as before. `set_method` changes the
+    method later.
 
     Args:
         model: the model, or one that contains it; not compiled nor wrapped for several devices
@@ -81,7 +83,7 @@ def convert(model: nn.Module, method: Method, layers: str | None = None) -> nn.M
     check_method(method)
     _check_bare(model)
     if layers is not None:
-        Trunk([_named(model, layers)], _opaque, method)
+        Trunk([_named(model, layers)], opaque, method)
         return model
     found = list(_trunks(model))
     if not found:
@@ -135,10 +137,6 @@ def _named(model: nn.Module, name: str) -> nn.Module:
     if not len(container):
         raise ValueError(f"layers={name!r} is empty; expected at least one layer")
     return container
-
-
-def _opaque(layer: nn.Module, index: int) -> list[nn.Module]:
-    return [Opaque(layer, index)]
 
 
 def _check_bare(model: nn.Module) -> None:

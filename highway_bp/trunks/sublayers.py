@@ -24,9 +24,16 @@ class Opaque(nn.Module):
         if hasattr(layer, "carry"):
             self.carry = layer.carry
 
+    def _get_name(self) -> str:
+        return type(self.layer).__name__  # what errors call it
+
     def forward(self, h: Tensor, calls: list) -> Tensor:
         args, kwargs = calls[self.index]
         return self.layer(h, *args, **kwargs)
+
+
+def opaque(layer: nn.Module, index: int) -> list[nn.Module]:
+    return [Opaque(layer, index)]
 
 
 class Sublayer(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from highway_bp.chain import ResidualChain
 from highway_bp.methods import Method, check_method
+from highway_bp.trunks.pending import Pending
 
 Wrap = Callable[[nn.Module, int], list[nn.Module]]
 
@@ -18,8 +19,8 @@ class Trunk:
     """Layers h -> h that a model's own code calls one after the other.
 
     While gradients are wanted and the method cuts the chain, the model's loop is handed a `Turn`
-    for every layer: it notes the arguments and returns the state as it came. The last one runs
-    all layers as a chain. Otherwise the loop gets the layers themselves.
+    for every layer: it notes the arguments and returns a `Pending` state. The last one runs all
+    layers as a chain. Otherwise the loop gets the layers themselves.
 
     Args:
         containers: the module lists that hold the layers, in order.
@@ -33,7 +34,8 @@ class Trunk:
         self._wrapped: tuple[nn.Module, ...] = ()  # the layers that the chain was made of
         self._chain = ResidualChain([])
         self._calls: list[tuple[tuple, dict]] = []
-        self._h: Tensor | None = None
+        self._h: Tensor | None = None  # h_0
+        self._pending: Tensor | None = None
         self.method = method
         for container in containers:
             container.__class__ = _handing_out(type(container))
@@ -80,14 +82,14 @@ class Trunk:
     def take(self, turn: Turn, h: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """The call of one layer; the last one returns the chain's result."""
         if turn.index == 0:
-            self._calls, self._h = [], h
+            self._calls, self._h, self._pending = [], h, Pending.like(h)
         name = f"layer {turn.index} ({type(turn.layer).__name__})"
         if turn.index != len(self._calls):
             raise RuntimeError(
                 f"{name} of the trunk was called after {len(self._calls)} layers; expected every "
                 "layer once, in order"
             )
-        if h is not self._h:
+        if turn.index > 0 and h is not self._pending:
             raise RuntimeError(
                 f"{name} of the trunk got a state that the layer before did not return; a trunk "
                 "hands the state from layer to layer unchanged"
@@ -97,8 +99,9 @@ class Trunk:
         self._calls.append((args, kwargs))
         chain = self.chain
         if len(self._calls) < len(self._wrapped):
-            return h
-        calls, self._calls, self._h = self._calls, [], None
+            return self._pending
+        calls, h = self._calls, self._h
+        self._calls, self._h, self._pending = [], None, None
         if not any(layer._forward_hooks for layer in self._wrapped):
             return chain(h, calls)
         states = [h, *chain(h, calls, return_states=True)]

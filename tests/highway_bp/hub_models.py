@@ -63,6 +63,12 @@ def encoder(kind: str, layers: int) -> nn.Module:
     return getattr(tf, f"{kind}ForSequenceClassification")(config)
 
 
+def mamba(layers: int) -> nn.Module:
+    return tf.MambaForCausalLM(tf.MambaConfig(
+        vocab_size=V, hidden_size=H, num_hidden_layers=layers, state_size=4, time_step_rank=2,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None, residual_in_fp32=False))
+
+
 def vit(layers: int) -> nn.Module:
     return tf.ViTForImageClassification(tf.ViTConfig(
         hidden_size=H, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=12,
@@ -107,12 +113,14 @@ MAKERS = {
     "vit": (
         lambda n: vit(n), lambda: {"pixel_values": torch.randn(2, 3, 4, 4), "labels": CLASSES},
         ("vit.layers", "vit.encoder.layer")),
+    "mamba": (lambda n: mamba(n), lambda: {"input_ids": (x := tokens()), "labels": x},
+              ("backbone.layers",)),
     "resnet-basic": (
         lambda n: resnet("BasicBlock", n), lambda: {"x": torch.randn(2, 3, 4, 4)}, ()),
     "resnet-bottleneck": (
         lambda n: resnet("Bottleneck", n), lambda: {"x": torch.randn(2, 3, 4, 4)}, ()),
 }  # fmt: skip
-TRANSFORMERS = [name for name in MAKERS if not name.startswith("resnet")]
+TRANSFORMERS = [name for name in MAKERS if not name.startswith(("resnet", "mamba"))]
 
 
 def build(name: str, layers: int = 2) -> Case:

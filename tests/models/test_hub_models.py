@@ -1,0 +1,58 @@
+"""Models built from transformers and torchvision."""
+
+import pytest
+import torch
+
+import highway_bp as hb
+from models.decoder import Decoder
+from models.image_models import VisionTransformer, torchvision_resnet
+
+
+def count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_the_papers_gpt2_has_13_7_million_parameters_with_tied_embeddings():
+    model = Decoder(16_000)
+    assert round(count(model) / 1e6, 1) == 13.6
+    assert [len(chain) for chain in hb.chains(model)] == [24]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_decoders_look_back_alone(family):
+    model = Decoder(30, family, layers=2, hidden=16, heads=2, length=8).eval()
+    x = torch.randint(0, 30, (2, 8))
+    y = x.clone()
+    y[:, 5:] = 0
+    torch.testing.assert_close(model(x)[:, :5], model(y)[:, :5])
+
+
+@pytest.mark.parametrize("wrong, line", [
+    ({"family": "gpt9"}, "family='gpt9'; expected one of gpt2, llama"),
+    ({"heads": 3}, "heads=3; expected a divisor of hidden=16"),
+    ({"family": "llama", "dropout": 0.1}, "dropout=0.1; expected 0 for Llama"),
+])  # fmt: skip
+def test_decoders_that_cannot_be(wrong, line):
+    with pytest.raises(ValueError, match=line):
+        Decoder(**{"vocabulary": 30, "hidden": 16, "heads": 2, "layers": 1, **wrong})
+
+
+def test_a_decoder_is_saved_as_transformers_does(tmp_path):
+    from models.pretrained import quiet_transformers
+
+    model = Decoder(30, "llama", layers=1, hidden=16, heads=2, length=8).eval()
+    model.save_pretrained(tmp_path)
+    back = quiet_transformers().AutoModelForCausalLM.from_pretrained(tmp_path)
+    x = torch.randint(0, 30, (2, 8))
+    torch.testing.assert_close(back(input_ids=x).logits, model(x))
+
+
+def test_image_models():
+    vit = VisionTransformer(10, layers=2, hidden=12, heads=2)
+    assert vit(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    resnet = torchvision_resnet(7, "resnet50")
+    assert [len(chain) for chain in hb.chains(resnet)] == [16]
+    with pytest.raises(ValueError, match="name='resnet9'; expected one of resnet18"):
+        torchvision_resnet(7, "resnet9")
+    with pytest.raises(ValueError, match="patch_size=5; expected a divisor of 32"):
+        VisionTransformer(10, patch_size=5)
