@@ -40,9 +40,10 @@ tables: setup ## results/*.jsonl -> results/tables
 	$(BIN)/python scripts/make_tables.py results
 	$(BIN)/python scripts/bench_table.py results
 
-bench: setup ## measure the engine and the recurrent layers beside plain autograd and torch.nn
+bench: setup ## measure the engine, recurrent layers and conversion beside plain autograd and torch.nn
 	$(BIN)/python scripts/bench_engine.py --out results/bench_engine.json
 	$(BIN)/python scripts/bench_rnn.py --out results/bench_rnn.json
+	$(BIN)/python scripts/bench_trunk.py --out results/bench_trunk.json
 
 clean: ## remove caches and build output; keeps .venv, runs and results
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -19,7 +19,7 @@ _NOT_IDENTITY = ("run_root", "logger", "device", "seed", "k", "gamma")
 _NOT_IDENTITY_INSIDE = {
     "data": ("root", "cache_dir", "workers"),
     "trainer": ("eval_interval", "checkpoint_interval", "log_interval", "progress", "threads",
-                "eval_batch_size"),
+                "eval_batch_size", "snapshots"),
 }
 
 

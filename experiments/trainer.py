@@ -114,6 +114,8 @@ class Trainer:
                     self._record(record)
                 bar.set_postfix(self._shown(record), refresh=False)
                 bar.update()
+                if self.step in self.settings["snapshots"]:
+                    self._snapshot()
                 at_end = self.step == self.total_steps
                 if at_end or self.step % self.eval_interval == 0:
                     self._evaluate()
@@ -152,6 +154,13 @@ class Trainer:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
             scores = self.task.evaluate(self.model, ((self._laid_out(x), y) for x, y in batches))
         self._record({"step": self.step, "seconds": self.seconds, **scores})
+
+    def _snapshot(self) -> None:
+        """Keep the weights of this moment."""
+        file = self.folder.path / "snapshots" / f"{self.step}.pt"
+        file.parent.mkdir(exist_ok=True)
+        state = {"step": self.step, "model": self.model.state_dict()}
+        write_atomically(file, lambda f: torch.save(state, f))
 
     def _laid_out(self, x: Tensor) -> Tensor:
         images = x.dim() == 4 and self.settings["channels_last"]

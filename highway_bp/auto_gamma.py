@@ -37,6 +37,10 @@ class GammaMemory:
     """The estimates of one chain, from one backward pass to the next."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget: the next backward pass estimates anew."""
         self.values: list[float] = []
         self.age = self.estimates = 0
 

@@ -20,30 +20,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import highway_bp as hb
-from experiments import checkpoint
 from experiments.errors import UserError
 from experiments.provenance import environment
+from scripts.trained import error_table, load, of_a_run
 
 KS = (0, 1, 2, 3, 5, 10, 20)
 WINDOW = 16
-
-
-def load(folder: Path, root: str | None) -> tuple[nn.Module, object, dict]:
-    """The trained model, its data, and the run's row."""
-    if not (folder / "DONE").exists():
-        raise UserError(f"{folder} is no finished run; expected a folder that contains DONE")
-    cfg = OmegaConf.create(json.loads((folder / "config.json").read_text()))
-    from_hub = "load_hub" in cfg.data._target_
-    data = instantiate(cfg.data, **({"root": root} if from_hub else {}))
-    model = instantiate(cfg.model, **data.model_arguments())
-    state, _ = checkpoint.load(folder)
-    model.load_state_dict(state["model"])
-    return model, data, json.loads((folder / "row.json").read_text())
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
@@ -82,16 +67,6 @@ def errors(model: nn.Module, batches: Sequence, task) -> list[dict]:
     return rows
 
 
-def table(rows: list[dict], score: str) -> str:
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    lines = [f"| {score.replace('_', ' ')} | " + " | ".join(f"k = {k}" for k in KS) + " |",
-             "|---" * (len(KS) + 1) + "|"]  # fmt: skip
-    for case in cases:
-        values = [f"{row[score]:.4f}" for row in rows if row["case"] == case]
-        lines.append(f"| {case} | " + " | ".join(values) + " |")
-    return "\n".join(lines)
-
-
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
@@ -106,12 +81,11 @@ def main(argv: Sequence[str]) -> None:
         model, data, row = load(folder, args.root)
         source = data.train_batches(row["batch_size"], seed=1, device="cpu")
         rows = errors(model, [source.batch(i) for i in range(args.batches)], data.task)
-        keys = ("model", "grad", "k", "data", "steps", "seed", "config_hash", "commit", "metric")
-        of = {key: row[key] for key in keys} | {row["metric"]: row[row["metric"]]}
-        record["runs"].append({"trained": of, "errors": rows})
+        record["runs"].append({"trained": of_a_run(row), "errors": rows})
         title = (f"{row['model']} trained {row['steps']} steps by {row['grad']} on {row['data']} "
                  f"({row['metric'].removeprefix('eval_')} {row[row['metric']]:.3f})")
-        pages.append(f"## {title}\n\n{table(rows, 'cosine')}\n\n{table(rows, 'relative_error')}\n")
+        pages.append(f"## {title}\n\n{error_table(rows, 'cosine')}\n\n"
+                     f"{error_table(rows, 'relative_error')}\n")
         print(pages[-1], flush=True)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -90,7 +90,7 @@ def test_the_state_of_a_method_goes_into_a_checkpoint_and_back():
     chain = hb.ResidualChain(a.layers, method)
     trained_twice(chain, a.x, 2)
     again = copy.deepcopy(chain)
-    again.gammas.__init__()
+    again.gammas.reset()
     hb.load_method_state(again, hb.method_state(chain))
     assert trained_twice(chain, a.x, 5) == trained_twice(again, a.x, 5)
     with pytest.raises(ValueError, match="state of 0 chains; expected 1"):
