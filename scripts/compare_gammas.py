@@ -38,7 +38,7 @@ def errors(model: torch.nn.Module, batches: Sequence, task) -> list[dict]:
         return sum(task.loss(model, x, y)[0] for x, y in batches) / len(batches)
 
     rows = []
-    for size in (1, -(-L // GROUPS)):
+    for size in sorted({1, -(-L // GROUPS)}):
         for gamma in GAMMAS:
             for chain in hb.chains(model):
                 chain.gammas.reset()  # estimated anew from these batches
