@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 REPOSITORY = Path(__file__).parent.parent
-PACKAGES = ("torch", "numpy", "datasets", "hydra-core")
+PACKAGES = ("torch", "numpy", "datasets", "hydra-core", "transformers")
 
 
 def environment(device: torch.device) -> dict:

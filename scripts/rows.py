@@ -84,11 +84,11 @@ def order(row: Row) -> tuple:
     return (*series(row), row["k"] or 0, row["seed"])
 
 
-def series(row: Row) -> tuple[int, float, int]:
+def series(row: Row) -> tuple[int, str, int]:
     """What one line of a figure over k has in common: method, gamma, group size or window."""
     names = list(METHOD_NAMES)
     size = row["group_size"] or row.get("window") or 1
-    return names.index(row["grad"]), row["gamma"] or 0.0, size
+    return names.index(row["grad"]), str(row["gamma"] or 0.0), size
 
 
 def has_k(row: Row) -> bool:
@@ -97,7 +97,7 @@ def has_k(row: Row) -> bool:
 
 
 def series_name(row: Row) -> str:
-    gamma = f", gamma={row['gamma']:g}" if row["gamma"] else ""
+    gamma = f", gamma={row['gamma']}" if row["gamma"] else ""
     groups = f", groups of {row['group_size']}" if (row["group_size"] or 1) > 1 else ""
     return METHOD_NAMES[row["grad"]] + gamma + groups
 
