@@ -251,6 +251,13 @@ def a_trunk_of_which_a_part_is_used(*_):
 
 
 @situation
+def attention_weights_of_a_trunk(*_):
+    model = hb.convert(a_llama(), hb.Highway(1))
+    x = torch.ones(1, 3, dtype=torch.int64)
+    return raised(RuntimeError, lambda: model(input_ids=x, output_attentions=True))
+
+
+@situation
 def a_gamma_that_is_an_unknown_word(*_):
     return raised(TypeError, lambda: hb.Highway(1, gamma="best"))
 

@@ -96,6 +96,11 @@ class Trunk:
             )
         if turn.layer._forward_pre_hooks:
             raise RuntimeError(f"{name} of the trunk has a forward pre-hook, which would not run")
+        if kwargs.get("output_attentions"):
+            raise RuntimeError(
+                "output_attentions=True while gradients are wanted; expected False: no gradient "
+                "leaves the attention weights of a trunk (torch.no_grad() or Backprop() show them)"
+            )
         self._calls.append((args, kwargs))
         chain = self.chain
         if len(self._calls) < len(self._wrapped):

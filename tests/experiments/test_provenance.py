@@ -65,7 +65,7 @@ def test_versions_are_those_in_use():
     assert found["torch"] == torch.__version__
     assert found["python"] == platform.python_version()
     assert found["versions"]["numpy"] == np.__version__
-    assert set(found["versions"]) == {"torch", "numpy", "datasets", "hydra-core"}
+    assert set(found["versions"]) == {"torch", "numpy", "datasets", "hydra-core", "transformers"}
 
 
 def test_a_package_that_is_not_there_is_absent(monkeypatch):
