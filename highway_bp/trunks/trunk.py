@@ -140,6 +140,7 @@ class Turn:
     def __getattr__(self, name: str):
         return getattr(self.layer, name)
 
+    @torch.compiler.disable
     def __call__(self, *args, **kwargs) -> Tensor:
         if args:
             h, *args = args
@@ -151,6 +152,7 @@ class Turn:
 class _HandsOutTurns:
     trunk: Trunk
 
+    @torch.compiler.disable
     def __iter__(self):
         if self.trunk.cuts:
             return iter(self.trunk.turns(self))

@@ -343,6 +343,18 @@ def test_a_state_between_layers_cannot_be_used_unnoticed():
         states[0].sum()
 
 
+@pytest.mark.parametrize("name", [
+    "llama", "bert", pytest.param("resnet-basic", marks=pytest.mark.xfail(strict=True))])
+def test_torch_compile_around_a_trunk(name):
+    case = build(name)
+    model = hb.convert(case.model, hb.Highway(1))
+    wanted = gradients(case, model)
+    compiled = torch.compile(model, backend="eager")
+    model.zero_grad()
+    case.loss(compiled).backward()
+    assert_same({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, wanted)
+
+
 class Adds(nn.Module):
     def __init__(self):
         super().__init__()
