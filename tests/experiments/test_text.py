@@ -172,7 +172,7 @@ def test_limits_count_tokens_and_share_the_cache(folder):
 
 def test_the_second_load_reads_the_cache_and_no_text(folder, monkeypatch):
     first = folder.load()
-    monkeypatch.delattr(text_module._Part, "rows")
+    monkeypatch.delattr(text_module.Split, "columns")
     assert torch.equal(folder.load().train_tokens, first.train_tokens)
 
 
