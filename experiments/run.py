@@ -101,7 +101,8 @@ def _train(cfg, choices, config, folder, device, data, model, method, state) -> 
             "metric": trainer.task.metric,
             **environment(device),
             **{key: score for key, score in scores.items() if key.startswith("eval_")},
-            **{key: scores[key] for key in ("train_loss", "seconds", "peak_memory_mb")},
+            **{key: scores[key] for key in ("train_loss", "seconds", "cpu_seconds",
+                                             "peak_memory_mb")},
             "seconds_per_step": scores["seconds"] / steps,
         }
         folder.finish(row)

@@ -58,6 +58,7 @@ class Trainer:
     extra_state: dict[str, Any]
     step: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of the process: more with threads, less on a shared processor
     last: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,7 +80,8 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         hb.load_method_state(self.model, state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.last = state["step"], state["seconds"], state["last"]
+        self.step, self.last = state["step"], state["last"]
+        self.seconds, self.cpu_seconds = state["seconds"], state["cpu_seconds"]
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
@@ -93,6 +95,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "last": self.last,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if cuda else [],
@@ -126,7 +129,7 @@ class Trainer:
         return self.last
 
     def _timed_step(self) -> dict[str, Any]:
-        start = self._clock()
+        start, cpu_start = self._clock(), time.process_time()
         lr = learning_rate(self.step, self.total_steps, self.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -145,7 +148,9 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         self.seconds += self._clock() - start
-        return {"step": self.step, "seconds": self.seconds, "train_loss": loss.item(),
+        self.cpu_seconds += time.process_time() - cpu_start
+        return {"step": self.step, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds,
+                "train_loss": loss.item(),
                 **{name: score.item() for name, score in scores.items()}, "lr": lr, "k": self.k,
                 "grad_norm": norm.item(), "peak_memory_mb": peak_memory_mb(self.device)}
 

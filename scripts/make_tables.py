@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from experiments.errors import UserError
 from scripts.rows import Row, by_method, devices_of, metric_of, read_json_lines, score, setup_of
 
-HEADER = """| method | seeds | {score} | ms per step | x BP | peak memory MB |
-|---|---|---|---|---|---|"""
+HEADER = """| method | seeds | {score} | ms per step | x BP | processor ms | peak memory MB |
+|---|---|---|---|---|---|---|"""
+NOTE = """"Processor ms": what the process computed per step, all threads together; below "ms per step"
+where one thread shared its processor with others."""
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -39,16 +41,22 @@ def table(rows: list[Row]) -> str:
         memory = fmean(row["peak_memory_mb"] for row in group)
         lines.append(
             f"| {name} | {len(group)} | {final} | {1000 * step[name]:.1f} | {ratio} "
-            f"| {memory:.0f} |"
+            f"| {processor(group)} | {memory:.0f} |"
         )
     return "\n".join(lines)
+
+
+def processor(group: list[Row]) -> str:
+    """Processor time of a step; the oldest rows do not have it."""
+    times = [r["cpu_seconds"] / r["steps"] for r in group if "cpu_seconds" in r]
+    return f"{1000 * fmean(times):.1f}" if times else "-"
 
 
 def page(rows: list[Row], source: Path) -> str:
     used = ", ".join(f"{row['config_hash']} seed {row['seed']}" for row in rows)
     title = setup_of(rows, source)
     return (
-        f"# {title}\n\n{table(rows)}\n\nTimes on {devices_of(rows)}.\n\n"
+        f"# {title}\n\n{table(rows)}\n\nTimes on {devices_of(rows)}. {NOTE}\n\n"
         f"Rows of {source.name}: {used}.\n"
     )
 

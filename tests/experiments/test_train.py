@@ -14,7 +14,7 @@ from experiments import checkpoint
 from tests.train_cli import command_line, only_run, records_of, row_of
 
 # Seconds and memory belong to the machine; all else of a run is repeated bit for bit.
-MACHINE = ("seconds", "seconds_per_step", "peak_memory_mb", "wandb_id")
+MACHINE = ("seconds", "cpu_seconds", "seconds_per_step", "peak_memory_mb", "wandb_id")
 
 
 def numbers(record: dict) -> dict:
