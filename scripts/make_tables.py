@@ -20,8 +20,8 @@ from scripts.rows import Row, by_method, devices_of, metric_of, read_json_lines,
 
 HEADER = """| method | seeds | {score} | ms per step | x BP | processor ms | peak memory MB |
 |---|---|---|---|---|---|---|"""
-NOTE = """"Processor ms": what the process computed per step, all threads together; below "ms per step"
-where one thread shared its processor with others."""
+NOTE = """Processor ms: what the process computed per step, all its threads together; with one
+thread, less than "ms per step" where the processor was shared."""
 
 
 def spread(values: list[float], digits: int) -> str:

@@ -28,7 +28,8 @@ def row(grad: str, k: int | None, seed: int = 0, **changes: object) -> dict:
         "config_hash": f"{grad}{k}", "commit": "abc123", "dirty": False, "device": "CPU, 2 threads",
         "torch": "2.13.0", "python": "3.11", "versions": {}, "reduced": True,
         "eval_accuracy": 0.97 - gap + 0.004 * seed, "eval_loss": 0.1, "train_loss": 0.05 + gap,
-        "seconds": seconds, "seconds_per_step": seconds / 300, "peak_memory_mb": 400.0, **changes,
+        "seconds": seconds, "cpu_seconds": 0.75 * seconds, "seconds_per_step": seconds / 300,
+        "peak_memory_mb": 400.0, **changes,
     }
 
 
@@ -215,7 +216,7 @@ def test_tables(results: Path) -> None:
     make_tables.main([str(results)])
     text = (results / "tables" / "tiny.md").read_text()
     assert text.startswith("# resnet20 on digits, reduced run: 300 steps of batch 64\n")
-    assert "| Highway k=0 | 2 | 87.20 ± 0.28 | 20.0 | 0.60 | 400 |" in text
+    assert "| Highway k=0 | 2 | 87.20 ± 0.28 | 20.0 | 0.60 | 15.0 | 400 |" in text
     assert "bpNone seed 1" in text
 
 
