@@ -15,6 +15,7 @@ from highway_bp.leaves import check_leaves
 from highway_bp.methods import Backprop, Method, check_method
 from highway_bp.module_system import ModuleSystem
 from highway_bp.segment import Segment, run_segment
+from highway_bp.watch import Watched
 
 
 class ResidualChain(nn.ModuleList):
@@ -44,6 +45,7 @@ class ResidualChain(nn.ModuleList):
         super().__init__(layers)
         self._leaves_checked = False
         self.gammas = GammaMemory()
+        self.iterations: list[int] = []  # taken by the backward passes since the last forward
         self.method = Backprop() if method is None else method
 
     @property
@@ -54,6 +56,10 @@ class ResidualChain(nn.ModuleList):
     def method(self, method: Method) -> None:
         check_method(method)
         self._method = method
+
+    @property
+    def length(self) -> int:
+        return len(self)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
@@ -84,6 +90,7 @@ class ResidualChain(nn.ModuleList):
         if not isinstance(h, Tensor) or not (h.is_floating_point() or h.is_complex()):
             what = str(h.dtype) if isinstance(h, Tensor) else type(h).__name__
             raise TypeError(f"input state is {what}; expected a floating tensor")
+        self.iterations.clear()
         groups = self.method.groups(len(self))
         # Only plain containers are opened: a key-value cache is one object, written into.
         flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_no_container)
@@ -136,7 +143,8 @@ class _CutChain(torch.autograd.Function):
         args, kwargs = pytree.tree_unflatten([copies.get(id(t), t) for t in flat], spec)
         with torch.enable_grad():
             segments = chain._run(groups, h, args, kwargs)
-        ctx.segments, ctx.method, ctx.gammas = segments, chain.method, chain.gammas
+        ctx.segments, ctx.gammas = segments, chain.gammas
+        ctx.method = Watched(chain.method, chain.iterations)
         ctx.leaves = [*(copies[id(t)] for t in wanted), *params]
         ctx.set_materialize_grads(False)
         if not chain._leaves_checked:

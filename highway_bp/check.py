@@ -9,3 +9,11 @@ def check_whole(name: str, value: object, least: int) -> None:
         raise TypeError(f"{name}={value!r}; expected a whole number, at least {least}")
     if value < least:
         raise ValueError(f"{name}={value}; expected a whole number, at least {least}")
+
+
+def check_share(name: str, value: object) -> None:
+    """Raise TypeError or ValueError unless ``value`` is a number between 0 and 1, both excluded."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r}; expected a number between 0 and 1")
+    if not 0 < value < 1:
+        raise ValueError(f"{name}={value}; expected a number between 0 and 1")

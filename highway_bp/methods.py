@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from highway_bp.auto_gamma import AutoGamma
-from highway_bp.check import check_whole
+from highway_bp.check import check_share, check_whole
 
 Gamma = float | list[float]  # one for all layers, or one for each
 States = Any  # w_0 .. w_L: a list of tensors, or one stacked tensor, as the system keeps them
@@ -32,6 +32,12 @@ class LinearSystem(Protocol):
 
     def scan(self, v: States, gamma: Gamma, states: range) -> States:
         """u_i = v_i + (1 - gamma) u_{i+1} K_{i+1} for i in ``states``, v_i elsewhere; uses up v."""
+
+    def keep(self, w: States) -> States:
+        """What `change` needs of w later, whatever becomes of w."""
+
+    def change(self, w: States, kept: States) -> float:
+        """||w - w_kept|| / ||w|| over all states, or over a sample of them."""
 
     def smallest_blocks(self, auto: AutoGamma) -> Gamma:
         """The gamma of every layer that leaves it the smallest block; asked for by "auto" alone."""
@@ -101,15 +107,20 @@ class Highway:
             "auto" or an `AutoGamma` estimates for every layer the one that leaves the smallest
             block.
         group_size: consecutive layers that count as one, exact inside.
+        tolerance: stop before k iterations, once one has changed the gradients of the states by
+            less than this share of their norm; None never stops early.
     """
 
     k: int
     gamma: float | str | AutoGamma = 0.0
     group_size: int = 1
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         check_whole("k", self.k, least=0)
         check_whole("group_size", self.group_size, least=1)
+        if self.tolerance is not None:
+            check_share("tolerance", self.tolerance)
         if self.gamma == "auto" or isinstance(self.gamma, AutoGamma):
             return
         if isinstance(self.gamma, bool) or not isinstance(self.gamma, int | float):
@@ -126,8 +137,11 @@ class Highway:
             gamma = system.smallest_blocks(AutoGamma() if gamma == "auto" else gamma)
         w = system.scan(system.cotangents(), gamma, range(system.length))  # w^0
         for states in _iterations(self, system.length):
+            kept = None if self.tolerance is None else system.keep(w)
             v = system.through_blocks(w, gamma, states)
             w = system.scan(v, gamma, states)  # w^{k+1} = CumSumProd(b + v, K)
+            if kept is not None and system.change(w, kept) < self.tolerance:
+                break
         return w
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -60,6 +61,15 @@ class ModuleSystem:
                                [1 - _of(gamma, i) for i in range(lo, hi)])
         return v
 
+    def keep(self, w: States) -> States:
+        return list(w)  # no call writes into a tensor of w: each state gets a new one
+
+    def change(self, w: States, kept: States) -> float:
+        squares = [torch.stack([_square(v if u is None else v - u), _square(v)])
+                   for v, u in zip(w, kept, strict=True) if v is not None]
+        changed, whole = torch.stack(squares).sum(0).tolist() if squares else (0.0, 0.0)
+        return math.sqrt(changed / whole) if whole else 0.0
+
     def smallest_blocks(self, auto: AutoGamma) -> list[float]:
         return self._gammas.values_for(auto, self.length, self._estimate)
 
@@ -99,6 +109,10 @@ class ModuleSystem:
         if carry is None:
             carry = self._carries[i] = self._segments[i].carry()
         return carry
+
+
+def _square(v: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(v, dtype=torch.float32 if v.dtype.itemsize < 4 else None) ** 2
 
 
 def _of(gamma: Gamma, i: int) -> float:

@@ -31,6 +31,19 @@ def current_method(model: nn.Module) -> Method:
     return _takers(model)[0].method
 
 
+def iterations(model: nn.Module) -> int:
+    """Iterations of the slowest chain or recurrent layer in the last backward pass.
+
+    0 where none was needed: with `Backprop`, which leaves the pass to autograd, or k = 0.
+    """
+    return max((n for taker in _takers(model) for n in taker.iterations), default=0)
+
+
+def chain_length(model: nn.Module) -> int:
+    """L of the longest chain; of a recurrent layer, the steps of its last forward pass."""
+    return max(taker.length for taker in _takers(model))
+
+
 def _takers(model: nn.Module) -> list:
     found: list = [
         m for m in model.modules() if isinstance(m, ResidualChain | MethodRNN | Recurrent)

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from highway_bp.methods import Backprop, Method, check_fixed_gamma, check_method
 from highway_bp.rnn import lengths as by_length
 from highway_bp.rnn.steps import Cell, Steps
+from highway_bp.watch import Watched
 
 TILE_BYTES = 2**21  # of one state tensor (L, tile, H): its few companions then fit a CPU's cache
 States = Tensor | tuple[Tensor, ...]
@@ -30,6 +31,8 @@ class MethodRNN(nn.RNNBase):
         if carry not in self.cells:
             raise ValueError(f"carry={carry!r}; expected one of {', '.join(self.cells)}")
         self.carry = carry
+        self.length = 0  # steps of the last input
+        self.iterations: list[int] = []  # of every layer, direction and tile of the batch
         self.method = Backprop() if method is None else method
 
     @property
@@ -66,6 +69,8 @@ class MethodRNN(nn.RNNBase):
             TypeError, ValueError, RuntimeError: what ``torch.nn`` raises for inputs that do not
                 fit; lengths that are not whole numbers from 1 to L, one for each sequence.
         """
+        self.iterations.clear()
+        self.length = _steps(input, self.batch_first)
         if lengths is not None:
             lengths = self._checked(lengths, input)
         if not torch.is_grad_enabled() or self.method.groups(1) is None:
@@ -166,9 +171,10 @@ class MethodRNN(nn.RNNBase):
         L, B = x.shape[:2]
         row = max(L * self.hidden_size * x.element_size(), 1)
         tile = B if x.is_cuda else max(1, min(B, TILE_BYTES // row))
+        method = Watched(self.method, self.iterations)
         with torch.autocast(x.device.type, enabled=False):
             found = Steps.apply(
-                self.cells[self.carry], self.method, tile, ends, self.n_states, x, *start, *weights)
+                self.cells[self.carry], method, tile, ends, self.n_states, x, *start, *weights)
         h, *states = found if isinstance(found, tuple) else (found,)
         h_n = by_length.last(h, lengths)
         return h if lengths is None else by_length.mask(h, lengths), (h_n, *states)
@@ -179,3 +185,9 @@ class MethodRNN(nn.RNNBase):
         if device == "cuda" and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
         return x.to(dtype), [s.to(dtype) for s in start]
+
+
+def _steps(input: Tensor | PackedSequence, batch_first: bool) -> int:
+    if isinstance(input, PackedSequence):
+        return len(input.batch_sizes)
+    return input.shape[1] if batch_first and input.dim() == 3 else input.shape[0]

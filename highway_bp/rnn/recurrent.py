@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from highway_bp.methods import Backprop, Method, check_fixed_gamma, check_method
 from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
+from highway_bp.watch import Watched
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -41,6 +42,8 @@ class Recurrent(nn.Module):
     ):
         super().__init__()
         self.cell = cell
+        self.length = 0  # steps of the last input
+        self.iterations: list[int] = []  # taken by the last backward pass
         self._carry = carry or getattr(cell, "carry", None)
         if not callable(self._carry):
             raise TypeError(
@@ -69,8 +72,10 @@ class Recurrent(nn.Module):
             ValueError: x is not (L, B, I) with L >= 1; a state or carry of the wrong shape.
             TypeError: no state is given and the cell has no ``initial_state``.
         """
+        self.iterations.clear()
         if x.dim() != 3 or len(x) == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected (L, B, I) with L >= 1")
+        self.length = len(x)
         given = self._start(x) if state is None else state
         parts = _parts(given)
         for part in parts:
@@ -86,7 +91,8 @@ class Recurrent(nn.Module):
         else:
             params = [p for p in self.cell.parameters() if p.requires_grad]
             with torch.autocast(x.device.type, enabled=False):
-                states = _Solved.apply(self, self.method, layout, x, start, *params)
+                method = Watched(self.method, self.iterations)
+            states = _Solved.apply(self, method, layout, x, start, *params)
         every = layout.state(states)
         output = getattr(self.cell, "output", None)
         return (every if output is None else output(every)), layout.state(states[-1])

@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+SAMPLE = 64  # states whose change is measured
+
 
 def in_blocks(L: int) -> tuple[int, int]:
     """(blocks, size): about sqrt(L) each, with room for states 0 .. L."""
@@ -111,6 +113,19 @@ class TimeSystem:
         if gamma not in self._scans:
             self._scans[gamma] = DiagonalScan(self._K, 1.0 - gamma)
         return self._scans[gamma](v)
+
+    def keep(self, w: Tensor) -> Tensor:
+        return w[:: self._stride].clone()
+
+    def change(self, w: Tensor, kept: Tensor) -> float:
+        sample = w[:: self._stride]
+        whole = torch.linalg.vector_norm(sample).item()
+        return torch.linalg.vector_norm(sample - kept).item() / whole if whole else 0.0
+
+    @property
+    def _stride(self) -> int:
+        """Every so-manyth state stands for all: to look at each would cost like an iteration."""
+        return max(1, self.length // SAMPLE)
 
     @cached_property
     def _b_before(self) -> Tensor:

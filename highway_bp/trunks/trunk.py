@@ -67,6 +67,15 @@ class Trunk:
         return self._chain
 
     @property
+    def length(self) -> int:
+        return len(self.chain)
+
+    @property
+    def iterations(self) -> list[int]:
+        """Those of the chain, none where the model's own layers run."""
+        return [] if self._method.groups(1) is None else self._chain.iterations
+
+    @property
     def cuts(self) -> bool:
         return torch.is_grad_enabled() and self._method.groups(1) is not None
 

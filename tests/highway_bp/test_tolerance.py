@@ -1,0 +1,99 @@
+"""Highway(k, tolerance): stops when an iteration changes little, and says after how many."""
+
+import copy
+
+import pytest
+import torch
+
+import highway_bp as hb
+from tests.highway_bp.architectures import build
+from tests.highway_bp.hub_models import build as build_hub
+from tests.highway_bp.test_paths import every_architecture, leaves_and_input, loss_of, or_zeros
+
+
+def gradients(name: str, method: hb.Method):
+    """Gradients of a tiny architecture, and the states' norms of change in its iterations."""
+    a = build(name)
+    chain = hb.ResidualChain(a.layers, method)
+    x, leaves = leaves_and_input(a)
+    loss = loss_of("all", chain(x, *a.args, return_states=True, **a.kwargs))
+    if not loss.requires_grad:
+        return None, 0
+    return or_zeros(torch.autograd.grad(loss, leaves, allow_unused=True), leaves), (
+        max(chain.iterations))
+
+
+@every_architecture
+@pytest.mark.parametrize("tolerance", [0.3, 1e-3])
+def test_it_is_the_gradient_of_as_many_iterations_as_it_took(name, tolerance):
+    L = len(build(name).layers)
+    found, taken = gradients(name, hb.Highway(L, tolerance=tolerance))
+    wanted, counted = gradients(name, hb.Highway(taken))
+    assert taken == counted <= L
+    if wanted is not None:
+        for f, w in zip(found, wanted, strict=True):
+            torch.testing.assert_close(f, w, rtol=0, atol=0)
+
+
+def test_it_stops_after_the_first_iteration_that_changes_less():
+    torch.manual_seed(0)
+    case = build_hub("gpt2", 4)
+    model = hb.convert(case.model, hb.Backprop())
+    states = {}
+    for k in range(9):
+        hb.set_method(model, hb.Highway(k))
+        hidden = model(**case.batch, output_hidden_states=True)
+        w = torch.autograd.grad(hidden.loss, hidden.hidden_states[0])[0]
+        states[k] = w
+    # of one state: what changes w_0 least at the end changes all states little too
+    steps = [((states[k] - states[k - 1]).norm() / states[k].norm()).item() for k in range(1, 9)]
+    assert steps[0] > 0.05 > steps[-1]
+    taken = {}
+    for tolerance in (0.5, 0.05, 1e-6):
+        hb.set_method(model, hb.Highway(8, tolerance=tolerance))
+        case.loss(model).backward()
+        taken[tolerance] = hb.iterations(model)
+    assert 1 <= taken[0.5] < taken[0.05] < taken[1e-6] <= 8
+
+
+@pytest.mark.parametrize("layer", [hb.GRU, hb.LSTM])
+@pytest.mark.parametrize("group_size", [1, 4])
+def test_recurrent_layers_stop_too(layer, group_size):
+    torch.manual_seed(0)
+    rnn = layer(3, 8, method=hb.Highway(40, group_size=group_size, tolerance=1e-3)).double()
+    other, x = copy.deepcopy(rnn), torch.randn(40, 2, 3).double()
+    rnn(x)[0].square().sum().backward()
+    taken = hb.iterations(rnn)
+    assert hb.chain_length(rnn) == 40 and 1 <= taken < 40 // group_size
+    other.method = hb.Highway(taken, group_size=group_size)
+    other(x)[0].square().sum().backward()
+    for p, q in zip(rnn.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_iterations_are_those_of_the_last_backward_pass():
+    torch.manual_seed(0)
+    rnn, x = hb.GRU(3, 4, method=hb.Highway(2)), torch.randn(9, 2, 3)
+    for method, wanted in ((hb.Highway(2), 2), (hb.FixedPoint(3), 3), (hb.Highway(0), 0),
+                           (hb.Highway(1), 1), (hb.Backprop(), 0)):  # fmt: skip
+        rnn.method = method
+        rnn(x)[0].sum().backward()
+        assert hb.iterations(rnn) == wanted
+
+
+def test_a_gradient_of_zero_needs_one_iteration():
+    a = build("scalar")
+    chain = hb.ResidualChain(a.layers, hb.Highway(len(a.layers), tolerance=0.1))
+    (0.0 * chain(a.x)).sum().backward()
+    assert chain.iterations == [1]
+
+
+@pytest.mark.parametrize("tolerance, line", [
+    (0, "tolerance=0; expected a number between 0 and 1"),
+    (1, "tolerance=1; expected a number between 0 and 1"),
+    (True, "tolerance=True; expected a number between 0 and 1"),
+])  # fmt: skip
+def test_a_tolerance_that_is_none_says_so(tolerance, line):
+    with pytest.raises((TypeError, ValueError)) as told:
+        hb.Highway(3, tolerance=tolerance)
+    assert str(told.value) == line
