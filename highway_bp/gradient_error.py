@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from highway_bp.method_state import chains
+from highway_bp.method_state import load_method_state, method_state
 from highway_bp.methods import Backprop, Highway, Method
 from highway_bp.set_method import current_method, set_method
 
 
 @dataclass(frozen=True)
 class GradientError:
-    """Of one k: over all parameters together, and ``parameters`` by name (cosine, error).
+    """Of one k: over all parameters together, and (cosine, relative_error) of each by name.
 
     cosine: between the approximate and the exact gradient; relative_error: norm of their
-    difference over the exact gradient's. Where the exact gradient is zero, both are nan.
+    difference over the exact gradient's; increment: norm of the change since the k before (since
+    nothing, for the first) over the exact gradient's. Where that is zero, all are nan.
     """
 
     k: int
     cosine: float
     relative_error: float
+    increment: float
     parameters: dict[str, tuple[float, float]]
+    layers: dict[str, tuple[float, float]]
 
 
 def gradient_error(
@@ -35,12 +39,11 @@ def gradient_error(
     ks: Iterable[int] = range(6),
     method: Method | None = None,
 ) -> list[GradientError]:
-    """The error of ``method`` at every k, against backpropagation (paper, Figure 6, top).
+    """The error of ``method`` at every k, against backpropagation (paper, Figure 6).
 
     Args:
         model: has a `ResidualChain`, a recurrent layer of this library or a converted trunk; its
-            method, gradients and random state are afterwards what they were. Running statistics
-            (batch normalisation) see the batch len(ks) + 1 times.
+            method, gradients, buffers and random state are afterwards what they were.
         loss_fn: ``loss_fn(model)`` runs the model on a batch and returns a scalar loss. Every
             call sees the same random numbers (dropout).
         ks: numbers of iterations.
@@ -52,18 +55,30 @@ def gradient_error(
     method = Highway(0) if method is None else method
     if not hasattr(method, "k"):
         raise ValueError(f"method={method}; expected one with iterations, such as Highway(0)")
-    before, memory = current_method(model), [c.gammas.state_dict() for c in chains(model)]
-    try:
+    found: list[GradientError] = []
+    with _unchanged(model):
         exact = _gradients(model, loss_fn, Backprop())
-        found = []
+        last: dict[str, Tensor] = {}
         for k in ks:
             approximate = _gradients(model, loss_fn, dataclasses.replace(method, k=k))
-            found.append(_compare(k, approximate, exact))
+            found.append(_compare(k, approximate, last, exact))
+            last = approximate
+    return found
+
+
+@contextlib.contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Give the model back its method, the estimates of its chains, and its buffers."""
+    before, memory = current_method(model), method_state(model)
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    try:
+        yield
     finally:
         set_method(model, before)
-        for chain, state in zip(chains(model), memory, strict=True):
-            chain.gammas.load_state_dict(state)
-    return found
+        load_method_state(model, memory)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
 
 def _gradients(model: nn.Module, loss_fn, method: Method) -> dict[str, Tensor]:
@@ -76,16 +91,34 @@ def _gradients(model: nn.Module, loss_fn, method: Method) -> dict[str, Tensor]:
     return {name: g for name, g in zip(named, grads, strict=True) if g is not None}
 
 
-def _compare(k: int, found: dict[str, Tensor], exact: dict[str, Tensor]) -> GradientError:
-    sums = {}
+def _compare(k: int, found: dict[str, Tensor], last: dict[str, Tensor],
+             exact: dict[str, Tensor]) -> GradientError:  # fmt: skip
+    sums: dict[str, Tensor] = {}
+    by_layer: dict[str, Tensor] = {}
     for name, g in exact.items():
-        e, f = g.double(), found.get(name, torch.zeros_like(g)).double()
-        sums[name] = torch.stack(
-            [torch.sum(e * f), torch.sum(e * e), torch.sum(f * f), torch.sum((f - e) ** 2)]).cpu()
-    total = torch.stack(list(sums.values())).sum(0)
-    return GradientError(k, *_scores(total), {name: _scores(s) for name, s in sums.items()})
+        f, before = (grads.get(name, torch.zeros_like(g)) for grads in (found, last))
+        sums[name] = _sums(f.double(), before.double(), g.double()).cpu()
+        layer = layer_name(name)
+        by_layer[layer] = by_layer.get(layer, 0) + sums[name]
+    cosine, relative_error, increment = _scores(torch.stack(list(sums.values())).sum(0))
+    return GradientError(k, cosine, relative_error, increment,
+                         {name: _scores(s)[:2] for name, s in sums.items()},
+                         {name: _scores(s)[:2] for name, s in by_layer.items()})
 
 
-def _scores(sums: Tensor) -> tuple[float, float]:
-    dot, exact, found, difference = sums
-    return (dot / (exact * found).sqrt()).item(), (difference / exact).sqrt().item()
+def layer_name(parameter: str) -> str:
+    """The layer that a parameter's name tells: up to its first number, else all but the last."""
+    parts = parameter.split(".")
+    first = next((i for i, part in enumerate(parts[:-1]) if part.isdigit()), len(parts) - 2)
+    return ".".join(parts[: first + 1])
+
+
+def _sums(f: Tensor, before: Tensor, e: Tensor) -> Tensor:
+    return torch.stack([torch.sum(e * f), torch.sum(e * e), torch.sum(f * f),
+                        torch.sum((f - e) ** 2), torch.sum((f - before) ** 2)])
+
+
+def _scores(sums: Tensor) -> tuple[float, float, float]:
+    dot, exact, found, difference, change = sums
+    return ((dot / (exact * found).sqrt()).item(), (difference / exact).sqrt().item(),
+            (change / exact).sqrt().item())

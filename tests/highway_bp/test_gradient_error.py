@@ -1,0 +1,75 @@
+"""`hb.gradient_error` against its definition, and that it leaves a model as it was."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import highway_bp as hb
+from highway_bp.gradient_error import layer_name
+from tests.highway_bp.hub_models import build
+
+
+def flat(model: nn.Module, loss_fn, method: hb.Method) -> dict[str, torch.Tensor]:
+    model = copy.deepcopy(model)
+    hb.set_method(model, method)
+    loss_fn(model).backward()
+    return {n: p.grad for n, p in model.named_parameters()}
+
+
+def test_every_score_is_what_it_says():
+    case = build("gpt2", 3)
+    model, loss = hb.convert(case.model, hb.Backprop()), case.loss
+    exact = flat(model, loss, hb.Backprop())
+    e = torch.cat([g.flatten() for g in exact.values()])
+    before = torch.zeros_like(e)
+    for found in hb.gradient_error(model, loss, ks=(0, 1, 3), method=hb.Highway(9, gamma=0.1)):
+        grads = flat(model, loss, hb.Highway(found.k, gamma=0.1))
+        g = torch.cat([grads[n].flatten() for n in exact])
+        assert found.cosine == pytest.approx(torch.cosine_similarity(g, e, 0).item(), rel=1e-9)
+        assert found.relative_error == pytest.approx(((g - e).norm() / e.norm()).item(), rel=1e-9)
+        assert found.increment == pytest.approx(((g - before).norm() / e.norm()).item(), rel=1e-9)
+        before = g
+        layer = [n for n in exact if n.startswith("transformer.h.1.")]
+        g_1, e_1 = (torch.cat([gs[n].flatten() for n in layer]) for gs in (grads, exact))
+        assert found.layers["transformer.h.1"] == pytest.approx(
+            (torch.cosine_similarity(g_1, e_1, 0).item(), ((g_1 - e_1).norm() / e_1.norm()).item()))
+
+
+@pytest.mark.parametrize(("parameter", "layer"), [
+    ("transformer.h.3.attn.c_attn.weight", "transformer.h.3"), ("0.block.1.weight", "0"),
+    ("layer1.0.conv1.weight", "layer1.0"), ("classify.weight", "classify"), ("weight", ""),
+    ("layers.1.weight_ih_l0", "layers.1"), ("rnn.weight_ih_l0", "rnn"),
+])  # fmt: skip
+def test_layers_are_named_by_their_parameters(parameter, layer):
+    assert layer_name(parameter) == layer
+
+
+def test_running_statistics_and_random_numbers_are_left_alone():
+    case = build("resnet-basic", 4)
+    model = hb.convert(case.model, hb.Highway(1))
+    buffers = {n: b.clone() for n, b in model.named_buffers()}
+    state = torch.get_rng_state()
+    hb.gradient_error(model, case.loss, ks=(0, 1))
+    assert any("running_mean" in n for n in buffers)
+    assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_loss_that_fails_leaves_the_method_as_it_was():
+    model = hb.convert(build("gpt2").model, hb.Highway(2))
+
+    def broken(_):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        hb.gradient_error(model, broken)
+    assert hb.current_method(model) == hb.Highway(2)
+
+
+def test_what_has_no_chain_is_told():
+    with pytest.raises(ValueError, match="Linear holds no ResidualChain"):
+        hb.gradient_error(nn.Linear(2, 2), lambda m: m(torch.ones(2)).sum())
+    with pytest.raises(ValueError, match=r"method=Backprop\(\); expected one with iterations"):
+        hb.gradient_error(hb.GRU(2, 2), lambda m: m, method=hb.Backprop())
