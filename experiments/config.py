@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.errors import UserError
 
 # What may differ between two runs of one and the same experiment.
-_NOT_IDENTITY = ("run_root", "logger", "device", "seed", "k", "gamma")
+_NOT_IDENTITY = ("run_root", "logger", "device", "seed", "k", "gamma", "diagnostics")
 _NOT_IDENTITY_INSIDE = {
     "data": ("root", "cache_dir", "workers"),
     "trainer": ("eval_interval", "checkpoint_interval", "log_interval", "progress", "threads",
@@ -38,6 +38,8 @@ class RootKeys:
     trainer: Any = None
     logger: Any = None
     grad: Any = None
+    schedule: Any = None
+    diagnostics: Any = None
     model: Any = None
 
 

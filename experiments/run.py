@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import highway_bp as hb
 from experiments import checkpoint
 from experiments.config import check_values, config_hash, identity
+from experiments.diagnostics import Diagnostics
 from experiments.errors import UserError
 from experiments.malloc import keep_freed_memory
 from experiments.provenance import environment
@@ -23,6 +24,10 @@ from experiments.trainer import Trainer
 
 GRAD_NAMES = {hb.Backprop: "bp", hb.FixedPoint: "fixed_point", hb.Highway: "highway",
               hb.TruncatedBPTT: "truncated_bptt"}
+
+
+FROM_THE_LAST_STEP = ("train_loss", "seconds", "cpu_seconds", "block_passes", "sequential_passes",
+                      "peak_memory_mb")
 
 
 def run(cfg: DictConfig, choices: Mapping[str, str]) -> Path:
@@ -37,6 +42,7 @@ def run(cfg: DictConfig, choices: Mapping[str, str]) -> Path:
     """
     check_values(cfg)
     method = _build(cfg, "grad")
+    schedule = _schedule(cfg, choices["schedule"], method)
     name, config = _run_name(cfg, choices, method)
     folder = RunFolder(Path(cfg.run_root) / name, {**config, "seed": cfg.seed})
     if folder.finished:
@@ -50,16 +56,18 @@ def run(cfg: DictConfig, choices: Mapping[str, str]) -> Path:
     data = _build(cfg, "data")
     model = _build(cfg, "model", **data.model_arguments())
     hb.set_method(model, method)
-    _tell_large_k(model, method)
+    if choices["schedule"] == "constant":
+        _tell_large_k(model, method)
     folder.create()
     state, said = checkpoint.load(folder.path)
     if said:
         print(said)
-    return _train(cfg, choices, config, folder, device, data, model, method, state)
+    return _train(cfg, choices, config, folder, device, data, model, method, schedule, state)
 
 
-def _train(cfg, choices, config, folder, device, data, model, method, state) -> Path:
-    digest, k = config_hash(config), getattr(method, "k", None)
+def _train(cfg, choices, config, folder, device, data, model, method, schedule, state) -> Path:
+    digest = config_hash(config)
+    changes = choices["schedule"] != "constant"
     with_id = {} if state is None else {"run_id": state["wandb_id"]}
     writer = _build(cfg, "logger")(
         folder=folder.path, config=config, name=folder.path.name, group=choices["model"], **with_id
@@ -70,7 +78,8 @@ def _train(cfg, choices, config, folder, device, data, model, method, state) -> 
     row: dict[str, Any] | None = None
     try:
         trainer = Trainer(
-            model, data, folder, device, cfg.optim, cfg.trainer, steps, cfg.seed, k, writer.log,
+            model, data, folder, device, cfg.optim, cfg.trainer, steps, cfg.seed, schedule,
+            Diagnostics(**OmegaConf.to_container(cfg.diagnostics)), writer.log,
             {"config_hash": digest, "wandb_id": writer.run_id},
         )
         if state is not None:
@@ -84,7 +93,9 @@ def _train(cfg, choices, config, folder, device, data, model, method, state) -> 
         row = {
             "model": choices["model"],
             "grad": GRAD_NAMES[type(method)],
-            "k": k,
+            "k": None if changes else getattr(method, "k", None),
+            "schedule": _described(cfg, choices["schedule"]) if changes else None,
+            "tolerance": getattr(method, "tolerance", None),
             "gamma": getattr(method, "gamma", None),
             "group_size": getattr(method, "group_size", None),
             "window": getattr(method, "window", None),
@@ -101,8 +112,7 @@ def _train(cfg, choices, config, folder, device, data, model, method, state) -> 
             "metric": trainer.task.metric,
             **environment(device),
             **{key: score for key, score in scores.items() if key.startswith("eval_")},
-            **{key: scores[key] for key in ("train_loss", "seconds", "cpu_seconds",
-                                             "peak_memory_mb")},
+            **{key: scores[key] for key in FROM_THE_LAST_STEP},
             "seconds_per_step": scores["seconds"] / steps,
         }
         folder.finish(row)
@@ -124,9 +134,30 @@ def _build(cfg: DictConfig, group: str, **extra: Any) -> Any:
         raise UserError(f"{group}: {str(cause or error).splitlines()[0]}") from error
 
 
+def _schedule(cfg: DictConfig, name: str, method: hb.Method) -> hb.schedules.Schedule:
+    """The schedule around ``method``; built before anything is loaded, so that it fails early."""
+    try:
+        schedule = instantiate(cfg.schedule, _partial_=True, _convert_="all")(method)
+        if cfg.steps:
+            schedule.method_for(0, cfg.steps)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"schedule={name}: {error}") from error
+    return schedule
+
+
+def _described(cfg: DictConfig, name: str) -> str:
+    """A schedule in a word and its numbers, for instance "bp_every n=10"."""
+    values = OmegaConf.to_container(cfg.schedule, resolve=True)
+    shown = [f"{key}={str(value).replace(chr(39), '')}" for key, value in values.items()
+             if key != "_target_"]
+    return " ".join([name, *shown])
+
+
 def _run_name(cfg: DictConfig, choices: Mapping[str, str], method: hb.Method):
     config = identity(cfg)
     k = f"-k{method.k}" if hasattr(method, "k") else ""
+    if choices["schedule"] != "constant":
+        k = f"-{choices['schedule']}"
     grad = choices["grad"]
     return f"{choices['model']}-{grad}{k}-{config_hash(config)}-s{cfg.seed}", config
 

@@ -71,7 +71,7 @@ class RunFolder:
 
     def keep_until(self, step: int) -> None:
         """Drop what was recorded after ``step``: it is going to be computed again."""
-        kept = [json.dumps(r) + "\n" for r in self.records() if r["step"] <= step]
+        kept = [json.dumps(r) + "\n" for r in self.records() if 0 < step >= r["step"]]
         write_text(self._metrics, "".join(kept))
 
     def finish(self, row: dict[str, Any]) -> None:

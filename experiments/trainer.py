@@ -18,10 +18,12 @@ from experiments import checkpoint
 from experiments.atomic import write_atomically
 from experiments.data.images import ImageData
 from experiments.data.text import TextData
+from experiments.diagnostics import Diagnostics, flat
 from experiments.errors import UserError
 from experiments.interrupt import StopSignal
 from experiments.nonfinite import first_nonfinite_gradient, first_nonfinite_output
 from experiments.optimizer import build_optimizer, learning_rate
+from experiments.passes import Passes
 from experiments.provenance import peak_memory_mb
 from experiments.run_folder import RunFolder
 
@@ -40,7 +42,8 @@ class Trainer:
 
     Args:
         optim, settings: the config groups ``optim`` and ``trainer``.
-        k: iterations in force, for the records (None for backprop).
+        schedule: gives the gradient method of every step.
+        diagnostics: when the gradient's error is measured.
         log: the second writer's ``log(record, step)``.
         extra_state: what else the checkpoint carries (config hash, wandb id).
     """
@@ -53,12 +56,14 @@ class Trainer:
     settings: Mapping[str, Any]
     total_steps: int
     seed: int
-    k: int | None
+    schedule: hb.schedules.Schedule
+    diagnostics: Diagnostics
     log: Callable[[dict[str, Any], int], None]
     extra_state: dict[str, Any]
     step: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0  # of the process: more with threads, less on a shared processor
+    passes: Passes = field(default_factory=Passes)
     last: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,6 +84,8 @@ class Trainer:
         """Go on exactly where ``state`` was saved."""
         self.model.load_state_dict(state["model"])
         hb.load_method_state(self.model, state["method"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.passes = Passes(**state["passes"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.last = state["step"], state["last"]
         self.seconds, self.cpu_seconds = state["seconds"], state["cpu_seconds"]
@@ -92,6 +99,8 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "method": hb.method_state(self.model),
+            "schedule": self.schedule.state_dict(),
+            "passes": self.passes.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
@@ -110,6 +119,8 @@ class Trainer:
             UserError: loss or gradients stopped being finite, or a file cannot be written.
         """
         with StopSignal() as stop, self._progress() as bar:
+            if self.step == 0 and self.diagnostics.due(0, self.total_steps):
+                self._diagnose()
             while self.step < self.total_steps:
                 record = self._timed_step()
                 due = self.step % self.settings["log_interval"] == 0
@@ -122,6 +133,8 @@ class Trainer:
                 at_end = self.step == self.total_steps
                 if at_end or self.step % self.eval_interval == 0:
                     self._evaluate()
+                if self.diagnostics.due(self.step, self.total_steps):
+                    self._diagnose()
                 if at_end or stop.received or self.step % self.checkpoint_interval == 0:
                     checkpoint.save(self.folder.path, self.state())
                 if stop.received and not at_end:
@@ -133,8 +146,11 @@ class Trainer:
         lr = learning_rate(self.step, self.total_steps, self.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        x, y = self.batches.batch(self.step)
-        x = self._laid_out(x)
+        x, y = self._batch(self.step)
+        method = self.schedule.method_for(
+            self.step, self.total_steps,
+            lambda method, ks: hb.gradient_error(self.model, self._loss_of(x, y), ks, method))
+        hb.set_method(self.model, method)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
             loss, scores = self.task.loss(self.model, x, y)
         self.optimizer.zero_grad(set_to_none=True)
@@ -147,18 +163,40 @@ class Trainer:
                 self.model.parameters(), self.optim["clip"], norm)
         self.optimizer.step()
         self.step += 1
+        iterations = self.passes.add(self.model, method)
         self.seconds += self._clock() - start
         self.cpu_seconds += time.process_time() - cpu_start
         return {"step": self.step, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds,
                 "train_loss": loss.item(),
-                **{name: score.item() for name, score in scores.items()}, "lr": lr, "k": self.k,
-                "grad_norm": norm.item(), "peak_memory_mb": peak_memory_mb(self.device)}
+                **{name: score.item() for name, score in scores.items()}, "lr": lr,
+                "k": getattr(method, "k", None), "iterations": iterations,
+                **self.passes.state_dict(), "grad_norm": norm.item(),
+                "peak_memory_mb": peak_memory_mb(self.device)}
 
     def _evaluate(self) -> None:
         batches = self.data.eval_batches(self.settings["eval_batch_size"], self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
             scores = self.task.evaluate(self.model, ((self._laid_out(x), y) for x, y in batches))
         self._record({"step": self.step, "seconds": self.seconds, **scores})
+
+    def _diagnose(self) -> None:
+        """The gradient's error on the batch to come."""
+        loss = self._loss_of(*self._batch(self.step))
+        errors = self.diagnostics.measure(self.model, loss, hb.current_method(self.model))
+        place = {"step": self.step, "seconds": self.seconds}
+        self.folder.append({**place, "gradient_error": errors})
+        self.log({**place, **flat(errors)}, self.step)
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        x, y = self.batches.batch(step)
+        return self._laid_out(x), y
+
+    def _loss_of(self, x: Tensor, y: Tensor) -> Callable[[nn.Module], Tensor]:
+        def loss(model: nn.Module) -> Tensor:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
+                return self.task.loss(model, x, y)[0]
+
+        return loss
 
     def _snapshot(self) -> None:
         """Keep the weights of this moment."""

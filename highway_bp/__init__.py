@@ -7,6 +7,7 @@ the backward pass is solved::
     head(chain(x)).backward()
 """
 
+from highway_bp import schedules
 from highway_bp.auto_gamma import AutoGamma
 from highway_bp.carry import Carry, Diagonal, Identity, LinearMap, Permutation, Scalar
 from highway_bp.chain import ResidualChain
@@ -17,7 +18,7 @@ from highway_bp.rnn.gru import GRU
 from highway_bp.rnn.lstm import LSTM
 from highway_bp.rnn.recurrent import Recurrent
 from highway_bp.scan import cumsumprod
-from highway_bp.set_method import set_method
+from highway_bp.set_method import chain_length, current_method, iterations, set_method
 from highway_bp.trunks.convert import convert
 
 __version__ = "0.1.0"
@@ -40,11 +41,15 @@ __all__ = [
     "ResidualChain",
     "Scalar",
     "TruncatedBPTT",
+    "chain_length",
     "chains",
     "convert",
     "cumsumprod",
+    "current_method",
     "gradient_error",
+    "iterations",
     "load_method_state",
     "method_state",
+    "schedules",
     "set_method",
 ]

@@ -80,33 +80,37 @@ def finished_runs(root: Path) -> list[tuple[Row, list[dict]]]:
 
 
 def order(row: Row) -> tuple:
-    """Sort key: BP, fixed point, Highway; then gamma, group size, k, seed."""
+    """Sort key: BP, fixed point, Highway; then gamma, group size, schedule, k, seed."""
     return (*series(row), row["k"] or 0, row["seed"])
 
 
-def series(row: Row) -> tuple[int, str, int]:
-    """What one line of a figure over k has in common: method, gamma, group size or window."""
+def series(row: Row) -> tuple[int, str, int, str]:
+    """What one line of a figure over k has in common: all of the method but k, and its schedule."""
     names = list(METHOD_NAMES)
     size = row["group_size"] or row.get("window") or 1
-    return names.index(row["grad"]), str(row["gamma"] or 0.0), size
+    rest = f"{row.get('tolerance') or ''} {row.get('schedule') or ''}"
+    return names.index(row["grad"]), str(row["gamma"] or 0.0), size, rest
 
 
 def has_k(row: Row) -> bool:
-    """Whether the method iterates; backpropagation, whole or truncated, does not."""
+    """Whether the run has one k; backpropagation has none, a schedule several."""
     return row["k"] is not None
 
 
 def series_name(row: Row) -> str:
     gamma = f", gamma={row['gamma']}" if row["gamma"] else ""
     groups = f", groups of {row['group_size']}" if (row["group_size"] or 1) > 1 else ""
-    return METHOD_NAMES[row["grad"]] + gamma + groups
+    stops = f", tolerance {row['tolerance']}" if row.get("tolerance") else ""
+    return METHOD_NAMES[row["grad"]] + gamma + groups + stops
 
 
 def method_name(row: Row) -> str:
     """For instance "BP", "FP k=3", "Highway k=3"."""
     if row["grad"] == "truncated_bptt":
         return f"Truncated BPTT {row['window']}"
-    return "BP" if row["grad"] == "bp" else f"{series_name(row)} k={row['k']}"
+    if row["grad"] == "bp":
+        return "BP"
+    return f"{series_name(row)} {row.get('schedule') or 'k=' + str(row['k'])}"
 
 
 def by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -1,0 +1,139 @@
+"""Schedules that are functions of the step alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from highway_bp.check import check_share, check_whole
+from highway_bp.methods import Backprop, Method
+from highway_bp.schedules.schedule import K, Measure, check_iterates, check_k, with_k
+
+
+class Fixed:
+    """A schedule that is a function of the step alone."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Constant(Fixed):
+    """One method throughout."""
+
+    method: Method
+
+    def method_for(self, step: int, steps: int, measure: Measure | None = None) -> Method:
+        return self.method
+
+
+@dataclass(frozen=True)
+class Milestones(Fixed):
+    """ks[0], then ks[1] from at[0] on, and so on.
+
+    Args:
+        method: a method with iterations; its k is replaced.
+        ks: numbers of iterations, or "bp" for exact.
+        at: where the next one begins, one less than ``ks``, increasing: fractions of training
+            below 1, or steps.
+
+    Raises:
+        TypeError, ValueError: what does not fit, at once or, for steps behind the end of
+            training, at the first call.
+    """
+
+    method: Method
+    ks: Sequence[K] = (1, 2, 5, "bp")
+    at: Sequence[float] = (0.3, 0.6, 0.9)
+
+    def __post_init__(self) -> None:
+        check_iterates(self.method)
+        for k in self.ks:
+            check_k(k)
+        if len(self.at) != len(self.ks) - 1:
+            raise ValueError(f"at={list(self.at)}; expected {len(self.ks) - 1} milestones, one "
+                             f"less than ks={list(self.ks)}")  # fmt: skip
+        for place in self.at:
+            if isinstance(place, bool) or not isinstance(place, int | float) or place <= 0:
+                raise ValueError(f"at={list(self.at)}; expected fractions below 1, or steps")
+            if isinstance(place, float) and place >= 1:
+                raise ValueError(f"at={list(self.at)}; expected fractions below 1, or whole steps")
+        if len({type(place) for place in self.at}) > 1:
+            raise ValueError(f"at={list(self.at)}; expected all fractions, or all steps")
+        if any(a >= b for a, b in pairwise(self.at)):
+            raise ValueError(f"at={list(self.at)}; expected increasing milestones")
+
+    def method_for(self, step: int, steps: int, measure: Measure | None = None) -> Method:
+        starts = [round(p * steps) if isinstance(p, float) else p for p in self.at]
+        if starts and starts[-1] >= steps:
+            raise ValueError(f"at={list(self.at)}; expected milestones within the {steps} steps "
+                             "of training")  # fmt: skip
+        return with_k(self.method, self.ks[sum(step >= start for start in starts)])
+
+
+@dataclass(frozen=True)
+class _Ramp(Fixed):
+    """k from ``start`` to ``end``, exact from the fraction ``exact_from`` of training on.
+
+    Args:
+        method: a method with iterations; its k is replaced.
+        start, end: the first and the last k.
+        exact_from: fraction of training from which on it is backpropagation; None: never.
+    """
+
+    method: Method
+    start: int = 0
+    end: int = 5
+    exact_from: float | None = None
+
+    def __post_init__(self) -> None:
+        check_iterates(self.method)
+        check_whole("start", self.start, least=0)
+        check_whole("end", self.end, least=0)
+        if self.exact_from is not None:
+            check_share("exact_from", self.exact_from)
+
+    def method_for(self, step: int, steps: int, measure: Measure | None = None) -> Method:
+        ramp = steps if self.exact_from is None else round(self.exact_from * steps)
+        if step >= ramp:
+            return Backprop()
+        way = self.shape(step / max(ramp - 1, 1))
+        return with_k(self.method, math.floor(self.start + (self.end - self.start) * way + 0.5))
+
+    def shape(self, way: float) -> float:
+        raise NotImplementedError
+
+
+class Linear(_Ramp):
+    __doc__ = _Ramp.__doc__
+
+    def shape(self, way: float) -> float:
+        return way
+
+
+class Cosine(_Ramp):
+    __doc__ = f"{_Ramp.__doc__}\n    Slow at both ends: half a period of a cosine."
+
+    def shape(self, way: float) -> float:
+        return (1 - math.cos(math.pi * way)) / 2
+
+
+@dataclass(frozen=True)
+class BpEvery(Fixed):
+    """``method``, with an exact step every ``n`` steps (the n-th, the 2n-th, ...)."""
+
+    method: Method
+    n: int = 10
+
+    def __post_init__(self) -> None:
+        check_iterates(self.method)
+        check_whole("n", self.n, least=1)
+
+    def method_for(self, step: int, steps: int, measure: Measure | None = None) -> Method:
+        return Backprop() if (step + 1) % self.n == 0 else self.method
