@@ -35,6 +35,8 @@ lint: setup ## check style
 
 figures: setup ## results/*.jsonl -> results/figures
 	$(BIN)/python scripts/plot_results.py results
+	$(BIN)/python scripts/plot_gradient_errors.py results
+	$(BIN)/python scripts/plot_schedules.py results
 
 tables: setup ## results/*.jsonl -> results/tables
 	$(BIN)/python scripts/make_tables.py results
@@ -44,6 +46,7 @@ bench: setup ## measure the engine, recurrent layers and conversion beside plain
 	$(BIN)/python scripts/bench_engine.py --out results/bench_engine.json
 	$(BIN)/python scripts/bench_rnn.py --out results/bench_rnn.json
 	$(BIN)/python scripts/bench_trunk.py --out results/bench_trunk.json
+	$(BIN)/python scripts/bench_batched.py --out results/bench_batched.json
 
 clean: ## remove caches and build output; keeps .venv, runs and results
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -7,7 +7,6 @@ NAME.jsonl gives tables/NAME.md, which ends with the rows that were used.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +14,15 @@ from statistics import fmean, stdev
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from experiments.errors import UserError
+from scripts.every_source import for_every_source, run
 from scripts.rows import Row, by_method, devices_of, metric_of, read_json_lines, score, setup_of
 
-HEADER = """| method | seeds | {score} | ms per step | x BP | processor ms | peak memory MB |
-|---|---|---|---|---|---|---|"""
+HEADER = """\
+| method | seeds | {score} | ms per step | x BP | processor ms | peak MB | passes | in a row |
+|---|---|---|---|---|---|---|---|---|"""
 NOTE = """Processor ms: what the process computed per step, all its threads together; with one
-thread, less than "ms per step" where the processor was shared."""
+thread, less than "ms per step" where the processor was shared. Passes: through all blocks of the
+chain, per step; in a row: those that wait for each other when every layer has its own device."""
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -41,15 +42,16 @@ def table(rows: list[Row]) -> str:
         memory = fmean(row["peak_memory_mb"] for row in group)
         lines.append(
             f"| {name} | {len(group)} | {final} | {1000 * step[name]:.1f} | {ratio} "
-            f"| {processor(group)} | {memory:.0f} |"
+            f"| {per_step(group, 'cpu_seconds', 1000, 1)} | {memory:.0f} "
+            f"| {per_step(group, 'block_passes')} | {per_step(group, 'sequential_passes')} |"
         )
     return "\n".join(lines)
 
 
-def processor(group: list[Row]) -> str:
-    """Processor time of a step; the oldest rows do not have it."""
-    times = [r["cpu_seconds"] / r["steps"] for r in group if "cpu_seconds" in r]
-    return f"{1000 * fmean(times):.1f}" if times else "-"
+def per_step(group: list[Row], key: str, factor: float = 1.0, digits: int = 2) -> str:
+    """The mean of a run's sum by its steps; the oldest rows do not have it."""
+    values = [r[key] / r["steps"] for r in group if key in r]
+    return f"{factor * fmean(values):.{digits}f}" if values else "-"
 
 
 def page(rows: list[Row], source: Path) -> str:
@@ -61,23 +63,17 @@ def page(rows: list[Row], source: Path) -> str:
     )
 
 
+def write(source: Path, results: Path) -> Path:
+    """Write the table of one results file; returns its path."""
+    path = results / "tables" / f"{source.stem}.md"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(page(read_json_lines(source), source))
+    return path
+
+
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="folder with NAME.jsonl files")
-    args = parser.parse_args(argv)
-    sources = sorted(args.results.glob("*.jsonl"))
-    if not sources:
-        raise UserError(f"no *.jsonl in {args.results}; collect runs with scripts/collect_rows.py")
-    folder = args.results / "tables"
-    folder.mkdir(exist_ok=True)
-    for source in sources:
-        path = folder / f"{source.stem}.md"
-        path.write_text(page(read_json_lines(source), source))
-        print(path)
+    for_every_source(__doc__.splitlines()[0], write, argv)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run(main)

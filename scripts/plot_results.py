@@ -8,7 +8,6 @@ published values of published.yaml are drawn only beside complete runs (paper, F
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from matplotlib.axes import Axes
 from omegaconf import OmegaConf
 
 from experiments.errors import UserError
+from scripts.every_source import for_every_source, run
 from scripts.figure_style import (
     LINE_STYLE,
     SERIES_COLOUR,
@@ -37,6 +37,7 @@ from scripts.rows import (
     metric_of,
     order,
     read_json_lines,
+    rows_used,
     score,
     series_name,
     setup_of,
@@ -89,23 +90,12 @@ def draw_published(axes: Axes, entry: dict) -> None:
               color="0.5", label="published Highway")
 
 
-def rows_used(rows: list[Row], source: Path) -> str:
-    lines = [f"rows of {source.name} in {source.with_suffix('.png').name}:"]
-    for row in sorted(rows, key=order):
-        state = "dirty" if row["dirty"] else "clean"
-        lines.append(
-            f"{row['config_hash']} seed {row['seed']}: {method_name(row)}, commit {row['commit']} "
-            f"({state}), {row['device']}, torch {row['torch']}"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def draw(source: Path, folder: Path, published: Path) -> Path:
-    """Draw one results file into ``folder``; returns the picture's path."""
-    rows = read_json_lines(source)
+def draw(source: Path, results: Path) -> Path:
+    """Draw one results file, schedules left out (plot_schedules.py); returns the picture's path."""
+    rows = [row for row in read_json_lines(source) if not row.get("schedule")]
     if not rows:
         raise UserError(f"{source} is empty; expected one row per finished run")
-    entry = published_for(rows, published)
+    entry = published_for(rows, results / "published.yaml")
     note = f"times on {devices_of(rows)}"
     if entry:
         note += f"\npublished: {entry['source']}"
@@ -115,25 +105,15 @@ def draw(source: Path, folder: Path, published: Path) -> Path:
         draw_published(left, entry)
     left.legend(frameon=False, fontsize=8, loc="best")
     draw_loss(right, [(row, row["curve"]["train"]) for row in sorted(rows, key=order)])
-    picture = folder / f"{source.stem}.png"
+    picture = results / "figures" / f"{source.stem}.png"
     save(figure, picture)
-    picture.with_suffix(".rows.txt").write_text(rows_used(rows, source))
+    picture.with_suffix(".rows.txt").write_text(rows_used(rows, source, picture))
     return picture
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="folder with NAME.jsonl files")
-    args = parser.parse_args(argv)
-    sources = sorted(args.results.glob("*.jsonl"))
-    if not sources:
-        raise UserError(f"no *.jsonl in {args.results}; collect runs with scripts/collect_rows.py")
-    for source in sources:
-        print(draw(source, args.results / "figures", args.results / "published.yaml"))
+    for_every_source(__doc__.splitlines()[0], draw, argv)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -145,6 +145,18 @@ def devices_of(rows: Iterable[Row]) -> str:
     return " and ".join(sorted({row["device"] for row in rows}))
 
 
+def rows_used(rows: Iterable[Row], source: Path, picture: Path) -> str:
+    """What a picture was drawn from, a line per row."""
+    lines = [f"rows of {source.name} in {picture.name}:"]
+    for row in sorted(rows, key=order):
+        state = "dirty" if row["dirty"] else "clean"
+        lines.append(
+            f"{row['config_hash']} seed {row['seed']}: {method_name(row)}, commit {row['commit']} "
+            f"({state}), {row['device']}, torch {row['torch']}"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def thin(records: list[dict], points: int = CURVE_POINTS) -> list[dict]:
     """At most ``points`` of the records, evenly spaced, the first and the last among them."""
     if len(records) <= points:
@@ -154,13 +166,25 @@ def thin(records: list[dict], points: int = CURVE_POINTS) -> list[dict]:
 
 
 def curve(row: Row, records: list[dict]) -> dict[str, dict[str, list[float]]]:
-    """The training and evaluation curves of a run as columns, thinned; seconds of training."""
+    """The training and evaluation curves of a run as columns, thinned; seconds of training.
+
+    Where the gradient's error was measured, it is there for every moment and k.
+    """
     train = thin([r for r in records if "train_loss" in r])
     evaluation = thin([r for r in records if "eval_loss" in r])
+    measured = [r for r in records if "gradient_error" in r]
     return {
         "train": _columns(train, ("step", "seconds", "train_loss")),
         "eval": _columns(evaluation, ("step", "seconds", "eval_loss", metric_name(row))),
+        **({"gradient_error": _moments(measured)} if measured else {}),
     }
+
+
+def _moments(records: list[dict]) -> list[dict]:
+    """A moment each: step, and a list over k of every score."""
+    names = ("k", "cosine", "relative_error", "increment")
+    return [{"step": r["step"]} | {n: [e[n] for e in r["gradient_error"]] for n in names}
+            for r in records]  # fmt: skip
 
 
 def _columns(records: list[dict], names: tuple[str, ...]) -> dict[str, list[float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,14 @@ import pytest
 from matplotlib import pyplot as plt
 
 from experiments.errors import UserError
-from scripts import collect_rows, make_tables, plot_results, plot_runs
+from scripts import (
+    collect_rows,
+    make_tables,
+    plot_gradient_errors,
+    plot_results,
+    plot_runs,
+    plot_schedules,
+)
 from scripts.rows import curve, method_name, thin
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +52,12 @@ def records(row: dict) -> list[dict]:
             lines.append({"step": step, "seconds": seconds, "eval_loss": loss,
                           "eval_accuracy": row["eval_accuracy"]})
     return lines
+
+
+def write_rows(file: Path, rows: list[dict], more: list[dict] | None = None) -> None:
+    """A results file of these rows; ``more`` records belong to every run."""
+    file.write_text("".join(
+        json.dumps({**r, "curve": curve(r, records(r) + (more or []))}) + "\n" for r in rows))
 
 
 def write_run(root: Path, row: dict) -> Path:
@@ -197,9 +211,9 @@ def test_published_values_only_beside_complete_runs(
     setup = {"model": "resnet32_preact", "data": "uoft-cs/cifar10", "reduced": reduced}
     rows = [row(g, k, **setup) for g, k in METHODS]
     file = tmp_path / "r.jsonl"
-    file.write_text("".join(
-        json.dumps({**r, "curve": curve(r, records(r))}) + "\n" for r in rows))
-    plot_results.draw(file, tmp_path, ROOT / "results" / "published.yaml")
+    write_rows(file, rows)
+    shutil.copy(ROOT / "results" / "published.yaml", tmp_path)
+    plot_results.draw(file, tmp_path)
     shown = texts(drawn[0])
     assert ("reduced run: 300 steps" in shown[0]) == reduced
     assert ("published BP 92.75" in shown) == (not reduced)
@@ -216,8 +230,44 @@ def test_tables(results: Path) -> None:
     make_tables.main([str(results)])
     text = (results / "tables" / "tiny.md").read_text()
     assert text.startswith("# resnet20 on digits, reduced run: 300 steps of batch 64\n")
-    assert "| Highway k=0 | 2 | 87.20 ± 0.28 | 20.0 | 0.60 | 15.0 | 400 |" in text
+    assert "| Highway k=0 | 2 | 87.20 ± 0.28 | 20.0 | 0.60 | 15.0 | 400 | - | - |" in text
     assert "bpNone seed 1" in text
+
+
+def test_figure_6_is_drawn_from_the_moments_of_the_runs_that_measured(tmp_path: Path) -> None:
+    measured = [
+        {"step": step, "seconds": 0.0, "gradient_error": [
+            {"k": k, "cosine": 1 - 0.4 ** (k + 1), "relative_error": 0.5 ** k,
+             "increment": 0.5 ** k, "layers": {"chain.0": [0.9, 0.1]}} for k in (0, 1, 3)]}
+        for step in (0, 150, 300)
+    ]  # fmt: skip
+    rows = [row("bp", None, seed) for seed in (0, 1)]
+    write_rows(tmp_path / "tiny.jsonl", rows, measured)
+    write_rows(tmp_path / "other.jsonl", rows)
+    table = plot_gradient_errors.moments(
+        [json.loads(line) for line in (tmp_path / "tiny.jsonl").read_text().splitlines()])
+    assert table.loc[(0.5, 1), "cosine"] == pytest.approx(0.84)
+    assert list(table.index.unique("fraction")) == [0, 0.5, 1]
+    plot_gradient_errors.main([str(tmp_path)])
+    assert_picture(tmp_path / "figures" / "tiny.gradient.png")
+    assert "bpNone seed 1" in (tmp_path / "figures" / "tiny.gradient.rows.txt").read_text()
+    assert not (tmp_path / "figures" / "other.gradient.png").exists()
+
+
+def test_schedules_are_compared_by_their_passes(tmp_path: Path, results: Path) -> None:
+    counted = {"block_passes": 600, "sequential_passes": 900}
+    rows = [row("bp", None, **counted), row("highway", 1, **counted), row("highway", 3, **counted),
+            row("highway", 0, schedule="linear start=0 end=5 exact_from=0.9", **counted) | {
+                "k": None}]  # fmt: skip
+    write_rows(tmp_path / "tiny.jsonl", rows)
+    plot_schedules.main([str(tmp_path)])
+    assert_picture(tmp_path / "figures" / "tiny.schedules.png")
+    assert plot_schedules.passes_per_step(rows[0]) == 3.0
+    assert plot_schedules.draw(results / "tiny.jsonl", results) is None
+    make_tables.main([str(tmp_path)])
+    text = (tmp_path / "tables" / "tiny.md").read_text()
+    assert "| Highway linear start=0 end=5 exact_from=0.9 | 1 |" in text
+    assert "| 2.00 | 3.00 |" in text
 
 
 def test_method_names_tell_variants_apart() -> None:
