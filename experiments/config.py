@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.errors import UserError
 
 # What may differ between two runs of one and the same experiment.
-_NOT_IDENTITY = ("run_root", "logger", "device", "seed", "k", "gamma", "diagnostics")
+_NOT_IDENTITY = ("run_root", "logger", "device", "seed", "k", "gamma", "advise",
+                 "diagnostics")
 _NOT_IDENTITY_INSIDE = {
     "data": ("root", "cache_dir", "workers"),
     "trainer": ("eval_interval", "checkpoint_interval", "log_interval", "progress", "threads",
@@ -31,6 +32,7 @@ class RootKeys:
     gamma: Any = 0.0
     seed: int = 0
     steps: int | None = None
+    advise: bool = False
     device: str = "auto"
     run_root: str = "runs"
     data: Any = None

@@ -86,6 +86,8 @@ def _train(cfg, choices, config, folder, device, data, model, method, schedule, 
             _check_same(state, digest, folder.path)
             trainer.restore(state)
             print(f"{folder.path}: going on after step {trainer.step}")
+        if cfg.advise:
+            print(trainer.advice())
         folder.keep_until(trainer.step)
         scores = trainer.train()
         if hasattr(model, "save_pretrained"):

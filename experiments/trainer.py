@@ -111,6 +111,11 @@ class Trainer:
             **self.extra_state,
         }
 
+    def advice(self) -> hb.Advice:
+        """Which gradient method suits the model as it is, on this machine; see `hb.advise`."""
+        return hb.advise(
+            self.model, self._batch(self.step), lambda model, batch: self._loss_of(*batch)(model))
+
     def train(self) -> dict[str, Any]:
         """Run to the end and return the last training and evaluation records, merged.
 

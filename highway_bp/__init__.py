@@ -11,7 +11,10 @@ from highway_bp import schedules
 from highway_bp.auto_gamma import AutoGamma
 from highway_bp.carry import Carry, Diagonal, Identity, LinearMap, Permutation, Scalar
 from highway_bp.chain import ResidualChain
-from highway_bp.gradient_error import GradientError, gradient_error
+from highway_bp.diagnostics.advice import Advice
+from highway_bp.diagnostics.advise import advise
+from highway_bp.diagnostics.error_bound import ErrorBound, error_bound
+from highway_bp.diagnostics.gradient_error import GradientError, gradient_error
 from highway_bp.method_state import chains, load_method_state, method_state
 from highway_bp.methods import Backprop, FixedPoint, Highway, Method, TruncatedBPTT
 from highway_bp.rnn.gru import GRU
@@ -26,10 +29,12 @@ __version__ = "0.1.0"
 __all__ = [
     "GRU",
     "LSTM",
+    "Advice",
     "AutoGamma",
     "Backprop",
     "Carry",
     "Diagonal",
+    "ErrorBound",
     "FixedPoint",
     "GradientError",
     "Highway",
@@ -41,11 +46,13 @@ __all__ = [
     "ResidualChain",
     "Scalar",
     "TruncatedBPTT",
+    "advise",
     "chain_length",
     "chains",
     "convert",
     "cumsumprod",
     "current_method",
+    "error_bound",
     "gradient_error",
     "iterations",
     "load_method_state",

@@ -77,10 +77,10 @@ class RecordedMap(Carry):
     """The Jacobian dy/dx of a shortcut that has been run already, read off its autograd graph."""
 
     def __init__(self, x: Tensor, y: Tensor):
-        self._x, self._y = x, y
+        self.x, self.y = x, y
 
     def vecmat(self, w: Tensor) -> Tensor:
-        (wK,) = torch.autograd.grad(self._y, self._x, w, retain_graph=True)
+        (wK,) = torch.autograd.grad(self.y, self.x, w, retain_graph=True)
         return wK
 
 

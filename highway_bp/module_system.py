@@ -32,7 +32,7 @@ class ModuleSystem:
     ):  # fmt: skip
         self.length = len(segments)
         self._gammas = gammas
-        self._segments = segments
+        self.segments = segments
         self._b: States = [None, *(b_seg[-1] for b_seg in b)]
         for i, (segment, b_seg) in enumerate(zip(segments, b, strict=True)):
             inner = segment.inner_cotangent(b_seg[:-1])
@@ -57,7 +57,7 @@ class ModuleSystem:
         lo, hi = max(states.start, self._first), states.stop
         if gamma == 1.0 or lo >= hi:
             return v
-        v[lo : hi + 1] = scan_(v[lo : hi + 1], [self._carry(i) for i in range(lo, hi)],
+        v[lo : hi + 1] = scan_(v[lo : hi + 1], [self.carry(i) for i in range(lo, hi)],
                                [1 - _of(gamma, i) for i in range(lo, hi)])
         return v
 
@@ -74,12 +74,12 @@ class ModuleSystem:
         return self._gammas.values_for(auto, self.length, self._estimate)
 
     def _estimate(self, probes: int, seed: int) -> list[float]:
-        device = self._segments[0].h_in.device
+        device = self.segments[0].h_in.device
         generator = torch.Generator(device).manual_seed(seed)  # leaves the global stream alone
         return [self._estimate_one(i, probes, generator) for i in range(self.length)]
 
     def _estimate_one(self, i: int, probes: int, generator: torch.Generator) -> float:
-        segment, K = self._segments[i], self._carry(i) if i >= self._first else None
+        segment, K = self.segments[i], self.carry(i) if i >= self._first else None
         if K is None:
             return 0.0
 
@@ -94,20 +94,21 @@ class ModuleSystem:
         b = self._b[i]
         if w is None:
             return None if b is None else b.clone()
-        segment = self._segments[i]
+        segment = self.segments[i]
         v = segment.vjp(w)
         # The graph gives w J or w (J + K); what is missing or too much is a multiple of w K.
         share = gamma if segment.split else gamma - 1
         if share != 0:
-            v = self._carry(i).accumulate_(v, w, share)
+            v = self.carry(i).accumulate_(v, w, share)
         if b is None:
             return v
         return b.clone() if v is None else v.add_(b)
 
-    def _carry(self, i: int) -> Carry:
+    def carry(self, i: int) -> Carry:
+        """K_{i+1}, between states i and i + 1."""
         carry = self._carries[i]
         if carry is None:
-            carry = self._carries[i] = self._segments[i].carry()
+            carry = self._carries[i] = self.segments[i].carry()
         return carry
 
 

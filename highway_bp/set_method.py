@@ -18,7 +18,7 @@ def set_method(model: nn.Module, method: Method) -> None:
         ValueError: there is none, or one of them cannot take this method.
         TypeError: ``method`` is not a gradient method.
     """
-    for module in _takers(model):
+    for module in takers(model):
         module.method = method
 
 
@@ -28,7 +28,7 @@ def current_method(model: nn.Module) -> Method:
     Raises:
         ValueError: there is none.
     """
-    return _takers(model)[0].method
+    return takers(model)[0].method
 
 
 def iterations(model: nn.Module) -> int:
@@ -36,15 +36,16 @@ def iterations(model: nn.Module) -> int:
 
     0 where none was needed: with `Backprop`, which leaves the pass to autograd, or k = 0.
     """
-    return max((n for taker in _takers(model) for n in taker.iterations), default=0)
+    return max((n for taker in takers(model) for n in taker.iterations), default=0)
 
 
 def chain_length(model: nn.Module) -> int:
     """L of the longest chain; of a recurrent layer, the steps of its last forward pass."""
-    return max(taker.length for taker in _takers(model))
+    return max(taker.length for taker in takers(model))
 
 
-def _takers(model: nn.Module) -> list:
+def takers(model: nn.Module) -> list:
+    """Everything in a model that has a gradient method, at least one; ValueError for none."""
     found: list = [
         m for m in model.modules() if isinstance(m, ResidualChain | MethodRNN | Recurrent)
     ]

@@ -251,6 +251,23 @@ def a_trunk_of_which_a_part_is_used(*_):
 
 
 @situation
+def the_error_bound_of_a_recurrent_layer(*_):
+    model = nn.Sequential(hb.GRU(3, 4))
+    return raised(ValueError, lambda: hb.error_bound(model, lambda m: m(X)[0].sum()))
+
+
+@situation
+def advice_on_a_loss_that_is_no_scalar(*_):
+    return raised(ValueError, lambda: hb.advise(hb.GRU(3, 4), X, lambda m, x: m(x)[0]))
+
+
+@situation
+def advice_without_a_k_to_try(*_):
+    rnn = hb.GRU(3, 4)
+    return raised(ValueError, lambda: hb.advise(rnn, X, lambda m, x: m(x)[0].sum(), ks=()))
+
+
+@situation
 def attention_weights_of_a_trunk(*_):
     model = hb.convert(a_llama(), hb.Highway(1))
     x = torch.ones(1, 3, dtype=torch.int64)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from highway_bp.check import check_share, check_whole
-from highway_bp.gradient_error import GradientError
+from highway_bp.diagnostics.gradient_error import GradientError
 from highway_bp.methods import Method
 from highway_bp.schedules.schedule import Measure, check_iterates, with_k
 

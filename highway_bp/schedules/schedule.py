@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from highway_bp.check import check_whole
-from highway_bp.gradient_error import GradientError
+from highway_bp.diagnostics.gradient_error import GradientError
 from highway_bp.methods import Backprop, Method
 
 K = int | str  # iterations, or "bp": exact

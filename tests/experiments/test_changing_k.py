@@ -96,6 +96,13 @@ def test_diagnostics_are_records_of_the_run_and_leave_no_trace(train, runs, tmp_
         numbers(r) for r in records_of(without)]  # fmt: skip
 
 
+def test_advice_comes_first_and_changes_nothing(train, runs, tmp_path):
+    said = train("steps=2", "k=1", "advise=true").out
+    assert "cosine" in said and said.index("On this device:") < said.index("accuracy")
+    train("steps=2", "k=1", f"run_root={tmp_path / 'without'}")
+    assert_same(only_run(runs), only_run(tmp_path / "without"))
+
+
 def test_backprop_is_measured_by_the_plain_split(train, runs):
     train("steps=2", "grad=bp", "diagnostics=figure6", "diagnostics.at=[1]", "diagnostics.ks=[0]")
     (record,) = [r for r in records_of(only_run(runs)) if "gradient_error" in r]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import highway_bp as hb
-from highway_bp.gradient_error import layer_name
+from highway_bp.diagnostics.gradient_error import layer_name
 from tests.highway_bp.hub_models import build
 
 

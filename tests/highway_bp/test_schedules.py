@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import highway_bp as hb
-from highway_bp.gradient_error import GradientError
+from highway_bp.diagnostics.gradient_error import GradientError
 from highway_bp.schedules import Adaptive, BpEvery, Constant, Cosine, Linear, Milestones
 
 BASE = hb.Highway(7, gamma=0.2)

@@ -9,7 +9,7 @@ import torch
 import highway_bp as hb
 from experiments.data.topics import load_topics
 from experiments.errors import UserError
-from highway_bp import error_bound as eb
+from highway_bp.diagnostics import spectral
 from models.rnn import RNNLanguageModel
 from scripts import compare_bound
 from tests.scripts.test_compare_gammas import TINY_GPT
@@ -18,7 +18,7 @@ from tests.train_cli import only_run
 
 @pytest.fixture(autouse=True)
 def few_iterations(monkeypatch):
-    monkeypatch.setattr(eb, "STEPS", 12)
+    monkeypatch.setattr(spectral, "STEPS", 12)
     monkeypatch.setattr(compare_bound, "KS", (0, 1, 2, 6))
 
 

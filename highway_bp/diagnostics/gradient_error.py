@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from highway_bp.method_state import load_method_state, method_state
 from highway_bp.methods import Backprop, Highway, Method
-from highway_bp.set_method import current_method, set_method
+from highway_bp.set_method import set_method, takers
 
 
 @dataclass(frozen=True)
@@ -56,32 +56,34 @@ def gradient_error(
     if not hasattr(method, "k"):
         raise ValueError(f"method={method}; expected one with iterations, such as Highway(0)")
     found: list[GradientError] = []
-    with _unchanged(model):
-        exact = _gradients(model, loss_fn, Backprop())
+    with unchanged(model):
+        exact = gradients_of(model, loss_fn, Backprop())
         last: dict[str, Tensor] = {}
         for k in ks:
-            approximate = _gradients(model, loss_fn, dataclasses.replace(method, k=k))
-            found.append(_compare(k, approximate, last, exact))
+            approximate = gradients_of(model, loss_fn, dataclasses.replace(method, k=k))
+            found.append(compare(k, approximate, last, exact))
             last = approximate
     return found
 
 
 @contextlib.contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module) -> Iterator[None]:
     """Give the model back its method, the estimates of its chains, and its buffers."""
-    before, memory = current_method(model), method_state(model)
+    before = [(taker, taker.method) for taker in takers(model)]
+    memory = method_state(model)
     buffers = [(b, b.clone()) for b in model.buffers()]
     try:
         yield
     finally:
-        set_method(model, before)
+        for taker, method in before:
+            taker.method = method
         load_method_state(model, memory)
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
 
 
-def _gradients(model: nn.Module, loss_fn, method: Method) -> dict[str, Tensor]:
+def gradients_of(model: nn.Module, loss_fn, method: Method) -> dict[str, Tensor]:
     set_method(model, method)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     devices = {p.device for p in named.values() if p.device.type == "cuda"}
@@ -91,7 +93,7 @@ def _gradients(model: nn.Module, loss_fn, method: Method) -> dict[str, Tensor]:
     return {name: g for name, g in zip(named, grads, strict=True) if g is not None}
 
 
-def _compare(k: int, found: dict[str, Tensor], last: dict[str, Tensor],
+def compare(k: int, found: dict[str, Tensor], last: dict[str, Tensor],
              exact: dict[str, Tensor]) -> GradientError:  # fmt: skip
     sums: dict[str, Tensor] = {}
     by_layer: dict[str, Tensor] = {}
