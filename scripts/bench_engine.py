@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import highway_bp as hb
 from experiments.data.batches import TrainBatches
@@ -32,7 +31,15 @@ from experiments.malloc import keep_freed_memory
 from experiments.provenance import environment
 from experiments.tasks import Classification
 from models.resnet import ResNet
-from scripts.timing import DEVICE, Seconds, high_water_mark, interleaved, medians, peak_of, timed
+from scripts.timing import (
+    DEVICE,
+    Seconds,
+    high_water_mark,
+    interleaved,
+    medians,
+    tensor_peak,
+    timed,
+)
 from scripts.transformer_layers import sublayers
 
 METHODS = {
@@ -128,14 +135,7 @@ def peaks(workload: str, method: str) -> tuple[int, int]:
     def step() -> None:
         chain(x).backward(cotangent)
 
-    step()
-    if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated(), 0
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    return peak_of(profiler), high_water_mark()
+    return tensor_peak(step), 0 if DEVICE.type == "cuda" else high_water_mark()
 
 
 def measure_memory(workload: str) -> dict[str, float]:

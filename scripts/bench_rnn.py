@@ -26,11 +26,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import highway_bp as hb
 from experiments.provenance import environment
-from scripts.timing import DEVICE, high_water_mark, interleaved, medians, peak_of, timed
+from scripts.timing import DEVICE, high_water_mark, interleaved, medians, tensor_peak, timed
 
 CELLS = {"GRU": (nn.GRU, hb.GRU, nn.GRUCell), "LSTM": (nn.LSTM, hb.LSTM, nn.LSTMCell)}
 
@@ -120,15 +119,7 @@ def compare(shape: Shape, names: Sequence[str], repeats: int) -> dict:
 
 def peak(shape: Shape, name: str) -> tuple[int, int]:
     """Peak bytes of one step after one to warm up (call in a fresh process): tensors, process."""
-    run = step(shape, name)
-    run()
-    if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        return torch.cuda.max_memory_allocated(), 0
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    return peak_of(profiler), high_water_mark()
+    return tensor_peak(step(shape, name)), 0 if DEVICE.type == "cuda" else high_water_mark()
 
 
 def memory(shape: Shape, names: Sequence[str]) -> dict:

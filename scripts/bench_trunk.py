@@ -26,7 +26,7 @@ import highway_bp as hb
 from experiments.malloc import keep_freed_memory
 from experiments.provenance import environment
 from models.pretrained import quiet_transformers
-from scripts.timing import DEVICE, Seconds, interleaved, medians, timed
+from scripts.timing import DEVICE, Seconds, interleaved, medians, tensor_peak, timed
 
 VOCABULARY, BATCH, LENGTH, EVERY = 4096, 4, 256, hb.AutoGamma().every
 
@@ -70,6 +70,25 @@ def measure(repeats: int) -> Seconds:
     return interleaved(runs, repeats)
 
 
+def measure_memory() -> dict[str, float]:
+    """Hidden states per sublayer that a step needs at its peak above the untouched model's."""
+    torch.manual_seed(0)
+    model = gpt2().to(DEVICE).train()
+    x = torch.randint(0, VOCABULARY, (BATCH, LENGTH), device=DEVICE)
+
+    def step() -> None:
+        model.zero_grad()
+        model(input_ids=x, labels=x, use_cache=False).loss.backward()
+
+    plain, state = tensor_peak(step), 4 * x.numel() * 256
+    hb.convert(model, hb.Backprop())
+    found = {}
+    for name, method in {"bp": hb.Backprop(), "k0": hb.Highway(0), "k2": hb.Highway(2)}.items():
+        hb.set_method(model, method)
+        found[name] = (tensor_peak(step) - plain) / (24 * state)
+    return found
+
+
 RATIOS: dict[str, Callable[[dict[str, float]], float]] = {
     "converted_bp_over_plain": lambda t: t["bp"] / t["plain"],
     "k0_over_plain": lambda t: t["k0"] / t["plain"],
@@ -92,9 +111,12 @@ def main() -> None:
               for column in zip(*seconds.values(), strict=True)]  # fmt: skip
     ratios = {name: statistics.median(map(ratio, rounds)) for name, ratio in RATIOS.items()}
     record = {"environment": environment(DEVICE), "repeats": args.repeats,
-              "seconds": medians(seconds), "ratios": ratios}  # fmt: skip
+              "seconds": medians(seconds), "ratios": ratios,
+              "hidden_states_per_sublayer_above_plain": measure_memory()}  # fmt: skip
     for name, value in ratios.items():
         print(f"{name:40} {value:.4f}")
+    for name, value in record["hidden_states_per_sublayer_above_plain"].items():
+        print(f"hidden states per sublayer above plain, {name:2} {value:.2f}")
     if args.out:
         args.out.write_text(json.dumps(record, indent=1) + "\n")
 

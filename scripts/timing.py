@@ -11,7 +11,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import torch
-from torch.profiler import profile
+from torch.profiler import ProfilerActivity, profile
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Seconds = dict[str, list[float]]
@@ -41,7 +41,20 @@ def medians(seconds: Seconds) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def peak_of(profiler: profile) -> int:
+def tensor_peak(step: Callable[[], object]) -> int:
+    """Bytes of tensors at the peak of ``step``, above what there was before; it ran once before."""
+    step()
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    return _peak_of(profiler)
+
+
+def _peak_of(profiler: profile) -> int:
     """The largest sum of tensor bytes allocated and not yet freed since the profiler's start."""
     events = [(e.start_ns(), e.nbytes()) for e in profiler.profiler.kineto_results.events()
               if e.name() == "[memory]"]
