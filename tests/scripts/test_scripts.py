@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from experiments.errors import UserError
 from scripts import (
     collect_rows,
+    compare_signals,
     make_tables,
     plot_gradient_errors,
     plot_results,
@@ -252,6 +253,24 @@ def test_figure_6_is_drawn_from_the_moments_of_the_runs_that_measured(tmp_path: 
     assert_picture(tmp_path / "figures" / "tiny.gradient.png")
     assert "bpNone seed 1" in (tmp_path / "figures" / "tiny.gradient.rows.txt").read_text()
     assert not (tmp_path / "figures" / "other.gradient.png").exists()
+
+
+def test_signals_are_held_against_final_losses(tmp_path: Path) -> None:
+    moment = {"step": 0, "seconds": 0.0, "gradient_error": [
+        {"k": k, "cosine": 1 - 0.1 ** k, "relative_error": 0.5 ** k, "increment": 0.3 ** k,
+         "layers": {}} for k in (0, 1, 3)]}  # fmt: skip
+    rows = [row("bp", None, eval_loss=0.5)]
+    rows += [row("highway", k, seed, eval_loss=0.5 + 0.1 / (1 + k)) for k in (0, 1, 3)
+             for seed in (0, 1)]  # fmt: skip
+    write_rows(tmp_path / "tiny.jsonl", rows, [moment])
+    write_rows(tmp_path / "unmeasured.jsonl", rows)
+    compare_signals.main([str(tmp_path)])
+    text = (tmp_path / "tables" / "signals.md").read_text()
+    assert "| resnet20 | 1 | 0.5000 | 0.1000 | 0.0270 | 0.1000 |" in text
+    assert text.count("| resnet20 |") == 3 and "- relative error: 1.00" in text
+    (tmp_path / "tiny.jsonl").unlink()
+    with pytest.raises(UserError, match="measured the gradient's error"):
+        compare_signals.main([str(tmp_path)])
 
 
 def test_schedules_are_compared_by_their_passes(tmp_path: Path, results: Path) -> None:

@@ -1,0 +1,96 @@
+"""Which measured signal tells what a k costs in the end: gradient errors beside final losses.
+
+    python scripts/compare_signals.py results
+
+Of every NAME.jsonl with runs of one k, and a run of backpropagation that measured the gradient's
+error (diagnostics=figure6): per k the mean over all moments of the relative error, of one minus
+the cosine, and of the increment that the next k measured would bring; and by how much the final
+loss is above backpropagation's. Written to results/tables/signals.md with the rank correlation of
+each signal with that excess, over all pairs of a network and a k.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import pandas as pd
+
+from experiments.errors import UserError
+from scripts.every_source import run
+from scripts.rows import Row, read_json_lines, setup_of
+
+SIGNALS = ("relative_error", "one_minus_cosine", "next_increment")
+
+
+def signals(rows: Sequence[Row]) -> pd.DataFrame:
+    """Mean over moments and seeds, a row per k."""
+    moments = [pd.DataFrame(moment).assign(
+        one_minus_cosine=lambda t: 1 - t["cosine"],
+        next_increment=lambda t: t["increment"].shift(-1))
+        for row in rows for moment in row["curve"].get("gradient_error", ())]  # fmt: skip
+    return pd.concat(moments).groupby("k")[list(SIGNALS)].mean() if moments else pd.DataFrame()
+
+
+def excess_losses(rows: Sequence[Row], exact: Sequence[Row]) -> dict[int, float]:
+    """Mean final loss of every k above backpropagation's mean, relative to that."""
+    base = fmean(row["eval_loss"] for row in exact)
+    by_k: dict[int, list[float]] = {}
+    for row in rows:
+        by_k.setdefault(row["k"], []).append(row["eval_loss"])
+    return {k: fmean(losses) / base - 1 for k, losses in sorted(by_k.items())}
+
+
+def pairs(source: Path) -> pd.DataFrame:
+    """A row per k of one results file, empty where nothing was measured."""
+    rows = [row for row in read_json_lines(source) if not row.get("schedule")]
+    exact = [row for row in rows if row["grad"] == "bp"]
+    plain = [row for row in rows if row["grad"] == "highway" and not row["gamma"]
+             and row["group_size"] == 1]  # fmt: skip
+    table = signals(exact)
+    if table.empty or not plain:
+        return pd.DataFrame()
+    table["excess_loss"] = pd.Series(excess_losses(plain, exact))
+    table.insert(0, "network", setup_of(rows, source).split(" on ")[0])
+    return table.dropna(subset="excess_loss").reset_index()
+
+
+def page(table: pd.DataFrame) -> str:
+    head = ["network", "k", *SIGNALS, "excess_loss"]
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in head) + " |",
+             "|---" * len(head) + "|"]  # fmt: skip
+    for row in table[head].itertuples(index=False):
+        cells = [f"{v:.4f}" if isinstance(v, float) else str(v) for v in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    ranks = [f"- {name.replace('_', ' ')}: {correlation(table, name):.2f}" for name in SIGNALS]
+    return ("# What a measured signal tells of the final loss\n\n" + "\n".join(lines)
+            + "\n\nRank correlation with the excess loss, over all lines that have both:\n\n"
+            + "\n".join(ranks) + "\n")  # fmt: skip
+
+
+def correlation(table: pd.DataFrame, signal: str) -> float:
+    return table[signal].corr(table["excess_loss"], method="spearman")
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, help="folder with NAME.jsonl files")
+    results = parser.parse_args(argv).results
+    found = [table for source in sorted(results.glob("*.jsonl"))
+             if not (table := pairs(source)).empty]  # fmt: skip
+    if not found:
+        raise UserError(f"no run in {results} measured the gradient's error; run backpropagation "
+                        "with diagnostics=figure6, and several k, and collect the rows")
+    path = results / "tables" / "signals.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(pd.concat(found, ignore_index=True)))
+    print(path)
+
+
+if __name__ == "__main__":
+    run(main)
