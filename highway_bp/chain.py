@@ -12,13 +12,14 @@ from torch.utils import _pytree as pytree
 
 from highway_bp.auto_gamma import GammaMemory
 from highway_bp.leaves import check_leaves
-from highway_bp.methods import Backprop, Method, check_method
+from highway_bp.methods import Backprop, Method
 from highway_bp.module_system import ModuleSystem
 from highway_bp.segment import Segment, run_segment
+from highway_bp.takes_method import TakesMethod
 from highway_bp.watch import Watched
 
 
-class ResidualChain(nn.ModuleList):
+class ResidualChain(TakesMethod, nn.ModuleList):
     """h_i = f_i(h_{i-1}), i = 1..L, with h_0 the input; gradients by ``method`` (paper, Eq. 2-3).
 
     The forward pass is exact whatever the method. The ``state_dict`` is that of an
@@ -47,15 +48,6 @@ class ResidualChain(nn.ModuleList):
         self.gammas = GammaMemory()
         self.iterations: list[int] = []  # taken by the backward passes since the last forward
         self.method = Backprop() if method is None else method
-
-    @property
-    def method(self) -> Method:
-        return self._method
-
-    @method.setter
-    def method(self, method: Method) -> None:
-        check_method(method)
-        self._method = method
 
     @property
     def length(self) -> int:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from highway_bp.chain import ResidualChain
 from highway_bp.method_state import trunks
 from highway_bp.methods import Method
-from highway_bp.rnn.layers import MethodRNN
-from highway_bp.rnn.recurrent import Recurrent
+from highway_bp.takes_method import TakesMethod
 
 
 def set_method(model: nn.Module, method: Method) -> None:
@@ -44,12 +42,9 @@ def chain_length(model: nn.Module) -> int:
     return max(taker.length for taker in takers(model))
 
 
-def takers(model: nn.Module) -> list:
+def takers(model: nn.Module) -> list[TakesMethod]:
     """Everything in a model that has a gradient method, at least one; ValueError for none."""
-    found: list = [
-        m for m in model.modules() if isinstance(m, ResidualChain | MethodRNN | Recurrent)
-    ]
-    found += trunks(model)
+    found = [*(m for m in model.modules() if isinstance(m, TakesMethod)), *trunks(model)]
     if not found:
         raise ValueError(
             f"{type(model).__name__} holds no ResidualChain, GRU, LSTM or Recurrent, and is not "

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from highway_bp.methods import Backprop, Method, check_fixed_gamma, check_method
+from highway_bp.methods import Backprop, Method, check_fixed_gamma
 from highway_bp.rnn import lengths as by_length
 from highway_bp.rnn.steps import Cell, Steps
+from highway_bp.takes_method import TakesMethod
 from highway_bp.watch import Watched
 
 TILE_BYTES = 2**21  # of one state tensor (L, tile, H): its few companions then fit a CPU's cache
 States = Tensor | tuple[Tensor, ...]
 
 
-class MethodRNN(nn.RNNBase):
+class MethodRNN(TakesMethod, nn.RNNBase):
     """A recurrent network of torch whose backward pass is solved by a gradient method.
 
     Subclasses come before their ``torch.nn`` class and give the cell of their carry.
@@ -35,20 +36,13 @@ class MethodRNN(nn.RNNBase):
         self.iterations: list[int] = []  # of every layer, direction and tile of the batch
         self.method = Backprop() if method is None else method
 
-    @property
-    def method(self) -> Method:
-        return self._method
-
-    @method.setter
-    def method(self, method: Method) -> None:
-        check_method(method)
+    def _check(self, method: Method) -> None:
         check_fixed_gamma(method)
         if self.proj_size and method.groups(1) is not None:
             raise ValueError(
                 f"proj_size={self.proj_size}; expected 0 with {method}: a projected state is no "
                 "diagonal chain"
             )
-        self._method = method
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, method={self.method}, carry={self.carry!r}"

@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from highway_bp.methods import Backprop, Method, check_fixed_gamma, check_method
+from highway_bp.methods import Backprop, Method, check_fixed_gamma
 from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
+from highway_bp.takes_method import TakesMethod
 from highway_bp.watch import Watched
 
 State = Tensor | tuple[Tensor, ...]
 
 
-class Recurrent(nn.Module):
+class Recurrent(TakesMethod, nn.Module):
     """s_t = cell(x_t, s_{t-1}) for t = 1 .. L, differentiated over all time steps at once.
 
     The steps of the backward pass run as rows of one batch of L * B, so the cell must treat rows
@@ -52,15 +53,8 @@ class Recurrent(nn.Module):
             )
         self.method = Backprop() if method is None else method
 
-    @property
-    def method(self) -> Method:
-        return self._method
-
-    @method.setter
-    def method(self, method: Method) -> None:
-        check_method(method)
+    def _check(self, method: Method) -> None:
         check_fixed_gamma(method)
-        self._method = method
 
     def extra_repr(self) -> str:
         return f"method={self.method}"

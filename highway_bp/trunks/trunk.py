@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from highway_bp.chain import ResidualChain
-from highway_bp.methods import Method, check_method
+from highway_bp.methods import Method
+from highway_bp.takes_method import TakesMethod
 from highway_bp.trunks.pending import Pending
 
 Wrap = Callable[[nn.Module, int], list[nn.Module]]
 
 
-class Trunk:
+class Trunk(TakesMethod):
     """Layers h -> h that a model's own code calls one after the other.
 
     While gradients are wanted and the method cuts the chain, the model's loop is handed a `Turn`
@@ -40,15 +41,6 @@ class Trunk:
         for container in containers:
             container.__class__ = _handing_out(type(container))
             container.trunk = self
-
-    @property
-    def method(self) -> Method:
-        return self._method
-
-    @method.setter
-    def method(self, method: Method) -> None:
-        check_method(method)
-        self._method = method
 
     @property
     def layers(self) -> list[nn.Module]:
