@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from torch import nn
@@ -33,6 +34,13 @@ class Passes:
             self.block_passes += iterations
             self.sequential_passes += min(iterations * inside, L)
         return iterations
+
+    def add_measurement(self, model: nn.Module, method: hb.Method, ks: Sequence[int]) -> None:
+        """Count a measurement of a schedule: once exact, once with every k."""
+        L = hb.chain_length(model)
+        inside = len(next(iter(method.groups(L)), ()))
+        self.block_passes += 1 + sum(ks)
+        self.sequential_passes += L + sum(min(k * inside, L) for k in ks)
 
     def state_dict(self) -> dict[str, int]:
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,8 +153,7 @@ class Trainer:
             group["lr"] = lr
         x, y = self._batch(self.step)
         method = self.schedule.method_for(
-            self.step, self.total_steps,
-            lambda method, ks: hb.gradient_error(self.model, self._loss_of(x, y), ks, method))
+            self.step, self.total_steps, lambda *asked: self._measured(x, y, *asked))
         hb.set_method(self.model, method)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
             loss, scores = self.task.loss(self.model, x, y)
@@ -191,6 +190,12 @@ class Trainer:
         place = {"step": self.step, "seconds": self.seconds}
         self.folder.append({**place, "gradient_error": errors})
         self.log({**place, **flat(errors)}, self.step)
+
+    def _measured(self, x: Tensor, y: Tensor, method: hb.Method, ks: Sequence[int]):
+        """The gradient's errors on a batch, asked for by the schedule: part of the training."""
+        errors = hb.gradient_error(self.model, self._loss_of(x, y), ks, method)
+        self.passes.add_measurement(self.model, method, ks)
+        return errors
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
         x, y = self.batches.batch(step)

@@ -21,13 +21,13 @@ ITERATION = 1 / 3  # of a step's time: a backward pass through the blocks' input
 class Adaptive:
     """The smallest k of a ladder whose gradient error is within ``tolerance``; exact at the end.
 
-    At the first step all rungs are measured, later the one in force and its neighbours: up one
+    At first all rungs are measured, later the one in force and its neighbours: up one
     where its error is too large, down one where that rung's would do. Beyond the last rung
     training is exact until the next measurement.
 
     A measurement runs the step's batch once more by backpropagation and once by each of the rungs.
-    They are so far apart that this takes ``budget`` of the steps between them, an iteration
-    counted as a third of a step.
+    They are so far apart that this takes ``budget`` of the steps that follow, an iteration counted
+    as a third of a step.
 
     Args:
         method: a method with iterations; its k is replaced.
@@ -80,8 +80,9 @@ class Adaptive:
 
     def _choose(self, step: int, measure: Measure) -> None:
         last = len(self.ks) - 1
-        first = step == 0
-        low, high = (0, last) if first else (max(self.rung - 1, 0), min(self.rung + 1, last))
+        low, high = 0, last
+        if self.errors:  # of the measurement before
+            low, high = max(self.rung - 1, 0), min(self.rung + 1, last)
         ks = self.ks[low : high + 1]
         found = self._signals(measure(self.method, ks))
         self.errors = list(zip(ks, found, strict=True))

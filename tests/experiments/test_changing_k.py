@@ -59,6 +59,15 @@ def test_a_tolerance_stops_iterations_and_the_record_says_when(train, runs):
     assert row_of(only_run(runs))["block_passes"] == sum(taken)
 
 
+def test_what_an_adaptive_schedule_measures_is_counted(train, runs):
+    train(*TEXT, "schedule=adaptive", "schedule.ks=[0,1,3]", "schedule.exact_from=0.99",
+          "schedule.tolerance=0.99")  # fmt: skip
+    ks = [r["k"] for r in steps_of(only_run(runs))]
+    row = row_of(only_run(runs))
+    assert row["block_passes"] == sum(k or (k is None) for k in ks) + 1 + (0 + 1 + 3)
+    assert row["sequential_passes"] == sum(16 if k is None else k for k in ks) + 16 + (0 + 1 + 3)
+
+
 @pytest.mark.parametrize("interrupted_at", [2, 5])
 def test_an_adaptive_run_goes_on_exactly(train, runs, tmp_path, interrupted_at):
     adaptive = (*TEXT, "schedule=adaptive", "schedule.budget=0.9", "schedule.ks=[0,1,2]",
