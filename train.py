@@ -59,6 +59,9 @@ if __name__ == "__main__":
             raise
         _tell(error)
         sys.exit(1)
+    except BrokenPipeError:  # train.py --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if _jobs:
             raise

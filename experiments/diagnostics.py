@@ -30,6 +30,13 @@ class Diagnostics:
     gamma: float | str
 
     def __post_init__(self) -> None:
+        for name in ("at", "ks"):
+            if not isinstance(getattr(self, name), list):
+                raise UserError(f"diagnostics.{name}={getattr(self, name)}; expected a list")
+        try:
+            hb.Highway(0, self.gamma)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"diagnostics.{error}") from error
         for at in self.at:
             if type(at) not in (int, float) or not 0 <= at <= 1:
                 raise UserError(f"diagnostics.at={list(self.at)}; expected fractions from 0 to 1")

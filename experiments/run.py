@@ -43,10 +43,12 @@ def run(cfg: DictConfig, choices: Mapping[str, str]) -> Path:
     check_values(cfg)
     method = _build(cfg, "grad")
     schedule = _schedule(cfg, choices["schedule"], method)
+    diagnostics = Diagnostics(**OmegaConf.to_container(cfg.diagnostics))
     name, config = _run_name(cfg, choices, method)
     folder = RunFolder(Path(cfg.run_root) / name, {**config, "seed": cfg.seed})
     if folder.finished:
-        print(f"{folder.path}: finished already, skipped")
+        more = ", and with it advice and diagnostics" if cfg.advise or diagnostics.at else ""
+        print(f"{folder.path}: finished already, skipped{more}")
         return folder.path
     device = _device(cfg.device)
     if cfg.trainer.threads:
@@ -55,17 +57,21 @@ def run(cfg: DictConfig, choices: Mapping[str, str]) -> Path:
     torch.manual_seed(cfg.seed)
     data = _build(cfg, "data")
     model = _build(cfg, "model", **data.model_arguments())
-    hb.set_method(model, method)
-    if choices["schedule"] == "constant":
-        _tell_large_k(model, method)
+    try:
+        hb.set_method(model, method)
+    except ValueError as error:
+        raise UserError(f"grad: {error}") from error
+    _tell_large_k(model, method, choices["schedule"])
     folder.create()
     state, said = checkpoint.load(folder.path)
     if said:
         print(said)
-    return _train(cfg, choices, config, folder, device, data, model, method, schedule, state)
+    return _train(cfg, choices, config, folder, device, data, model, method, schedule,
+                  diagnostics, state)
 
 
-def _train(cfg, choices, config, folder, device, data, model, method, schedule, state) -> Path:
+def _train(cfg, choices, config, folder, device, data, model, method, schedule, diagnostics,
+           state) -> Path:  # fmt: skip
     digest = config_hash(config)
     changes = choices["schedule"] != "constant"
     with_id = {} if state is None else {"run_id": state["wandb_id"]}
@@ -79,7 +85,7 @@ def _train(cfg, choices, config, folder, device, data, model, method, schedule, 
     try:
         trainer = Trainer(
             model, data, folder, device, cfg.optim, cfg.trainer, steps, cfg.seed, schedule,
-            Diagnostics(**OmegaConf.to_container(cfg.diagnostics)), writer.log,
+            diagnostics, writer.log,
             {"config_hash": digest, "wandb_id": writer.run_id},
         )
         if state is not None:
@@ -181,10 +187,12 @@ def _check_same(state: dict[str, Any], digest: str, path: Path) -> None:
         )
 
 
-def _tell_large_k(model: torch.nn.Module, method: hb.Method) -> None:
+def _tell_large_k(model: torch.nn.Module, method: hb.Method, schedule: str) -> None:
     """Say once, before training, what the library would say from inside the backward pass."""
     L = max(map(len, hb.chains(model)), default=0)
     groups = method.groups(L) if L else None  # a recurrent network's L is its input's
-    if groups is not None and method.k > len(groups):
+    if groups is None:
+        return
+    if schedule == "constant" and method.k > len(groups):
         print(f"k={method.k} is larger than L={len(groups)}: exact, but grad=bp is faster")
-        warnings.filterwarnings("ignore", message=r"k=\d+ is larger than L=")
+    warnings.filterwarnings("ignore", message=r"k=\d+ is larger than L=")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from highway_bp.auto_gamma import GammaMemory
+from highway_bp.first_order import first_order
 from highway_bp.leaves import check_leaves
 from highway_bp.methods import Backprop, Method
 from highway_bp.module_system import ModuleSystem
@@ -46,7 +47,7 @@ class ResidualChain(TakesMethod, nn.ModuleList):
         super().__init__(layers)
         self._leaves_checked = False
         self.gammas = GammaMemory()
-        self.iterations: list[int] = []  # taken by the backward passes since the last forward
+        self.iterations: list[int] = []  # of the last backward pass
         self.method = Backprop() if method is None else method
 
     @property
@@ -82,7 +83,6 @@ class ResidualChain(TakesMethod, nn.ModuleList):
         if not isinstance(h, Tensor) or not (h.is_floating_point() or h.is_complex()):
             what = str(h.dtype) if isinstance(h, Tensor) else type(h).__name__
             raise TypeError(f"input state is {what}; expected a floating tensor")
-        self.iterations.clear()
         groups = self.method.groups(len(self))
         # Only plain containers are opened: a key-value cache is one object, written into.
         flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_no_container)
@@ -136,7 +136,7 @@ class _CutChain(torch.autograd.Function):
         with torch.enable_grad():
             segments = chain._run(groups, h, args, kwargs)
         ctx.segments, ctx.gammas = segments, chain.gammas
-        ctx.method = Watched(chain.method, chain.iterations)
+        ctx.method = Watched(chain.method, chain)
         ctx.leaves = [*(copies[id(t)] for t in wanted), *params]
         ctx.set_materialize_grads(False)
         if not chain._leaves_checked:
@@ -144,8 +144,7 @@ class _CutChain(torch.autograd.Function):
             chain._leaves_checked = True
         return tuple(state.detach() for segment in segments for state in segment.states)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, *grads):
         if ctx.segments is None:
             raise RuntimeError(

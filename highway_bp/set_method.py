@@ -16,8 +16,11 @@ def set_method(model: nn.Module, method: Method) -> None:
         ValueError: there is none, or one of them cannot take this method.
         TypeError: ``method`` is not a gradient method.
     """
-    for module in takers(model):
-        module.method = method
+    found = takers(model)
+    for taker in found:
+        taker.check(method)
+    for taker in found:
+        taker.method = method
 
 
 def current_method(model: nn.Module) -> Method:
@@ -34,7 +37,8 @@ def iterations(model: nn.Module) -> int:
 
     0 where none was needed: with `Backprop`, which leaves the pass to autograd, or k = 0.
     """
-    return max((n for taker in takers(model) for n in taker.iterations), default=0)
+    return max((n for taker in takers(model) if taker.method.groups(1) is not None
+                for n in taker.iterations), default=0)  # fmt: skip
 
 
 def chain_length(model: nn.Module) -> int:

@@ -10,7 +10,7 @@ class TakesMethod:
 
     Attributes:
         length: L, the layers or time steps of the chain.
-        iterations: taken by each solution since the last forward pass began.
+        iterations: taken by each solution of the last backward pass.
     """
 
     length: int
@@ -22,9 +22,9 @@ class TakesMethod:
 
     @method.setter
     def method(self, method: Method) -> None:
-        check_method(method)
-        self._check(method)
+        self.check(method)
         self._method = method
 
-    def _check(self, method: Method) -> None:
-        """Raise ValueError for a method that this cannot take."""
+    def check(self, method: Method) -> None:
+        """Raise TypeError for what is no method, ValueError for one that this cannot take."""
+        check_method(method)

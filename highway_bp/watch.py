@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from highway_bp.methods import LinearSystem, Method, States
+from highway_bp.takes_method import TakesMethod
 
 
 class Watched:
-    """``method``, each of whose solutions appends to ``iterations`` how often it went through
-    the blocks."""
+    """The ``method`` of one forward pass of ``taker``.
 
-    def __init__(self, method: Method, iterations: list[int]):
-        self._method, self._iterations = method, iterations
+    Every solution of its backward pass appends to ``taker.iterations`` how often it went through
+    the blocks; the first one clears it.
+    """
+
+    def __init__(self, method: Method, taker: TakesMethod):
+        self._method, self._taker, self._begun = method, taker, False
 
     def groups(self, L: int) -> list[range] | None:
         return self._method.groups(L)
@@ -18,7 +22,9 @@ class Watched:
     def solve(self, system: LinearSystem) -> States:
         counted = _Counted(system)
         w = self._method.solve(counted)
-        self._iterations.append(counted.iterations)
+        if not self._begun:
+            self._taker.iterations, self._begun = [], True
+        self._taker.iterations.append(counted.iterations)
         return w
 
 

@@ -268,6 +268,30 @@ def advice_without_a_k_to_try(*_):
 
 
 @situation
+def a_second_derivative_through_a_chain(*_):
+    rnn, x = hb.GRU(3, 4, method=hb.Highway(1)), X.clone().requires_grad_()
+    loss = rnn(x)[0].sum()
+    return raised(RuntimeError, lambda: torch.autograd.grad(loss, x, create_graph=True))
+
+
+class TakesApart(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Pair(), Pair()])
+
+    def forward(self, h):
+        for block in self.blocks:
+            h = block(h)[0]
+        return h
+
+
+@situation
+def a_model_that_takes_its_layers_results_apart(*_):
+    model = hb.convert(TakesApart(), hb.Highway(1), layers="blocks")
+    return raised(TypeError, lambda: model(X.clone().requires_grad_()))
+
+
+@situation
 def attention_weights_of_a_trunk(*_):
     model = hb.convert(a_llama(), hb.Highway(1))
     x = torch.ones(1, 3, dtype=torch.int64)

@@ -69,14 +69,14 @@ def gradient_error(
 @contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Give the model back its method, the estimates of its chains, and its buffers."""
-    before = [(taker, taker.method) for taker in takers(model)]
+    before = [(taker, taker.method, taker.iterations) for taker in takers(model)]
     memory = method_state(model)
     buffers = [(b, b.clone()) for b in model.buffers()]
     try:
         yield
     finally:
-        for taker, method in before:
-            taker.method = method
+        for taker, method, iterations in before:
+            taker.method, taker.iterations = method, iterations
         load_method_state(model, memory)
         with torch.no_grad():
             for buffer, value in buffers:

@@ -36,7 +36,8 @@ class MethodRNN(TakesMethod, nn.RNNBase):
         self.iterations: list[int] = []  # of every layer, direction and tile of the batch
         self.method = Backprop() if method is None else method
 
-    def _check(self, method: Method) -> None:
+    def check(self, method: Method) -> None:
+        super().check(method)
         check_fixed_gamma(method)
         if self.proj_size and method.groups(1) is not None:
             raise ValueError(
@@ -63,7 +64,6 @@ class MethodRNN(TakesMethod, nn.RNNBase):
             TypeError, ValueError, RuntimeError: what ``torch.nn`` raises for inputs that do not
                 fit; lengths that are not whole numbers from 1 to L, one for each sequence.
         """
-        self.iterations.clear()
         self.length = _steps(input, self.batch_first)
         if lengths is not None:
             lengths = self._checked(lengths, input)
@@ -142,6 +142,7 @@ class MethodRNN(TakesMethod, nn.RNNBase):
         if lengths is not None:
             x = by_length.mask(x, lengths)  # whatever stands there, 0 times its slope is 0
         x, start = self._working_dtype(x, start)
+        method = Watched(self.method, self)
         last: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             if layer:
@@ -150,14 +151,14 @@ class MethodRNN(TakesMethod, nn.RNNBase):
             for suffix in ("", "_reverse")[: 1 + self.bidirectional]:
                 way_in = by_length.reverse(x, lengths) if suffix else x
                 h, states = self._direction(
-                    way_in, [s[len(last)] for s in start], f"_l{layer}{suffix}", lengths)
+                    method, way_in, [s[len(last)] for s in start], f"_l{layer}{suffix}", lengths)
                 outputs.append(by_length.reverse(h, lengths) if suffix else h)
                 last.append(states)
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
         return x, [torch.stack(states) for states in zip(*last, strict=True)]
 
     @torch.compiler.disable  # as the compiler does with torch's own recurrent layers
-    def _direction(self, x, start, suffix: str, lengths: Tensor | None):
+    def _direction(self, method: Method, x, start, suffix: str, lengths: Tensor | None):
         """Outputs (L, B, H), zero behind the ends, and last states (B, H)."""
         names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]
         weights = [getattr(self, name + suffix).to(x.dtype) for name in names]
@@ -165,7 +166,6 @@ class MethodRNN(TakesMethod, nn.RNNBase):
         L, B = x.shape[:2]
         row = max(L * self.hidden_size * x.element_size(), 1)
         tile = B if x.is_cuda else max(1, min(B, TILE_BYTES // row))
-        method = Watched(self.method, self.iterations)
         with torch.autocast(x.device.type, enabled=False):
             found = Steps.apply(
                 self.cells[self.carry], method, tile, ends, self.n_states, x, *start, *weights)

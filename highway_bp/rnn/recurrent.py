@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from highway_bp.first_order import first_order
 from highway_bp.methods import Backprop, Method, check_fixed_gamma
 from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
 from highway_bp.takes_method import TakesMethod
@@ -53,7 +54,8 @@ class Recurrent(TakesMethod, nn.Module):
             )
         self.method = Backprop() if method is None else method
 
-    def _check(self, method: Method) -> None:
+    def check(self, method: Method) -> None:
+        super().check(method)
         check_fixed_gamma(method)
 
     def extra_repr(self) -> str:
@@ -66,7 +68,6 @@ class Recurrent(TakesMethod, nn.Module):
             ValueError: x is not (L, B, I) with L >= 1; a state or carry of the wrong shape.
             TypeError: no state is given and the cell has no ``initial_state``.
         """
-        self.iterations.clear()
         if x.dim() != 3 or len(x) == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected (L, B, I) with L >= 1")
         self.length = len(x)
@@ -85,7 +86,7 @@ class Recurrent(TakesMethod, nn.Module):
         else:
             params = [p for p in self.cell.parameters() if p.requires_grad]
             with torch.autocast(x.device.type, enabled=False):
-                method = Watched(self.method, self.iterations)
+                method = Watched(self.method, self)
             states = _Solved.apply(self, method, layout, x, start, *params)
         every = layout.state(states)
         output = getattr(self.cell, "output", None)
@@ -145,8 +146,7 @@ class _Solved(torch.autograd.Function):
         ctx.save_for_backward(x, start, states, *params)
         return states
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, b):
         x, start, states, *params = ctx.saved_tensors
         cell, layout = ctx.recurrent.cell, ctx.layout

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from highway_bp.first_order import first_order
 from highway_bp.methods import Method
 from highway_bp.rnn.windows import Windows, window_gradients
 
@@ -88,8 +89,7 @@ class Steps(torch.autograd.Function):
         ctx.save_for_backward(ends, x, results[0], *tensors)
         return results if len(results) > 1 else results[0]
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx, *b):
         ends, x, h, *tensors = ctx.saved_tensors
         start, weights = tensors[: ctx.n_states], tensors[ctx.n_states :]

@@ -11,7 +11,7 @@ from typing import Any
 from highway_bp.check import check_share, check_whole
 from highway_bp.diagnostics.gradient_error import GradientError
 from highway_bp.methods import Method
-from highway_bp.schedules.schedule import Measure, check_iterates, with_k
+from highway_bp.schedules.schedule import Measure, check_iterates, check_list, with_k
 
 SIGNALS = ("relative_error", "cosine", "increment")
 ITERATION = 1 / 3  # of a step's time: a backward pass through the blocks' inputs
@@ -58,6 +58,7 @@ class Adaptive:
             check_share(name, getattr(self, name))
         if self.signal not in SIGNALS:
             raise ValueError(f"signal={self.signal!r}; expected one of {', '.join(SIGNALS)}")
+        check_list("ks", self.ks)
         for k in self.ks:
             check_whole("ks", k, least=0)
         if len(self.ks) < 2 or any(a >= b for a, b in pairwise(self.ks)):

@@ -10,7 +10,7 @@ from typing import Any
 
 from highway_bp.check import check_share, check_whole
 from highway_bp.methods import Backprop, Method
-from highway_bp.schedules.schedule import K, Measure, check_iterates, check_k, with_k
+from highway_bp.schedules.schedule import K, Measure, check_iterates, check_k, check_list, with_k
 
 
 class Fixed:
@@ -54,6 +54,8 @@ class Milestones(Fixed):
 
     def __post_init__(self) -> None:
         check_iterates(self.method)
+        check_list("ks", self.ks)
+        check_list("at", self.at)
         for k in self.ks:
             check_k(k)
         if len(self.at) != len(self.ks) - 1:
@@ -72,8 +74,8 @@ class Milestones(Fixed):
     def method_for(self, step: int, steps: int, measure: Measure | None = None) -> Method:
         starts = [round(p * steps) if isinstance(p, float) else p for p in self.at]
         if starts and starts[-1] >= steps:
-            raise ValueError(f"at={list(self.at)}; expected milestones within the {steps} steps "
-                             "of training")  # fmt: skip
+            raise ValueError(f"at={list(self.at)}, steps {starts}; expected milestones within the "
+                             f"{steps} steps of training")  # fmt: skip
         return with_k(self.method, self.ks[sum(step >= start for start in starts)])
 
 

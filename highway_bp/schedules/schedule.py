@@ -34,6 +34,12 @@ def with_k(method: Method, k: K) -> Method:
     return Backprop() if k == "bp" else replace(method, k=k)
 
 
+def check_list(name: str, values: object) -> None:
+    """Raise TypeError unless ``values`` is a list or tuple."""
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"{name}={values!r}; expected a list")
+
+
 def check_k(k: object) -> None:
     """Raise TypeError or ValueError unless k is a number of iterations or "bp"."""
     if isinstance(k, str):

@@ -22,6 +22,11 @@ class Pending(Tensor):
         if func in _ASKS or getter in _KNOWN:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
+        if func in (Tensor.__getitem__, Tensor.__iter__):
+            raise TypeError(
+                "the model takes what a layer of its trunk returned apart; expected layers that "
+                "return the state alone (transformers 5.0 or newer has such)"
+            )
         raise RuntimeError(
             "the model uses the state between two layers of its trunk, which run together later; "
             "expected code that hands it from layer to layer unchanged: use Backprop() for this "

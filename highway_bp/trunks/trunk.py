@@ -64,8 +64,11 @@ class Trunk(TakesMethod):
 
     @property
     def iterations(self) -> list[int]:
-        """Those of the chain, none where the model's own layers run."""
-        return [] if self._method.groups(1) is None else self._chain.iterations
+        return self._chain.iterations
+
+    @iterations.setter
+    def iterations(self, values: list[int]) -> None:
+        self._chain.iterations = values
 
     @property
     def cuts(self) -> bool:

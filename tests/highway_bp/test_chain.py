@@ -62,6 +62,16 @@ def assert_close(found, expected, **tolerance) -> None:
         torch.testing.assert_close(f, e, **tolerance)
 
 
+@pytest.mark.parametrize("trainable_head", [False, True])
+def test_second_derivatives_are_refused(trainable_head):
+    torch.manual_seed(0)
+    chain = hb.ResidualChain([nn.Linear(3, 3), nn.Linear(3, 3)], hb.Highway(1))
+    head = nn.Linear(3, 1).requires_grad_(trainable_head)
+    x = torch.randn(2, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="has no second derivative: use Backprop"):
+        torch.autograd.grad(head(chain(x)).sum(), x, create_graph=True)
+
+
 def test_method_is_backprop_unless_told():
     assert hb.ResidualChain(layers()).method == hb.Backprop()
 

@@ -57,6 +57,13 @@ def test_running_statistics_and_random_numbers_are_left_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_method_that_not_all_can_take_is_set_nowhere():
+    model = nn.ModuleList([hb.ResidualChain([nn.Linear(2, 2)]), hb.GRU(2, 2)])
+    with pytest.raises(ValueError, match="gamma='auto' in a recurrent layer"):
+        hb.set_method(model, hb.Highway(1, gamma="auto"))
+    assert [m.method for m in model] == [hb.Backprop(), hb.Backprop()]
+
+
 def test_a_loss_that_fails_leaves_the_method_as_it_was():
     model = hb.convert(build("gpt2").model, hb.Highway(2))
 

@@ -113,6 +113,11 @@ def test_measurements_keep_to_the_budget():
     assert 0.5 * 0.02 < work / steps < 0.02 * 1.05
 
 
+def test_the_first_measurement_is_of_the_whole_ladder_whenever_it_comes():
+    errors = dict.fromkeys(range(9), 0.1)
+    assert chosen(Adaptive(BASE), errors, step=7) == (0, [[0, 1, 2, 3, 5, 8]])
+
+
 def test_between_measurements_and_at_the_end_nothing_is_measured():
     adaptive = Adaptive(BASE, exact_from=0.9)
     errors = dict.fromkeys(range(9), 0.1)
@@ -175,7 +180,7 @@ def test_a_real_measurement_drives_the_ladder():
      "at=[1.5]; expected fractions below 1, or whole steps"),
     (lambda: Milestones(BASE, (1, 2), (0,)), "at=[0]; expected fractions below 1, or steps"),
     (lambda: Milestones(BASE, (1, 2), (50,)).method_for(0, 50),
-     "at=[50]; expected milestones within the 50 steps of training"),
+     "at=[50], steps [50]; expected milestones within the 50 steps of training"),
     (lambda: Milestones(BASE, (1, "bq"), (0.5,)),
      "ks: 'bq'; expected numbers of iterations, or 'bp'"),
     (lambda: Milestones(BASE, (1, 2.5), (0.5,)), "ks=2.5; expected a whole number, at least 0"),
@@ -188,6 +193,8 @@ def test_a_real_measurement_drives_the_ladder():
     (lambda: Adaptive(BASE, tolerance="low"),
      "tolerance='low'; expected a number between 0 and 1"),
     (lambda: Adaptive(BASE, ks=(3, 1)), "ks=[3, 1]; expected at least two increasing numbers"),
+    (lambda: Adaptive(BASE, ks=3), "ks=3; expected a list"),
+    (lambda: Milestones(BASE, at=0.5), "at=0.5; expected a list"),
     (lambda: Adaptive(BASE, signal="loss"),
      "signal='loss'; expected one of relative_error, cosine, increment"),
     (lambda: Adaptive(hb.Backprop()),

@@ -81,6 +81,18 @@ def test_iterations_are_those_of_the_last_backward_pass():
         assert hb.iterations(rnn) == wanted
 
 
+def test_evaluation_and_measuring_in_between_change_no_count():
+    torch.manual_seed(0)
+    rnn = hb.GRU(3, 4, num_layers=2, bidirectional=True, method=hb.Highway(2))
+    x = torch.randn(9, 2, 3)
+    rnn(x)[0].sum().backward()
+    assert rnn.iterations == [2, 2, 2, 2]
+    with torch.no_grad():
+        rnn(x)
+    hb.gradient_error(rnn, lambda m: m(x)[0].sum(), ks=(0, 5))
+    assert hb.iterations(rnn) == 2
+
+
 def test_a_gradient_of_zero_needs_one_iteration():
     a = build("scalar")
     chain = hb.ResidualChain(a.layers, hb.Highway(len(a.layers), tolerance=0.1))
