@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
+
 
 def check_whole(name: str, value: object, least: int) -> None:
     """Raise TypeError or ValueError unless ``value`` is an int of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}={value!r}; expected a whole number, at least {least}")
     if value < least:
         raise ValueError(f"{name}={value}; expected a whole number, at least {least}")
@@ -13,7 +15,7 @@ def check_whole(name: str, value: object, least: int) -> None:
 
 def check_share(name: str, value: object) -> None:
     """Raise TypeError or ValueError unless ``value`` is a number between 0 and 1, both excluded."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r}; expected a number between 0 and 1")
     if not 0 < value < 1:
         raise ValueError(f"{name}={value}; expected a number between 0 and 1")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 from highway_bp.auto_gamma import AutoGamma
@@ -123,7 +124,7 @@ class Highway:
             check_share("tolerance", self.tolerance)
         if self.gamma == "auto" or isinstance(self.gamma, AutoGamma):
             return
-        if isinstance(self.gamma, bool) or not isinstance(self.gamma, int | float):
+        if isinstance(self.gamma, bool) or not isinstance(self.gamma, Real):
             raise TypeError(f"gamma={self.gamma!r}; expected a number from 0 to 1, or 'auto'")
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma={self.gamma}; expected a number from 0 to 1, or 'auto'")
@@ -133,7 +134,7 @@ class Highway:
 
     def solve(self, system: LinearSystem) -> States:
         gamma = self.gamma
-        if not isinstance(gamma, int | float):
+        if not isinstance(gamma, Real):
             gamma = system.smallest_blocks(AutoGamma() if gamma == "auto" else gamma)
         w = system.scan(system.cotangents(), gamma, range(system.length))  # w^0
         for states in _iterations(self, system.length):
@@ -169,7 +170,7 @@ class TruncatedBPTT:
 def check_fixed_gamma(method: object) -> None:
     """Raise ValueError for a method that wants its gamma estimated."""
     gamma = getattr(method, "gamma", 0.0)
-    if not isinstance(gamma, int | float):
+    if not isinstance(gamma, Real):
         raise ValueError(f"gamma={gamma!r} in a recurrent layer; expected a number from 0 to 1")
 
 

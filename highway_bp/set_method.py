@@ -52,6 +52,6 @@ def takers(model: nn.Module) -> list[TakesMethod]:
     if not found:
         raise ValueError(
             f"{type(model).__name__} holds no ResidualChain, GRU, LSTM or Recurrent, and is not "
-            "converted; expected a model that takes a gradient method"
+            "converted; expected one that is: hb.convert(model, method)"
         )
     return found

@@ -291,6 +291,28 @@ def a_model_that_takes_its_layers_results_apart(*_):
     return raised(TypeError, lambda: model(X.clone().requires_grad_()))
 
 
+class Children(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+
+    def forward(self, h):
+        for block in self.blocks.children():
+            h = h + block(h)
+        return h
+
+
+@situation
+def a_model_that_never_runs_the_layers_it_was_converted_by(*_):
+    model = hb.convert(Children(), hb.Highway(1), layers="blocks")
+    return raised(ValueError, lambda: hb.gradient_error(model, lambda m: m(X).sum()))
+
+
+@situation
+def an_error_of_a_loss_that_is_a_models_output(*_):
+    return raised(TypeError, lambda: hb.gradient_error(hb.GRU(3, 4), lambda m: m(X)))
+
+
 @situation
 def attention_weights_of_a_trunk(*_):
     model = hb.convert(a_llama(), hb.Highway(1))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from highway_bp.auto_gamma import AutoGamma
 from highway_bp.check import check_whole
 from highway_bp.diagnostics.advice import Advice, Trial
-from highway_bp.diagnostics.gradient_error import compare, gradients_of, unchanged
+from highway_bp.diagnostics.gradient_error import compare
+from highway_bp.diagnostics.gradients import gradients_of, unchanged
 from highway_bp.diagnostics.step_times import Gradients, clock_of, measure_steps
 from highway_bp.method_state import chains
 from highway_bp.methods import Backprop, Highway
@@ -63,13 +64,15 @@ def advise(
         TypeError: the loss is no tensor, a value is no number.
     """
     devices, ks = _whole("devices", devices, least=2), _whole("ks", ks, least=0)
+    if isinstance(gammas, str) or not isinstance(gammas, Iterable):
+        raise TypeError(f"gammas={gammas!r}; expected a list of them")
     gammas = tuple(dict.fromkeys(Highway(0, gamma).gamma for gamma in gammas))
     _check_numbers(least_cosine, margin, seconds)
     if not ks:
         raise ValueError("ks is empty; expected at least one number of iterations")
 
     def loss(model: nn.Module) -> Tensor:
-        return _checked_loss(loss_fn(model, batch))
+        return loss_fn(model, batch)
 
     with unchanged(model):
         clock = clock_of(model)
@@ -94,17 +97,9 @@ def _trial(method: Highway, gradients: Gradients, exact: Gradients) -> Trial:
     return Trial(method, error.cosine, error.relative_error)
 
 
-def _checked_loss(loss: object) -> Tensor:
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"loss_fn returned a {type(loss).__name__}; expected a scalar tensor")
-    if loss.dim() != 0:
-        raise ValueError(f"loss_fn returned shape {tuple(loss.shape)}; expected a scalar")
-    if not loss.requires_grad:
-        raise ValueError("the loss needs no gradient; expected one that parameters lead to")
-    return loss
-
-
 def _whole(name: str, values: Iterable[int], least: int) -> tuple[int, ...]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name}={values!r}; expected a list of whole numbers")
     values = tuple(values)
     for value in values:
         check_whole(name, value, least)

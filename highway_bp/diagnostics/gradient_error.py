@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from highway_bp.method_state import load_method_state, method_state
+from highway_bp.diagnostics.gradients import gradients_of, unchanged
 from highway_bp.methods import Backprop, Highway, Method
-from highway_bp.set_method import set_method, takers
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,9 @@ def gradient_error(
         method: `Highway` (the default) or `FixedPoint` with any k, which is replaced.
 
     Raises:
-        ValueError: the model has nothing that takes a method, or the method has no k.
+        ValueError: the model has nothing that takes a method, no gradient goes through it, or the
+            method has no k.
+        TypeError, ValueError: the loss is no scalar tensor with a gradient.
     """
     method = Highway(0) if method is None else method
     if not hasattr(method, "k"):
@@ -64,33 +63,6 @@ def gradient_error(
             found.append(compare(k, approximate, last, exact))
             last = approximate
     return found
-
-
-@contextlib.contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Give the model back its method, the estimates of its chains, and its buffers."""
-    before = [(taker, taker.method, taker.iterations) for taker in takers(model)]
-    memory = method_state(model)
-    buffers = [(b, b.clone()) for b in model.buffers()]
-    try:
-        yield
-    finally:
-        for taker, method, iterations in before:
-            taker.method, taker.iterations = method, iterations
-        load_method_state(model, memory)
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
-
-
-def gradients_of(model: nn.Module, loss_fn, method: Method) -> dict[str, Tensor]:
-    set_method(model, method)
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    devices = {p.device for p in named.values() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"k=\d+ is larger than L=")
-        grads = torch.autograd.grad(loss_fn(model), list(named.values()), allow_unused=True)
-    return {name: g for name, g in zip(named, grads, strict=True) if g is not None}
 
 
 def compare(k: int, found: dict[str, Tensor], last: dict[str, Tensor],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from highway_bp.diagnostics.gradient_error import gradients_of
+from highway_bp.diagnostics.gradients import gradients_of
 from highway_bp.methods import Backprop, Highway, LinearSystem, Method, States
 
 MOST_ROUNDS = 10

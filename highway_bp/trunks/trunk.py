@@ -12,6 +12,7 @@ from highway_bp.chain import ResidualChain
 from highway_bp.methods import Method
 from highway_bp.takes_method import TakesMethod
 from highway_bp.trunks.pending import Pending
+from highway_bp.trunks.sublayers import opaque
 
 Wrap = Callable[[nn.Module, int], list[nn.Module]]
 
@@ -32,6 +33,7 @@ class Trunk(TakesMethod):
 
     def __init__(self, containers: Sequence[nn.Module], wrap: Wrap, method: Method):
         self._containers, self._wrap = tuple(containers), wrap
+        self.by_name = wrap is opaque
         self._wrapped: tuple[nn.Module, ...] = ()  # the layers that the chain was made of
         self._chain = ResidualChain([])
         self._calls: list[tuple[tuple, dict]] = []
@@ -164,7 +166,9 @@ class _HandsOutTurns:
 
     def __getitem__(self, index):
         if not isinstance(index, slice):
-            return super().__getitem__(index)
+            # Models of transformers iterate; the loop of one that was named by hand may count.
+            counted = self.trunk.by_name and self.trunk.cuts
+            return list(self)[index] if counted else super().__getitem__(index)
         chosen = list(self)[index]
         if not self.trunk.cuts:
             return nn.ModuleList(chosen)

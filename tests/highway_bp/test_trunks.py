@@ -393,6 +393,26 @@ def test_a_model_that_is_not_known_is_named_by_hand():
         torch.testing.assert_close(p.grad, q.grad)
 
 
+class Counts(Unknown):
+    def forward(self, x):
+        for i in range(len(self.blocks)):
+            x = self.blocks[i](x, scale=1 + i)
+        return x.square().sum()
+
+
+def test_a_loop_that_counts_its_layers_runs_them_as_a_chain():
+    torch.manual_seed(0)
+    model, x = Counts().double(), torch.randn(2, 4).double()
+    other = Unknown().double()
+    other.load_state_dict(model.state_dict())
+    for m in (model, other):
+        hb.convert(m, hb.Highway(1), layers="blocks")
+        m(x).backward()
+    assert hb.iterations(model) == 1
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
 class Scaled(nn.Module):
     def __init__(self, layer, scale):
         super().__init__()

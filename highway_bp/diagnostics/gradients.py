@@ -1,0 +1,72 @@
+"""A model's gradients by any method, taken without leaving a trace in it."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from highway_bp.method_state import load_method_state, method_state
+from highway_bp.methods import Method
+from highway_bp.set_method import set_method, takers
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Give the model back its methods, what its chains remember, and its buffers."""
+    before = [(taker, taker.method, taker.iterations) for taker in takers(model)]
+    memory = method_state(model)
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    try:
+        yield
+    finally:
+        for taker, method, iterations in before:
+            taker.method, taker.iterations = method, iterations
+        load_method_state(model, memory)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def gradients_of(
+    model: nn.Module, loss_fn: Callable[[nn.Module], Tensor], method: Method
+) -> dict[str, Tensor]:
+    """Gradients of the trainable parameters that the loss depends on; sets the method.
+
+    Raises:
+        TypeError, ValueError: the loss is no scalar tensor with a gradient; nothing is trainable;
+            no gradient went through what should be solved by ``method``.
+    """
+    set_method(model, method)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise ValueError(f"{type(model).__name__} has no trainable parameter; expected some")
+    solved = [taker for taker in takers(model) if method.groups(1) is not None]
+    for taker in solved:
+        taker.iterations = []
+    devices = {p.device for p in named.values() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"k=\d+ is larger than L=")
+        loss = checked_loss(loss_fn(model))
+        grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    if solved and not any(taker.iterations for taker in solved):
+        raise ValueError(
+            f"no gradient went through the chains of {type(model).__name__}; expected trainable "
+            "parameters before or in them, a loss that depends on them, and, where layers were "
+            "named by hand, a forward pass that iterates over these: for layer in self.layers"
+        )
+    return {name: g for name, g in zip(named, grads, strict=True) if g is not None}
+
+
+def checked_loss(loss: object) -> Tensor:
+    """The loss; TypeError or ValueError unless it is a scalar that needs a gradient."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss_fn returned a {type(loss).__name__}; expected a scalar tensor")
+    if loss.dim() != 0:
+        raise ValueError(f"loss_fn returned shape {tuple(loss.shape)}; expected a scalar")
+    if not loss.requires_grad:
+        raise ValueError("the loss needs no gradient; expected one that parameters lead to")
+    return loss
