@@ -58,6 +58,7 @@ def draw(source: Path, results: Path) -> Path | None:
     draw_panel(left, table, "cosine")
     draw_panel(right, table, "increment")
     right.set_yscale("symlog", linthresh=1e-3)
+    right.set_ylim(bottom=0.0)
     left.legend(title="of training", frameon=False, fontsize=7, title_fontsize=8, ncols=2)
     picture = results / "figures" / f"{source.stem}.gradient.png"
     save(figure, picture)

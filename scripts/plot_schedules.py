@@ -4,14 +4,15 @@
 
 NAME.jsonl gives figures/NAME.schedules.png if it has runs with a schedule: final score, mean and
 deviation over seeds, against passes per step that have to follow each other when every layer has a
-device of its own (k for Highway-BP, L for backpropagation), and against seconds on the device that
-was used; and beside it NAME.schedules.rows.txt.
+device of its own (k for Highway-BP, L for backpropagation), and against the process's processor
+time; and beside it NAME.schedules.rows.txt.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -22,6 +23,7 @@ from matplotlib.axes import Axes
 from scripts.every_source import for_every_source, run
 from scripts.figure_style import SERIES_COLOUR, save, two_panels
 from scripts.rows import (
+    METHOD_NAMES,
     Row,
     by_method,
     devices_of,
@@ -46,8 +48,8 @@ def processor_seconds(row: Row) -> float:
 
 def draw_panel(axes: Axes, rows: Sequence[Row], cost: Callable[[Row], float], label: str) -> None:
     """A point per method: fixed k joined by a line, BP with a band of its deviation."""
-    markers = iter(SCHEDULE_MARKERS)
-    fixed = []
+    markers = cycle(SCHEDULE_MARKERS)
+    fixed: dict[str, list[tuple[float, float]]] = {}
     for name, group in by_method(rows).items():
         x, values = fmean(map(cost, group)), [score(row) for row in group]
         y, deviation = fmean(values), stdev(values) if len(values) > 1 else 0.0
@@ -58,12 +60,14 @@ def draw_panel(axes: Axes, rows: Sequence[Row], cost: Callable[[Row], float], la
             axes.errorbar(x, y, deviation, fmt="X", color="black", capsize=2, label="BP")
             axes.axhspan(y - deviation, y + deviation, color="0.9", lw=0, zorder=0)
         else:
-            fixed.append((x, y))
-            axes.errorbar(x, y, deviation, fmt="o", color=SERIES_COLOUR["highway"], capsize=2)
-            axes.annotate(name.replace("Highway ", ""), (x, y), (3, -11),
-                          textcoords="offset points", fontsize=7)  # fmt: skip
-    axes.plot(*zip(*sorted(fixed), strict=True), color=SERIES_COLOUR["highway"], lw=1,
-              label="one k throughout")  # fmt: skip
+            grad = group[0]["grad"]
+            fixed.setdefault(grad, []).append((x, y))
+            axes.errorbar(x, y, deviation, fmt="o", color=SERIES_COLOUR[grad], capsize=2)
+            axes.annotate(name.split()[-1], (x, y), (3, -11), textcoords="offset points",
+                          fontsize=7)  # fmt: skip
+    for grad, points in fixed.items():
+        axes.plot(*zip(*sorted(points), strict=True), color=SERIES_COLOUR[grad], lw=1,
+                  label=f"{METHOD_NAMES[grad]}, one k throughout")  # fmt: skip
     axes.set_xlabel(label)
     axes.set_ylabel(f"final {metric_of(rows).label}")
 

@@ -20,7 +20,7 @@ def text_of(advice: Advice) -> str:
 def _time_line(times: StepTimes) -> str:
     return (f"A step: backprop {times.backprop:.3g} s, of which forward {times.forward:.3g} s; "
             f"Highway {times.here(Highway(0)):.3g} s at k = 0, each iteration "
-            f"{times.iteration:.2g} s more (medians of {times.rounds}).")
+            f"{times.iteration:.2g} s more (lower quartiles of {times.rounds}).")
 
 
 def _table(advice: Advice) -> list[str]:
@@ -65,7 +65,8 @@ def _verdicts(advice: Advice) -> list[str]:
     if devices:
         lines.append(
             "Several devices: expected, with consecutive layers on each, beside backprop through "
-            "the same devices, communication left out; data parallelism may use them better.")
+            "the same devices, communication left out. This library does not spread layers over "
+            "devices yet, and data parallelism may use them better.")
     return lines
 
 

@@ -35,8 +35,8 @@ def advise(
 ) -> Advice:
     """Measure times and gradient errors of Highway-BP, and say whether and how to use it.
 
-    The errors are those of the weights and the batch as they are; they usually grow during
-    training, so ask again then. A chain of modules is measured whole and cut into as many groups
+    The errors are those of the weights and the batch as they are, and change during training: ask
+    again then. A chain of modules is measured whole and cut into as many groups
     as there are devices (`Highway.group_size`); with P groups, k = P - 1 is exact for the layers'
     parameters. The expected times on several devices are `StepTimes.on_devices`. They are left
     out for models with several chains, which follow each other, and with recurrent layers: an
