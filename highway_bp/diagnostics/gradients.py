@@ -44,15 +44,14 @@ def gradients_of(
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise ValueError(f"{type(model).__name__} has no trainable parameter; expected some")
-    solved = [taker for taker in takers(model) if method.groups(1) is not None]
-    for taker in solved:
+    for taker in takers(model):
         taker.iterations = []
     devices = {p.device for p in named.values() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"k=\d+ is larger than L=")
         loss = checked_loss(loss_fn(model))
         grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-    if solved and not any(taker.iterations for taker in solved):
+    if method.groups(1) is not None and not any(taker.iterations for taker in takers(model)):
         raise ValueError(
             f"no gradient went through the chains of {type(model).__name__}; expected trainable "
             "parameters before or in them, a loss that depends on them, and, where layers were "
