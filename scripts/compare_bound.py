@@ -15,6 +15,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -40,6 +41,7 @@ from scripts import trained
 from scripts.figure_style import plt, save
 
 KS = range(9)
+HIGHEST = 1e6  # of a figure
 LINES = {
     "bound": ("bound", "#D55E00", "--"),
     "residual_bound": ("bound from the residual", "#E69F00", "--"),
@@ -154,7 +156,10 @@ def table(rows: Sequence[dict]) -> str:
 
 
 def figure(networks: Sequence[dict], path: Path) -> None:
-    """A panel per network: relative error against k, logarithmic, zeros left out."""
+    """A panel per network: relative error against k, logarithmic, zeros left out.
+
+    Bounds above `HIGHEST` leave the picture; the panel then names the smallest of them.
+    """
     drawn, panels = plt.subplots(1, len(networks), figsize=(4.4 * len(networks), 4.2),
                                  layout="constrained", squeeze=False)  # fmt: skip
     for axes, network in zip(panels[0], networks, strict=True):
@@ -165,7 +170,13 @@ def figure(networks: Sequence[dict], path: Path) -> None:
                       marker="o", ms=3, lw=2 if name == "measured" else 1.4, label=label)
         axes.axhline(1.0, color="0.8", lw=0.8, zorder=0)
         axes.set_yscale("log")
-        axes.set_title(network["name"], fontsize=9)
+        bounds = [row["residual_bound"] for row in network["errors"]]
+        if max(row["bound"] or 0.0 for row in network["errors"]) > HIGHEST:
+            axes.set_ylim(top=HIGHEST)
+        if min(filter(None, bounds), default=0.0) > HIGHEST:
+            axes.text(0.5, 0.97, f"bounds above {min(bounds):.0e}", ha="center", va="top",
+                      transform=axes.transAxes, fontsize=8, color=LINES["bound"][1])  # fmt: skip
+        axes.set_title(textwrap.fill(network["name"], 38), fontsize=8)
         axes.set_xlabel("iterations k")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("error of the states' gradients, relative")
