@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments.errors import UserError
-from scripts import compare_gammas
+from scripts import advise_runs, compare_gammas
 from tests.train_cli import only_run, row_of
 
 TINY_GPT = ("experiment=topics_tiny", "model=gpt2_small", "data=topics_words", "data.length=16",
@@ -34,6 +34,10 @@ def test_gammas_are_compared_at_every_moment(train, runs, tmp_path):
     assert "| gamma auto, 3 groups |" in page and "## After 2 steps, training loss" in page
     with pytest.raises(UserError, match="no snapshot of this model"):
         compare_gammas.main([str(folder), "--snapshots", str(folder / "row.json")])
+    advise_runs.main([str(folder), "--out", str(tmp_path / "advice.md")])
+    page = (tmp_path / "advice.md").read_text()
+    assert "## gpt2_small after 6 steps of bp, batch 4, topics" in page
+    assert "On this device: " in page and "commit" in page
 
 
 def test_estimates_of_gamma_survive_an_interruption(train, runs, tmp_path):
