@@ -24,7 +24,7 @@ from scripts.figure_style import save, two_panels
 from scripts.rows import Row, by_method, read_json_lines, rows_used, setup_of
 
 PANELS = {"cosine": "cosine with the exact gradient",
-          "increment": "norm of the increment / exact gradient"}  # fmt: skip
+          "increment": "norm of the change since the k before / exact"}  # fmt: skip
 
 
 def moments(rows: Sequence[Row]) -> pd.DataFrame:
@@ -57,8 +57,7 @@ def draw(source: Path, results: Path) -> Path | None:
     table = moments(group)
     draw_panel(left, table, "cosine")
     draw_panel(right, table, "increment")
-    right.set_yscale("symlog", linthresh=1e-3)
-    right.set_ylim(bottom=0.0)
+    right.set_yscale("log")
     left.legend(title="of training", frameon=False, fontsize=7, title_fontsize=8, ncols=2)
     picture = results / "figures" / f"{source.stem}.gradient.png"
     save(figure, picture)
