@@ -13,8 +13,9 @@ from torch.utils import _pytree as pytree
 from highway_bp.auto_gamma import GammaMemory
 from highway_bp.first_order import first_order
 from highway_bp.leaves import check_leaves
-from highway_bp.methods import Backprop, Method
+from highway_bp.methods import Backprop, Highway, Method
 from highway_bp.module_system import ModuleSystem
+from highway_bp.residual_check import warn_without_residual
 from highway_bp.segment import Segment, run_segment
 from highway_bp.takes_method import TakesMethod
 from highway_bp.watch import Watched
@@ -45,7 +46,7 @@ class ResidualChain(TakesMethod, nn.ModuleList):
 
     def __init__(self, layers: Iterable[nn.Module], method: Method | None = None):
         super().__init__(layers)
-        self._leaves_checked = False
+        self._checked = False  # by the first pass, for captured tensors and missing residuals
         self.gammas = GammaMemory()
         self.iterations: list[int] = []  # of the last backward pass
         self.method = Backprop() if method is None else method
@@ -139,9 +140,10 @@ class _CutChain(torch.autograd.Function):
         ctx.method = Watched(chain.method, chain)
         ctx.leaves = [*(copies[id(t)] for t in wanted), *params]
         ctx.set_materialize_grads(False)
-        if not chain._leaves_checked:
+        ctx.check_residual = not chain._checked and isinstance(chain.method, Highway)
+        if not chain._checked:
             check_leaves(segments, ctx.leaves)
-            chain._leaves_checked = True
+            chain._checked = True
         return tuple(state.detach() for segment in segments for state in segment.states)
 
     @first_order
@@ -156,7 +158,10 @@ class _CutChain(torch.autograd.Function):
             b.append(rest[: len(segment.states)])
             del rest[: len(segment.states)]
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
-        w = ctx.method.solve(ModuleSystem(segments, b, ctx.gammas))
+        system = ModuleSystem(segments, b, ctx.gammas)
+        if ctx.check_residual:
+            warn_without_residual(system)
+        w = ctx.method.solve(system)
         leaf_grads = _parameter_step(segments, b, w, ctx.leaves, keep)
         if not keep:
             ctx.segments = None

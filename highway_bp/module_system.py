@@ -73,6 +73,15 @@ class ModuleSystem:
     def smallest_blocks(self, auto: AutoGamma) -> list[float]:
         return self._gammas.values_for(auto, self.length, self._estimate)
 
+    @property
+    def outputs(self) -> list[Tensor]:
+        """h_1 .. h_L."""
+        return [segment.h_out for segment in self.segments]
+
+    def probe_gammas(self) -> list[float]:
+        """An estimate of `smallest_blocks` by one probe, which nobody remembers."""
+        return self._estimate(probes=1, seed=0)
+
     def _estimate(self, probes: int, seed: int) -> list[float]:
         device = self.segments[0].h_in.device
         generator = torch.Generator(device).manual_seed(seed)  # leaves the global stream alone

@@ -314,6 +314,17 @@ def an_error_of_a_loss_that_is_a_models_output(*_):
 
 
 @situation
+def a_chain_of_layers_without_residual_connections(*_):
+    torch.manual_seed(0)
+    chain = hb.ResidualChain([nn.Linear(64, 64) for _ in range(4)], hb.Highway(1))
+    with pytest.warns(UserWarning) as told:
+        chain(torch.randn(8, 64)).sum().backward()
+        chain(torch.randn(8, 64)).sum().backward()
+    assert len(told) == 1
+    return str(told[0].message)
+
+
+@situation
 def attention_weights_of_a_trunk(*_):
     model = hb.convert(a_llama(), hb.Highway(1))
     x = torch.ones(1, 3, dtype=torch.int64)
