@@ -41,6 +41,7 @@ figures: setup ## results/*.jsonl -> results/figures
 tables: setup ## results/*.jsonl -> results/tables
 	$(BIN)/python scripts/make_tables.py results
 	$(BIN)/python scripts/bench_table.py results
+	$(BIN)/python scripts/compare_signals.py results
 
 bench: setup ## measure the engine, recurrent layers and conversion beside plain autograd and torch.nn
 	$(BIN)/python scripts/bench_engine.py --out results/bench_engine.json

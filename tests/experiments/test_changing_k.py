@@ -105,6 +105,15 @@ def test_diagnostics_are_records_of_the_run_and_leave_no_trace(train, runs, tmp_
         numbers(r) for r in records_of(without)]  # fmt: skip
 
 
+def test_a_converted_transformer_follows_a_schedule_too(train, runs):
+    from tests.scripts.test_compare_gammas import TINY_GPT
+
+    assert train(*TINY_GPT, "schedule=adaptive", "schedule.budget=0.9", "gamma=auto",
+                 "schedule.ks=[0,1,6]", "schedule.exact_from=0.8").code == 0  # fmt: skip
+    ks = [r["k"] for r in steps_of(only_run(runs))]
+    assert ks[-1] is None and set(ks[:4]) <= {0, 1, 6, None} and len(ks) == 6
+
+
 def test_advice_comes_first_and_changes_nothing(train, runs, tmp_path):
     said = train("steps=2", "k=1", "advise=true").out
     assert "cosine" in said and said.index("On this device:") < said.index("accuracy")
