@@ -57,5 +57,5 @@ def _read(file: Path):
         return Tokenizer.from_str(file.read_text())
     except FileNotFoundError:
         return None
-    except Exception:
+    except Exception:  # of no narrower type where the text is no tokenizer: it is made anew
         return None
