@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -80,7 +81,7 @@ class Milestones(Fixed):
 
 
 @dataclass(frozen=True)
-class _Ramp(Fixed):
+class _Ramp(Fixed, ABC):
     """k from ``start`` to ``end``, exact from the fraction ``exact_from`` of training on.
 
     Args:
@@ -108,8 +109,9 @@ class _Ramp(Fixed):
         way = self.shape(step / max(ramp - 1, 1))
         return with_k(self.method, math.floor(self.start + (self.end - self.start) * way + 0.5))
 
+    @abstractmethod
     def shape(self, way: float) -> float:
-        raise NotImplementedError
+        """How far k has come, 0 to 1, where training is ``way`` of its ramp."""
 
 
 class Linear(_Ramp):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from typing import Any
@@ -36,7 +37,7 @@ def opaque(layer: nn.Module, index: int) -> list[nn.Module]:
     return [Opaque(layer, index)]
 
 
-class Sublayer(nn.Module):
+class Sublayer(nn.Module, ABC):
     """Pre-LN: f(h) = h + Block(h), K = I (paper, Table 1). Subclasses define ``inner``.
 
     Args:
@@ -49,9 +50,9 @@ class Sublayer(nn.Module):
         super().__init__()
         self.layer, self.index = layer, index
 
+    @abstractmethod
     def inner(self, h: Tensor, **arguments: Any) -> Tensor:
         """Block(h), ``arguments`` being those of the layer's own forward."""
-        raise NotImplementedError
 
     def block(self, h: Tensor, calls: list) -> Tensor:
         arguments = call_arguments(self.layer, calls[self.index])
@@ -82,8 +83,9 @@ class PostLN(Sublayer):
     residual = None  # the residual path is no function of h and Block(h) alone: a is part of z
 
     @property
+    @abstractmethod
     def norm(self) -> nn.LayerNorm:
-        raise NotImplementedError
+        """The one behind the sum."""
 
     def with_carry(self, h: Tensor, calls: list) -> tuple[Tensor, Carry]:
         u = self.block(h, calls) + h
