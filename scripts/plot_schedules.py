@@ -27,6 +27,7 @@ from scripts.rows import (
     Row,
     by_method,
     devices_of,
+    has_k,
     metric_of,
     read_json_lines,
     rows_used,
@@ -78,9 +79,9 @@ def short(schedule: str) -> str:
 
 
 def draw(source: Path, results: Path) -> Path | None:
-    """The picture of a results file, None where no run has a schedule."""
+    """The picture of a results file, None without schedules or a fixed k to hold them against."""
     rows = [row for row in read_json_lines(source) if row.get("sequential_passes") is not None]
-    if not any(row.get("schedule") for row in rows):
+    if not any(row.get("schedule") for row in rows) or not any(map(has_k, rows)):
         return None
     figure, left, right = two_panels(setup_of(rows, source), f"times on {devices_of(rows)}")
     draw_panel(left, rows, passes_per_step, "sequential passes through the blocks per step")

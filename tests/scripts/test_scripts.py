@@ -283,6 +283,8 @@ def test_schedules_are_compared_by_their_passes(tmp_path: Path, results: Path) -
     assert_picture(tmp_path / "figures" / "tiny.schedules.png")
     assert plot_schedules.passes_per_step(rows[0]) == 3.0
     assert plot_schedules.draw(results / "tiny.jsonl", results) is None
+    write_rows(tmp_path / "no_fixed_k.jsonl", [rows[0], rows[3]])
+    assert plot_schedules.draw(tmp_path / "no_fixed_k.jsonl", tmp_path) is None
     make_tables.main([str(tmp_path)])
     text = (tmp_path / "tables" / "tiny.md").read_text()
     assert "| Highway linear start=0 end=5 exact_from=0.9 | 1 |" in text
