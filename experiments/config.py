@@ -96,5 +96,10 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     return config
 
 
+def setup_hash(config: dict[str, Any]) -> str:
+    """The hash of what runs share that may be compared: all but gradient method and schedule."""
+    return config_hash({key: v for key, v in config.items() if key not in ("grad", "schedule")})
+
+
 def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]

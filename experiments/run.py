@@ -14,11 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 import highway_bp as hb
 from experiments import checkpoint
-from experiments.config import check_values, config_hash, identity
+from experiments.config import check_values, config_hash, identity, setup_hash
 from experiments.diagnostics import Diagnostics
 from experiments.errors import UserError
 from experiments.malloc import keep_freed_memory
 from experiments.provenance import environment
+from experiments.row import SCHEMA
 from experiments.run_folder import RunFolder
 from experiments.trainer import Trainer
 
@@ -99,7 +100,10 @@ def _train(cfg, choices, config, folder, device, data, model, method, schedule, 
         if hasattr(model, "save_pretrained"):
             model.save_pretrained(folder.path / "pretrained")
         row = {
+            "schema": SCHEMA,
+            "experiment": choices.get("experiment"),
             "model": choices["model"],
+            "L": hb.chain_length(model),
             "grad": GRAD_NAMES[type(method)],
             "k": None if changes else getattr(method, "k", None),
             "schedule": _described(cfg, choices["schedule"]) if changes else None,
@@ -116,6 +120,7 @@ def _train(cfg, choices, config, folder, device, data, model, method, schedule, 
             "lr": cfg.optim.lr,
             "seed": cfg.seed,
             "config_hash": digest,
+            "setup": setup_hash(config),
             "reduced": steps < full,
             "metric": trainer.task.metric,
             **environment(device),

@@ -3,7 +3,8 @@
     python scripts/collect_rows.py runs/resnet32 results/resnet32_preact.jsonl
 
 A run that is in the file already (same config_hash and seed) is left out and named. Runs made
-from a dirty working tree are refused, as no commit describes them.
+from a dirty working tree are refused, as no commit describes them. One file may hold several
+setups, a reduced one beside the paper's: figures and tables keep them apart.
 """
 
 from __future__ import annotations
@@ -16,12 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from experiments.atomic import write_text
 from experiments.errors import UserError
-from scripts.rows import Row, curve, finished_runs, method_name, read_json_lines, setup_of
-
-
-def identity(row: Row) -> tuple[str, int]:
-    return row["config_hash"], row["seed"]
+from scripts.every_source import run
+from scripts.rows import Row, curve, finished_runs, method_name, read_rows, run_of
 
 
 def check_clean(rows: list[Row]) -> None:
@@ -40,26 +39,20 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--allow-dirty", action="store_true",
                         help="accept runs of a working tree with uncommitted changes")
     args = parser.parse_args(argv)
-    rows = read_json_lines(args.results) if args.results.exists() else []
-    known = {identity(row) for row in rows}
+    rows = read_rows(args.results) if args.results.exists() else []
+    known = {run_of(row) for row in rows}
     added = []
     for row, records in finished_runs(args.root):
-        if identity(row) in known:
+        if run_of(row) in known:
             print(f"already there: {method_name(row)} ({row['config_hash']}, seed {row['seed']})")
             continue
-        known.add(identity(row))
+        known.add(run_of(row))
         added.append({**row, "curve": curve(row, records)})
     if not args.allow_dirty:
         check_clean(added)
-    setup_of(rows + added, args.results)
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    with args.results.open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in added))
+    write_text(args.results, "".join(json.dumps(row) + "\n" for row in rows + added))
     print(f"{len(added)} rows added to {args.results}, {len(known)} in all")
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run(main)

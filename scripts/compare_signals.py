@@ -11,7 +11,6 @@ each signal with that excess, over all pairs of a network and a k.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import pandas as pd
 
-from experiments.errors import UserError
-from scripts.every_source import run
-from scripts.rows import Row, read_json_lines, setup_of
+from scripts.every_source import every_setup, results_folder, run
+from scripts.rows import Row
 
 SIGNALS = ("relative_error", "one_minus_cosine", "next_increment")
 
@@ -46,9 +44,9 @@ def excess_losses(rows: Sequence[Row], exact: Sequence[Row]) -> dict[int, float]
     return {k: fmean(losses) / base - 1 for k, losses in sorted(by_k.items())}
 
 
-def pairs(source: Path) -> pd.DataFrame:
-    """A row per k of one results file, empty where nothing was measured."""
-    rows = [row for row in read_json_lines(source) if not row.get("schedule")]
+def pairs(rows: Sequence[Row]) -> pd.DataFrame:
+    """A row per k of one setup, empty where nothing was measured."""
+    rows = [row for row in rows if not row["schedule"]]
     exact = [row for row in rows if row["grad"] == "bp"]
     plain = [row for row in rows if row["grad"] == "highway" and not row["gamma"]
              and row["group_size"] == 1]  # fmt: skip
@@ -56,7 +54,7 @@ def pairs(source: Path) -> pd.DataFrame:
     if table.empty or not plain:
         return pd.DataFrame()
     table["excess_loss"] = pd.Series(excess_losses(plain, exact))
-    table.insert(0, "network", setup_of(rows, source).split(" on ")[0])
+    table.insert(0, "network", rows[0]["model"])
     return table.dropna(subset="excess_loss").reset_index()
 
 
@@ -78,14 +76,12 @@ def correlation(table: pd.DataFrame, signal: str) -> float:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="folder with NAME.jsonl files")
-    results = parser.parse_args(argv).results
-    found = [table for source in sorted(results.glob("*.jsonl"))
-             if not (table := pairs(source)).empty]  # fmt: skip
+    results = results_folder(__doc__.splitlines()[0], argv)
+    found = [table for _, rows in every_setup(results) if not (table := pairs(rows)).empty]
     if not found:
-        raise UserError(f"no run in {results} measured the gradient's error; run backpropagation "
-                        "with diagnostics=figure6, and several k, and collect the rows")
+        print(f"no signals.md: no run in {results} measured the gradient's error; run "
+              "backpropagation with diagnostics=figure6, and several k, and collect the rows")
+        return
     path = results / "tables" / "signals.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page(pd.concat(found, ignore_index=True)))

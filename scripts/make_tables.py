@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from scripts.every_source import for_every_source, run
-from scripts.rows import Row, by_method, devices_of, metric_of, read_json_lines, score, setup_of
+from scripts.rows import Row, by_method, devices_of, metric_of, score, title
 
 HEADER = """\
 | method | seeds | {score} | ms per step | x BP | processor ms | peak MB | passes | in a row |
@@ -50,24 +50,23 @@ def table(rows: list[Row]) -> str:
 
 def per_step(group: list[Row], key: str, factor: float = 1.0, digits: int = 2) -> str:
     """The mean of a run's sum by its steps; the oldest rows do not have it."""
-    values = [r[key] / r["steps"] for r in group if key in r]
+    values = [r[key] / r["steps"] for r in group if r[key] is not None]
     return f"{factor * fmean(values):.{digits}f}" if values else "-"
 
 
-def page(rows: list[Row], source: Path) -> str:
+def page(rows: list[Row], name: str) -> str:
     used = ", ".join(f"{row['config_hash']} seed {row['seed']}" for row in rows)
-    title = setup_of(rows, source)
     return (
-        f"# {title}\n\n{table(rows)}\n\nTimes on {devices_of(rows)}. {NOTE}\n\n"
-        f"Rows of {source.name}: {used}.\n"
+        f"# {title(rows[0])}\n\n{table(rows)}\n\nTimes on {devices_of(rows)}. {NOTE}\n\n"
+        f"Rows of {name}: {used}.\n"
     )
 
 
-def write(source: Path, results: Path) -> Path:
-    """Write the table of one results file; returns its path."""
-    path = results / "tables" / f"{source.stem}.md"
+def write(rows: list[Row], name: str, results: Path) -> Path:
+    """Write the table of one setup; returns its path."""
+    path = results / "tables" / f"{name}.md"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(page(read_json_lines(source), source))
+    path.write_text(page(rows, name))
     return path
 
 

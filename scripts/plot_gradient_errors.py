@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 
 from scripts.every_source import for_every_source, run
 from scripts.figure_style import save, two_panels
-from scripts.rows import Row, by_method, read_json_lines, rows_used, setup_of
+from scripts.rows import Row, by_method, rows_used, title
 
 PANELS = {"cosine": "cosine with the exact gradient",
           "increment": "norm of the change since the k before / exact"}  # fmt: skip
@@ -46,22 +46,22 @@ def draw_panel(axes: Axes, table: pd.DataFrame, score: str) -> None:
     axes.set_ylabel(PANELS[score])
 
 
-def draw(source: Path, results: Path) -> Path | None:
-    """The picture of the best-measured method in a results file, None where none was measured."""
-    rows = [row for row in read_json_lines(source) if "gradient_error" in row["curve"]]
+def draw(rows: list[Row], name: str, results: Path) -> Path | None:
+    """The picture of the best-measured method of a setup, None where none was measured."""
+    rows = [row for row in rows if "gradient_error" in row["curve"]]
     if not rows:
         return None
-    name, group = max(by_method(rows).items(), key=lambda item: len(item[1]))
-    note = f"networks trained by {name}, {len(group)} seed{'s' if len(group) > 1 else ''}"
-    figure, left, right = two_panels(setup_of(group, source), note)
+    method, group = max(by_method(rows).items(), key=lambda item: len(item[1]))
+    note = f"networks trained by {method}, {len(group)} seed{'s' if len(group) > 1 else ''}"
+    figure, left, right = two_panels(title(group[0]), note)
     table = moments(group)
     draw_panel(left, table, "cosine")
     draw_panel(right, table, "increment")
     right.set_yscale("log")
     left.legend(title="of training", frameon=False, fontsize=7, title_fontsize=8, ncols=2)
-    picture = results / "figures" / f"{source.stem}.gradient.png"
+    picture = results / "figures" / f"{name}.gradient.png"
     save(figure, picture)
-    picture.with_suffix(".rows.txt").write_text(rows_used(group, source, picture))
+    picture.with_suffix(".rows.txt").write_text(rows_used(group, picture))
     return picture
 
 

@@ -3,7 +3,7 @@
     python scripts/plot_results.py results
 
 NAME.jsonl gives figures/NAME.png and, beside it, NAME.rows.txt: the rows that were used. The
-published values of published.yaml are drawn only beside complete runs (paper, Figures 2 and 3).
+published values of paper.yaml are drawn only beside complete runs (paper, Figures 2 and 3).
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from statistics import fmean, stdev
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from matplotlib.axes import Axes
-from omegaconf import OmegaConf
 
-from experiments.errors import UserError
 from scripts.every_source import for_every_source, run
 from scripts.figure_style import (
     LINE_STYLE,
@@ -28,6 +26,7 @@ from scripts.figure_style import (
     save,
     two_panels,
 )
+from scripts.paper import paper_rows
 from scripts.rows import (
     Row,
     by_method,
@@ -36,11 +35,10 @@ from scripts.rows import (
     method_name,
     metric_of,
     order,
-    read_json_lines,
     rows_used,
     score,
     series_name,
-    setup_of,
+    title,
 )
 
 
@@ -50,14 +48,12 @@ def mean_and_deviation(rows: list[Row]) -> tuple[float, float]:
     return fmean(values), stdev(values) if len(values) > 1 else 0.0
 
 
-def published_for(rows: list[Row], path: Path) -> dict | None:
-    """The published values for these rows' model and data; None for reduced rows."""
-    if any(row["reduced"] for row in rows) or not path.exists():
-        return None
-    for entry in OmegaConf.to_container(OmegaConf.load(path)):
-        if (entry["model"], entry["data"]) == (rows[0]["model"], rows[0]["data"]):
-            return entry
-    return None
+def published_for(rows: list[Row], name: str) -> dict:
+    """The published values of the paper's row ``name``; none for other and for reduced rows."""
+    known = paper_rows()
+    if name not in known or rows[0]["reduced"] or rows[0]["experiment"] != known[name].preset:
+        return {}
+    return known[name].published
 
 
 def draw_scores(axes: Axes, rows: list[Row]) -> None:
@@ -85,29 +81,30 @@ def draw_scores(axes: Axes, rows: list[Row]) -> None:
 
 
 def draw_published(axes: Axes, entry: dict) -> None:
-    axes.axhline(entry["bp"], color="0.5", ls=":", label=f"published BP {entry['bp']:g}")
+    if "bp" in entry:
+        axes.axhline(entry["bp"], color="0.5", ls=":", label=f"published BP {entry['bp']:g}")
     axes.plot(list(entry["highway"]), list(entry["highway"].values()), "o", mfc="none",
               color="0.5", label="published Highway")
 
 
-def draw(source: Path, results: Path) -> Path:
-    """Draw one results file, schedules left out (plot_schedules.py); returns the picture's path."""
-    rows = [row for row in read_json_lines(source) if not row.get("schedule")]
+def draw(rows: list[Row], name: str, results: Path) -> Path | None:
+    """Draw one setup, schedules left out (plot_schedules.py); returns the picture's path."""
+    rows = [row for row in rows if not row["schedule"]]
     if not rows:
-        raise UserError(f"{source} is empty; expected one row per finished run")
-    entry = published_for(rows, results / "published.yaml")
+        return None
+    entry = published_for(rows, name)
     note = f"times on {devices_of(rows)}"
     if entry:
         note += f"\npublished: {entry['source']}"
-    figure, left, right = two_panels(setup_of(rows, source), note)
+    figure, left, right = two_panels(title(rows[0]), note)
     draw_scores(left, rows)
     if entry:
         draw_published(left, entry)
     left.legend(frameon=False, fontsize=8, loc="best")
     draw_loss(right, [(row, row["curve"]["train"]) for row in sorted(rows, key=order)])
-    picture = results / "figures" / f"{source.stem}.png"
+    picture = results / "figures" / f"{name}.png"
     save(figure, picture)
-    picture.with_suffix(".rows.txt").write_text(rows_used(rows, source, picture))
+    picture.with_suffix(".rows.txt").write_text(rows_used(rows, picture))
     return picture
 
 

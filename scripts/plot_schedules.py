@@ -29,10 +29,9 @@ from scripts.rows import (
     devices_of,
     has_k,
     metric_of,
-    read_json_lines,
     rows_used,
     score,
-    setup_of,
+    title,
 )
 
 SCHEDULE_MARKERS = "s^Dv*P<>"
@@ -54,7 +53,7 @@ def draw_panel(axes: Axes, rows: Sequence[Row], cost: Callable[[Row], float], la
     for name, group in by_method(rows).items():
         x, values = fmean(map(cost, group)), [score(row) for row in group]
         y, deviation = fmean(values), stdev(values) if len(values) > 1 else 0.0
-        if group[0].get("schedule"):
+        if group[0]["schedule"]:
             axes.errorbar(x, y, deviation, fmt=next(markers), color=SCHEDULE_COLOUR, capsize=2,
                           label=short(group[0]["schedule"]))  # fmt: skip
         elif group[0]["grad"] == "bp":
@@ -78,19 +77,19 @@ def short(schedule: str) -> str:
     return schedule.replace(" start=0", "").replace(" exact_from=0.9", "").split(" signal")[0]
 
 
-def draw(source: Path, results: Path) -> Path | None:
-    """The picture of a results file, None without schedules or a fixed k to hold them against."""
-    rows = [row for row in read_json_lines(source) if row.get("sequential_passes") is not None]
-    if not any(row.get("schedule") for row in rows) or not any(map(has_k, rows)):
+def draw(rows: list[Row], name: str, results: Path) -> Path | None:
+    """The picture of a setup, None without schedules or a fixed k to hold them against."""
+    rows = [row for row in rows if row["sequential_passes"] is not None]
+    if not any(row["schedule"] for row in rows) or not any(map(has_k, rows)):
         return None
-    figure, left, right = two_panels(setup_of(rows, source), f"times on {devices_of(rows)}")
+    figure, left, right = two_panels(title(rows[0]), f"times on {devices_of(rows)}")
     draw_panel(left, rows, passes_per_step, "sequential passes through the blocks per step")
     left.set_xscale("symlog", linthresh=1)
     draw_panel(right, rows, processor_seconds, "processor time of training (s)")
     left.legend(frameon=False, fontsize=7)
-    picture = results / "figures" / f"{source.stem}.schedules.png"
+    picture = results / "figures" / f"{name}.schedules.png"
     save(figure, picture)
-    picture.with_suffix(".rows.txt").write_text(rows_used(rows, source, picture))
+    picture.with_suffix(".rows.txt").write_text(rows_used(rows, picture))
     return picture
 
 

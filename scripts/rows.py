@@ -1,6 +1,6 @@
 """Rows of finished runs: read them from run folders or results files, name and group them.
 
-A row is a flat dict (model, grad, k, gamma, group_size, data, steps, seed, eval_accuracy, ...).
+A row is a flat dict; experiments/row.py lists its fields.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.errors import UserError
+from experiments.row import check_row
 
 Row = dict
 METHOD_NAMES = {
@@ -35,19 +36,14 @@ METRICS = {
 }
 
 
-def metric_name(row: Row) -> str:
-    """The score that stands for a run; the oldest rows are of classifiers and do not say."""
-    return row.get("metric", "eval_accuracy")
-
-
 def metric_of(rows: Iterable[Row]) -> Metric:
-    """That of all rows; `setup_of` has made sure that they share it."""
-    return METRICS[metric_name(next(iter(rows)))]
+    """That of all rows of one setup."""
+    return METRICS[next(iter(rows))["metric"]]
 
 
 def score(row: Row) -> float:
     """A run's final score in the units of its `Metric`."""
-    return METRICS[metric_name(row)].factor * row[metric_name(row)]
+    return METRICS[row["metric"]].factor * row[row["metric"]]
 
 
 def read_json_lines(path: Path) -> list[dict]:
@@ -65,6 +61,41 @@ def read_json_lines(path: Path) -> list[dict]:
     return records
 
 
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a results file.
+
+    Raises:
+        UserError: the file is empty, a line is not a row of the present schema (missing and
+            unknown fields are named), or two rows are of one run.
+    """
+    rows = read_json_lines(path)
+    if not rows:
+        raise UserError(f"{path} is empty; expected one row per finished run")
+    lines: dict[tuple[str, int], int] = {}
+    for number, row in enumerate(rows, start=1):
+        check_row(row, f"{path} line {number}")
+        first = lines.setdefault(run_of(row), number)
+        if first != number:
+            run = f"{row['config_hash']}, seed {row['seed']}"
+            raise UserError(f"{path} lines {first} and {number} are of one run ({run}); "
+                            "delete one of them")
+    return rows
+
+
+def run_of(row: Row) -> tuple[str, int]:
+    """What a run is known by: its configuration's hash and its seed."""
+    return row["config_hash"], row["seed"]
+
+
+def setups(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows that may be compared together: complete runs first, then those of most examples."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["setup"], title(row), row["lr"]), []).append(row)
+    return sorted(groups.values(), key=lambda g: (
+        g[0]["reduced"], -g[0]["steps"] * g[0]["batch_size"]))
+
+
 def finished_runs(root: Path) -> list[tuple[Row, list[dict]]]:
     """(row, metrics records) of every run folder below ``root`` that has DONE, BP first."""
     runs = []
@@ -73,6 +104,7 @@ def finished_runs(root: Path) -> list[tuple[Row, list[dict]]]:
             row = json.loads((done.parent / "row.json").read_text())
         except (OSError, json.JSONDecodeError) as error:
             raise UserError(f"{done.parent}/row.json cannot be read; run it again") from error
+        check_row(row, f"{done.parent}/row.json")
         runs.append((row, read_json_lines(done.parent / "metrics.jsonl")))
     if not runs:
         raise UserError(f"no finished runs under {root}; expected run folders that contain DONE")
@@ -87,8 +119,8 @@ def order(row: Row) -> tuple:
 def series(row: Row) -> tuple[int, str, int, str]:
     """What one line of a figure over k has in common: all of the method but k, and its schedule."""
     names = list(METHOD_NAMES)
-    size = row["group_size"] or row.get("window") or 1
-    rest = f"{row.get('tolerance') or ''} {row.get('schedule') or ''}"
+    size = row["group_size"] or row["window"] or 1
+    rest = f"{row['tolerance'] or ''} {row['schedule'] or ''}"
     return names.index(row["grad"]), str(row["gamma"] or 0.0), size, rest
 
 
@@ -100,7 +132,7 @@ def has_k(row: Row) -> bool:
 def series_name(row: Row) -> str:
     gamma = f", gamma={row['gamma']}" if row["gamma"] else ""
     groups = f", groups of {row['group_size']}" if (row["group_size"] or 1) > 1 else ""
-    stops = f", tolerance {row['tolerance']}" if row.get("tolerance") else ""
+    stops = f", tolerance {row['tolerance']}" if row["tolerance"] else ""
     return METHOD_NAMES[row["grad"]] + gamma + groups + stops
 
 
@@ -110,7 +142,7 @@ def method_name(row: Row) -> str:
         return f"Truncated BPTT {row['window']}"
     if row["grad"] == "bp":
         return "BP"
-    return f"{series_name(row)} {row.get('schedule') or 'k=' + str(row['k'])}"
+    return f"{series_name(row)} {row['schedule'] or 'k=' + str(row['k'])}"
 
 
 def by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
@@ -123,15 +155,20 @@ def by_method(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 def setup_of(rows: Iterable[Row], where: Path) -> str:
     """Model, data and steps, which all rows must share to be comparable, as a title."""
-    titles = {f"{r['model']}{size(r)} on {r['data']}, {length(r)}" for r in rows}
+    titles = {title(row) for row in rows}
     if len(titles) != 1:
         raise UserError(f"{where} mixes {' and '.join(sorted(titles))}; expected only one of them")
     return titles.pop()
 
 
+def title(row: Row) -> str:
+    """What a run trained, for how long, and whether that is less than its recipe says."""
+    return f"{row['model']}{size(row)} on {row['data']}, {length(row)}"
+
+
 def size(row: Row) -> str:
     """The number of parameters where the row has it."""
-    n = row.get("parameters")
+    n = row["parameters"]
     return "" if n is None else f" ({n / 1e6:.2f}M parameters)"
 
 
@@ -145,9 +182,9 @@ def devices_of(rows: Iterable[Row]) -> str:
     return " and ".join(sorted({row["device"] for row in rows}))
 
 
-def rows_used(rows: Iterable[Row], source: Path, picture: Path) -> str:
+def rows_used(rows: Iterable[Row], picture: Path) -> str:
     """What a picture was drawn from, a line per row."""
-    lines = [f"rows of {source.name} in {picture.name}:"]
+    lines = [f"rows in {picture.name}:"]
     for row in sorted(rows, key=order):
         state = "dirty" if row["dirty"] else "clean"
         lines.append(
@@ -175,7 +212,7 @@ def curve(row: Row, records: list[dict]) -> dict[str, dict[str, list[float]]]:
     measured = [r for r in records if "gradient_error" in r]
     return {
         "train": _columns(train, ("step", "seconds", "train_loss")),
-        "eval": _columns(evaluation, ("step", "seconds", "eval_loss", metric_name(row))),
+        "eval": _columns(evaluation, ("step", "seconds", "eval_loss", row["metric"])),
         **({"gradient_error": _moments(measured)} if measured else {}),
     }
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from experiments import checkpoint
+from experiments.row import check_row
 from tests.train_cli import command_line, only_run, records_of, row_of
 
 # Seconds and memory belong to the machine; all else of a run is repeated bit for bit.
@@ -51,6 +52,8 @@ def test_each_method_leaves_a_whole_run(train, runs, overrides, grad, k, gamma):
     assert (row["model"], row["data"], row["steps"], row["seed"]) == (
         "resnet20_preact", "digits", 6, 0)  # fmt: skip
     assert row["reduced"] is True
+    check_row(row, "row.json")
+    assert (row["experiment"], row["L"]) == ("digits_tiny", 3)
     trained = [r for r in records if "train_loss" in r]
     assert [r["step"] for r in trained] == [1, 2, 3, 4, 5, 6]
     assert all(r["k"] == k for r in trained)

@@ -1,0 +1,46 @@
+"""The paper's nine experiments and printed figures, from results/paper.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from experiments.errors import UserError
+
+REPOSITORY = Path(__file__).parent.parent
+PAPER = REPOSITORY / "results" / "paper.yaml"
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One row of Table 2; the fields are explained at the top of results/paper.yaml."""
+
+    key: str
+    title: str
+    preset: str
+    stand_ins: list[str]
+    figure: int
+    metric: str
+    L: int
+    parameters: int
+    intermediate_losses: bool
+    sweep: dict[str, list[int]]
+    published: dict = field(default_factory=dict)
+    milliseconds: dict = field(default_factory=dict)
+    speedup: dict[int, float] = field(default_factory=dict)
+
+
+def paper_rows() -> dict[str, PaperRow]:
+    """The nine rows by key, in the order of Table 2."""
+    return {key: PaperRow(key=key, **entry)
+            for key, entry in OmegaConf.to_container(OmegaConf.load(PAPER)).items()}
+
+
+def paper_row(key: str) -> PaperRow:
+    """One of them; UserError naming all keys for an unknown one."""
+    rows = paper_rows()
+    if key not in rows:
+        raise UserError(f"row {key!r} is not one of the paper's; expected {', '.join(rows)}")
+    return rows[key]
