@@ -1,11 +1,10 @@
-"""What the configuration chooses: the paper's recipe by the model alone, and each preset's row."""
+"""What the configuration chooses: a row's recipe by the model alone, and what presets set."""
 
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig
 
 from experiments.config import config_hash, identity, register_schema
 from tests.train_cli import ROOT
@@ -13,13 +12,6 @@ from tests.train_cli import ROOT
 PRESETS = sorted(file.stem for file in (ROOT / "configs" / "experiment").glob("*.yaml"))
 RESNETS = sorted(file.stem for file in (ROOT / "configs" / "model").glob("resnet*.yaml")
                  if file.stem != "resnet50")  # torchvision's
-# The rows of recurrent networks: vocabulary or classes, and the paper's number of parameters.
-RNNS = {
-    "lstm_char": ({"vocabulary": 210}, 2.32e6),
-    "gru_char": ({"vocabulary": 210}, 1.79e6),
-    "gru_words": ({"vocabulary": 16000}, 21.1e6),
-    "gru_pixels": ({"classes": 10}, 29.8e3),
-}
 
 
 @pytest.fixture
@@ -29,43 +21,28 @@ def composed():
         yield lambda *overrides: compose("config", list(overrides))
 
 
-def recipe(cfg: DictConfig) -> tuple:
-    return cfg.data.name, cfg.optim.epochs, cfg.optim.batch_size, cfg.optim.warmup_steps
-
-
 @pytest.mark.parametrize(
-    ("model", "expected"),
+    ("model", "row"),
     [
-        ("resnet32_preact", ("uoft-cs/cifar10", 200, 128, 0)),
-        ("resnet110", ("uoft-cs/cifar10", 200, 128, 0)),
-        ("resnet56", ("benjamin-paine/imagenet-1k-32x32", 100, 128, 0)),
+        ("resnet32_preact", "resnet32_cifar10"),
+        ("resnet110", "resnet110_cifar10"),
+        ("resnet56", "resnet56_imagenet32"),
+        ("gpt2", "gpt2_wikitext103"),
+        ("roberta", "roberta_mnli"),
+        ("lstm_char", "lstm_wikitext103_chars"),
+        ("gru_char", "gru_wikitext103_chars"),
+        ("gru_words", "gru_wikitext103_words"),
+        ("gru_pixels", "gru_cifar10_pixels"),
     ],
 )
-def test_a_model_brings_the_papers_recipe(composed, model, expected):
-    cfg = composed(f"model={model}")
-    assert recipe(cfg) == expected
-    assert (cfg.optim.lr, cfg.optim.momentum, cfg.optim.weight_decay) == (0.1, 0.9, 1e-4)
-    assert list(cfg.optim.drops) == [0.5, 0.75]
+def test_a_model_alone_brings_its_rows_recipe(composed, model, row):
+    assert identity(composed(f"model={model}")) == identity(composed(f"experiment={row}"))
 
 
 def test_the_command_line_has_the_last_word(composed):
     cfg = composed("model=resnet110", "data=digits", "optim=sgd_resnet110", "optim.lr=0.02")
     assert "digits" in cfg.data._target_
     assert (cfg.optim.warmup_steps, cfg.optim.lr) == (400, 0.02)
-
-
-@pytest.mark.parametrize("model", RNNS)
-def test_recurrent_networks_have_the_papers_parameters_and_recipe(composed, model):
-    cfg = composed(f"model={model}")
-    arguments, parameters = RNNS[model]
-    built = instantiate(cfg.model, **arguments)
-    trained = sum(p.numel() for p in built.parameters() if p.requires_grad)
-    assert trained == pytest.approx(parameters, rel=2.5e-3)
-    assert (cfg.optim.algorithm, cfg.optim.schedule, cfg.optim.batch_size) == (
-        "adam", "cosine", 128)  # fmt: skip
-    assert (cfg.optim.lr, cfg.optim.final_lr) == (1e-3, 1e-4)
-    steps = (2500, 250) if model == "gru_pixels" else (10000, 1000)
-    assert (cfg.optim.steps, cfg.optim.warmup_steps) == steps
 
 
 @pytest.mark.parametrize("model", RESNETS)

@@ -1,6 +1,5 @@
 """Images: batches as a function of the step, augmentation, and what a broken download says."""
 
-import io
 import os
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from PIL import Image
 
 from experiments.data import images as images_module
 from experiments.data.augment import PADDING, Draw, draw, mirror_and_crop
@@ -20,6 +18,7 @@ from experiments.data.batches import TrainBatches, eval_batches
 from experiments.data.digits import load_digits
 from experiments.data.images import ImageData, channel_statistics, hold_out, load_hub_images
 from experiments.errors import UserError
+from tests.experiments.hub_layout import png, write_readme
 
 NAME = "somebody/tiny"
 ROWS = {"train": 12, "test": 5}
@@ -161,12 +160,6 @@ def test_a_validation_split_that_does_not_fit_is_told(validation):
 # files in the hub's layout
 
 
-def png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
-    return file.getvalue()
-
-
 class Folder:
     """A small data set on disk, laid out like a repository of the hub: two train shards."""
 
@@ -185,11 +178,7 @@ class Folder:
             )
         ]
         (self.folder / "plain").mkdir(parents=True)
-        self.folder.joinpath("README.md").write_text(
-            "---\nconfigs:\n- config_name: plain\n  data_files:\n"
-            "  - split: train\n    path: plain/train-*\n  - split: test\n    path: plain/test-*\n"
-            "---\n"
-        )
+        write_readme(self.folder, "plain", "plain", ("train", "test"))
         self.write()
 
     def write(self) -> None:

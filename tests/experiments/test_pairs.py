@@ -4,47 +4,30 @@ import json
 
 import pytest
 import torch
+from datasets import ClassLabel, Value
 
 from experiments.data.grammar import load_grammar
 from experiments.data.pairs import load_hub_pairs, model_input
 from experiments.errors import UserError
+from tests.experiments.hub_layout import LABELS, write_split, write_tokenizer
 
 ROWS = [("a dog runs", "an animal moves", 0), ("a dog runs", "a red dog runs", 1),
         ("a dog runs", "nobody moves", 2), ("no label here", "at all", -1)]  # fmt: skip
-NAMES = ["entailment", "neutral", "contradiction"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """A tokenizer of words in the format of transformers."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    from models.pretrained import quiet_transformers
-
-    words = sorted({w for p, h, _ in ROWS for w in f"{p} {h}".split()})
-    ids = {w: i for i, w in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}
-    backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 1))
     folder = tmp_path_factory.mktemp("tokenizer")
-    quiet_transformers().PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    write_tokenizer(folder, sorted({w for p, h, _ in ROWS for w in f"{p} {h}".split()}))
     return str(folder)
 
 
-def hub_folder(root, names=NAMES):
-    from datasets import ClassLabel, Dataset, Features, Value
-
+def hub_folder(root, names=LABELS):
     label = Value("int64") if names is None else ClassLabel(names=names)
-    features = Features({"premise": Value("string"), "hypothesis": Value("string"),
-                         "label": label})  # fmt: skip
     columns = dict(zip(("premise", "hypothesis", "label"), map(list, zip(*ROWS, strict=True)),
                        strict=True))  # fmt: skip
-    folder = root / "pairs" / "data"
-    folder.mkdir(parents=True)
     for split in ("train", "test"):
-        rows = Dataset.from_dict(columns, features)
-        rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+        write_split(root / "pairs" / "data", split, columns, label=label)
     return str(root)
 
 
@@ -54,21 +37,21 @@ def load(root, tokenizer, tmp_path, **more):
                           root, cache_dir=str(tmp_path / "cache"), **more)  # fmt: skip
 
 
-@pytest.mark.parametrize("names", [NAMES, None])
+@pytest.mark.parametrize("names", [LABELS, None])
 def test_pairs_of_the_hubs_format(tmp_path, tokenizer, names):
     data = load(hub_folder(tmp_path, names), tokenizer, tmp_path)
     assert data.train_labels.tolist() == [0, 1, 2]  # the row without a label is left out
     assert data.train.shape == (3, 2, 12)
     (x, y), = data.eval_batches(10, "cpu")
-    assert x.shape == (3, 3, 10) and y.tolist() == [2, 0, 1]  # the shortest first
+    assert x.shape == (3, 3, 11) and y.tolist() == [2, 0, 1]  # the shortest first
     tokens, mask, _ = x[0]
-    assert mask.tolist() == [1] * 8 + [0] * 2 and tokens[8:].tolist() == [0, 0]
+    assert mask.tolist() == [1] * 9 + [0] * 2 and tokens[9:].tolist() == [1, 1]
     again = load(str(tmp_path), tokenizer, tmp_path, train_limit=2)
     assert torch.equal(again.train, data.train[:2])
 
 
 def test_labels_in_another_order_are_refused(tmp_path, tokenizer):
-    root = hub_folder(tmp_path, NAMES[::-1])
+    root = hub_folder(tmp_path, LABELS[::-1])
     with pytest.raises(UserError, match=r"expected \['entailment', 'neutral', 'contradiction'\]"):
         load(root, tokenizer, tmp_path)
 
@@ -100,7 +83,7 @@ def test_the_grammar_is_balanced_and_its_test_pairs_are_new():
 
 
 def sizes(**more):
-    return dict(vocabulary=40, padding=0, labels=NAMES, layers=1, hidden=8, heads=2, length=8,
+    return dict(vocabulary=40, padding=0, labels=LABELS, layers=1, hidden=8, heads=2, length=8,
                 **more)  # fmt: skip
 
 
@@ -117,7 +100,7 @@ def test_a_classifier_can_be_saved_and_given_as_pretrained(tmp_path):
 @pytest.mark.parametrize("wrong, line", [
     ({"vocabulary": 41}, "knows 40 tokens; expected the tokenizer's 41"),
     ({"padding": 1}, "pads with token 0; expected the tokenizer's 1"),
-    ({"labels": NAMES[::-1]}, "has the labels ['entailment', 'neutral', 'contradiction']"),
+    ({"labels": LABELS[::-1]}, "has the labels ['entailment', 'neutral', 'contradiction']"),
 ])  # fmt: skip
 def test_what_does_not_match_the_pretrained_model(tmp_path, wrong, line):
     from models.pair_classifier import PairClassifier

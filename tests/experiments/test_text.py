@@ -16,6 +16,7 @@ from experiments.data.text import TextData, load_hub_text
 from experiments.data.text_batches import TextBatches, windows
 from experiments.data.topics import load_topics
 from experiments.errors import UserError
+from tests.experiments.hub_layout import write_split
 
 TRAIN, TEST = "somebody/articles", "somebody/scored"
 ROWS = [" = Title = \n", " the cat sat on the mat , naïvely \n", " \n", " the dog ? \n"] * 8
@@ -121,14 +122,12 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root, self.cache = root / "data", root / "cache"
         self.files = {}
-        for name, split in ((TRAIN, "train"), (TEST, "validation")):
-            folder = self.root / name / "data"
-            folder.mkdir(parents=True)
-            self.files[split] = folder / f"{split}-00000-of-00001.parquet"
-            self.write(split, ROWS if split == "train" else ROWS[:8])
+        self.write("train", ROWS)
+        self.write("validation", ROWS[:8])
 
     def write(self, split: str, rows: list[str]) -> None:
-        datasets.Dataset.from_dict({"text": rows}).to_parquet(self.files[split])
+        name = TRAIN if split == "train" else TEST
+        self.files[split] = write_split(self.root / name / "data", split, {"text": rows})
 
     def load(self, **changes) -> TextData:
         arguments = dict(
@@ -141,7 +140,6 @@ class Folder:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    datasets.disable_progress_bars()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
     return Folder(tmp_path)
 
