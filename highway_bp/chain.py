@@ -17,6 +17,7 @@ from highway_bp.methods import Backprop, Highway, Method
 from highway_bp.module_system import ModuleSystem
 from highway_bp.residual_check import warn_without_residual
 from highway_bp.segment import Segment, run_segment
+from highway_bp.split_check import check_split
 from highway_bp.takes_method import TakesMethod
 from highway_bp.watch import Watched
 
@@ -46,7 +47,7 @@ class ResidualChain(TakesMethod, nn.ModuleList):
 
     def __init__(self, layers: Iterable[nn.Module], method: Method | None = None):
         super().__init__(layers)
-        self._checked = False  # by the first pass, for captured tensors and missing residuals
+        self._checked = False  # by the first pass: captured tensors, carries, missing residuals
         self.gammas = GammaMemory()
         self.iterations: list[int] = []  # of the last backward pass
         self.method = Backprop() if method is None else method
@@ -78,6 +79,8 @@ class ResidualChain(TakesMethod, nn.ModuleList):
 
         Raises:
             TypeError: ``h`` is not a floating tensor, or a layer returns something else.
+            ValueError: the carry of a layer with ``block`` and ``residual`` is not its residual
+                path's (looked at on the first pass).
             RuntimeError: a layer uses a tensor that needs a gradient and is neither a parameter
                 of the chain nor an argument.
         """
@@ -119,6 +122,9 @@ class ResidualChain(TakesMethod, nn.ModuleList):
             layers = [self[i] for i in group]
             names = [f"layer {i} ({self[i]._get_name()})" for i in group]
             segment = run_segment(layers, names, h, args, kwargs)
+            if not self._checked:
+                check_split(segment)
+            segment.z = None  # a hidden state of memory
             segments.append(segment)
             h = segment.h_out
         return segments
@@ -162,7 +168,7 @@ class _CutChain(torch.autograd.Function):
         if ctx.check_residual:
             warn_without_residual(system)
         w = ctx.method.solve(system)
-        leaf_grads = _parameter_step(segments, b, w, ctx.leaves, keep)
+        leaf_grads = parameter_step(segments, b, w, ctx.leaves, keep)
         if not keep:
             ctx.segments = None
         w_0 = w[0]
@@ -171,7 +177,7 @@ class _CutChain(torch.autograd.Function):
         return None, None, None, None, w_0, *leaf_grads
 
 
-def _parameter_step(segments, b, w, leaves, keep: bool) -> list[Tensor | None]:
+def parameter_step(segments, b, w, leaves, keep: bool) -> list[Tensor | None]:
     """w_i df_i/dtheta_i of all layers in one pass of the autograd engine."""
     outputs, cotangents = [], []
     for segment, b_segment, w_end in zip(segments, b, w[1:], strict=True):

@@ -23,6 +23,7 @@ class Segment:
         carries: what each layer's ``with_carry`` gave as its K, else None.
         split: True when the graph holds the path through the block alone (the residual path is
             cut), so that a vector-Jacobian product gives w J; otherwise it gives w (J + K).
+        z: what the block of a split layer returned, until it has been checked.
     """
 
     layers: Sequence[nn.Module]
@@ -31,6 +32,7 @@ class Segment:
     states: list[Tensor]
     carries: list[object]
     split: bool
+    z: Tensor | None = None
 
     @property
     def h_out(self) -> Tensor:
@@ -84,11 +86,12 @@ def run_segment(
     states: list[Tensor] = []
     carries: list[object] = []
     for layer, name in zip(layers, names, strict=True):
-        x, K = states[-1] if states else h_in, None
+        x, K, z = states[-1] if states else h_in, None, None
         version = x._version
         with _named_in_place_errors(name):
             if split:
-                out = layer.residual(x.detach(), layer.block(x, *args, **kwargs))
+                z = layer.block(x, *args, **kwargs)
+                out = layer.residual(x.detach(), z)
             elif hasattr(layer, "with_carry") and _is_plain(layer):
                 out, K = layer.with_carry(x, *args, **kwargs)
             else:
@@ -102,7 +105,7 @@ def run_segment(
             raise RuntimeError(_IN_PLACE.format(name))
         states.append(out)
         carries.append(K)
-    return Segment(layers, names, h_in, states, carries, split)
+    return Segment(layers, names, h_in, states, carries, split, z)
 
 
 _IN_PLACE = "{} changes its input in place; a layer of a ResidualChain returns a new tensor"

@@ -518,3 +518,38 @@ def test_nothing_of_a_step_outlives_it():
         assert [ref() for ref in seen] == [None] * 3
     finally:
         gc.enable()
+
+
+class Scaled(nn.Module):
+    """a h + tanh(W h), split, with a carry that the test gives it."""
+
+    def __init__(self, carry=None):
+        super().__init__()
+        self.body = nn.Linear(5, 5).double()
+        self.a = 0.5
+        if carry is not None:
+            self.carry = carry
+
+    def block(self, h):
+        return torch.tanh(self.body(h))
+
+    def residual(self, h, z):
+        return self.a * h + z
+
+    def forward(self, h):
+        return self.residual(h, self.block(h))
+
+
+@pytest.mark.parametrize(
+    ("carry", "told"),
+    [(None, "it has no carry"), (lambda h_in, h_out: 0.7, "its carry is another")],
+)
+def test_a_split_layer_with_a_wrong_carry_is_refused(carry, told):
+    chain = hb.ResidualChain([Scaled(lambda a, b: 0.5), Scaled(carry)], hb.Highway(2))
+    x = torch.randn(3, 5, dtype=torch.float64)
+    with pytest.raises(ValueError, match=rf"layer 1 \(Scaled\): the residual path .* {told}"):
+        chain(x)
+    chain[1].carry = lambda h_in, h_out: 0.5
+    chain(x).sum().backward()
+    exact = torch.autograd.grad(nn.Sequential(*chain)(x).sum(), chain[0].body.weight)[0]
+    torch.testing.assert_close(chain[0].body.weight.grad, exact)
