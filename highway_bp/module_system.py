@@ -24,12 +24,14 @@ class ModuleSystem:
         segments: the L runs of layers.
         b: per segment the cotangents of all its states, None where no loss arrives.
         gammas: the chain's estimates for gamma="auto".
+        start: number of the first segment, where others come before it on other processes.
     """
 
     def __init__(
         self, segments: Sequence[Segment], b: Sequence[Sequence[Tensor | None]],
-        gammas: GammaMemory,
+        gammas: GammaMemory, start: int = 0,
     ):  # fmt: skip
+        self._start = start
         self.length = len(segments)
         self._gammas = gammas
         self.segments = segments
@@ -83,14 +85,14 @@ class ModuleSystem:
         return self._estimate(probes=1, seed=0)
 
     def _estimate(self, probes: int, seed: int) -> list[float]:
-        device = self.segments[0].h_in.device
-        generator = torch.Generator(device).manual_seed(seed)  # leaves the global stream alone
-        return [self._estimate_one(i, probes, generator) for i in range(self.length)]
+        return [self._estimate_one(i, probes, seed) for i in range(self.length)]
 
-    def _estimate_one(self, i: int, probes: int, generator: torch.Generator) -> float:
+    def _estimate_one(self, i: int, probes: int, seed: int) -> float:
         segment, K = self.segments[i], self.carry(i) if i >= self._first else None
         if K is None:
             return 0.0
+        generator = torch.Generator(segment.h_in.device)  # leaves the global stream alone
+        generator.manual_seed((seed << 16) + self._start + i)
 
         def zJ(z: Tensor) -> Tensor | None:
             v = segment.vjp(z)

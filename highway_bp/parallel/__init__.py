@@ -1,0 +1,1 @@
+"""Layers spread over the processes of a torch.distributed group."""

@@ -1,0 +1,71 @@
+"""Messages between the ranks of a group, all non-blocking inside one exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_HEADER = 10  # dtype, number of dimensions, up to 8 sizes
+
+
+class Ranks:
+    """A group of processes in the order of their layers.
+
+    Args:
+        group: a process group; None for all processes.
+
+    Raises:
+        RuntimeError: torch.distributed has not been started.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None):
+        if not dist.is_initialized():
+            raise RuntimeError("torch.distributed is not initialised; call init_process_group() in "
+                               "processes started by torchrun")  # fmt: skip
+        self.group = dist.group.WORLD if group is None else group
+        self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.rank == self.size - 1
+
+    def exchange(
+        self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]
+    ) -> None:
+        """Send tensors to ranks and fill others from ranks; returns when all has arrived."""
+        ops = [dist.P2POp(dist.isend, t.contiguous(), group=self.group, group_peer=to)
+               for t, to in sends]
+        ops += [dist.P2POp(dist.irecv, t, group=self.group, group_peer=source)
+                for t, source in receives]  # fmt: skip
+        for work in dist.batch_isend_irecv(ops) if ops else ():
+            work.wait()
+
+    def send_state(self, h: Tensor, to: int) -> None:
+        """A tensor whose shape and dtype the receiver does not know."""
+        header = torch.zeros(_HEADER, dtype=torch.int64, device=h.device)
+        header[: 2 + h.ndim] = torch.tensor([_DTYPES.index(h.dtype), h.ndim, *h.shape])
+        self.exchange([(header, to)], [])
+        self.exchange([(h, to)], [])
+
+    def receive_state(self, source: int, device: torch.device) -> Tensor:
+        """What `send_state` sent."""
+        header = torch.zeros(_HEADER, dtype=torch.int64, device=device)
+        self.exchange([], [(header, source)])
+        dtype, ndim, *sizes = header.tolist()
+        h = torch.empty(sizes[:ndim], dtype=_DTYPES[dtype], device=device)
+        self.exchange([], [(h, source)])
+        return h
+
+    def sum(self, values: Sequence[float], device: torch.device) -> list[float]:
+        """Numbers added up over all ranks."""
+        total = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(total, group=self.group)
+        return total.tolist()

@@ -1,0 +1,139 @@
+"""The linear system of layers on several ranks, as gradient methods see it (`LinearSystem`).
+
+Rank r holds layers between the states r and r + 1 of the groups: their block, their carry, and the
+gradient w_{r+1} of its output; rank 0 holds w_0 as well. All ranks solve at once, by the same
+method, which knows nothing of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from highway_bp.auto_gamma import AutoGamma, GammaMemory
+from highway_bp.carry import Scalar
+from highway_bp.methods import Gamma
+from highway_bp.module_system import ModuleSystem
+from highway_bp.parallel import scans
+from highway_bp.parallel.ranks import Ranks
+from highway_bp.segment import Segment
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a rank holds of w_0 .. w_P: w_{r+1}, and on the first rank w_0."""
+
+    out: Tensor
+    first: Tensor | None
+
+
+class ShardedSystem:
+    """One rank's part.
+
+    Args:
+        b: cotangents of the states of the rank's layers, None where no loss arrives.
+        scan: "sequential", "doubling" or "gathered".
+        kind: the largest `scans.kind_of` among the ranks' carries.
+    """
+
+    def __init__(self, ranks: Ranks, segment: Segment, b: Sequence[Tensor | None],
+                 gammas: GammaMemory, scan: str, kind: int):  # fmt: skip
+        self.length = ranks.size
+        self._ranks, self._scan, self._kind = ranks, scan, kind
+        inside, out = b[:-1], b[-1]
+        self._local = ModuleSystem([segment], [[None] * len(b)], gammas, start=ranks.rank)
+        self._segment = segment
+        self._b = self._with_inner(segment.inner_cotangent(inside), out)
+        self._factors: dict[float, list] = {}
+
+    def _with_inner(self, inner: Tensor | None, out: Tensor | None) -> Held:
+        """b_{r+1}: losses inside the run of the rank behind arrive at the state in between."""
+        out = torch.zeros_like(self._segment.h_out) if out is None else out.clone()
+        first = torch.zeros_like(self._segment.h_in) if inner is None else inner
+        received = self._pass_down(first)
+        return Held(out if received is None else out + received,
+                    first if self._ranks.is_first else None)
+
+    def _pass_down(self, v: Tensor) -> Tensor | None:
+        """Every rank's v to the rank before it; what has come from the one behind, if any."""
+        ranks, received = self._ranks, torch.empty_like(self._segment.h_out)
+        ranks.exchange([] if ranks.is_first else [(v, ranks.rank - 1)],
+                       [] if ranks.is_last else [(received, ranks.rank + 1)])
+        return None if ranks.is_last else received
+
+    def cotangents(self) -> Held:
+        return replace(self._b)
+
+    def through_blocks(self, w: Held, gamma: Gamma, states: range) -> Held:
+        """State i is computed on rank i, behind it, and goes to rank i - 1, which holds it."""
+        ranks, r = self._ranks, self._ranks.rank
+        own, behind = r in states, r + 1 in states
+        v = self._pushed(w.out, _of(gamma, r)) if own else None
+        received = torch.empty_like(w.out)
+        ranks.exchange([(v, r - 1)] if own and r else [], [(received, r + 1)] if behind else [])
+        return Held(self._b.out + received if behind else w.out,
+                    self._b.first + v if own and ranks.is_first else w.first)
+
+    def _pushed(self, w: Tensor, gamma: float) -> Tensor:
+        v, _ = self._local.through_blocks([None, w], gamma, range(1))
+        return torch.zeros_like(self._segment.h_in) if v is None else v
+
+    def scan(self, v: Held, gamma: Gamma, states: range) -> Held:
+        n, ranks = states.stop - 1, self._ranks  # state n + 1 is whole, on rank n
+        share = 1.0 - _of(gamma, ranks.rank)
+        K = self._local.carry(0)
+
+        def carried(u: Tensor) -> Tensor:
+            return K.vecmat(u) * share
+
+        if self._scan == "sequential" or self._kind > 2:
+            out = scans.sequential(ranks, v.out, carried, self._segment.h_in, n)
+        elif self._scan == "doubling":
+            out = scans.doubling(ranks, v.out, self._prepared(scans.doubled, share), n)
+        else:
+            out = scans.gathered(ranks, v.out, self._prepared(scans.all_factors, share), n)
+        return Held(out, v.first + carried(out) if ranks.is_first else v.first)
+
+    def _prepared(self, make, share: float) -> list[scans.Factor]:
+        """The factors of a scan, formed once: those of rank r + 1's carry, which it sends."""
+        if share not in self._factors:
+            self._factors[share] = make(self._ranks, self._incoming(share))
+        return self._factors[share]
+
+    def _incoming(self, share: float) -> scans.Factor:
+        """M_r = (1 - gamma) K of rank r + 1."""
+        kind = max(self._kind, 0 if share == 1.0 else 1)
+        M = self._local.carry(0) @ Scalar(share) if share != 1.0 else self._local.carry(0)
+        mine = scans.as_factor(M, kind, self._segment.h_in)
+        if mine is None:
+            return None
+        received = torch.ones_like(mine if kind == 1 else self._segment.h_out)
+        ranks = self._ranks
+        ranks.exchange([] if ranks.is_first else [(mine, ranks.rank - 1)],
+                       [] if ranks.is_last else [(received, ranks.rank + 1)])
+        return received
+
+    def keep(self, w: Held) -> Held:
+        return w  # no call writes into what it is given
+
+    def change(self, w: Held, kept: Held) -> float:
+        pairs = [(a, b) for a, b in ((w.out, kept.out), (w.first, kept.first)) if a is not None]
+        squares = [sum(float(torch.linalg.vector_norm(t) ** 2) for t in tensors) for tensors in (
+            [a - b for a, b in pairs], [a for a, _ in pairs])]  # fmt: skip
+        changed, whole = self._ranks.sum(squares, w.out.device)
+        return math.sqrt(changed / whole) if whole else 0.0
+
+    def smallest_blocks(self, auto: AutoGamma) -> list[float]:
+        (mine,) = self._local.smallest_blocks(auto)
+        everyone = [None] * self.length
+        dist.all_gather_object(everyone, mine, group=self._ranks.group)
+        return everyone
+
+
+def _of(gamma: Gamma, i: int) -> float:
+    return gamma[i] if isinstance(gamma, list) else gamma
