@@ -50,18 +50,23 @@ class Ranks:
 
     def send_state(self, h: Tensor, to: int) -> None:
         """A tensor whose shape and dtype the receiver does not know."""
-        header = torch.zeros(_HEADER, dtype=torch.int64, device=h.device)
-        header[: 2 + h.ndim] = torch.tensor([_DTYPES.index(h.dtype), h.ndim, *h.shape])
-        self.exchange([(header, to)], [])
+        self.exchange([(_header(h), to)], [])
         self.exchange([(h, to)], [])
 
     def receive_state(self, source: int, device: torch.device) -> Tensor:
         """What `send_state` sent."""
         header = torch.zeros(_HEADER, dtype=torch.int64, device=device)
         self.exchange([], [(header, source)])
-        dtype, ndim, *sizes = header.tolist()
-        h = torch.empty(sizes[:ndim], dtype=_DTYPES[dtype], device=device)
+        h = _like_header(header)
         self.exchange([], [(h, source)])
+        return h
+
+    def broadcast_state(self, h: Tensor, source: int) -> Tensor:
+        """``h`` of rank ``source`` on every rank; of the others, its device alone counts."""
+        header = _header(h)
+        dist.broadcast(header, group=self.group, group_src=source)
+        h = h.contiguous() if self.rank == source else _like_header(header)
+        dist.broadcast(h, group=self.group, group_src=source)
         return h
 
     def sum(self, values: Sequence[float], device: torch.device) -> list[float]:
@@ -69,3 +74,14 @@ class Ranks:
         total = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(total, group=self.group)
         return total.tolist()
+
+
+def _header(h: Tensor) -> Tensor:
+    header = torch.zeros(_HEADER, dtype=torch.int64, device=h.device)
+    header[: 2 + h.ndim] = torch.tensor([_DTYPES.index(h.dtype), h.ndim, *h.shape])
+    return header
+
+
+def _like_header(header: Tensor) -> Tensor:
+    dtype, ndim, *sizes = header.tolist()
+    return torch.empty(sizes[:ndim], dtype=_DTYPES[dtype], device=header.device)

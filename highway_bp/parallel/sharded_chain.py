@@ -1,8 +1,8 @@
-"""A residual chain whose layers are spread over the processes of a group (paper, Appendix E)."""
+"""A residual chain whose layers are run by the processes of a group (paper, Appendix E)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from highway_bp.chain import parameter_step
 from highway_bp.first_order import first_order
 from highway_bp.methods import Backprop, Method
 from highway_bp.parallel import scans
+from highway_bp.parallel.ends import arrive, enter
 from highway_bp.parallel.ranks import Ranks
 from highway_bp.parallel.sharded_system import ShardedSystem
 from highway_bp.segment import run_segment
@@ -23,20 +24,20 @@ SCANS = ("auto", "sequential", "doubling", "gathered")
 GATHER_BELOW = 1 << 20  # bytes of one state: larger ones are moved less by doubling
 
 
-class ShardedChain(TakesMethod, nn.Module):
-    """Every process runs its share of the layers; in the backward pass all work at once.
+class ShardedChain(TakesMethod, nn.ModuleList):
+    """A `ResidualChain` to whoever calls it; every process runs its own layers.
 
-    The layers of a process are one group, exact inside: with P processes, k iterations hold every
-    path through at most k groups, and k = P - 1 is backpropagation. `Backprop()` is plain model
-    parallelism. Every process calls forward and backward, in the same order::
+    The state goes through the processes one after the other; in the backward pass all work at
+    once. The layers of a process are one group, exact inside: with P processes, k iterations hold
+    every path through at most k groups, and k = P - 1 is backpropagation. `Backprop()` is plain
+    model parallelism.
 
-        h = chain(x)                                     # x is looked at on the first process
-        loss = chain.on_last(h, lambda h: criterion(head(h), y))
-        loss.backward()                                  # the same loss everywhere
+    All processes build the same model and call it with the same input, and so ``backward()``. What
+    comes before and after the chain they all compute, to the same gradients; of the layers, each
+    has gradients for its own, the others stay as they are until `synchronize`.
 
     Args:
-        layers: all layers, the same on every process; each keeps its own, under their numbers, so
-            that the ``state_dict``s of all together are that of a `ResidualChain`.
+        layers: all layers f_1 .. f_L, the same on every process.
         method: as of a `ResidualChain`; ``group_size`` stays 1.
         group: the processes; None for all.
         sizes: layers per process; None for shares as equal as can be.
@@ -48,16 +49,14 @@ class ShardedChain(TakesMethod, nn.Module):
         ValueError: more processes than layers, sizes that do not add up, an unknown scan.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], method: Method | None = None,
+    def __init__(self, layers: Iterable[nn.Module], method: Method | None = None,
                  group: dist.ProcessGroup | None = None, sizes: Sequence[int] | None = None,
                  scan: str = "auto"):  # fmt: skip
-        super().__init__()
+        super().__init__(layers)
         if scan not in SCANS:
             raise ValueError(f"scan={scan!r}; expected one of {', '.join(SCANS)}")
         self.ranks, self.scan = Ranks(group), scan
-        self.own = share_of(len(layers), self.ranks, sizes)
-        for i in self.own:
-            self.add_module(str(i), layers[i])
+        self.shares = shares_of(len(self), self.ranks.size, sizes)
         self.gammas = GammaMemory()
         self.iterations: list[int] = []
         self.method = Backprop() if method is None else method
@@ -65,9 +64,19 @@ class ShardedChain(TakesMethod, nn.Module):
         self._kind: int | None = None  # of all carries; found by the first backward pass
 
     @property
+    def own(self) -> range:
+        """The layers of this process."""
+        return self.shares[self.ranks.rank]
+
+    @property
     def length(self) -> int:
         """L as methods see it: the number of processes."""
         return self.ranks.size
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Those of this process's layers that are trained."""
+        found = {id(p): p for i in self.own for p in self[i].parameters() if p.requires_grad}
+        return list(found.values())
 
     def check(self, method: Method) -> None:
         super().check(method)
@@ -75,69 +84,60 @@ class ShardedChain(TakesMethod, nn.Module):
             raise ValueError(f"group_size={method.group_size} in a ShardedChain; expected 1, as "
                              "the layers of a process are a group already")  # fmt: skip
 
-    def forward(self, h: Tensor, *args, return_states: bool = False, **kwargs):
-        """Run this process's layers on the state of the process before.
+    def forward(
+        self, h: Tensor, *args, return_states: bool = False, **kwargs
+    ) -> Tensor | list[Tensor]:
+        """Run all layers, each on its process.
 
         Args:
-            h: the input h_0, on the first process; of the others, its device alone counts.
+            h: the input state h_0, the same on every process.
             *args, **kwargs: passed on to every layer; no gradient flows to them.
-            return_states: return the states behind each of this process's layers, each of which
-                may enter a loss of this process.
+            return_states: return [h_1, ..., h_L], each of which may enter the loss.
 
         Returns:
-            This process's last state: h_L on the last one.
+            h_L, or all states, on every process.
         """
+        states = self._own_states(enter(self.ranks, h), args, kwargs)
+        if return_states:
+            return arrive(self.ranks, states, self.shares, every=True)
+        return arrive(self.ranks, states, self.shares, every=False)[-1]
+
+    def _own_states(self, x: Tensor, args: tuple, kwargs: dict) -> list[Tensor]:
         ranks = self.ranks
-        if not ranks.is_first:
-            h = ranks.receive_state(ranks.rank - 1, h.device).requires_grad_()
-        params = [p for p in self.parameters() if p.requires_grad]
+        h = x if ranks.is_first else ranks.receive_state(ranks.rank - 1, x.device)
         if torch.is_grad_enabled():
             # Some gradient always: a process without would be missing in the backward pass.
             token = torch.zeros((), device=h.device, requires_grad=True)
-            states = list(_ShardedChain.apply(self, args, kwargs, h, token, *params))
+            states = list(_ShardedChain.apply(self, args, kwargs, h, x, token,
+                                              *self.own_parameters()))  # fmt: skip
         else:
             states = []
-            for layer in self.children():
-                h = layer(h, *args, **kwargs)
+            for i in self.own:
+                h = self[i](h, *args, **kwargs)
                 states.append(h)
         if not ranks.is_last:
             ranks.send_state(states[-1].detach(), ranks.rank + 1)
-        return states if return_states else states[-1]
+        return states
 
-    def on_last(self, h: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """``loss(h)``, a number, computed on the last process and known to all.
-
-        ``backward()`` of it starts every process's part.
-        """
-        last = self.ranks.size - 1
-        value = loss(h) if self.ranks.is_last else torch.zeros((), device=h.device)
-        known = value.detach().to(torch.float64)
-        dist.broadcast(known, group=self.ranks.group, group_src=last)
-        return value if self.ranks.is_last else _Known.apply(h, known.to(torch.float32))
-
-
-class _Known(torch.autograd.Function):
-    """A number that came from elsewhere: no gradient, yet the backward pass goes on to ``h``."""
-
-    @staticmethod
-    def forward(ctx, h, value):
-        ctx.set_materialize_grads(False)
-        return value
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None, None
+    @torch.no_grad()
+    def synchronize(self) -> None:
+        """Bring every process's copy of all layers up to date, buffers included."""
+        for rank, share in enumerate(self.shares):
+            for i in share:
+                for tensor in self[i].state_dict().values():
+                    dist.broadcast(tensor, group=self.ranks.group, group_src=rank)
 
 
 class _ShardedChain(torch.autograd.Function):
     """As `_CutChain`, of one segment, the method solving a system that spans all processes."""
 
     @staticmethod
-    def forward(ctx, chain, args, kwargs, h, token, *params):
+    def forward(ctx, chain, args, kwargs, h, x, token, *params):
+        layers = [chain[i] for i in chain.own]
+        names = [f"layer {i} ({chain[i]._get_name()})" for i in chain.own]
+        if not chain.ranks.is_first:
+            h = h.detach().requires_grad_()
         with torch.enable_grad():
-            layers = list(chain.children())
-            names = [f"layer {i} ({layer._get_name()})" for i, layer in zip(
-                chain.own, layers, strict=True)]  # fmt: skip
             ctx.segment = run_segment(layers, names, h, args, kwargs)
         if not chain._checked:
             check_split(ctx.segment)
@@ -160,7 +160,7 @@ class _ShardedChain(torch.autograd.Function):
         w = ctx.method.solve(system)
         grads = parameter_step([segment], [b], [w.first, w.out], ctx.params, keep=False)
         ctx.segment = None
-        return None, None, None, w.first, None, *grads
+        return None, None, None, None, w.first, None, *grads
 
 
 def _largest_kind(ranks: Ranks, segment) -> int:
@@ -176,14 +176,13 @@ def _scan_for(scan: str, state: Tensor) -> str:
     return "gathered" if state.numel() * state.element_size() < GATHER_BELOW else "doubling"
 
 
-def share_of(L: int, ranks: Ranks, sizes: Sequence[int] | None) -> range:
-    """The layers of this process; ValueError where they cannot be shared out."""
-    P = ranks.size
+def shares_of(L: int, P: int, sizes: Sequence[int] | None = None) -> list[range]:
+    """The layers of every process; ValueError where they cannot be shared out."""
     if sizes is None:
         if L < P:
             raise ValueError(f"{P} processes for {L} layers; expected at most one per layer")
         sizes = [L // P + (r < L % P) for r in range(P)]
     if len(sizes) != P or sum(sizes) != L or min(sizes) < 1:
         raise ValueError(f"sizes={list(sizes)}; expected {P} numbers of at least 1, {L} in all")
-    start = sum(sizes[: ranks.rank])
-    return range(start, start + sizes[ranks.rank])
+    ends = [sum(sizes[: r + 1]) for r in range(P)]
+    return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
