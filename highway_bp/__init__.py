@@ -17,6 +17,9 @@ from highway_bp.diagnostics.error_bound import ErrorBound, error_bound
 from highway_bp.diagnostics.gradient_error import GradientError, gradient_error
 from highway_bp.method_state import chains, load_method_state, method_state
 from highway_bp.methods import Backprop, FixedPoint, Highway, Method, TruncatedBPTT
+from highway_bp.parallel.norm import total_norm
+from highway_bp.parallel.shard import shard, synchronize
+from highway_bp.parallel.sharded_chain import ShardedChain
 from highway_bp.rnn.gru import GRU
 from highway_bp.rnn.lstm import LSTM
 from highway_bp.rnn.recurrent import Recurrent
@@ -45,6 +48,7 @@ __all__ = [
     "Recurrent",
     "ResidualChain",
     "Scalar",
+    "ShardedChain",
     "TruncatedBPTT",
     "advise",
     "chain_length",
@@ -59,4 +63,7 @@ __all__ = [
     "method_state",
     "schedules",
     "set_method",
+    "shard",
+    "synchronize",
+    "total_norm",
 ]

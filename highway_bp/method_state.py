@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from highway_bp.chain import ResidualChain
+from highway_bp.parallel.sharded_chain import ShardedChain
 from highway_bp.trunks.trunk import Trunk, TrunkList, TrunkSequential
 
 
@@ -17,9 +18,9 @@ def trunks(model: nn.Module) -> list[Trunk]:
     return list(dict.fromkeys(found))
 
 
-def chains(model: nn.Module) -> Iterator[ResidualChain]:
+def chains(model: nn.Module) -> Iterator[ResidualChain | ShardedChain]:
     """Every chain in a model, those of converted trunks included."""
-    yield from (m for m in model.modules() if isinstance(m, ResidualChain))
+    yield from (m for m in model.modules() if isinstance(m, ResidualChain | ShardedChain))
     yield from (trunk.chain for trunk in trunks(model))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from highway_bp.parallel.sharded_system import ShardedSystem
 from highway_bp.segment import run_segment
 from highway_bp.split_check import check_split
 from highway_bp.takes_method import TakesMethod
+from highway_bp.watch import Watched
 
 SCANS = ("auto", "sequential", "doubling", "gathered")
 GATHER_BELOW = 1 << 20  # bytes of one state: larger ones are moved less by doubling
@@ -108,8 +110,9 @@ class ShardedChain(TakesMethod, nn.ModuleList):
         if torch.is_grad_enabled():
             # Some gradient always: a process without would be missing in the backward pass.
             token = torch.zeros((), device=h.device, requires_grad=True)
-            states = list(_ShardedChain.apply(self, args, kwargs, h, x, token,
-                                              *self.own_parameters()))  # fmt: skip
+            with self._own_randomness(x):
+                states = list(_ShardedChain.apply(self, args, kwargs, h, x, token,
+                                                  *self.own_parameters()))  # fmt: skip
         else:
             states = []
             for i in self.own:
@@ -118,6 +121,14 @@ class ShardedChain(TakesMethod, nn.ModuleList):
         if not ranks.is_last:
             ranks.send_state(states[-1].detach(), ranks.rank + 1)
         return states
+
+    @contextlib.contextmanager
+    def _own_randomness(self, x: Tensor) -> Iterator[None]:
+        """Dropout differs from process to process here, and nowhere behind the chain."""
+        seed = int(torch.randint(1 << 31, ()))  # the same on every process
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            torch.manual_seed(seed + self.ranks.rank)
+            yield
 
     @torch.no_grad()
     def synchronize(self) -> None:
@@ -143,7 +154,7 @@ class _ShardedChain(torch.autograd.Function):
             check_split(ctx.segment)
             chain._checked = True
         ctx.segment.z = None  # a hidden state of memory
-        ctx.chain, ctx.method, ctx.params = chain, chain.method, params
+        ctx.chain, ctx.method, ctx.params = chain, Watched(chain.method, chain), params
         ctx.set_materialize_grads(False)
         return tuple(state.detach() for state in ctx.segment.states)
 

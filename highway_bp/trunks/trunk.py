@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from highway_bp.chain import ResidualChain
 from highway_bp.methods import Method
+from highway_bp.parallel.ranks import Ranks
+from highway_bp.parallel.sharded_chain import ShardedChain, shares_of
 from highway_bp.takes_method import TakesMethod
 from highway_bp.trunks.pending import Pending
 from highway_bp.trunks.sublayers import opaque
@@ -35,6 +37,7 @@ class Trunk(TakesMethod):
         self._containers, self._wrap = tuple(containers), wrap
         self.by_name = wrap is opaque
         self._wrapped: tuple[nn.Module, ...] = ()  # the layers that the chain was made of
+        self._make: Callable[[list[nn.Module]], ResidualChain | ShardedChain] = ResidualChain
         self._chain = ResidualChain([])
         self._calls: list[tuple[tuple, dict]] = []
         self._h: Tensor | None = None  # h_0
@@ -49,20 +52,32 @@ class Trunk(TakesMethod):
         return [layer for c in self._containers for layer in c._modules.values()]
 
     @property
-    def chain(self) -> ResidualChain:
+    def chain(self) -> ResidualChain | ShardedChain:
         """The chain of the layers as they are now."""
         layers = tuple(self.layers)
         if layers != self._wrapped:
             self._wrapped = layers
-            self._chain = ResidualChain(
-                part for i, layer in enumerate(layers) for part in self._wrap(layer, i))
+            self._chain = self._make(
+                [part for i, layer in enumerate(layers) for part in self._wrap(layer, i)])
         if self._chain.method is not self._method:
             self._chain.method = self._method
         return self._chain
 
+    def shard(self, group, sizes: Sequence[int] | None, scan: str) -> None:
+        """Have the layers run by the processes of ``group``, ``sizes`` of them by each."""
+        shares = shares_of(len(self.layers), Ranks(group).size, sizes)
+
+        def sharded(parts: list[nn.Module]) -> ShardedChain:
+            # the parts of a layer, which holds their parameters together, stay together
+            per_layer = len(parts) // len(self._wrapped)
+            return ShardedChain(parts, self._method, group, [len(s) * per_layer for s in shares],
+                                scan)  # fmt: skip
+
+        self._make, self._wrapped = sharded, ()
+
     @property
     def length(self) -> int:
-        return len(self.chain)
+        return self.chain.length
 
     @property
     def iterations(self) -> list[int]:
@@ -74,6 +89,8 @@ class Trunk(TakesMethod):
 
     @property
     def cuts(self) -> bool:
+        if self._make is not ResidualChain:  # no process can run all layers itself
+            return True
         return torch.is_grad_enabled() and self._method.groups(1) is not None
 
     def turns(self, container: nn.Module) -> list[Turn]:

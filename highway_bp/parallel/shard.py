@@ -1,0 +1,55 @@
+"""`shard`: let the processes of a group run a model's layers, each its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+from torch import nn
+
+from highway_bp.chain import ResidualChain
+from highway_bp.method_state import chains, trunks
+from highway_bp.parallel.sharded_chain import ShardedChain
+from highway_bp.set_method import takers
+
+
+def shard(
+    model: nn.Module, group: dist.ProcessGroup | None = None, sizes: Sequence[int] | None = None,
+    scan: str = "auto",
+) -> list[ShardedChain]:  # fmt: skip
+    """Turn every `ResidualChain` and converted trunk of ``model`` into a `ShardedChain`, in place.
+
+    All processes of the group build the same model (same weights), shard it, and train it alike:
+    same batches, same calls. Keys of the ``state_dict`` stay; `synchronize` makes its values whole.
+
+    Args:
+        sizes: layers per process, of a converted trunk the model's own layers; None for shares as
+            equal as can be.
+        scan: as of a `ShardedChain`.
+
+    Returns:
+        The sharded chains.
+
+    Raises:
+        RuntimeError: torch.distributed has not been started.
+        ValueError: there is no chain, a recurrent layer is among them, or more processes than
+            layers.
+    """
+    recurrent = [t for t in takers(model) if t not in list(chains(model)) + trunks(model)]
+    if recurrent:
+        raise ValueError(f"{type(recurrent[0]).__name__} has time steps, not layers of its own; "
+                         "expected a model of residual layers")  # fmt: skip
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, ResidualChain):
+                setattr(parent, name, ShardedChain(child, child.method, group, sizes, scan))
+    for trunk in trunks(model):
+        trunk.shard(group, sizes, scan)
+    return [chain for chain in chains(model) if isinstance(chain, ShardedChain)]
+
+
+def synchronize(model: nn.Module) -> None:
+    """Bring every process's copy of all layers of a sharded model up to date."""
+    for chain in chains(model):
+        if isinstance(chain, ShardedChain):
+            chain.synchronize()

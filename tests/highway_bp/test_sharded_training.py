@@ -1,0 +1,99 @@
+"""Whole models trained by two processes, step by step against one with the same groups."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn import functional as F
+
+import highway_bp as hb
+from models.decoder import Decoder
+from models.resnet import ResNet
+from tests.highway_bp.test_sharded import InGroups
+
+STEPS = 4
+
+
+def gpt() -> tuple[nn.Module, list[int], torch.Tensor, torch.Tensor]:
+    """Model, sublayers per process, input, target; embedding and classifier are tied."""
+    torch.manual_seed(0)
+    model = Decoder(vocabulary=17, layers=3, hidden=8, heads=2, length=6).double()
+    x = torch.randint(17, (4, 6))
+    return model, [4, 2], x, x.roll(-1, 1)
+
+
+def resnet() -> tuple[nn.Module, list[int], torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    model = ResNet(depth=14, classes=3, preact=True).double()
+    return model, [3, 3], torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4) % 3
+
+
+MODELS = {"gpt": gpt, "resnet": resnet}
+METHODS = [hb.Backprop(), hb.Highway(0), hb.Highway(1)]
+
+
+def losses(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[float]:
+    """Of STEPS steps of AdamW with a clipped gradient, each followed by its norm."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    found = []
+    for _ in range(STEPS):
+        loss = F.cross_entropy(model(x).flatten(0, -2), y.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norm = hb.total_norm(model)
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), 0.5, norm)
+        optimizer.step()
+        found += [loss.item(), norm.item()]
+    return found
+
+
+def process(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    found = {}
+    for name, make in MODELS.items():
+        for method in METHODS:
+            model, _, x, y = make()
+            hb.set_method(model, method)
+            (chain,) = hb.shard(model)
+            found[f"{name} {method}"] = [len(chain.own), *losses(model, x, y)]
+            hb.synchronize(model)
+            if rank == 0:
+                torch.save(model.state_dict(), folder / f"{name} {method}.pt")
+            with torch.no_grad():  # evaluation goes through both processes, too
+                assert model(x).isfinite().all()
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def test_two_processes_train_as_one_with_their_groups(tmp_path):
+    mp.spawn(process, (tmp_path,), nprocs=2)
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    for name, make in MODELS.items():
+        for method in METHODS:
+            model, sizes, x, y = make()
+            exact = isinstance(method, hb.Backprop)
+            hb.set_method(model, method if exact else InGroups(method, sizes))
+            expected, key = losses(model, x, y), f"{name} {method}"
+            for rank in range(2):
+                assert found[rank][key][0] == sizes[rank]
+                assert found[rank][key][1:] == pytest.approx(expected, rel=1e-9)
+            trained = torch.load(tmp_path / f"{key}.pt")
+            for parameter, value in model.state_dict().items():
+                torch.testing.assert_close(trained[parameter], value, rtol=1e-7, atol=1e-9)
+
+
+def test_recurrent_layers_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="GRU has time steps, not layers of its own"):
+        hb.shard(hb.GRU(3, 4))
+
+
+def test_without_processes_there_is_a_clear_line():
+    with pytest.raises(RuntimeError, match="started by torchrun"):
+        hb.ShardedChain([nn.Identity()])
