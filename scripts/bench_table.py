@@ -1,17 +1,19 @@
-"""Write the recurrent benchmark as Markdown: speed-ups, where plain BPTT wins, memory.
-
-    python scripts/bench_table.py results
+"""The recurrent benchmarks in Markdown: speed-ups, where plain BPTT wins, memory.
 
 results/bench_rnn.json (and bench_rnn_NAME.json of other devices) gives tables/bench_rnn.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+
+from experiments.errors import UserError
+from scripts.every_source import Jobs, Results
+from scripts.table import Table, markdown
 
 TITLES = {
     "small": "Long sequences of small steps",
@@ -20,53 +22,74 @@ TITLES = {
 }
 
 
-def speed_table(rows: list[dict]) -> str:
+def read_record(source: Path) -> dict:
+    """A benchmark's record; UserError for a file that is none."""
+    try:
+        record = json.loads(source.read_text())
+        missing = {"environment", "repeats"} - set(record)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{source} is no benchmark's record; measure again") from error
+    if missing:
+        raise UserError(f"{source} has no {' and no '.join(sorted(missing))}; measure again")
+    return record
+
+
+def sources(folder: Path) -> list[Path]:
+    return sorted(folder.glob("bench_rnn*.json"))
+
+
+def readable_records(folder: Path) -> Iterator[dict]:
+    """All records; what cannot be read is told by its own page."""
+    for source in sources(folder):
+        with suppress(UserError):
+            yield read_record(source)
+
+
+def speed_table(rows: list[dict], heading: str) -> Table:
     """Times faster than torch.nn's layer; where that is faster, the number is bold."""
     names = [name for name in rows[0]["speedup"] if name != "nn"]
-    lines = ["| shape | nn, ms | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
-    for row in rows:
-        values = [row["speedup"][name] for name in names]
-        cells = [f"{v:.2f}" if v >= 1 else f"**{v:.2f}**" for v in values]
-        lines.append(f"| {row['shape']} | {row['ms']['nn']:.1f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return Table(
+        ["shape", "nn, ms", *names],
+        [[row["shape"], f"{row['ms']['nn']:.1f}", *(relative(row["speedup"][n]) for n in names)]
+         for row in rows], heading)  # fmt: skip
 
 
-def memory_table(rows: list[dict]) -> str:
+def relative(value: float) -> str:
+    return f"{value:.2f}" if value >= 1 else f"**{value:.2f}**"
+
+
+def memory_table(rows: list[dict]) -> Table:
     names = list(rows[0]["peak"])
-    lines = ["| shape | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for row in rows:
-        cells = [f"{row['peak'][name]['tensors_mb']:.0f}" for name in names]
-        lines.append(f"| {row['shape']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return Table(
+        ["shape", *names],
+        [[row["shape"], *(f"{row['peak'][name]['tensors_mb']:.0f}" for name in names)]
+         for row in rows], "Peak memory of a step, MB of tensors")  # fmt: skip
 
 
 def page(record: dict) -> str:
     environment = record["environment"]
     state = "dirty" if environment["dirty"] else "clean"
-    parts = [
+    tables = [speed_table(record[part], title) for part, title in TITLES.items()
+              if record.get(part)]  # fmt: skip
+    if record.get("memory"):
+        tables.append(memory_table(record["memory"]))
+    return "\n\n".join([
         "# Recurrent layers beside torch.nn's",
         f"Forward and backward, times faster than `nn.GRU` or `nn.LSTM` in the same process; bold "
         f"where they are faster. kN is Highway-BP with k = N, kNwS with windows of S steps, fpN "
         f"the fixed point, bpttS truncated BPTT. {environment['device']}, torch "
         f"{environment['torch']}, commit {environment['commit'][:7]} ({state}), median of "
         f"{record['repeats']}.",
-    ]
-    for part in (name for name in TITLES if name in record):
-        parts += [f"## {TITLES[part]}", speed_table(record[part])]
-    parts += ["## Peak memory of a step, MB of tensors", memory_table(record["memory"])]
-    return "\n\n".join(parts) + "\n"
+        *map(markdown, tables),
+    ]) + "\n"  # fmt: skip
 
 
-def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="folder with bench_rnn*.json")
-    args = parser.parse_args(argv)
-    (args.results / "tables").mkdir(exist_ok=True)
-    for source in sorted(args.results.glob("bench_rnn*.json")):
-        path = args.results / "tables" / f"{source.stem}.md"
-        path.write_text(page(json.loads(source.read_text())))
-        print(path)
+def write(source: Path, folder: Path) -> Path:
+    path = folder / f"{source.stem}.md"
+    path.write_text(page(read_record(source)))
+    return path
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def jobs(results: Results) -> Jobs:
+    return {source.stem: partial(write, source, results.folder / "tables")
+            for source in sources(results.folder)}

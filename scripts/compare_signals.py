@@ -1,7 +1,5 @@
 """Which measured signal tells what a k costs in the end: gradient errors beside final losses.
 
-    python scripts/compare_signals.py results
-
 Of every NAME.jsonl with runs of one k, and a run of backpropagation that measured the gradient's
 error (diagnostics=figure6): per k the mean over all moments of the relative error, of one minus
 the cosine, and of the increment that the next k measured would bring; and by how much the final
@@ -11,17 +9,16 @@ each signal with that excess, over all pairs of a network and a k.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 import pandas as pd
 
-from scripts.every_source import every_setup, results_folder, run
+from scripts.every_source import Jobs, Results
 from scripts.rows import Row
+from scripts.table import Table, markdown
 
 SIGNALS = ("relative_error", "one_minus_cosine", "next_increment")
 
@@ -60,13 +57,11 @@ def pairs(rows: Sequence[Row]) -> pd.DataFrame:
 
 def page(table: pd.DataFrame) -> str:
     head = ["network", "k", *SIGNALS, "excess_loss"]
-    lines = ["| " + " | ".join(name.replace("_", " ") for name in head) + " |",
-             "|---" * len(head) + "|"]  # fmt: skip
-    for row in table[head].itertuples(index=False):
-        cells = [f"{v:.4f}" if isinstance(v, float) else str(v) for v in row]
-        lines.append("| " + " | ".join(cells) + " |")
+    cells = [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row]
+             for row in table[head].itertuples(index=False)]  # fmt: skip
     ranks = [f"- {name.replace('_', ' ')}: {correlation(table, name):.2f}" for name in SIGNALS]
-    return ("# What a measured signal tells of the final loss\n\n" + "\n".join(lines)
+    return ("# What a measured signal tells of the final loss\n\n"
+            + markdown(Table([name.replace("_", " ") for name in head], cells))
             + "\n\nRank correlation with the excess loss, over all lines that have both:\n\n"
             + "\n".join(ranks) + "\n")  # fmt: skip
 
@@ -75,18 +70,17 @@ def correlation(table: pd.DataFrame, signal: str) -> float:
     return table[signal].corr(table["excess_loss"], method="spearman")
 
 
-def main(argv: Sequence[str]) -> None:
-    results = results_folder(__doc__.splitlines()[0], argv)
-    found = [table for _, rows in every_setup(results) if not (table := pairs(rows)).empty]
+def write(results: Results) -> Path | None:
+    """tables/signals.md; without runs that measured, only a word on what makes them."""
+    found = [table for rows in results.setups.values() if not (table := pairs(rows)).empty]
     if not found:
-        print(f"no signals.md: no run in {results} measured the gradient's error; run "
+        print(f"no signals.md: no run in {results.folder} measured the gradient's error; run "
               "backpropagation with diagnostics=figure6, and several k, and collect the rows")
-        return
-    path = results / "tables" / "signals.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
+        return None
+    path = results.folder / "tables" / "signals.md"
     path.write_text(page(pd.concat(found, ignore_index=True)))
-    print(path)
+    return path
 
 
-if __name__ == "__main__":
-    run(main)
+def jobs(results: Results) -> Jobs:
+    return {"signals": partial(write, results)}

@@ -20,16 +20,31 @@ class PaperRow:
     key: str
     title: str
     preset: str
+    data: str
     stand_ins: list[str]
     figure: int
     metric: str
     L: int
     parameters: int
+    batch_size: int
     intermediate_losses: bool
     sweep: dict[str, list[int]]
     published: dict = field(default_factory=dict)
     milliseconds: dict = field(default_factory=dict)
     speedup: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        return self.title.rpartition(", ")[0]
+
+    @property
+    def dataset(self) -> str:
+        return self.title.rpartition(", ")[2]
+
+    @property
+    def command(self) -> str:
+        """What makes its rows."""
+        return f"python scripts/sweep.py {self.key}"
 
 
 def paper_rows() -> dict[str, PaperRow]:

@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from matplotlib.axes import Axes
 
-from experiments.errors import UserError
-from scripts.figure_style import SERIES_MARKER, colour, draw_loss, save, two_panels
+from scripts.draw import SMOOTHED, draw_losses
+from scripts.every_source import run
+from scripts.figure_style import footer, look_of_k, panels, save
 from scripts.rows import (
     Row,
     by_method,
@@ -44,14 +45,14 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def draw_scores(axes: Axes, rows: list[Row], largest_k: int) -> None:
+def draw_scores(axes: Axes, rows: list[Row]) -> None:
+    """Every run a point, and the mean over seeds in figures."""
     groups, metric = by_method(rows), metric_of(rows)
     for x, group in enumerate(groups.values()):
         values = [score(row) for row in group]
-        marker = SERIES_MARKER[group[0]["grad"]]
-        axes.plot([x] * len(values), values, marker, color=colour(group[0], largest_k), ms=8)
-        axes.annotate(f"{fmean(values):.{metric.digits}f}", (x, max(values)), (0, 7), ha="center",
-                      textcoords="offset points", fontsize=9)
+        axes.plot([x] * len(values), values, **look_of_k(group[0]) | {"ls": ""}, ms=6)
+        axes.annotate(f"{fmean(values):.{metric.digits}f}", (x, max(values)), (0, 6), ha="center",
+                      textcoords="offset points")
     axes.margins(x=0.15, y=0.2)
     axes.set_xticks(range(len(groups)), [name.replace(" k=", "\nk=") for name in groups])
     axes.set_ylabel(f"final {metric.label}")
@@ -63,11 +64,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, help="the picture (default: ROOT/comparison.png)")
     args = parser.parse_args(argv)
     runs = finished_runs(args.root)
-    rows = [row for row, _ in runs]
-    largest_k = max(row["k"] or 0 for row in rows)
-    figure, left, right = two_panels(setup_of(rows, args.root), devices_of(rows))
-    draw_scores(left, rows, largest_k)
-    draw_loss(right, [(row, curve(row, records)["train"]) for row, records in runs])
+    rows = [{**row, "curve": curve(row, records)} for row, records in runs]
+    figure, (left, right) = panels(1, 2, 2.8, setup_of(rows, args.root))
+    draw_scores(left, rows)
+    draw_losses(right, rows)
+    footer(figure, [right], [f"{devices_of(rows)}; {SMOOTHED}"])
     out = args.out or args.root / "comparison.png"
     save(figure, out)
     print(table(rows))
@@ -75,7 +76,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run(main)

@@ -1,41 +1,37 @@
-"""Draw what schedules of k reach for how many passes through the blocks.
-
-    python scripts/plot_schedules.py results
+"""Pictures of what schedules of k reach for how many passes through the blocks.
 
 NAME.jsonl gives figures/NAME.schedules.png if it has runs with a schedule: final score, mean and
 deviation over seeds, against passes per step that have to follow each other when every layer has a
-device of its own (k for Highway-BP, L for backpropagation), and against the process's processor
-time; and beside it NAME.schedules.rows.txt.
+device of its own (k for Highway-BP, L for backpropagation), and against the processor time.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
-from statistics import fmean, stdev
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from statistics import fmean
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import ScalarFormatter
 
-from scripts.every_source import for_every_source, run
-from scripts.figure_style import SERIES_COLOUR, save, two_panels
+from scripts.draw import BARS
+from scripts.every_source import Jobs, Results
+from scripts.figure_style import SMALL, footer, look, panels, save_with_rows
 from scripts.rows import (
     METHOD_NAMES,
     Row,
     by_method,
     devices_of,
     has_k,
+    mean_and_deviation,
     metric_of,
-    rows_used,
-    score,
     title,
 )
 
 SCHEDULE_MARKERS = "s^Dv*P<>"
-SCHEDULE_COLOUR = "#D55E00"
+SCHEDULE_COLOUR = "#E69F00"
 
 
 def passes_per_step(row: Row) -> float:
@@ -50,52 +46,54 @@ def draw_panel(axes: Axes, rows: Sequence[Row], cost: Callable[[Row], float], la
     """A point per method: fixed k joined by a line, BP with a band of its deviation."""
     markers = cycle(SCHEDULE_MARKERS)
     fixed: dict[str, list[tuple[float, float]]] = {}
-    for name, group in by_method(rows).items():
-        x, values = fmean(map(cost, group)), [score(row) for row in group]
-        y, deviation = fmean(values), stdev(values) if len(values) > 1 else 0.0
-        if group[0]["schedule"]:
-            axes.errorbar(x, y, deviation, fmt=next(markers), color=SCHEDULE_COLOUR, capsize=2,
-                          label=short(group[0]["schedule"]))  # fmt: skip
-        elif group[0]["grad"] == "bp":
-            axes.errorbar(x, y, deviation, fmt="X", color="black", capsize=2, label="BP")
+    for group in by_method(rows).values():
+        first, x = group[0], fmean(map(cost, group))
+        y, deviation = mean_and_deviation(group)
+        style = look(first) | {"ls": "", "ms": 5}
+        if first["schedule"]:
+            style |= {"color": SCHEDULE_COLOUR, "marker": next(markers), "mec": "0.2", "mew": 0.5}
+        axes.errorbar(x, y, deviation, **style, label=name_of(first))
+        if first["grad"] == "bp" and deviation is not None:
             axes.axhspan(y - deviation, y + deviation, color="0.9", lw=0, zorder=0)
-        else:
-            grad = group[0]["grad"]
-            fixed.setdefault(grad, []).append((x, y))
-            axes.errorbar(x, y, deviation, fmt="o", color=SERIES_COLOUR[grad], capsize=2)
-            axes.annotate(name.split()[-1], (x, y), (3, -11), textcoords="offset points",
-                          fontsize=7)  # fmt: skip
-    for grad, points in fixed.items():
-        axes.plot(*zip(*sorted(points), strict=True), color=SERIES_COLOUR[grad], lw=1,
-                  label=f"{METHOD_NAMES[grad]}, one k throughout")  # fmt: skip
+        if has_k(first):
+            fixed.setdefault(style["color"], []).append((x, y))
+            axes.annotate(f"k={first['k']}", (x, y), label_place(first), fontsize=SMALL,
+                          textcoords="offset points", zorder=1.5)  # below markers
+    for colour, points in fixed.items():
+        axes.plot(*zip(*sorted(points), strict=True), color=colour, lw=1)
     axes.set_xlabel(label)
     axes.set_ylabel(f"final {metric_of(rows).label}")
 
 
-def short(schedule: str) -> str:
-    """Without what the legend has no room for."""
-    return schedule.replace(" start=0", "").replace(" exact_from=0.9", "").split(" signal")[0]
+def label_place(row: Row) -> tuple[int, int]:
+    """Where k stands beside its point: off a line that rises with k, or falls."""
+    if row["metric"] != "eval_accuracy":
+        return 5, 4
+    return (-19, 5) if row["k"] else (4, -9)
 
 
-def draw(rows: list[Row], name: str, results: Path) -> Path | None:
+def name_of(row: Row) -> str:
+    """In the legend: a schedule without what there is no room for, a method at any one k."""
+    if row["schedule"]:
+        short = row["schedule"].replace(" start=0", "").replace(" exact_from=0.9", "")
+        return short.split(" signal")[0]
+    return METHOD_NAMES[row["grad"]] + (", one k throughout" if has_k(row) else "")
+
+
+def draw(rows: list[Row], name: str, folder: Path) -> Path | None:
     """The picture of a setup, None without schedules or a fixed k to hold them against."""
     rows = [row for row in rows if row["sequential_passes"] is not None]
     if not any(row["schedule"] for row in rows) or not any(map(has_k, rows)):
         return None
-    figure, left, right = two_panels(title(rows[0]), f"times on {devices_of(rows)}")
-    draw_panel(left, rows, passes_per_step, "sequential passes through the blocks per step")
-    left.set_xscale("symlog", linthresh=1)
-    draw_panel(right, rows, processor_seconds, "processor time of training (s)")
-    left.legend(frameon=False, fontsize=7)
-    picture = results / "figures" / f"{name}.schedules.png"
-    save(figure, picture)
-    picture.with_suffix(".rows.txt").write_text(rows_used(rows, picture))
-    return picture
+    figure, axes = panels(1, 2, 2.8, title(rows[0]))
+    draw_panel(axes[0], rows, passes_per_step, "sequential passes through the blocks per step")
+    axes[0].set_xscale("symlog", linthresh=1)
+    axes[0].xaxis.set_major_formatter(ScalarFormatter())
+    draw_panel(axes[1], rows, processor_seconds, "processor time of training (s)")
+    footer(figure, axes, [f"times on {devices_of(rows)}; {BARS}"])
+    return save_with_rows(figure, folder / f"{name}.schedules.png", {name: rows})
 
 
-def main(argv: Sequence[str]) -> None:
-    for_every_source(__doc__.splitlines()[0], draw, argv)
-
-
-if __name__ == "__main__":
-    run(main)
+def jobs(results: Results) -> Jobs:
+    return {f"{name}.schedules": partial(draw, rows, name, results.folder / "figures")
+            for name, rows in results.setups.items()}

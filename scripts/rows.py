@@ -6,18 +6,22 @@ A row is a flat dict; experiments/row.py lists its fields.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
+from statistics import fmean, stdev
 
 from experiments.errors import UserError
 from experiments.row import check_row
 
 Row = dict
 METHOD_NAMES = {
-    "bp": "BP", "truncated_bptt": "Truncated BPTT", "fixed_point": "FP", "highway": "Highway",
+    "bp": "BP", "truncated_bptt": "Truncated BPTT", "fixed_point": "FP", "mgrit": "MGRIT",
+    "highway": "Highway",
 }  # fmt: skip
 CURVE_POINTS = 60
+Columns = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,13 @@ def score(row: Row) -> float:
     return METRICS[row["metric"]].factor * row[row["metric"]]
 
 
+def mean_and_deviation(rows: Sequence[Row]) -> tuple[float, float | None]:
+    """Of the final score over seeds; a single seed, or one that diverged, has no deviation."""
+    values = [score(row) for row in rows]
+    known = len(values) > 1 and all(map(isfinite, values))
+    return fmean(values), stdev(values) if known else None
+
+
 def read_json_lines(path: Path) -> list[dict]:
     """The records of a JSON-lines file; UserError naming file and line for a broken one."""
     try:
@@ -66,14 +77,18 @@ def read_rows(path: Path) -> list[Row]:
 
     Raises:
         UserError: the file is empty, a line is not a row of the present schema (missing and
-            unknown fields are named), or two rows are of one run.
+            unknown fields are named), its gradient method is unknown, its curve lacks columns, or
+            two rows are of one run.
     """
     rows = read_json_lines(path)
     if not rows:
         raise UserError(f"{path} is empty; expected one row per finished run")
     lines: dict[tuple[str, int], int] = {}
     for number, row in enumerate(rows, start=1):
-        check_row(row, f"{path} line {number}")
+        where = f"{path} line {number}"
+        check_row(row, where)
+        check_method(row, where)
+        check_curve(row, where)
         first = lines.setdefault(run_of(row), number)
         if first != number:
             run = f"{row['config_hash']}, seed {row['seed']}"
@@ -82,18 +97,45 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def check_method(row: Row, where: str) -> None:
+    """UserError for a gradient method, or a word for gamma, that figures have no look for."""
+    if row["grad"] not in METHOD_NAMES:
+        raise UserError(f"{where}: grad is {row['grad']!r}, expected one of "
+                        f"{', '.join(METHOD_NAMES)}")
+    if isinstance(row["gamma"], str) and row["gamma"] != "auto":
+        raise UserError(f"{where}: gamma is {row['gamma']!r}, expected a number, auto or null")
+
+
+def check_curve(row: Row, where: str) -> None:
+    """UserError where a column of the row's curve is missing, or columns differ in length."""
+    curves = row.get("curve", {})
+    for part, names in curve_columns(row).items():
+        columns = curves[part] if isinstance(curves.get(part), dict) else {}
+        lengths = {len(columns[name]) if name in columns else None for name in names}
+        if len(lengths) > 1 or None in lengths:
+            raise UserError(f"{where}: curve, {part}: expected the columns {', '.join(names)}, "
+                            "all of one length")
+
+
+def curve_columns(row: Row) -> dict[str, tuple[str, ...]]:
+    """The columns of a row's curve, those of its training and those of its evaluations."""
+    return {"train": ("step", "seconds", "train_loss"),
+            "eval": ("step", "seconds", "eval_loss", row["metric"])}
+
+
 def run_of(row: Row) -> tuple[str, int]:
     """What a run is known by: its configuration's hash and its seed."""
     return row["config_hash"], row["seed"]
 
 
 def setups(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows that may be compared together: complete runs first, then those of most examples."""
+    """Rows that may be compared together: complete runs first, then those of most examples, then
+    the largest number of them."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault((row["setup"], title(row), row["lr"]), []).append(row)
     return sorted(groups.values(), key=lambda g: (
-        g[0]["reduced"], -g[0]["steps"] * g[0]["batch_size"]))
+        g[0]["reduced"], -g[0]["steps"] * g[0]["batch_size"], -len(g)))
 
 
 def finished_runs(root: Path) -> list[tuple[Row, list[dict]]]:
@@ -142,6 +184,8 @@ def method_name(row: Row) -> str:
         return f"Truncated BPTT {row['window']}"
     if row["grad"] == "bp":
         return "BP"
+    if row["grad"] == "mgrit":  # rows hold none of its numbers: the hash keeps settings apart
+        return f"MGRIT {row['config_hash']}"
     return f"{series_name(row)} {row['schedule'] or 'k=' + str(row['k'])}"
 
 
@@ -182,16 +226,19 @@ def devices_of(rows: Iterable[Row]) -> str:
     return " and ".join(sorted({row["device"] for row in rows}))
 
 
-def rows_used(rows: Iterable[Row], picture: Path) -> str:
-    """What a picture was drawn from, a line per row."""
-    lines = [f"rows in {picture.name}:"]
-    for row in sorted(rows, key=order):
-        state = "dirty" if row["dirty"] else "clean"
-        lines.append(
-            f"{row['config_hash']} seed {row['seed']}: {method_name(row)}, commit {row['commit']} "
-            f"({state}), {row['device']}, torch {row['torch']}"
-        )
-    return "\n".join(lines) + "\n"
+def rows_used(used: Mapping[str, Iterable[Row]], picture: Path) -> str:
+    """What a picture was drawn from, a line per row: by setup, KEY being the first of KEY.jsonl."""
+    lines = []
+    for name, rows in used.items():
+        lines.append(f"rows of {name} in {picture.name}:")
+        lines += [_provenance(row) for row in sorted(rows, key=order)]
+    return "\n".join(lines or [f"no rows in {picture.name}"]) + "\n"
+
+
+def _provenance(row: Row) -> str:
+    state = "dirty" if row["dirty"] else "clean"
+    return (f"{row['config_hash']} seed {row['seed']}: {method_name(row)}, commit {row['commit']} "
+            f"({state}), {row['device']}, torch {row['torch']}")
 
 
 def thin(records: list[dict], points: int = CURVE_POINTS) -> list[dict]:
@@ -202,19 +249,17 @@ def thin(records: list[dict], points: int = CURVE_POINTS) -> list[dict]:
     return [records[round(i * last / (points - 1))] for i in range(points)]
 
 
-def curve(row: Row, records: list[dict]) -> dict[str, dict[str, list[float]]]:
+def curve(row: Row, records: list[dict]) -> dict[str, Columns | list[dict]]:
     """The training and evaluation curves of a run as columns, thinned; seconds of training.
 
     Where the gradient's error was measured, it is there for every moment and k.
     """
-    train = thin([r for r in records if "train_loss" in r])
-    evaluation = thin([r for r in records if "eval_loss" in r])
     measured = [r for r in records if "gradient_error" in r]
     return {
-        "train": _columns(train, ("step", "seconds", "train_loss")),
-        "eval": _columns(evaluation, ("step", "seconds", "eval_loss", row["metric"])),
+        **{part: _columns(thin([r for r in records if f"{part}_loss" in r]), names)
+           for part, names in curve_columns(row).items()},
         **({"gradient_error": _moments(measured)} if measured else {}),
-    }
+    }  # fmt: skip
 
 
 def _moments(records: list[dict]) -> list[dict]:
@@ -224,5 +269,5 @@ def _moments(records: list[dict]) -> list[dict]:
             for r in records]  # fmt: skip
 
 
-def _columns(records: list[dict], names: tuple[str, ...]) -> dict[str, list[float]]:
+def _columns(records: list[dict], names: tuple[str, ...]) -> Columns:
     return {name: [record[name] for record in records] for name in names}

@@ -14,7 +14,7 @@ from scripts import claims, make_report, make_tables
 from scripts.claims import NOT, NOT_YET, PARTLY, REPRODUCED
 from scripts.evidence import Evidence, matches, read_evidence
 from scripts.theorem_check import largest_errors
-from tests.scripts.test_scripts import ROOT, row, write_rows
+from tests.scripts.synthetic_runs import ROOT, row, write_rows
 
 WHOLE = {"reduced": False, "experiment": "resnet32_cifar10"}
 

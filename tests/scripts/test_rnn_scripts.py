@@ -9,6 +9,7 @@ from torch import nn
 from experiments.errors import UserError
 from scripts import bench_rnn, bench_table, compare_carries
 from scripts.bench_rnn import CellLoop, Shape, compare, network
+from scripts.paper import paper_rows
 from tests.train_cli import only_run
 
 TINY = Shape("LSTM", batch=2, length=5, hidden=3, layers=2)
@@ -51,11 +52,63 @@ def test_the_benchmarks_page_marks_where_torch_wins(tmp_path):
     environment = {"device": "CPU x", "torch": "2", "commit": "abcdef0123", "dirty": False}
     record = {"environment": environment, "repeats": 7, "small": rows, "grid": rows,
               "memory": [{"shape": "GRU, batch 8", "peak": peak}]}  # fmt: skip
-    (tmp_path / "bench_rnn.json").write_text(json.dumps(record))
-    bench_table.main([str(tmp_path)])
-    text = (tmp_path / "tables" / "bench_rnn.md").read_text()
+    source = tmp_path / "bench_rnn.json"
+    source.write_text(json.dumps(record))
+    text = bench_table.write(source, tmp_path).read_text()
     assert text.count("| GRU, batch 8 | 90.0 | 3.00 | **0.90** |") == 2
     assert "| GRU, batch 8 | 23 |" in text and "abcdef0 (clean)" in text
+
+
+def test_the_paper_s_shapes_are_those_of_its_recurrent_networks():
+    recurrent = [paper for paper in paper_rows().values() if paper.milliseconds]
+    assert list(bench_rnn.PAPER) == [paper.key for paper in recurrent]
+    assert [shape.length for shape in bench_rnn.PAPER.values()] == [p.L for p in recurrent]
+    names = bench_rnn.names_for("paper")
+    assert names[:2] == ["nn", "loop"]
+    assert set(names[2:]) == {f"{kind}{k}" for kind in ("k", "fp") for k in bench_rnn.KS["paper"]}
+
+
+@pytest.fixture
+def tiny_paper(monkeypatch):
+    """Two tiny shapes for the paper's, two methods, and a count of what is measured."""
+    shapes = {"lstm_chars": TINY, "gru_chars": Shape("GRU", 2, 5, 3)}
+    monkeypatch.setattr(bench_rnn, "PAPER", shapes)
+    monkeypatch.setitem(bench_rnn.SHAPES, "paper", list(shapes.values()))
+    monkeypatch.setattr(bench_rnn, "names_for", lambda part: ["nn", "k0"])
+    monkeypatch.setattr(bench_rnn, "memory", lambda shape, names: {"shape": str(shape), "peak": {}})
+    measured = []
+    monkeypatch.setattr(bench_rnn, "compare", lambda shape, *rest: (
+        measured.append(str(shape)), compare(shape, *rest))[1])
+    return measured
+
+
+def test_a_benchmark_goes_on_where_it_was_stopped(tiny_paper, tmp_path, capsys):
+    out = tmp_path / "results" / "bench_rnn_paper.json"
+    arguments = ["--parts", "paper", "--repeats", "1", "--out", str(out)]
+    bench_rnn.main([*arguments, "--rows", "gru_chars"])
+    bench_rnn.main([*arguments, "--resume"])
+    assert tiny_paper == ["GRU, batch 2, L 5, hidden 3", str(TINY)]
+    assert "paper, GRU, batch 2, L 5, hidden 3: there already" in capsys.readouterr().out
+    record = json.loads(out.read_text())
+    assert [entry["row"] for entry in record["paper"]] == ["lstm_chars", "gru_chars"]  # in order
+    assert len(record["memory"]) == 2 and all(entry["commit"] for entry in record["paper"])
+    bench_rnn.main(arguments)
+    assert len(tiny_paper) == 4  # without --resume all anew
+
+
+def test_a_record_of_another_machine_is_not_gone_on_with(tiny_paper, tmp_path):
+    out = tmp_path / "bench_rnn_paper.json"
+    arguments = ["--parts", "paper", "--repeats", "1", "--out", str(out)]
+    bench_rnn.main([*arguments, "--rows", "gru_chars"])
+    record = json.loads(out.read_text())
+    record["environment"] |= {"device": "GPU y", "commit": "another"}
+    out.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="was measured with device GPU y, this is CPU"):
+        bench_rnn.main([*arguments, "--resume"])
+    with pytest.raises(UserError, match="was measured with repeats 1, this is 2"):
+        record["environment"] = bench_rnn.environment(bench_rnn.DEVICE)
+        out.write_text(json.dumps(record))
+        bench_rnn.main([*arguments, "--repeats", "2", "--resume"])
 
 
 def test_carries_are_compared_on_a_finished_run(train, runs, tmp_path, capsys):

@@ -1,0 +1,68 @@
+"""A table per setup: score, time and memory per method. NAME.jsonl gives tables/NAME.md."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+from scripts.every_source import Jobs, Results
+from scripts.rows import Row, by_method, devices_of, mean_and_deviation, metric_of, title
+from scripts.table import Table, markdown
+
+COLUMNS = ("ms per step", "x BP", "processor ms", "peak MB", "passes", "in a row")
+NOTE = """Processor ms: what the process computed per step, all its threads together; with one
+thread, less than "ms per step" where the processor was shared. Passes: through all blocks of the
+chain, per step; in a row: those that wait for each other when every layer has its own device."""
+
+
+def table(rows: list[Row]) -> Table:
+    """One line per method; times relative to BP's where BP is among the rows."""
+    groups, metric = by_method(rows), metric_of(rows)
+    exact = fmean(r["seconds_per_step"] for r in groups["BP"]) if "BP" in groups else None
+    return Table(
+        ("method", "seeds", metric.label, *COLUMNS),
+        [[name, str(len(group)), spread(group), *costs(group, exact)]
+         for name, group in groups.items()])  # fmt: skip
+
+
+def costs(group: list[Row], exact: float | None) -> list[str]:
+    """Means over seeds, in the order of COLUMNS."""
+    step = fmean(r["seconds_per_step"] for r in group)
+    return [
+        f"{1000 * step:.1f}",
+        f"{step / exact:.2f}" if exact else "-",
+        per_step(group, "cpu_seconds", 1000, 1),
+        f"{fmean(r['peak_memory_mb'] for r in group):.0f}",
+        per_step(group, "block_passes"),
+        per_step(group, "sequential_passes"),
+    ]
+
+
+def spread(group: list[Row]) -> str:
+    """Final score over seeds, "mean ± deviation"."""
+    digits = metric_of(group).digits
+    mean, deviation = mean_and_deviation(group)
+    return f"{mean:.{digits}f}" + ("" if deviation is None else f" ± {deviation:.{digits}f}")
+
+
+def per_step(group: list[Row], key: str, factor: float = 1.0, digits: int = 2) -> str:
+    """The mean of a run's sum by its steps; the oldest rows do not have it."""
+    values = [r[key] / r["steps"] for r in group if r[key] is not None]
+    return f"{factor * fmean(values):.{digits}f}" if values else "-"
+
+
+def write(rows: list[Row], name: str, folder: Path) -> Path:
+    """Write the table of one setup; returns its path."""
+    used = ", ".join(f"{row['config_hash']} seed {row['seed']}" for row in rows)
+    path = folder / f"{name}.md"
+    path.write_text(
+        f"# {title(rows[0])}\n\n{markdown(table(rows))}\n\nTimes on {devices_of(rows)}. {NOTE}\n\n"
+        f"Rows of {name}: {used}.\n"
+    )
+    return path
+
+
+def jobs(results: Results) -> Jobs:
+    return {name: partial(write, rows, name, results.folder / "tables")
+            for name, rows in results.setups.items()}
