@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import fmean
 
+from scripts.every_source import key_of
 from scripts.evidence import Comparison, Evidence, better, is_papers, matches, of, shown
 from scripts.paper import paper_rows
 from scripts.rows import Row, score, title
@@ -165,7 +166,8 @@ def speed_of_recurrence(evidence: Evidence) -> Finding:
         return NOTHING
     device = record["environment"]["device"]
     parts, held = [], []
-    for key, found in zip(RNNS, record["paper"], strict=True):
+    for found in record["paper"]:
+        key = found["row"]
         loop = {k: found["ms"]["loop"] / found["ms"][f"k{k}"] for k in paper_rows()[key].speedup}
         held += [ratio > 1 for ratio in loop.values()]
         shown_ = ", ".join(f"k = {k}: {ratio:.2f} (paper {paper_rows()[key].speedup[k]:g})"
@@ -190,8 +192,9 @@ def memory(evidence: Evidence) -> Finding:
 
 def errors_fall(evidence: Evidence) -> Finding:
     """Figure 6: at every moment the cosine rises with k."""
-    used = {key: [r for r in evidence.rows(key) if "gradient_error" in r["curve"]]
-            for key in evidence.setups}
+    used: dict[str, list[Row]] = {}
+    for name, rows in evidence.results.setups.items():
+        used.setdefault(key_of(name), []).extend(r for r in rows if "gradient_error" in r["curve"])
     used = {key: rows for key, rows in used.items() if rows}
     if not used:
         return NOTHING

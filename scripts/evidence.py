@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, variance
 
-from experiments.errors import UserError
-from scripts.every_source import sources
+from scripts.every_source import Results, read_results
 from scripts.paper import paper_rows
-from scripts.rows import Row, method_name, metric_of, read_rows, score, setups
+from scripts.rows import Row, method_name, metric_of, score
+from scripts.shown import is_complete, shown_rows
 
 # How much worse than backpropagation still counts as matching it, beside two standard errors.
 SLACK = {"eval_accuracy": 0.5, "eval_bits_per_char": 0.01, "eval_perplexity": 2.0}
@@ -25,42 +24,33 @@ class Evidence:
     """All that is committed under results/.
 
     Attributes:
-        setups: by experiment, its setups (`scripts.rows.setups`), the fullest first.
+        results: rows by setup.
         benches: records of the benchmarks, results/bench_*.json by name.
     """
 
-    setups: dict[str, list[list[Row]]]
+    results: Results
     benches: dict[str, dict]
 
     def rows(self, key: str) -> list[Row]:
-        """The rows of the fullest setup of an experiment, runs with schedules left out."""
-        found = self.setups.get(key)
-        return [row for row in found[0] if not row["schedule"]] if found else []
+        """The rows that stand for an experiment of the paper in its figures and tables."""
+        return shown_rows(self.results)[key].rows
 
 
 def read_evidence(results: Path) -> Evidence:
     """Everything in a results folder; a file that cannot be read is told and left out."""
-    found, benches = {}, {}
-    for source in sources(results):
-        try:
-            found[source.stem] = setups(read_rows(source))
-        except UserError as error:
-            print(f"error: {error}; left out", file=sys.stderr)
-    for file in sorted(results.glob("bench_*.json")):
-        benches[file.stem] = json.loads(file.read_text())
-    return Evidence(found, benches)
+    benches = {file.stem: json.loads(file.read_text())
+               for file in sorted(results.glob("bench_*.json"))}  # fmt: skip
+    return Evidence(read_results(results), benches)
 
 
 def of(rows: Iterable[Row], grad: str, k: int | None = None) -> list[Row]:
-    """The rows of a method at one k, plain: no windows, no tolerance, Highway-BP at any gamma."""
-    return [row for row in rows if row["grad"] == grad and row["k"] == k
-            and (row["group_size"] or 1) == 1 and not row["tolerance"]]  # fmt: skip
+    """The rows of a method at one k, Highway-BP at any gamma."""
+    return [row for row in rows if row["grad"] == grad and row["k"] == k]
 
 
 def is_papers(key: str, rows: list[Row]) -> bool:
-    """Whether these rows are what the paper ran: its preset, at full length."""
-    preset = paper_rows()[key].preset
-    return bool(rows) and not any(row["reduced"] or row["experiment"] != preset for row in rows)
+    """Whether these rows are what the paper ran: its preset, data and size, at full length."""
+    return bool(rows) and all(is_complete(paper_rows()[key], row) for row in rows)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from experiments.atomic import write_text
 from experiments.errors import UserError
 from experiments.provenance import environment
 from scripts.claims import CLAIMS, NOT, NOT_YET, PARTLY, REPRODUCED
-from scripts.every_source import run
+from scripts.every_source import key_of, run
 from scripts.evidence import SLACK_TEXT, Evidence, read_evidence
 from scripts.paper import paper_rows
 from scripts.rows import Row, devices_of, length, method_name, run_of
@@ -83,9 +83,9 @@ def judged(evidence: Evidence) -> list[dict]:
 def experiments(evidence: Evidence, results: Path) -> list[dict]:
     """Every experiment of the paper and beyond: what was run, its pictures and tables."""
     titles = {key: row.title for key, row in paper_rows().items()}
-    keys = [*titles, *(key for key in evidence.setups if key not in titles)]
+    keys = list(dict.fromkeys([*titles, *map(key_of, evidence.results.setups)]))
     return [{"key": key, "title": titles.get(key, f"{key}, beyond the paper"),
-             "runs": runs_of(evidence.setups.get(key, [])),
+             "runs": runs_of(list(evidence.results.of(key).values())),
              "pictures": [embedded(p) for p in sorted((results / "figures").glob(f"{key}.*png"))],
              "tables": [table(t) for t in sorted((results / "tables").glob(f"{key}.*md"))],
              } for key in keys]  # fmt: skip
@@ -103,7 +103,7 @@ def runs_of(setups: list[list[Row]]) -> list[str]:
 def page(claims: list[dict], evidence: Evidence, results: Path) -> str:
     figures, tables = results / "figures", results / "tables"
     papers = {f"table{n}" for n in (2, 3, 6)}
-    keys = set(evidence.setups) | set(paper_rows())
+    keys = set(map(key_of, evidence.results.setups)) | set(paper_rows())
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
                            trim_blocks=True, lstrip_blocks=True).get_template(TEMPLATE)  # fmt: skip
     return template.render(

@@ -12,11 +12,13 @@ import pytest
 
 from scripts import claims, make_report, make_tables
 from scripts.claims import NOT, NOT_YET, PARTLY, REPRODUCED
+from scripts.every_source import Results
 from scripts.evidence import Evidence, matches, read_evidence
 from scripts.theorem_check import largest_errors
 from tests.scripts.synthetic_runs import ROOT, row, write_rows
 
-WHOLE = {"reduced": False, "experiment": "resnet32_cifar10"}
+WHOLE = {"reduced": False, "experiment": "resnet32_cifar10", "data": "uoft-cs/cifar10",
+         "parameters": 464_000, "batch_size": 128}  # fmt: skip
 
 
 def resnet32(k3: float, seeds: int = 2, **changes: object) -> list[dict]:
@@ -27,9 +29,12 @@ def resnet32(k3: float, seeds: int = 2, **changes: object) -> list[dict]:
                    for seed in range(seeds)]
 
 
+def evidence_of(**rows: list[dict]) -> Evidence:
+    return Evidence(Results(Path(), rows, []), {})
+
+
 def verdict(rows: list[dict]) -> str:
-    judge = claims.matches_backprop("resnet32", 3)
-    return judge(Evidence({"resnet32": [rows]}, {})).verdict
+    return claims.matches_backprop("resnet32", 3)(evidence_of(resnet32=rows)).verdict
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,7 @@ def test_most_of_several_comparisons_is_partly() -> None:
     def evidence(better: list[int]) -> Evidence:
         rows = [row("highway", k, eval_accuracy=0.5 + 0.1 * (k in better)) for k in (1, 2, 3)]
         rows += [row("fixed_point", k, eval_accuracy=0.55) for k in (1, 2, 3)]
-        return Evidence({"gru_chars": [rows]}, {})
+        return evidence_of(gru_chars=rows)
 
     assert claims.better_than_fixed_point(evidence([1, 2])).verdict == PARTLY
     assert claims.better_than_fixed_point(evidence([1])).verdict == NOT
@@ -78,7 +83,7 @@ def test_the_theorem_is_computed() -> None:
 
 
 def test_every_claim_has_a_verdict_without_rows() -> None:
-    nothing = Evidence({}, {})
+    nothing = evidence_of()
     found = {claim.text: claim.judge(nothing).verdict for claim in claims.CLAIMS[1:]}
     assert set(found.values()) == {NOT_YET}
     assert len(found) == len(claims.CLAIMS) - 1  # no text twice
@@ -115,7 +120,7 @@ def test_the_page_stands_alone(results: Path, capsys: pytest.CaptureFixture, mon
 
 def test_a_broken_file_is_told_and_left_out(results: Path, capsys: pytest.CaptureFixture) -> None:
     (results / "gpt2.jsonl").write_text("{")
-    assert set(read_evidence(results).setups) == {"resnet32"}
+    assert set(read_evidence(results).results.setups) == {"resnet32"}
     assert "gpt2.jsonl line 1 is not JSON" in capsys.readouterr().err
 
 
