@@ -13,7 +13,16 @@ from itertools import pairwise
 from statistics import fmean
 
 from scripts.every_source import key_of
-from scripts.evidence import Comparison, Evidence, better, is_papers, matches, of, shown
+from scripts.evidence import (
+    Comparison,
+    Evidence,
+    better,
+    has_learned,
+    is_papers,
+    matches,
+    of,
+    shown,
+)
 from scripts.paper import paper_rows
 from scripts.rows import Row, score, title
 from scripts.theorem_check import largest_errors
@@ -76,8 +85,17 @@ def matches_backprop(key: str, k: int) -> Callable[[Evidence], Finding]:
     def judge(evidence: Evidence) -> Finding:
         rows = evidence.rows(key)
         ours, exact = of(rows, "highway", k), of(rows, "bp")
-        return judged(key, matches(ours, exact)) if ours and exact else NOTHING
+        if not ours or not exact:
+            return NOTHING
+        if not has_learned(key, exact):
+            return too_short(key, exact)
+        return judged(key, matches(ours, exact))
     return judge
+
+
+def too_short(key: str, exact: list[Row]) -> Finding:
+    text = f"{title(exact[0])}: {shown(exact)}, hardly more than a guess: too short to tell"
+    return Finding([text], NOT_YET, {key: exact})
 
 
 def theorem(_: Evidence) -> Finding:
@@ -107,7 +125,7 @@ def five_iterations(evidence: Evidence) -> Finding:
         rows = evidence.rows(key)
         ks = [row["k"] for row in of_any_k(rows, "highway") if row["k"] <= 5]
         exact = of(rows, "bp")
-        if ks and exact:
+        if ks and exact and has_learned(key, exact):
             found[key] = [matches(of(rows, "highway", max(ks)), exact)]
     return together(found)
 
@@ -129,6 +147,8 @@ def fails(key: str, rows: list[Row], exact: list[Row]) -> Finding:
     """The verdict on the claim that ``rows`` do not match ``exact``."""
     if not rows or not exact:
         return NOTHING
+    if not has_learned(key, exact):
+        return too_short(key, exact)
     comparison = matches(rows, exact)
     return judged(key, replace(comparison, holds=not comparison.holds))
 

@@ -16,6 +16,7 @@ from scripts.shown import is_complete, shown_rows
 
 # How much worse than backpropagation still counts as matching it, beside two standard errors.
 SLACK = {"eval_accuracy": 0.5, "eval_bits_per_char": 0.01, "eval_perplexity": 2.0}
+LEARNED = 0.2  # of the way from a guess to every answer right
 SLACK_TEXT = "0.5 points of accuracy, 0.01 bits per character or 2 of perplexity"
 
 
@@ -51,6 +52,15 @@ def of(rows: Iterable[Row], grad: str, k: int | None = None) -> list[Row]:
 def is_papers(key: str, rows: list[Row]) -> bool:
     """Whether these rows are what the paper ran: its preset, data and size, at full length."""
     return bool(rows) and all(is_complete(paper_rows()[key], row) for row in rows)
+
+
+def has_learned(key: str, exact: list[Row]) -> bool:
+    """Whether backpropagation has come some way from a guess; before, nothing can be compared."""
+    classes = paper_rows()[key].classes
+    if classes is None:
+        return True
+    guess = 100.0 / classes
+    return fmean(map(score, exact)) >= guess + LEARNED * (100.0 - guess)
 
 
 @dataclass(frozen=True)

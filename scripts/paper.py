@@ -29,6 +29,7 @@ class PaperRow:
     batch_size: int
     intermediate_losses: bool
     sweep: dict[str, list[int]]
+    classes: int | None = None  # where the score is an accuracy
     published: dict = field(default_factory=dict)
     milliseconds: dict = field(default_factory=dict)
     speedup: dict[int, float] = field(default_factory=dict)

@@ -53,6 +53,13 @@ def test_verdicts(rows: list[dict], expected: str) -> None:
     assert verdict(rows) == expected
 
 
+def test_nothing_is_concluded_from_runs_that_have_not_learned() -> None:
+    rows = [row("bp", None, eval_accuracy=0.14), row("highway", 3, eval_accuracy=0.13)]
+    found = claims.matches_backprop("resnet32", 3)(evidence_of(resnet32=rows))
+    assert found.verdict == NOT_YET and "too short to tell" in found.measured[0]
+    assert claims.five_iterations(evidence_of(resnet32=rows)).verdict == NOT_YET
+
+
 def test_lower_is_better_for_losses() -> None:
     text = {"metric": "eval_bits_per_char"}
     exact = [row("bp", None, eval_bits_per_char=2.5, **text)]
