@@ -26,7 +26,7 @@ FIELDS: dict[str, Field] = {
     "model": Field(TEXT, "choice of configs/model"),
     "parameters": Field((int, None), "trained parameters"),
     "L": Field((int, None), "layers of the longest chain; of a recurrent network, time steps"),
-    "grad": Field(TEXT, "gradient method: bp, truncated_bptt, fixed_point, highway"),
+    "grad": Field(TEXT, "gradient method: bp, truncated_bptt, fixed_point, mgrit, highway"),
     "k": Field((int, None), "iterations; null for methods without, and with a schedule"),
     "schedule": Field((str, None), "schedule of k and its numbers; null for one k throughout"),
     "tolerance": Field((float, int, None), "change below which iterations stop early"),

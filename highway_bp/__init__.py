@@ -17,6 +17,7 @@ from highway_bp.diagnostics.error_bound import ErrorBound, error_bound
 from highway_bp.diagnostics.gradient_error import GradientError, gradient_error
 from highway_bp.method_state import chains, load_method_state, method_state
 from highway_bp.methods import Backprop, FixedPoint, Highway, Method, TruncatedBPTT
+from highway_bp.mgrit import MGRIT
 from highway_bp.parallel.norm import total_norm
 from highway_bp.parallel.shard import shard, synchronize
 from highway_bp.parallel.sharded_chain import ShardedChain
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GRU",
     "LSTM",
+    "MGRIT",
     "Advice",
     "AutoGamma",
     "Backprop",

@@ -72,6 +72,28 @@ class ModuleSystem:
         changed, whole = torch.stack(squares).sum(0).tolist() if squares else (0.0, 0.0)
         return math.sqrt(changed / whole) if whole else 0.0
 
+    # Steps of n layers, for `mgrit.MGRIT`. States share tensors, so none is written into.
+
+    def copy(self, w: States) -> States:
+        return list(w)
+
+    def relax(self, w: States, b: States, n: int, states: range) -> States:
+        for i in self._wanted(states):
+            w[i] = _sum(self._leapt(i, w[i + n], n), b[i])
+        return w
+
+    def residual(self, w: States, b: States, n: int, states: range) -> States:
+        r: States = [None] * len(w)
+        for i in self._wanted(states):
+            r[i] = _sum(self._leapt(i, w[i + n], n), b[i], None if w[i] is None else -w[i])
+        return r
+
+    def add(self, w: States, e: States) -> States:
+        return [_sum(w_i, e_i) for w_i, e_i in zip(w, e, strict=True)]
+
+    def _wanted(self, states: range) -> list[int]:
+        return [i for i in states if i >= self._first]
+
     def smallest_blocks(self, auto: AutoGamma) -> list[float]:
         return self._gammas.values_for(auto, self.length, self._estimate)
 
@@ -105,15 +127,30 @@ class ModuleSystem:
         b = self._b[i]
         if w is None:
             return None if b is None else b.clone()
-        segment = self.segments[i]
-        v = segment.vjp(w)
-        # The graph gives w J or w (J + K); what is missing or too much is a multiple of w K.
-        share = gamma if segment.split else gamma - 1
-        if share != 0:
-            v = self.carry(i).accumulate_(v, w, share)
+        v = self.through(i, w, 1, gamma)
         if b is None:
             return v
-        return b.clone() if v is None else v.add_(b)
+        if v is None or v is w:  # w itself where J is zero and K the identity
+            return b.clone() if v is None else v + b
+        return v.add_(b)
+
+    def through(self, i: int, w: Tensor, block: float, carry: float) -> Tensor | None:
+        """w (block J + carry K) for the segment between states i and i+1."""
+        segment = self.segments[i]
+        v = segment.vjp(w)
+        if v is not None and block != 1:
+            v = v.mul_(block)
+        # The graph gives w J or w (J + K); what is missing or too much is a multiple of w K.
+        share = carry if segment.split else carry - block
+        return self.carry(i).accumulate_(v, w, share) if share != 0 else v
+
+    def _leapt(self, i: int, w: Tensor | None, n: int) -> Tensor | None:
+        """w A_i(n): from state i + n to state i in one step (`mgrit.GridSystem`)."""
+        if w is None:
+            return None
+        for j in reversed(range(i + 1, i + n)):
+            w = self.carry(j).vecmat(w)
+        return self.through(i, w, n, 1)
 
     def carry(self, i: int) -> Carry:
         """K_{i+1}, between states i and i + 1."""
@@ -125,6 +162,11 @@ class ModuleSystem:
 
 def _square(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v, dtype=torch.float32 if v.dtype.itemsize < 4 else None) ** 2
+
+
+def _sum(*terms: Tensor | None) -> Tensor | None:
+    known = [t for t in terms if t is not None]
+    return sum(known[1:], known[0]) if known else None
 
 
 def _of(gamma: Gamma, i: int) -> float:

@@ -29,6 +29,8 @@ class Watched:
 
 
 class _Counted:
+    """Counts what waits for each other where all layers of a call are at work at once."""
+
     def __init__(self, system: LinearSystem):
         self._system, self.iterations = system, 0
 
@@ -38,3 +40,11 @@ class _Counted:
     def through_blocks(self, *args, **kwargs) -> States:
         self.iterations += 1
         return self._system.through_blocks(*args, **kwargs)
+
+    def relax(self, *args) -> States:
+        self.iterations += 1
+        return self._system.relax(*args)
+
+    def residual(self, *args) -> States:
+        self.iterations += 1
+        return self._system.residual(*args)

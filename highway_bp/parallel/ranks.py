@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+CONTIGUOUS = torch.contiguous_format
 _HEADER = 10  # dtype, number of dimensions, up to 8 sizes
 
 
@@ -41,12 +42,17 @@ class Ranks:
         self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]
     ) -> None:
         """Send tensors to ranks and fill others from ranks; returns when all has arrived."""
+        arrived = [t if t.is_contiguous() else torch.empty_like(t, memory_format=CONTIGUOUS)
+                   for t, _ in receives]  # fmt: skip
         ops = [dist.P2POp(dist.isend, t.contiguous(), group=self.group, group_peer=to)
                for t, to in sends]
         ops += [dist.P2POp(dist.irecv, t, group=self.group, group_peer=source)
-                for t, source in receives]  # fmt: skip
+                for t, (_, source) in zip(arrived, receives, strict=True)]  # fmt: skip
         for work in dist.batch_isend_irecv(ops) if ops else ():
             work.wait()
+        for t, (wanted, _) in zip(arrived, receives, strict=True):
+            if wanted is not t:  # channels last
+                wanted.copy_(t)
 
     def send_state(self, h: Tensor, to: int) -> None:
         """A tensor whose shape and dtype the receiver does not know."""

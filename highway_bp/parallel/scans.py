@@ -71,8 +71,7 @@ def doubled(ranks: Ranks, M: Factor) -> list[Factor]:
 
 def gathered(ranks: Ranks, v: Tensor, factors: Sequence[Factor], n: int) -> Tensor:
     """One collective: every rank gets every v, and sums up what is behind it."""
-    everyone = [torch.empty_like(v) for _ in range(ranks.size)]
-    dist.all_gather(everyone, v.contiguous(), group=ranks.group)
+    everyone = _from_all(ranks, v)
     if ranks.rank >= n:
         return v
     u = everyone[n]
@@ -85,9 +84,7 @@ def all_factors(ranks: Ranks, M: Factor) -> list[Factor]:
     """M_0 .. M_{P-1} on every rank; once per backward pass."""
     if M is None:
         return [None] * ranks.size
-    everyone = [torch.empty_like(M) for _ in range(ranks.size)]
-    dist.all_gather(everyone, M.contiguous(), group=ranks.group)
-    return everyone
+    return _from_all(ranks, M)
 
 
 def kind_of(M: Carry) -> int:
@@ -101,6 +98,13 @@ def as_factor(M: Carry, kind: int, like: Tensor) -> Factor:
     if kind == 0:
         return None
     return M.vecmat(torch.ones_like(like) if kind == 2 else like.new_ones(1))
+
+
+def _from_all(ranks: Ranks, v: Tensor) -> list[Tensor]:
+    v = v.contiguous()
+    everyone = [torch.empty_like(v) for _ in range(ranks.size)]
+    dist.all_gather(everyone, v, group=ranks.group)
+    return everyone
 
 
 def _times(u: Tensor, M: Factor) -> Tensor:

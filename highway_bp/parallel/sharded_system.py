@@ -28,7 +28,7 @@ from highway_bp.segment import Segment
 class Held:
     """What a rank holds of w_0 .. w_P: w_{r+1}, and on the first rank w_0."""
 
-    out: Tensor
+    out: Tensor | None
     first: Tensor | None
 
 
@@ -71,13 +71,24 @@ class ShardedSystem:
 
     def through_blocks(self, w: Held, gamma: Gamma, states: range) -> Held:
         """State i is computed on rank i, behind it, and goes to rank i - 1, which holds it."""
+        r = self._ranks.rank
+        v = self._pushed(w.out, _of(gamma, r)) if r in states else None
+        return self._plus(self._b, self._handed_down(v, states), w)
+
+    def _handed_down(self, v: Tensor | None, senders: range) -> Held:
+        """What ``senders``' v have become: on each rank that of the rank behind it, None where
+        that sends none; on the first rank its own as well."""
         ranks, r = self._ranks, self._ranks.rank
-        own, behind = r in states, r + 1 in states
-        v = self._pushed(w.out, _of(gamma, r)) if own else None
-        received = torch.empty_like(w.out)
-        ranks.exchange([(v, r - 1)] if own and r else [], [(received, r + 1)] if behind else [])
-        return Held(self._b.out + received if behind else w.out,
-                    self._b.first + v if own and ranks.is_first else w.first)
+        received = torch.empty_like(self._segment.h_out) if r + 1 in senders else None
+        ranks.exchange([(v, r - 1)] if v is not None and r else [],
+                       [(received, r + 1)] if received is not None else [])
+        return Held(received, v if ranks.is_first else None)
+
+    @staticmethod
+    def _plus(b: Held, v: Held, w: Held) -> Held:
+        """b + v where there is a v, w elsewhere."""
+        return Held(w.out if v.out is None else b.out + v.out,
+                    w.first if v.first is None else b.first + v.first)
 
     def _pushed(self, w: Tensor, gamma: float) -> Tensor:
         v, _ = self._local.through_blocks([None, w], gamma, range(1))
@@ -118,6 +129,35 @@ class ShardedSystem:
                        [] if ranks.is_last else [(received, ranks.rank + 1)])
         return received
 
+    # Steps of n groups, for `mgrit.MGRIT`: n messages, the first n - 1 along the carries.
+
+    def copy(self, w: Held) -> Held:
+        return w  # no call writes into what it is given
+
+    def relax(self, w: Held, b: Held, n: int, states: range) -> Held:
+        return self._plus(b, self._leapt(w, n, states), w)
+
+    def residual(self, w: Held, b: Held, n: int, states: range) -> Held:
+        v = self._leapt(w, n, states)
+        return Held(_rest(b.out, v.out, w.out), _rest(b.first, v.first, w.first))
+
+    def add(self, w: Held, e: Held) -> Held:
+        return self._plus(w, e, w)
+
+    def _leapt(self, w: Held, n: int, states: range) -> Held:
+        """w_{i+n} A_i(n) for i in ``states``; None elsewhere."""
+        r, u, like = self._ranks.rank, w.out, self._segment.h_in
+        for j in reversed(range(1, n)):
+            senders = range(states.start + j, states.stop + j, states.step)
+            v = self._local.carry(0).vecmat(u).to(like.dtype) if r in senders else None
+            received = self._handed_down(v, senders).out
+            u = u if received is None else received
+        v = None
+        if r in states:
+            v = self._local.through(0, u, n, 1)
+            v = torch.zeros_like(like) if v is None else v
+        return self._handed_down(v, states)
+
     def keep(self, w: Held) -> Held:
         return w  # no call writes into what it is given
 
@@ -133,6 +173,13 @@ class ShardedSystem:
         everyone = [None] * self.length
         dist.all_gather_object(everyone, mine, group=self._ranks.group)
         return everyone
+
+
+def _rest(b: Tensor | None, v: Tensor | None, w: Tensor | None) -> Tensor | None:
+    """b + v - w, and zero where there is no v."""
+    if v is None:
+        return None if w is None else torch.zeros_like(w)
+    return b + v - w
 
 
 def _of(gamma: Gamma, i: int) -> float:

@@ -39,9 +39,9 @@ class GRUCell:
         step = GRUJacobian(rows)
         diagonal = step.diagonal() if self.carry == "diagonal" else None
 
-        def vjp(w: Tensor, b: Tensor, out: Tensor) -> None:
-            b = b if diagonal is None else torch.addcmul(b, w, diagonal, value=-1)
-            step.through_gates(w, b, out)
+        def vjp(w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
+            b = b if diagonal is None else torch.addcmul(b, w, diagonal[steps], value=-1)
+            step.through_gates(w, b, out, steps)
 
         K = step.z if diagonal is None else step.z + diagonal
         w = method.solve(TimeSystem(rows.b[0].to(K.dtype), lambda: K, vjp))[: len(rows.x) + 1]
@@ -97,9 +97,10 @@ class GRUJacobian:
         torch.mul(self.slope_n, r, out=slopes[..., 2, :])
         self._W_hh = W_hh
 
-    def through_gates(self, w: Tensor, b: Tensor, out: Tensor) -> None:
-        """Write b + w J (L, B, H), J the Jacobian through the gates; out may lie over w."""
-        a = torch.mul(w.unsqueeze(-2), self.slopes, out=self._a).flatten(0, 1).flatten(1)
+    def through_gates(self, w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
+        """Write b + w J (n, B, H), J the Jacobian through the gates; out may lie over w."""
+        a = torch.mul(w.unsqueeze(-2), self.slopes[steps], out=self._a[: len(w)])
+        a = a.flatten(0, 1).flatten(1)
         if a.dtype == self._W_hh.dtype:
             torch.addmm(b.flatten(0, 1), a, self._W_hh, out=out.flatten(0, 1))
         else:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from highway_bp.methods import Method
 from highway_bp.rnn.gates import dtype_of_sums, sigmoid_slope, tanh_slope, weight_gradients
 from highway_bp.rnn.steps import Gradients, Rows
-from highway_bp.rnn.time_system import TimeSystem
+from highway_bp.rnn.time_system import EVERY, TimeSystem
 from highway_bp.rnn.windows import Windows, at_ends, products
 from highway_bp.scan import cumsumprod
 
@@ -98,16 +98,17 @@ class LSTMJacobian:
         sigmoid_slope(tanh_c, o, grad_input=slopes[..., 3, :])
         self._W_hh = rows.weights[1]
 
-    def gate_cotangents(self, c: Tensor, h: Tensor) -> Tensor:
-        """Of the gates' inputs (L, B, 4H), from those of c' (all of its ways) and of h'."""
-        a = torch.empty_like(self.slopes)
-        torch.mul(c.unsqueeze(-2), self.slopes[..., :3, :], out=a[..., :3, :])
-        torch.mul(h, self.slopes[..., 3, :], out=a[..., 3, :])
+    def gate_cotangents(self, c: Tensor, h: Tensor, steps: slice = EVERY) -> Tensor:
+        """Of the gates' inputs (n, B, 4H), from those of c' (all of its ways) and of h'."""
+        slopes = self.slopes[steps]
+        a = slopes.new_empty(slopes.shape)
+        torch.mul(c.unsqueeze(-2), slopes[..., :3, :], out=a[..., :3, :])
+        torch.mul(h, slopes[..., 3, :], out=a[..., 3, :])
         return a.flatten(-2)
 
-    def through_gates(self, c: Tensor, h: Tensor) -> Tensor:
-        """Cotangents of h_0 .. h_{L-1} (L, B, H), from those of c' (all of its ways) and of h'."""
-        return (self.gate_cotangents(c, h).to(self._W_hh.dtype) @ self._W_hh).to(c.dtype)
+    def through_gates(self, c: Tensor, h: Tensor, steps: slice) -> Tensor:
+        """Cotangents of the h before (n, B, H), from those of c' (all of its ways) and of h'."""
+        return (self.gate_cotangents(c, h, steps).to(self._W_hh.dtype) @ self._W_hh).to(c.dtype)
 
     def own(self) -> tuple[Tensor, Tensor]:
         """Diagonals of dc'/dh, and of dh'/dh at fixed c' (L, B, H)."""
@@ -128,14 +129,14 @@ class GateSplit:
         """(L, B, 2H) from the outputs' (L, B, H)."""
         return torch.cat([b_h * self.q, b_h], -1)
 
-    def whole(self, w: Tensor) -> tuple[Tensor, Tensor]:
+    def whole(self, w: Tensor, steps: slice = EVERY) -> tuple[Tensor, Tensor]:
         """Cotangents of c', all of its ways included, and of h'."""
         return w.chunk(2, -1)
 
-    def vjp(self, w: Tensor, b: Tensor, out: Tensor) -> None:
-        v_h = self.step.through_gates(*self.whole(w))
+    def vjp(self, w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
+        v_h = self.step.through_gates(*self.whole(w, steps), steps)
         b_c, b_h, out_c, out_h = *b.chunk(2, -1), *out.chunk(2, -1)
-        torch.addcmul(b_c, v_h, self.q_before, out=out_c)
+        torch.addcmul(b_c, v_h, self.q_before[steps], out=out_c)
         torch.add(b_h, v_h, out=out_h)
 
 
@@ -148,8 +149,9 @@ class DiagonalSplit(GateSplit):
         self._through_gates = torch.cat([by_c * step.q_before, by_o], -1)  # the part within J
         self.K = torch.cat([step.f + by_c * step.q_before, by_o], -1)
 
-    def vjp(self, w: Tensor, b: Tensor, out: Tensor) -> None:
-        super().vjp(w, torch.addcmul(b, w, self._through_gates, value=-1), out)
+    def vjp(self, w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
+        within = self._through_gates[steps]
+        super().vjp(w, torch.addcmul(b, w, within, value=-1), out, steps)
 
 
 class LiteralSplit(GateSplit):
@@ -159,13 +161,13 @@ class LiteralSplit(GateSplit):
         super().__init__(step)
         self.q = self.q_before = torch.zeros_like(step.q)
 
-    def whole(self, w: Tensor) -> tuple[Tensor, Tensor]:
+    def whole(self, w: Tensor, steps: slice = EVERY) -> tuple[Tensor, Tensor]:
         w_c, w_h = w.chunk(2, -1)
-        return torch.addcmul(w_c, w_h, self.step.q), w_h
+        return torch.addcmul(w_c, w_h, self.step.q[steps]), w_h
 
-    def vjp(self, w: Tensor, b: Tensor, out: Tensor) -> None:
-        v_h = self.step.through_gates(*self.whole(w))
-        v_c = w.chunk(2, -1)[1] * self.step.q * self.step.f
+    def vjp(self, w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
+        v_h = self.step.through_gates(*self.whole(w, steps), steps)
+        v_c = w.chunk(2, -1)[1] * self.step.q[steps] * self.step.f[steps]
         torch.add(b, torch.cat([v_c, v_h], -1), out=out)
 
 

@@ -8,8 +8,10 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 SAMPLE = 64  # states whose change is measured
+EVERY = slice(None)  # step
 
 
 def in_blocks(L: int) -> tuple[int, int]:
@@ -58,8 +60,9 @@ class TimeSystem:
         b: cotangents from the losses on s_1 .. s_L (L, B, S).
         K: gives the carry's diagonals (L, B, C) when they are first needed; they carry the first
             C elements of a state, the others go through the block alone.
-        vjp: ``vjp(w, b, out)`` with w (L, B, S), the cotangents of s_1 .. s_L, writes b + w J
-            into out, those of s_0 .. s_{L-1}; out may lie over w, one state before.
+        vjp: ``vjp(w, b, out, steps)`` with w (L, B, S), the cotangents of s_1 .. s_L, writes
+            b + w J into out, those of s_0 .. s_{L-1}; out may lie over w, one state before. All
+            three hold the rows of ``steps``, a slice of the L steps, alone.
         b_0: cotangent on s_0 (B, S); None for zero.
         whole: vjp gives w (J + K), otherwise w J.
         wants_start: whether anybody asks for w_0.
@@ -69,7 +72,7 @@ class TimeSystem:
         self,
         b: Tensor,
         K: Callable[[], Tensor],
-        vjp: Callable[[Tensor, Tensor, Tensor], object],
+        vjp: Callable[[Tensor, Tensor, Tensor, slice], object],
         b_0: Tensor | None = None,
         whole: bool = False,
         wants_start: bool = True,
@@ -77,6 +80,7 @@ class TimeSystem:
         self.length, self._whole, self._first = len(b), whole, 0 if wants_start else 1
         self._b, self._form_K, self._vjp, self._b_0 = b, K, vjp, b_0
         self._scans: dict[float, DiagonalScan] = {}
+        self._products: dict[int, Tensor] = {}
 
     def cotangents(self) -> Tensor:
         b, (blocks, size) = self._b, in_blocks(self.length)
@@ -94,7 +98,7 @@ class TimeSystem:
         share = gamma - 1.0 if self._whole else gamma  # of w K, missing or too much
         C = self._K.shape[-1] if share != 0.0 else 0
         carried = w[1 : L + 1, ..., :C] * self._K if C else None
-        self._vjp(w[1 : L + 1], self._b_before, out)
+        self._vjp(w[1 : L + 1], self._b_before, out, EVERY)
         if carried is not None:
             out[..., :C].add_(carried, alpha=share)
         if states.stop > 1:
@@ -122,10 +126,49 @@ class TimeSystem:
         whole = torch.linalg.vector_norm(sample).item()
         return torch.linalg.vector_norm(sample - kept).item() / whole if whole else 0.0
 
+    # Steps of n layers, for `mgrit.MGRIT`: work is done on ``states`` alone, where vjp allows it.
+
+    def copy(self, w: Tensor) -> Tensor:
+        return w.clone()
+
+    def relax(self, w: Tensor, b: Tensor, n: int, states: range) -> Tensor:
+        at = _rows(states)
+        w[at] = self._leapt(w, n, states).add_(b[at])
+        return w
+
+    def residual(self, w: Tensor, b: Tensor, n: int, states: range) -> Tensor:
+        at, r = _rows(states), torch.zeros_like(w)
+        r[at] = self._leapt(w, n, states).add_(b[at]).sub_(w[at])
+        return r
+
+    def add(self, w: Tensor, e: Tensor) -> Tensor:
+        return w.add_(e)
+
+    def _leapt(self, w: Tensor, n: int, states: range) -> Tensor:
+        """w_{i+n} A_i(n) for i in ``states`` (len(states), B, S)."""
+        w, at = w[_rows(states, ahead=n)], _rows(states)
+        if n > 1:
+            carried = w[..., : self._K.shape[-1]] * self._between(n, states)
+            w = F.pad(carried, (0, w.shape[-1] - carried.shape[-1]))
+        v = w.new_empty(w.shape)
+        self._vjp(w, torch.zeros_like(v), v, at)
+        share = 1 - n if self._whole else 1  # of w K, missing or too much
+        if share != 0:
+            K = self._K[at]
+            v.mul_(n)[..., : K.shape[-1]].addcmul_(w[..., : K.shape[-1]], K, value=share)
+        return v
+
     @property
     def _stride(self) -> int:
         """Every so-manyth state stands for all: to look at each would cost like an iteration."""
         return max(1, self.length // SAMPLE)
+
+    def _between(self, n: int, states: range) -> Tensor:
+        """K_{i+n} ... K_{i+2} for i in ``states``, which lie at L - n, L - 2n, ..."""
+        if n not in self._products:
+            K = self._K[self.length % n :].unflatten(0, (-1, n))
+            self._products[n] = K[:, 1:].prod(1)
+        return self._products[n][states[0] // n : states[-1] // n + 1 : max(states.step // n, 1)]
 
     @cached_property
     def _b_before(self) -> Tensor:
@@ -136,3 +179,7 @@ class TimeSystem:
     @cached_property
     def _K(self) -> Tensor:
         return self._form_K()
+
+
+def _rows(states: range, ahead: int = 0) -> slice:
+    return slice(states[0] + ahead, states[-1] + ahead + 1, states.step)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from highway_bp.methods import Method
-from highway_bp.rnn.time_system import TimeSystem
+from highway_bp.rnn.time_system import EVERY, TimeSystem
 
 
 @dataclass
@@ -58,8 +58,12 @@ def window_gradients(
     b_states = windows.b_ends.clone()
     b_states[:-1] += inner[1:]
 
-    def vjp(w: Tensor, b: Tensor, out: Tensor) -> None:
-        torch.add(b, torch.cat([run.through(w[run.where]) for run in runs]), out=out)
+    def vjp(w: Tensor, b: Tensor, out: Tensor, at: slice) -> None:
+        every = w
+        if at != EVERY:  # a graph has no parts: the other windows get zeros
+            every = w.new_zeros(len(inner), *w.shape[1:])
+            every[at] = w
+        torch.add(b, torch.cat([run.through(every[run.where]) for run in runs])[at], out=out)
 
     system = TimeSystem(b_states, windows.K, vjp, inner[0], whole=True, wants_start=wants_start)
     w = method.solve(system)[: len(inner) + 1]

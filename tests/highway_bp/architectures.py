@@ -378,6 +378,10 @@ def module_twice() -> list[nn.Module]:
     return [first, second, first, second]
 
 
+class BlindSplit(Split, BlockBlindToState):
+    pass
+
+
 def weight_norm_layer() -> nn.Module:
     return nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)), nn.Tanh())
 
@@ -517,6 +521,9 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
             + [PlainSplit(Attention(3)), PlainSplit(pre_norm_mlp(3))]
         ),
         lambda: torch.randn(2, 3, 3),
+    ),
+    "zero-block-split": L(
+        lambda: [PlainSplit(mlp()), BlindSplit(mlp()), PlainSplit(tanh()), BlindSplit(tanh())]
     ),
 }
 
