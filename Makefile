@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint figures tables bench bundle clean
+.PHONY: help setup demo test lint sweep status figures tables report bench bundle clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,15 +33,21 @@ test: setup lint ## lint, then run all tests
 lint: setup ## check style
 	$(BIN)/python -m ruff check .
 
-figures: setup ## results/*.jsonl -> results/figures
-	$(BIN)/python scripts/plot_results.py results
-	$(BIN)/python scripts/plot_gradient_errors.py results
-	$(BIN)/python scripts/plot_schedules.py results
+sweep: setup ## train a row of the paper: ROW=resnet32 JOBS= STANDIN= RUNS= ARGS="steps=390"
+	@$(BIN)/python scripts/sweep.py "$(ROW)" $(if $(JOBS),--jobs "$(JOBS)") \
+	  $(if $(STANDIN),--stand-in "$(STANDIN)") $(if $(RUNS),--runs "$(RUNS)") $(ARGS)
 
-tables: setup ## results/*.jsonl -> results/tables
+status: setup ## what of the paper is done, running, missing: RUNS= ARGS=-v
+	@$(BIN)/python scripts/status.py $(if $(RUNS),--runs "$(RUNS)") $(ARGS)
+
+figures: setup ## results/*.jsonl -> results/figures, PNG, PDF and SVG
+	$(BIN)/python scripts/make_figures.py results
+
+tables: setup ## results/*.jsonl, bench_rnn*.json -> results/tables, Markdown and LaTeX
 	$(BIN)/python scripts/make_tables.py results
-	$(BIN)/python scripts/bench_table.py results
-	$(BIN)/python scripts/compare_signals.py results
+
+report: figures tables ## everything on one static page, results/report.html, and as PDF
+	$(BIN)/python scripts/make_report.py results
 
 bench: setup ## measure the engine, recurrent layers and conversion beside plain autograd and torch.nn
 	$(BIN)/python scripts/bench_engine.py --out results/bench_engine.json

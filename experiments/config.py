@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,7 @@ class RootKeys:
     grad: Any = None
     schedule: Any = None
     diagnostics: Any = None
+    parallel: Any = None
     model: Any = None
 
 
@@ -93,6 +95,10 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     for group, keys in _NOT_IDENTITY_INSIDE.items():
         for key in keys:
             config[group].pop(key, None)
+    parallel = config.pop("parallel")
+    if parallel["layers"]:  # the layers of a process are a group, and groups are the method's
+        config["parallel"] = {"processes": int(os.environ.get("WORLD_SIZE", 1)),
+                              "sizes": parallel["sizes"]}  # fmt: skip
     return config
 
 

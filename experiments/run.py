@@ -17,18 +17,23 @@ from experiments import checkpoint
 from experiments.config import check_values, config_hash, identity, setup_hash
 from experiments.diagnostics import Diagnostics
 from experiments.errors import UserError
+from experiments.gpus import take_one_gpu
 from experiments.malloc import keep_freed_memory
+from experiments.processes import processes_of
 from experiments.provenance import environment
 from experiments.row import SCHEMA
-from experiments.run_folder import RunFolder
+from experiments.run_folder import Bystander, RunFolder
 from experiments.trainer import Trainer
+from experiments.wandb_writer import NoWriter
 
 GRAD_NAMES = {hb.Backprop: "bp", hb.FixedPoint: "fixed_point", hb.Highway: "highway",
-              hb.TruncatedBPTT: "truncated_bptt"}
+              hb.TruncatedBPTT: "truncated_bptt", hb.MGRIT: "mgrit"}
 
 
 FROM_THE_LAST_STEP = ("train_loss", "seconds", "cpu_seconds", "block_passes", "sequential_passes",
                       "peak_memory_mb")
+# A pass of MGRIT goes through a part of the blocks only, which `Passes` does not count.
+PASSES_UNKNOWN = {"block_passes": None, "sequential_passes": None}
 
 
 def run(cfg: DictConfig, choices: Mapping[str, str]) -> Path:
@@ -39,19 +44,23 @@ def run(cfg: DictConfig, choices: Mapping[str, str]) -> Path:
 
     Raises:
         UserError: a mistake in the configuration, the data or the disk.
+        BeingTrained: another process is at work on this run.
         Interrupted: a signal stopped the run after a checkpoint.
     """
     check_values(cfg)
+    processes = processes_of(cfg)
     method = _build(cfg, "grad")
     schedule = _schedule(cfg, choices["schedule"], method)
     diagnostics = Diagnostics(**OmegaConf.to_container(cfg.diagnostics))
     name, config = _run_name(cfg, choices, method)
-    folder = RunFolder(Path(cfg.run_root) / name, {**config, "seed": cfg.seed})
-    if folder.finished:
-        more = ", and with it advice and diagnostics" if cfg.advise or diagnostics.at else ""
-        print(f"{folder.path}: finished already, skipped{more}")
+    folder = (RunFolder if processes.writes else Bystander)(
+        Path(cfg.run_root) / name, {**config, "seed": cfg.seed})
+    more = ", and with it advice and diagnostics" if cfg.advise or diagnostics.at else ""
+    if _finished(folder, more):
         return folder.path
+    folder.check_idle()
     device = _device(cfg.device)
+    processes.meet(device)
     if cfg.trainer.threads:
         torch.set_num_threads(cfg.trainer.threads)
     keep_freed_memory()
@@ -62,32 +71,39 @@ def run(cfg: DictConfig, choices: Mapping[str, str]) -> Path:
         hb.set_method(model, method)
     except ValueError as error:
         raise UserError(f"grad: {error}") from error
+    processes.share(model)
     _tell_large_k(model, method, choices["schedule"])
     folder.create()
-    state, said = checkpoint.load(folder.path)
-    if said:
-        print(said)
-    return _train(cfg, choices, config, folder, device, data, model, method, schedule,
-                  diagnostics, state)
+    with processes.enter(folder):
+        if _finished(folder, more):  # by another process, while this one loaded the data
+            return folder.path
+        state, said = processes.known_to_all(checkpoint.load(folder.path))
+        if said:
+            print(said)
+        return _train(cfg, choices, config, folder, device, data, model, method, schedule,
+                      diagnostics, state, processes)
+
+
+def _finished(folder: RunFolder, more: str) -> bool:
+    if folder.finished:
+        print(f"{folder.path}: finished already, skipped{more}")
+    return folder.finished
 
 
 def _train(cfg, choices, config, folder, device, data, model, method, schedule, diagnostics,
-           state) -> Path:  # fmt: skip
-    digest = config_hash(config)
-    changes = choices["schedule"] != "constant"
-    with_id = {} if state is None else {"run_id": state["wandb_id"]}
-    writer = _build(cfg, "logger")(
-        folder=folder.path, config=config, name=folder.path.name, group=choices["model"], **with_id
-    )
-    per_epoch = data.train_batches(cfg.optim.batch_size, cfg.seed, "cpu").steps_per_epoch
-    full = cfg.optim.steps or round(cfg.optim.epochs * per_epoch)  # the recipe's
-    steps = cfg.steps or full
+           state, processes) -> Path:  # fmt: skip
+    about = _about(cfg, choices, config, data, model, method)
+    digest, steps = about["config_hash"], about["steps"]
+    wandb_id = folder.started().get("wandb_id") if state is None else state["wandb_id"]
+    writer = (_build(cfg, "logger") if processes.writes else NoWriter)(
+        folder=folder.path, config=config, about=about, run_id=wandb_id)
+    folder.start({**about, "wandb_id": writer.run_id})
     row: dict[str, Any] | None = None
     try:
         trainer = Trainer(
             model, data, folder, device, cfg.optim, cfg.trainer, steps, cfg.seed, schedule,
             diagnostics, writer.log,
-            {"config_hash": digest, "wandb_id": writer.run_id},
+            {"config_hash": digest, "wandb_id": writer.run_id}, processes=processes,
         )
         if state is not None:
             _check_same(state, digest, folder.path)
@@ -97,35 +113,17 @@ def _train(cfg, choices, config, folder, device, data, model, method, schedule, 
             print(trainer.advice())
         folder.keep_until(trainer.step)
         scores = trainer.train()
-        if hasattr(model, "save_pretrained"):
+        if hasattr(model, "save_pretrained") and processes.writes:
             model.save_pretrained(folder.path / "pretrained")
         row = {
             "schema": SCHEMA,
-            "experiment": choices.get("experiment"),
-            "model": choices["model"],
+            **about,
             "L": hb.chain_length(model),
-            "grad": GRAD_NAMES[type(method)],
-            "k": None if changes else getattr(method, "k", None),
-            "schedule": _described(cfg, choices["schedule"]) if changes else None,
-            "tolerance": getattr(method, "tolerance", None),
-            "gamma": getattr(method, "gamma", None),
-            "group_size": getattr(method, "group_size", None),
-            "window": getattr(method, "window", None),
-            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "data": data.name,
-            "validation": cfg.data.get("validation"),
-            "steps": steps,
-            "epochs": steps / per_epoch,
-            "batch_size": cfg.optim.batch_size,
-            "lr": cfg.optim.lr,
-            "seed": cfg.seed,
-            "config_hash": digest,
-            "setup": setup_hash(config),
-            "reduced": steps < full,
             "metric": trainer.task.metric,
             **environment(device),
             **{key: score for key, score in scores.items() if key.startswith("eval_")},
             **{key: scores[key] for key in FROM_THE_LAST_STEP},
+            **(PASSES_UNKNOWN if about["grad"] == "mgrit" else {}),
             "seconds_per_step": scores["seconds"] / steps,
         }
         folder.finish(row)
@@ -134,6 +132,37 @@ def _train(cfg, choices, config, folder, device, data, model, method, schedule, 
     score = f"{row['metric'].removeprefix('eval_')} {row[row['metric']]:.4f}"
     print(f"{folder.path}: {score}, {row['seconds']:.1f} s of training")
     return folder.path
+
+
+def _about(cfg: DictConfig, choices: Mapping[str, str], config: dict[str, Any], data: Any,
+           model: torch.nn.Module, method: hb.Method) -> dict[str, Any]:  # fmt: skip
+    """What of a run's row is known before it has begun."""
+    per_epoch = data.train_batches(cfg.optim.batch_size, cfg.seed, "cpu").steps_per_epoch
+    full = cfg.optim.steps or round(cfg.optim.epochs * per_epoch)  # the recipe's
+    steps = cfg.steps or full
+    changes = choices["schedule"] != "constant"
+    return {
+        "experiment": choices.get("experiment"),
+        "model": choices["model"],
+        "grad": GRAD_NAMES[type(method)],
+        "k": None if changes else getattr(method, "k", None),
+        "schedule": _described(cfg, choices["schedule"]) if changes else None,
+        "tolerance": getattr(method, "tolerance", None),
+        "gamma": getattr(method, "gamma", None),
+        "group_size": getattr(method, "group_size", None),
+        "window": getattr(method, "window", None),
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "data": data.name,
+        "validation": cfg.data.get("validation"),
+        "steps": steps,
+        "epochs": steps / per_epoch,
+        "batch_size": cfg.optim.batch_size,
+        "lr": cfg.optim.lr,
+        "seed": cfg.seed,
+        "config_hash": config_hash(config),
+        "setup": setup_hash(config),
+        "reduced": steps < full,
+    }
 
 
 def _build(cfg: DictConfig, group: str, **extra: Any) -> Any:
@@ -178,6 +207,8 @@ def _run_name(cfg: DictConfig, choices: Mapping[str, str], method: hb.Method):
 def _device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"device={name}; expected auto, cpu or cuda")
+    if name != "cpu":
+        take_one_gpu()
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but torch finds no CUDA device; use device=cpu or auto")
     found = "cuda" if torch.cuda.is_available() else "cpu"
@@ -198,6 +229,6 @@ def _tell_large_k(model: torch.nn.Module, method: hb.Method, schedule: str) -> N
     groups = method.groups(L) if L else None  # a recurrent network's L is its input's
     if groups is None:
         return
-    if schedule == "constant" and method.k > len(groups):
+    if schedule == "constant" and getattr(method, "k", 0) > len(groups):
         print(f"k={method.k} is larger than L={len(groups)}: exact, but grad=bp is faster")
     warnings.filterwarnings("ignore", message=r"k=\d+ is larger than L=")

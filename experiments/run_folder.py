@@ -1,13 +1,33 @@
-"""A run's folder: resolved config, metrics (JSON lines), row, DONE."""
+"""A run's folder: resolved config, metrics (JSON lines), row, DONE; who is at work in it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from experiments.atomic import write_text
 from experiments.errors import UserError
+from experiments.locks import is_locked, try_lock
+
+LOCK, STARTED = "lock", "started.json"
+
+
+class BeingTrained(Exception):
+    """Another process is at work in the folder."""
+
+    def __init__(self, path: Path):
+        super().__init__(f"{path} is being trained by another process")
+
+
+def is_busy(path: Path) -> bool:
+    """Whether a process is at work in a run's folder."""
+    return is_locked(path / LOCK)
 
 
 class RunFolder:
@@ -36,6 +56,41 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         return (self.path / "DONE").exists()
+
+    def check_idle(self) -> None:
+        """Raise BeingTrained while another process is at work here; makes nothing."""
+        if is_busy(self.path):
+            raise BeingTrained(self.path)
+
+    @contextlib.contextmanager
+    def to_itself(self) -> Iterator[None]:
+        """Keep other processes out, until the block or this process ends.
+
+        Raises:
+            BeingTrained: another process came first.
+        """
+        try:
+            lock = try_lock(self.path / LOCK)
+        except OSError as error:
+            print(f"{self.path}: cannot be locked ({error}); start it in one process alone")
+            lock = contextlib.nullcontext()
+        if lock is None:
+            raise BeingTrained(self.path)
+        with lock:
+            yield
+
+    def start(self, about: dict[str, Any]) -> None:
+        """Write started.json: what is trained here, since when, by which process."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        by = {"started": now, "pid": os.getpid(), "host": socket.gethostname()}
+        write_text(self.path / STARTED, json.dumps({**about, **by}, indent=1) + "\n")
+
+    def started(self) -> dict[str, Any]:
+        """What `start` wrote last; empty before, or if it is damaged."""
+        try:
+            return json.loads((self.path / STARTED).read_text())
+        except (OSError, json.JSONDecodeError):
+            return {}
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one metrics record; it has a key "step".
@@ -78,6 +133,28 @@ class RunFolder:
         """Write row.json, then DONE."""
         write_text(self.path / "row.json", json.dumps(row, indent=1) + "\n")
         write_text(self.path / "DONE", "")
+
+
+class Bystander(RunFolder):
+    """The folder as seen by those processes of a run that leave its files to the first."""
+
+    def check_idle(self) -> None:
+        """The first process looks."""
+
+    def create(self) -> None:
+        """The first process makes it."""
+
+    def start(self, about: dict[str, Any]) -> None:
+        """The first process tells."""
+
+    def append(self, record: dict[str, Any]) -> None:
+        """The first process has the same record."""
+
+    def keep_until(self, step: int) -> None:
+        """The first process does."""
+
+    def finish(self, row: dict[str, Any]) -> None:
+        """The first process does."""
 
 
 def _difference(file: Path, text: str) -> str:

@@ -24,6 +24,7 @@ from experiments.interrupt import StopSignal
 from experiments.nonfinite import first_nonfinite_gradient, first_nonfinite_output
 from experiments.optimizer import build_optimizer, learning_rate
 from experiments.passes import Passes
+from experiments.processes import OneProcess
 from experiments.provenance import peak_memory_mb
 from experiments.run_folder import RunFolder
 
@@ -44,6 +45,7 @@ class Trainer:
         optim, settings: the config groups ``optim`` and ``trainer``.
         schedule: gives the gradient method of every step.
         diagnostics: when the gradient's error is measured.
+        processes: those that train the model together; the first of them writes.
         log: the second writer's ``log(record, step)``.
         extra_state: what else the checkpoint carries (config hash, wandb id).
     """
@@ -64,6 +66,7 @@ class Trainer:
     seconds: float = 0.0
     cpu_seconds: float = 0.0  # of the process: more with threads, less on a shared processor
     passes: Passes = field(default_factory=Passes)
+    processes: OneProcess = field(default_factory=OneProcess)
     last: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -97,11 +100,11 @@ class Trainer:
         """All that ``restore`` needs: tensors and plain values."""
         cuda = self.device.type == "cuda"
         return {
-            "model": self.model.state_dict(),
+            "model": self.processes.model_state(self.model),
             "method": hb.method_state(self.model),
             "schedule": self.schedule.state_dict(),
             "passes": self.passes.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.processes.optimizer_state(self.optimizer),
             "step": self.step,
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
@@ -140,10 +143,11 @@ class Trainer:
                     self._evaluate()
                 if self.diagnostics.due(self.step, self.total_steps):
                     self._diagnose()
-                if at_end or stop.received or self.step % self.checkpoint_interval == 0:
-                    checkpoint.save(self.folder.path, self.state())
-                if stop.received and not at_end:
-                    raise Interrupted(stop.received)
+                stopped = self.processes.agreed(stop.received)
+                if at_end or stopped or self.step % self.checkpoint_interval == 0:
+                    self._save()
+                if stopped and not at_end:
+                    raise Interrupted(stopped)
         return self.last
 
     def _timed_step(self) -> dict[str, Any]:
@@ -159,8 +163,7 @@ class Trainer:
             loss, scores = self.task.loss(self.model, x, y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = hb.total_norm(self.model)
         self._check_finite(loss, norm, x)
         if self.optim["clip"] is not None:
             torch.nn.utils.clip_grads_with_norm_(
@@ -176,6 +179,11 @@ class Trainer:
                 "k": getattr(method, "k", None), "iterations": iterations,
                 **self.passes.state_dict(), "grad_norm": norm.item(),
                 "peak_memory_mb": peak_memory_mb(self.device)}
+
+    def _save(self) -> None:
+        state = self.state()
+        if self.processes.writes:
+            checkpoint.save(self.folder.path, state)
 
     def _evaluate(self) -> None:
         batches = self.data.eval_batches(self.settings["eval_batch_size"], self.device)
@@ -212,16 +220,18 @@ class Trainer:
         """Keep the weights of this moment."""
         file = self.folder.path / "snapshots" / f"{self.step}.pt"
         file.parent.mkdir(exist_ok=True)
-        state = {"step": self.step, "model": self.model.state_dict()}
-        write_atomically(file, lambda f: torch.save(state, f))
+        state = {"step": self.step, "model": self.processes.model_state(self.model)}
+        if self.processes.writes:
+            write_atomically(file, lambda f: torch.save(state, f))
 
     def _laid_out(self, x: Tensor) -> Tensor:
         images = x.dim() == 4 and self.settings["channels_last"]
         return x.contiguous(memory_format=torch.channels_last) if images else x
 
     def _record(self, record: dict[str, Any]) -> None:
-        self.folder.append(record)
-        self.log(record, self.step)
+        if self.processes.writes:
+            self.folder.append(record)
+            self.log(record, self.step)
         self.last = {**self.last, **record}
 
     def _check_finite(self, loss: Tensor, norm: Tensor, x: Tensor) -> None:
@@ -247,6 +257,7 @@ class Trainer:
     def _progress(self) -> tqdm:
         wanted = self.settings["progress"]
         shown = sys.stderr.isatty() if wanted == "auto" else bool(wanted)
+        shown = shown and self.processes.writes
         return tqdm(total=self.total_steps, initial=self.step, disable=not shown, unit="step",
                     desc=Path(self.folder.path).name, mininterval=0.5)
 

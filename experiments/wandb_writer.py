@@ -9,36 +9,64 @@ from typing import Any
 from experiments.errors import UserError
 
 
+def group_name(about: dict[str, Any]) -> str:
+    """For instance "resnet32_cifar10-0a1b2c3d": what may be compared, all methods and seeds."""
+    return f"{about['experiment'] or about['model']}-{about['setup']}"
+
+
+def method_name(about: dict[str, Any]) -> str:
+    """For instance "bp", "highway k=3", "highway gamma=0.2 k=3", "highway adaptive ks=[1, 2]"."""
+    numbers = {name: about[name] for name in ("gamma", "group_size", "window", "tolerance")}
+    if numbers["group_size"] == 1:
+        numbers["group_size"] = None
+    shown = [f"{name}={number}" for name, number in numbers.items() if number]
+    k = [] if about["k"] is None else [f"k={about['k']}"]
+    return " ".join([about["grad"], *shown, *([about["schedule"]] if about["schedule"] else k)])
+
+
 class WandbWriter:
     """A real wandb run inside the run's folder; offline ones are uploaded by ``wandb sync``.
 
+    Runs that may be compared are one group, whichever sweep they are of; the method is the job
+    type; panels show everything against seconds of training unless told otherwise.
+
     Args:
         mode: "offline" or "online".
-        run_id: the run's id from its checkpoint when it is resumed.
+        config: the resolved configuration.
+        about: what of the run's row is known before it begins.
+        run_id: the run's id when it is resumed.
+        group: in place of `group_name`.
 
     Raises:
         UserError: wandb is not installed or refuses to start.
     """
 
     def __init__(self, *, mode: str, project: str, folder: Path, config: dict[str, Any],
-                 name: str, group: str, entity: str | None = None, run_id: str | None = None):
+                 about: dict[str, Any], entity: str | None = None, run_id: str | None = None,
+                 group: str | None = None):
         try:
             import wandb
         except ImportError as error:
             raise UserError("logger: wandb is not installed; install it or use logger=none") from (
                 error)
         os.environ.setdefault("WANDB_SILENT", "true")
+        method = method_name(about)
+        sorted_by = {"method": method, "k": about["k"], "seed": about["seed"]}
+        tags = [*filter(None, [about["experiment"]]), *["reduced"] * about["reduced"]]
         try:
             self._run = wandb.init(
-                mode=mode, project=project, entity=entity, dir=str(folder), config=config,
-                name=name, group=group, id=run_id, resume="allow",
-                settings=wandb.Settings(silent=True, console="off"),
+                mode=mode, project=project, entity=entity, dir=str(folder),
+                config={**config, **sorted_by}, name=f"{method} s{about['seed']}",
+                group=group or group_name(about), job_type=about["grad"], tags=tags, id=run_id,
+                resume="allow", settings=wandb.Settings(silent=True, console="off"),
             )
         except wandb.errors.Error as error:  # no key, no network, no permission
             raise UserError(
                 f"logger: wandb cannot start in mode={mode} ({error}); use logger=wandb_offline or "
                 "logger=none"
             ) from error
+        self._run.define_metric("seconds")
+        self._run.define_metric("*", step_metric="seconds")
 
     @property
     def run_id(self) -> str | None:

@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.plugins import Plugins
 from torch import nn
 
 import highway_bp as hb
 from experiments import checkpoint
 from experiments.data.pairs import LABELS
+from experiments.errors import UserError
+from experiments.locks import try_lock
+from experiments.run_folder import LOCK
 from models.cells import MinimalGatedCell
 from models.pair_classifier import PairClassifier
+from scripts import sweep
 from tests.highway_bp import hub_models
 from tests.train_cli import only_run
 
@@ -453,6 +458,51 @@ def a_file_that_cannot_grow(train, runs, tmp_path):
     assert seen.code == 1
     assert train("steps=2").code == 0  # with room again, the same command ends well
     return seen.err
+
+
+@situation
+def a_failing_run_in_a_sweep(train, *_):
+    return in_one_line(train("--multirun", "model.depth=9,8", "steps=1").err)
+
+
+@situation
+def an_unknown_value_in_a_sweep(train, *_):
+    return in_one_line(train("--multirun", "grad=higway,bp", "seed=0,1", "steps=1").err)
+
+
+def in_one_line(said: str) -> str:
+    return said.strip().replace("\n", "⏎")
+
+
+@situation
+def a_run_that_another_process_trains(train, runs, tmp_path):
+    train("steps=1")
+    (only_run(runs) / "DONE").unlink()
+    with try_lock(only_run(runs) / LOCK):
+        return train("steps=1").out
+
+
+@situation
+def a_launcher_that_is_not_installed(train, *_):
+    with pytest.MonkeyPatch.context() as patch:
+        plugin = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+        patch.delitem(Plugins.instance().class_name_to_class, plugin, raising=False)
+        return train("--multirun", "k=0,1", "hydra/launcher=local").err
+
+
+@situation
+def a_sweep_of_an_unknown_row(*_):
+    return raised(UserError, lambda: sweep.main(["resnet23"]))
+
+
+@situation
+def a_stand_in_that_is_none(*_):
+    return raised(UserError, lambda: sweep.main(["resnet56", "--stand-in", "digits"]))
+
+
+@situation
+def jobs_that_are_no_number(*_):
+    return raised(UserError, lambda: sweep.main(["resnet32", "--jobs", "two"]))
 
 
 def stop_after(train, steps: int) -> None:

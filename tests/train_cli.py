@@ -1,15 +1,22 @@
-"""train.py driven as from the command line, in this process: what it prints and its exit code."""
+"""train.py driven as from the command line, in this process or another, and what a run leaves."""
 
 import json
+import multiprocessing
+import os
 import runpy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 
+from experiments import checkpoint
+
 ROOT = Path(__file__).parent.parent
+# Seconds and memory belong to the machine; all else of a run is repeated bit for bit.
+MACHINE = ("seconds", "cpu_seconds", "seconds_per_step", "peak_memory_mb", "wandb_id")
 
 
 @dataclass
@@ -29,6 +36,25 @@ def command_line(*arguments: str) -> None:
     sys.argv = [str(ROOT / "train.py"), *arguments]
     GlobalHydra.instance().clear()
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def start(*arguments: str, output: Path | None = None) -> multiprocessing.Process:
+    """train.py in a process of its own, which may be killed; what it prints goes to a file."""
+    processes = multiprocessing.get_context("forkserver")  # imports done once
+    processes.set_forkserver_preload(
+        ["experiments.jobs", "experiments.run", "models.resnet", "sklearn.datasets"])
+    process = processes.Process(target=_into_file, args=[output, *arguments])
+    process.start()
+    return process
+
+
+def _into_file(output: Path | None, *arguments: str) -> None:
+    if output is not None:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        sys.stdout.reconfigure(line_buffering=True)
+    command_line(*arguments)
 
 
 @pytest.fixture
@@ -60,3 +86,27 @@ def row_of(folder: Path) -> dict:
 
 def records_of(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def count_lines(root: Path) -> int:
+    """Metrics recorded so far, in all runs below a folder."""
+    return sum(len(file.read_text().splitlines()) for file in root.glob("*/metrics.jsonl"))
+
+
+def numbers(record: dict) -> dict:
+    """What a repeated run has in common with the first, to the bit."""
+    return {key: value for key, value in record.items() if key not in MACHINE}
+
+
+def outcome(folder: Path) -> tuple[dict, list[dict], dict]:
+    state = torch.load(folder / checkpoint.LATEST, weights_only=True)
+    return numbers(row_of(folder)), [numbers(r) for r in records_of(folder)], state["model"]
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Two runs, one of them perhaps interrupted, have ended in the same bits."""
+    (row_a, records_a, model_a), (row_b, records_b, model_b) = outcome(a), outcome(b)
+    assert row_a == row_b
+    assert records_a == records_b
+    assert model_a.keys() == model_b.keys()
+    assert all(torch.equal(model_a[name], model_b[name]) for name in model_a)

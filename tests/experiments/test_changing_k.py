@@ -6,8 +6,7 @@ import signal
 import pytest
 
 from experiments.run_folder import RunFolder
-from tests.experiments.test_train import assert_same, numbers
-from tests.train_cli import only_run, records_of, row_of
+from tests.train_cli import assert_same, numbers, only_run, records_of, row_of
 
 TEXT = ("experiment=topics_tiny", "steps=8")
 

@@ -1,38 +1,16 @@
 """train.py on a tiny network: runs, what they leave behind, and that stopping costs nothing."""
 
-import multiprocessing
 import os
 import random
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from experiments import checkpoint
 from experiments.row import check_row
-from tests.train_cli import command_line, only_run, records_of, row_of
-
-# Seconds and memory belong to the machine; all else of a run is repeated bit for bit.
-MACHINE = ("seconds", "cpu_seconds", "seconds_per_step", "peak_memory_mb", "wandb_id")
-
-
-def numbers(record: dict) -> dict:
-    return {key: value for key, value in record.items() if key not in MACHINE}
-
-
-def outcome(folder: Path) -> tuple[dict, list[dict], dict]:
-    state = torch.load(folder / checkpoint.LATEST, weights_only=True)
-    return numbers(row_of(folder)), [numbers(r) for r in records_of(folder)], state["model"]
-
-
-def assert_same(a: Path, b: Path) -> None:
-    (row_a, records_a, model_a), (row_b, records_b, model_b) = outcome(a), outcome(b)
-    assert row_a == row_b
-    assert records_a == records_b
-    assert model_a.keys() == model_b.keys()
-    assert all(torch.equal(model_a[name], model_b[name]) for name in model_a)
+from tests.train_cli import assert_same, count_lines, only_run, records_of, row_of, start
 
 
 @pytest.mark.parametrize(
@@ -226,20 +204,12 @@ def test_nonfinite_gradients_name_the_parameter(train, runs, monkeypatch):
 
 def test_kill_minus_nine_at_ten_moments(tmp_path):
     """The same command until it ends; afterwards nothing tells the run from a whole one."""
-    processes = multiprocessing.get_context("forkserver")  # imports done once
-    processes.set_forkserver_preload(["experiments.run", "models.resnet", "sklearn.datasets"])
     arguments = ["experiment=digits_tiny", "steps=150", "grad=highway", "k=1", "logger=none",
                  "trainer.threads=1"]  # fmt: skip
-
-    def start(root: Path) -> multiprocessing.Process:
-        process = processes.Process(target=command_line, args=[*arguments, f"run_root={root}"])
-        process.start()
-        return process
-
     random_ = random.Random(0)
     root = tmp_path / "killed"
     for _ in range(10):
-        process = start(root)
+        process = start(*arguments, f"run_root={root}")
         # Counted in records, as the start-up lasts as long as it lasts.
         lines = count_lines(root) + random_.randrange(1, 6)
         while process.is_alive() and count_lines(root) < lines:
@@ -249,11 +219,7 @@ def test_kill_minus_nine_at_ten_moments(tmp_path):
         process.join()
         assert process.exitcode == -signal.SIGKILL
     for last in (root, tmp_path / "whole"):
-        process = start(last)
+        process = start(*arguments, f"run_root={last}")
         process.join()
         assert process.exitcode == 0
     assert_same(only_run(root), only_run(tmp_path / "whole"))
-
-
-def count_lines(root: Path) -> int:
-    return sum(len(file.read_text().splitlines()) for file in root.glob("*/metrics.jsonl"))

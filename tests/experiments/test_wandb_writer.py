@@ -11,10 +11,14 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from experiments.errors import UserError
-from experiments.wandb_writer import NoWriter, WandbWriter
+from experiments.wandb_writer import NoWriter, WandbWriter, group_name, method_name
+from tests.train_cli import only_run
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "logger"
-RUN = {"config": {"learning_rate": 0.25}, "name": "a-run", "group": "resnet20"}
+ABOUT = {"experiment": "digits", "model": "resnet20", "grad": "highway", "k": 3, "schedule": None,
+         "tolerance": None, "gamma": 0.0, "group_size": 1, "window": None, "seed": 2,
+         "setup": "0a1b2c3d", "reduced": True}  # fmt: skip
+RUN = {"config": {"learning_rate": 0.25}, "about": ABOUT}
 
 
 def records(file: Path) -> list:
@@ -31,6 +35,16 @@ def records(file: Path) -> list:
         found.append(Record.FromString(data[at + 7 : at + 7 + length]))
         at += 7 + length
     return found
+
+
+def by_kind(folder: Path) -> dict[str, list]:
+    """The records of the one offline run in a run's folder."""
+    (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    kinds: dict[str, list] = {}
+    for record in records(file):
+        kind = record.WhichOneof("record_type")
+        kinds.setdefault(kind, []).append(getattr(record, kind))
+    return kinds
 
 
 def load(logger: str):
@@ -52,23 +66,67 @@ def test_an_offline_run_is_whole_and_quiet(tmp_path, monkeypatch, capfd):
     wandb.teardown()  # finish may return before wandb's service has flushed; exiting waits
     assert capfd.readouterr() == ("", "")
 
-    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    (file,) = folder.glob("run-*.wandb")
-    assert file.name == "run-kept1234.wandb"
-    by_kind: dict[str, list] = {}
-    for record in records(file):
-        by_kind.setdefault(record.WhichOneof("record_type"), []).append(record)
-    run = by_kind["run"][0].run
-    assert (run.run_id, run.project, run.display_name, run.run_group) == (
-        "kept1234", "highway-bp", "a-run", "resnet20",
+    found = by_kind(tmp_path)
+    run = found["run"][0]
+    assert (run.run_id, run.project, run.display_name, run.run_group, run.job_type, *run.tags) == (
+        "kept1234", "highway-bp", "highway k=3 s2", "digits-0a1b2c3d", "highway", "digits",
+        "reduced",
     )  # fmt: skip
-    assert {c.key: c.value_json for c in run.config.update}["learning_rate"] == "0.25"
-    (history,) = by_kind["history"]
-    logged = {i.key or i.nested_key[0]: i.value_json for i in history.history.item}
+    config = {c.key: c.value_json for c in run.config.update}
+    assert {"learning_rate": "0.25", "k": "3", "seed": "2", "method": '"highway k=3"'}.items() <= (
+        config.items())
+    (history,) = found["history"]
+    logged = {i.key or i.nested_key[0]: i.value_json for i in history.item}
     assert float(logged["train_loss"]) == 2.5
     assert int(logged["_step"]) == 7
-    assert "eval_accuracy" in str(by_kind["summary"])
-    assert by_kind["exit"][0].exit.exit_code == 0
+    over_time = {m.glob_name or m.name: m.step_metric for m in found["metric"]}
+    assert over_time == {"seconds": "", "*": "seconds"}
+    assert "eval_accuracy" in str(found["summary"])
+    assert found["exit"][0].exit_code == 0
+
+
+@pytest.mark.slow
+def test_what_is_synced_later_has_group_name_and_row(train, runs):
+    """The whole way, from train.py to the file that `wandb sync` uploads."""
+    wandb = pytest.importorskip("wandb")
+    assert train("logger=wandb_offline", "logger.group=mine", "grad=bp", "steps=1").code == 0
+    wandb.teardown()
+    found = by_kind(only_run(runs))
+    run, summary = found["run"][0], str(found["summary"])
+    assert (run.display_name, run.run_group, run.job_type) == ("bp s0", "mine", "bp")
+    assert list(run.tags) == ["digits_tiny", "reduced"]
+    assert all(f'"{key}"' in summary for key in ("eval_accuracy", "config_hash", "seconds"))
+
+
+def test_a_run_killed_before_its_first_checkpoint_keeps_its_id(train, runs, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr("experiments.trainer.Trainer.train", lambda self: 1 / 0)
+    arguments = ("logger=wandb_offline", "logger.project=p", "steps=1")
+    assert train(*arguments).code == 1 and fake.kwargs["id"] is None
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    assert train(*arguments).code == 0 and fake.kwargs["id"] == "new"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"grad": "bp", "k": None, "gamma": None, "group_size": None}, "bp"),
+        ({}, "highway k=3"),
+        ({"gamma": 0.2, "group_size": 4}, "highway gamma=0.2 group_size=4 k=3"),
+        ({"gamma": "auto", "k": None, "schedule": "linear"}, "highway gamma=auto linear"),
+        ({"grad": "truncated_bptt", "k": None, "gamma": None, "window": 16},
+         "truncated_bptt window=16"),
+    ],
+)  # fmt: skip
+def test_a_method_has_a_name(changes, name):
+    assert method_name(ABOUT | changes) == name
+
+
+def test_a_group_is_what_may_be_compared():
+    assert group_name(ABOUT | {"k": 1, "seed": 0}) == group_name(ABOUT) == "digits-0a1b2c3d"
+    assert group_name(ABOUT | {"experiment": None}) == "resnet20-0a1b2c3d"
 
 
 class FakeWandb:
@@ -87,7 +145,9 @@ class FakeWandb:
             raise self.refuses
         self.kwargs = kwargs
         finish = lambda exit_code: self.exits.append(exit_code)  # noqa: E731
-        return SimpleNamespace(id=kwargs["id"] or "new", summary={}, finish=finish)
+        nothing = lambda *_, **__: None  # noqa: E731
+        return SimpleNamespace(id=kwargs["id"] or "new", summary={}, finish=finish, log=nothing,
+                               define_metric=nothing)  # fmt: skip
 
 
 def test_online_resumes_the_run_it_was(tmp_path, monkeypatch):
@@ -95,9 +155,10 @@ def test_online_resumes_the_run_it_was(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     writer = load("wandb_online")(folder=tmp_path, run_id="kept1234", **RUN)
     assert writer.run_id == "kept1234"
-    asked = {key: fake.kwargs[key] for key in ("mode", "resume", "project", "entity", "dir")}
-    assert asked == {"mode": "online", "resume": "allow", "project": "highway-bp",
-                     "entity": None, "dir": str(tmp_path)}  # fmt: skip
+    keys = ("mode", "resume", "project", "entity", "dir", "group")
+    asked = {key: fake.kwargs[key] for key in keys}
+    assert asked == {"mode": "online", "resume": "allow", "project": "highway-bp", "entity": None,
+                     "dir": str(tmp_path), "group": "digits-0a1b2c3d"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("row", "code"), [({"eval_accuracy": 0.5}, 0), (None, 1)])

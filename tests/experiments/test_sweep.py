@@ -1,0 +1,313 @@
+"""train.py -m: sweeps that are interrupted, that fail in part, and that share the work."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
+
+from experiments import checkpoint, gpus
+from experiments.locks import is_locked, try_lock
+from experiments.run_folder import LOCK, RunFolder, is_busy
+from tests.train_cli import ROOT, assert_same, count_lines, only_run, records_of, row_of, start
+
+TINY = ["experiment=digits_tiny", "logger=none", "trainer.threads=1", "trainer.eval_interval=99"]
+
+
+def sweep(root: Path, *arguments: str):
+    """A sweep in a process of its own."""
+    root.mkdir(exist_ok=True)
+    return start("-m", *TINY, f"run_root={root}", *arguments, output=root.with_suffix(".out"))
+
+
+def said(root: Path) -> str:
+    return root.with_suffix(".out").read_text()
+
+
+def finished(root: Path) -> set[Path]:
+    return {file.parent for file in root.glob("*/DONE")}
+
+
+def in_the_middle(root: Path, step: int = 3) -> list[Path]:
+    """Runs that have begun and are not at their end."""
+    files = [file for file in root.glob("*/metrics.jsonl") if file.parent not in finished(root)]
+    return [file.parent for file in files if len(file.read_text().splitlines()) >= step]
+
+
+def wait_until(condition: Callable[[], object], process=None, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.is_alive(), "it ended too early"
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def written(runs: set[Path]) -> dict[Path, int]:
+    return {file: file.stat().st_mtime_ns for run in runs for file in run.iterdir()
+            if file.name != LOCK}  # fmt: skip
+
+
+def assert_complete(root: Path, whole: Path) -> None:
+    """As many runs as in an uninterrupted sweep, of the same bits, no step recorded twice."""
+    assert {run.name for run in finished(root)} == {run.name for run in finished(whole)}
+    for run in finished(root):
+        assert_same(run, whole / run.name)
+        steps = [r["step"] for r in records_of(run) if "train_loss" in r]
+        assert steps == list(range(1, row_of(run)["steps"] + 1))
+
+
+def test_a_sweep_is_killed_and_terminated_and_ends_as_if_nothing_had_happened(tmp_path):
+    arguments = ["grad=bp,highway", "k=0,1,2", "seed=0,1,2", "steps=8"]
+    root, whole = tmp_path / "stopped", tmp_path / "whole"
+
+    process = sweep(root, *arguments)
+    wait_until(lambda: len(finished(root)) >= 3 and in_the_middle(root), process)
+    assert [is_busy(run) for run in in_the_middle(root)] == [True]
+    process.kill()
+    process.join()
+    before = written(finished(root))
+    assert len(before) >= 3 and not any(map(is_busy, root.iterdir()))
+
+    process = sweep(root, *arguments)
+    wait_until(lambda: len(finished(root)) >= 7 and in_the_middle(root), process)
+    (running,) = in_the_middle(root)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert "stopped by signal 15; the same command goes on from here" in said(root)
+    stopped_at = torch.load(running / checkpoint.LATEST, weights_only=True)["step"]
+    assert 3 <= stopped_at < 8 and running not in finished(root)
+    before |= written(finished(root))
+
+    process = sweep(root, *arguments)
+    process.join()
+    assert process.exitcode == 0
+    assert f"{running}: going on after step {stopped_at}" in said(root)
+    assert said(root).count("finished already, skipped") >= 7
+    assert before.items() <= written(finished(root)).items()
+    assert len(finished(root)) == 12  # backpropagation once, not once per k
+
+    process = sweep(whole, *arguments)
+    process.join()
+    assert_complete(root, whole)
+
+
+@pytest.mark.slow
+def test_a_parallel_sweep_is_killed_and_terminated_too(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    arguments = ["grad=highway", "k=0", "seed=0,1,2", "steps=24"]
+    parallel = [*arguments, "hydra/launcher=local"]
+    root, whole = tmp_path / "stopped", tmp_path / "whole"
+
+    process = sweep(root, *parallel)
+    wait_until(lambda: len(in_the_middle(root)) == 2, process)
+    process.kill()
+    process.join()
+    wait_until(lambda: not any(map(is_busy, root.iterdir())))  # what it left behind stops too
+    assert len(list(root.glob(f"*/{checkpoint.LATEST}"))) == 2
+
+    lines = count_lines(root)
+    process = sweep(root, "model.depth=9,8", *parallel)
+    wait_until(lambda: count_lines(root) >= lines + 6, process)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert said(root).count("error: model: depth=9") == 3
+    assert "3 of 6 runs failed: model.depth=9 seed=0; " in said(root)
+    assert said(root).count("the same command goes on from here") == 1
+    assert len(list(root.glob("*/started.json"))) == 2  # no other has begun
+    assert not list(root.glob(".stop*"))
+
+    for last in (root, whole):  # with another launcher, which makes no difference
+        process = sweep(last, *arguments)
+        process.join()
+        assert process.exitcode == 0
+    assert_complete(root, whole)
+
+
+def test_a_run_that_another_process_trains_is_skipped(train, runs):
+    process = start(*TINY, f"run_root={runs}", "steps=4000")
+    try:
+        wait_until(lambda: in_the_middle(runs), process)
+        alone = train("steps=4000")
+        assert (alone.code, alone.err) == (0, "")
+        assert alone.out == f"{only_run(runs)} is being trained by another process, skipped\n"
+        swept = train("-m", "steps=4000,1")
+        assert swept.code == 0 and len(finished(runs)) == 1
+        assert "1 of 2 runs were left to another process" in swept.out
+    finally:
+        process.kill()
+        process.join()
+    assert not any(map(is_busy, runs.iterdir()))
+
+
+def test_what_is_trained_where_is_written_before_it_begins(train, runs, monkeypatch):
+    begun = []
+
+    def begin(self):
+        begun.append(json.loads((self.folder.path / "started.json").read_text()))
+        begun.append(is_busy(self.folder.path))
+        raise RuntimeError("far enough")
+
+    monkeypatch.setattr("experiments.trainer.Trainer.train", begin)
+    assert train("k=2", "seed=7", "steps=5").code == 1
+    about, busy = begun
+    expected = {"experiment": "digits_tiny", "model": "resnet20_preact", "grad": "highway", "k": 2,
+                "schedule": None, "seed": 7, "steps": 5, "reduced": True, "pid": os.getpid()}
+    assert expected.items() <= about.items() and about["started"].endswith("+00:00")
+    assert busy and not is_busy(only_run(runs))
+
+
+@pytest.mark.parametrize("swept", [True, False])
+def test_a_bug_in_one_job_shows_itself_and_the_others_go_on(train, runs, monkeypatch, swept):
+    from experiments.trainer import Trainer
+
+    whole = Trainer.train
+
+    def buggy(self):
+        if self.seed == 1:
+            raise RuntimeError("CUDA out of memory")
+        return whole(self)
+
+    monkeypatch.setattr(Trainer, "train", buggy)
+    seen = train(*(["-m", "seed=0,1,2"] if swept else ["seed=1"]), "steps=1")
+    assert seen.code == 1
+    assert "Traceback" in seen.err and "RuntimeError: CUDA out of memory" in seen.err
+    assert len(finished(runs)) == (2 if swept else 0)
+    assert seen.err.endswith("1 of 3 runs failed: seed=1\n") == swept
+
+
+def test_a_sweep_over_an_unknown_key_is_told_in_one_line(train, runs):
+    seen = train("-m", "kk=0,1", "seed=0,1")
+    assert (seen.code, seen.err.count("\n"), finished(runs)) == (1, 1, set())
+    assert seen.err.startswith("error: Could not override 'kk': Key 'kk' not in 'RootKeys'")
+
+
+def test_a_value_that_is_not_there_stops_its_own_jobs_alone(train, runs):
+    seen = train("-m", "grad=higway,bp", "seed=0,1", "steps=1")
+    assert seen.code == 1
+    told, last = seen.err.splitlines()
+    assert told.startswith("error: Could not find 'grad/higway'")
+    assert "grad=higway seed=0" in told and told.endswith("and 1 more)")
+    assert last == "2 of 4 runs failed: grad=higway seed=0; grad=higway seed=1"
+    assert len(finished(runs)) == 2
+
+
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+def test_a_launcher_that_is_not_installed_names_its_extra(train, runs, monkeypatch, launcher):
+    target = OmegaConf.load(ROOT / "configs" / "hydra" / "launcher" / f"{launcher}.yaml")._target_
+    monkeypatch.delitem(Plugins.instance().class_name_to_class, target, raising=False)
+    seen = train("-m", "k=0,1", f"hydra/launcher={launcher}")
+    extra = {"local": "sweeps", "slurm": "slurm"}[launcher]
+    assert (seen.code, seen.err.count("\n")) == (1, 1)
+    assert seen.err.endswith(f'expected its plugin: pip install -e ".[{extra}]"\n')
+
+
+def test_every_key_of_the_slurm_launcher_is_known_to_its_plugin():
+    config = pytest.importorskip("hydra_plugins.hydra_submitit_launcher.config")
+    ours = OmegaConf.load(ROOT / "configs" / "hydra" / "launcher" / "slurm.yaml")
+    known = OmegaConf.structured(config.SlurmQueueConf)
+    assert set(ours) <= set(known) and ours._target_ == known._target_
+
+
+def test_a_job_of_submitit_writes_a_checkpoint_before_it_is_put_back(train, runs, monkeypatch):
+    append = RunFolder.append
+    at: list[int] = []
+
+    def put_back(*_):  # submitit's handler
+        at.append(torch.load(only_run(runs) / checkpoint.LATEST, weights_only=True)["step"])
+
+    def interrupted(self, record):
+        append(self, record)
+        if record["step"] == 5 and "train_loss" in record:
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    monkeypatch.setattr(RunFolder, "append", interrupted)
+    before = signal.signal(signal.SIGUSR2, put_back)
+    try:
+        assert train().code == 128 + signal.SIGTERM
+        assert signal.getsignal(signal.SIGUSR2) is put_back
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert at == [5]
+
+
+SLURM = {  # as much of it as submitit calls for one job, on this machine
+    "sbatch": """export SLURM_JOB_ID=7 SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0
+export SLURM_JOB_NODELIST=here SLURM_PROCID=0 SLURM_LOCALID=0
+bash "$1" >/dev/null 2>&1 </dev/null &
+echo Submitted batch job 7""",
+    "srun": 'while [ "$1" != "$PYTHON" ]; do shift; done; exec "$@"',
+    "sacct": "echo 'JobID|State|NodeList'; echo '7|RUNNING|here'",
+}
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_through_slurm_and_comes_back(tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    for name, script in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}",
+                   "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}  # fmt: skip
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, f"run_root={tmp_path / 'runs'}",
+               "model.depth=9", "hydra/launcher=slurm", "hydra.launcher.partition=gpu"]
+    seen = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert seen.returncode == 1 and seen.stderr.startswith("1 of 1 runs failed: ")
+    assert "model.depth=9" in seen.stderr and seen.stderr.count("\n") == 1
+
+
+def test_a_lock_is_of_one_holder_and_ends_with_it(tmp_path):
+    file = tmp_path / "lock"
+    assert not is_locked(file) and not file.exists()
+    held = try_lock(file)
+    assert is_locked(file) and try_lock(file) is None
+    held.close()
+    assert not is_locked(file)
+    try_lock(file).close()
+
+
+def test_without_locks_a_run_says_so_and_goes_on(train, runs, monkeypatch):
+    def refuse(path):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("experiments.run_folder.try_lock", refuse)
+    seen = train("steps=1")
+    assert seen.code == 0 and len(finished(runs)) == 1
+    assert "cannot be locked ([Errno 37] No locks available)" in seen.out
+
+
+def test_gpus_are_shared_evenly(tmp_path):
+    names = ["0", " 3", "GPU-a/1"]
+    taken = [gpus.first_free(names, tmp_path) for _ in range(7)]
+    assert [name for name, _ in taken] == ["0", "3", "GPU-a/1", "0", "3", "GPU-a/1", "0"]
+    taken[1][1].close()
+    assert gpus.first_free(names, tmp_path)[0] == "3"
+    for _, lock in taken:
+        lock.close()
+
+
+@pytest.mark.parametrize(
+    ("count", "given", "seen"),
+    [(0, None, None), (1, None, None), (1, "3", "3"), (2, None, "0"), (2, "5,6", "5")],
+)
+def test_a_process_takes_one_of_several_gpus(tmp_path, monkeypatch, count, given, seen):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv(gpus.VISIBLE, "" if given is None else given)
+    if given is None:
+        monkeypatch.delenv(gpus.VISIBLE)
+    monkeypatch.setattr(gpus, "_held", [])
+    gpus.take_one_gpu()
+    assert os.environ.get(gpus.VISIBLE) == seen
+    for lock in gpus._held:
+        lock.close()
