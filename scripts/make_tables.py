@@ -4,8 +4,8 @@
     python scripts/make_tables.py results --only table2 resnet32
 
 table2, table3 and table6 are the paper's, in Markdown and LaTeX, with its values beside ours; NAME
-is the table of one results file, bench_rnn that of a benchmark, signals holds gradient errors
-against final losses. Each is written to results/tables.
+is the table of one results file, recipes says what to see on the way, bench_rnn is that of a
+benchmark, signals holds gradient errors against final losses. Each is written to results/tables.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from scripts import bench_table, compare_signals, tables_of_paper, tables_of_setups
+from scripts import (
+    bench_table,
+    compare_signals,
+    tables_of_paper,
+    tables_of_recipes,
+    tables_of_setups,
+)
 from scripts.every_source import jobs_of, make_all, run
 
-PROGRAMS = (tables_of_paper, tables_of_setups, bench_table, compare_signals)
+PROGRAMS = (tables_of_paper, tables_of_recipes, tables_of_setups, bench_table, compare_signals)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
+from scripts.clock import axis_of
 from scripts.every_source import Jobs, Results
 from scripts.rows import Row, by_method, devices_of, mean_and_deviation, metric_of, title
 from scripts.table import Table, markdown
 
 COLUMNS = ("ms per step", "x BP", "processor ms", "peak MB", "passes", "in a row")
-NOTE = """Processor ms: what the process computed per step, all its threads together; with one
+NOTE = """X BP: by wall-clock time, or, where other work slowed single-threaded runs, by the
+processor's. Processor ms: what the process computed per step, all its threads together; with one
 thread, less than "ms per step" where the processor was shared. Passes: through all blocks of the
 chain, per step; in a row: those that wait for each other when every layer has its own device."""
 
@@ -19,19 +21,22 @@ chain, per step; in a row: those that wait for each other when every layer has i
 def table(rows: list[Row]) -> Table:
     """One line per method; times relative to BP's where BP is among the rows."""
     groups, metric = by_method(rows), metric_of(rows)
-    exact = fmean(r["seconds_per_step"] for r in groups["BP"]) if "BP" in groups else None
+    clock = "cpu_seconds" if axis_of(rows) == "processor" else "seconds"
     return Table(
         ("method", "seeds", metric.label, *COLUMNS),
-        [[name, str(len(group)), spread(group), *costs(group, exact)]
+        [[name, str(len(group)), spread(group), *costs(group, groups.get("BP"), clock)]
          for name, group in groups.items()])  # fmt: skip
 
 
-def costs(group: list[Row], exact: float | None) -> list[str]:
-    """Means over seeds, in the order of COLUMNS."""
-    step = fmean(r["seconds_per_step"] for r in group)
+def _mean(group: list[Row], clock: str) -> float:
+    return fmean(row[clock] / row["steps"] for row in group)
+
+
+def costs(group: list[Row], exact: list[Row] | None, clock: str) -> list[str]:
+    """Means over seeds, in the order of COLUMNS; "x BP" on the ``clock`` that can be compared."""
     return [
-        f"{1000 * step:.1f}",
-        f"{step / exact:.2f}" if exact else "-",
+        f"{1000 * fmean(r['seconds_per_step'] for r in group):.1f}",
+        f"{_mean(group, clock) / _mean(exact, clock):.2f}" if exact else "-",
         per_step(group, "cpu_seconds", 1000, 1),
         f"{fmean(r['peak_memory_mb'] for r in group):.0f}",
         per_step(group, "block_passes"),

@@ -209,3 +209,16 @@ def test_signals_are_held_against_final_losses(
     (tmp_path / "tiny.jsonl").unlink()
     make_tables.main([str(tmp_path), "--only", "signals"])
     assert "no run in" in capsys.readouterr().out
+
+
+def test_recipes_say_what_to_see_on_the_way(tmp_path: Path) -> None:
+    rows = [row(grad, k, seed) for grad, k in METHODS for seed in (0, 1)]
+    write_rows(tmp_path / "resnet32.jsonl", rows)
+    make_tables.main([str(tmp_path), "--only", "recipes"])
+    lines = (tmp_path / "tables" / "recipes.md").read_text().splitlines()
+    bp, highway = (line.split(" | ") for line in lines if line.startswith("| pre-activation"))
+    assert (bp[2], highway[2]) == ("BP", "Highway k=3")
+    assert [float(loss) for loss in bp[3:6]] == sorted(map(float, bp[3:6]), reverse=True)
+    assert bp[6] == "97.00 after 100" and bp[7].startswith("97.00 accuracy")
+    assert float(bp[8]) == pytest.approx(10.0 / 10 / 3600, abs=0.005)
+    assert not any(line.startswith("| ResNet-110") for line in lines)
