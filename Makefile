@@ -54,6 +54,8 @@ bench: setup ## measure the engine, recurrent layers and conversion beside plain
 	$(BIN)/python scripts/bench_rnn.py --out results/bench_rnn.json
 	$(BIN)/python scripts/bench_trunk.py --out results/bench_trunk.json
 	$(BIN)/python scripts/bench_batched.py --out results/bench_batched.json
+	$(BIN)/python scripts/bench_sharded.py --out results/bench_sharded.json
+	$(BIN)/python scripts/scaling.py results/bench_sharded.json
 
 bundle: setup ## pack all for a machine without network: OUT= PLATFORM= PYVER= DATA= DATASETS=
 	$(BIN)/python scripts/bundle.py $(if $(OUT),--out "$(OUT)") \
