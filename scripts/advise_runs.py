@@ -19,7 +19,7 @@ import torch
 
 import highway_bp as hb
 from experiments.provenance import environment
-from scripts.every_source import run
+from scripts.evidence.every_source import run
 from scripts.trained import load
 
 

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from experiments.atomic import write_text
 from experiments.errors import UserError
-from scripts.every_source import run
-from scripts.rows import Row, curve, finished_runs, method_name, read_rows, run_of
+from scripts.evidence.every_source import run
+from scripts.evidence.rows import Row, curve, finished_runs, method_name, read_rows, run_of
 
 
 def check_clean(rows: list[Row]) -> None:

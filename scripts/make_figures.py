@@ -16,8 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from scripts import plot_gradient_errors, plot_paper, plot_results, plot_schedules, plot_training
-from scripts.every_source import jobs_of, make_all, run
+from scripts.evidence.every_source import jobs_of, make_all, run
+from scripts.figures import (
+    plot_gradient_errors,
+    plot_paper,
+    plot_results,
+    plot_schedules,
+    plot_training,
+)
 
 PROGRAMS = (plot_paper, plot_training, plot_gradient_errors, plot_results, plot_schedules)
 

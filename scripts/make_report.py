@@ -27,11 +27,11 @@ from markupsafe import Markup
 from experiments.atomic import write_text
 from experiments.errors import UserError
 from experiments.provenance import environment
-from scripts.claims import CLAIMS, NOT, NOT_YET, PARTLY, REPRODUCED
-from scripts.every_source import key_of, run
-from scripts.evidence import SLACK_TEXT, Evidence, read_evidence
-from scripts.paper import paper_rows
-from scripts.rows import Row, devices_of, length, method_name, run_of
+from scripts.evidence.claims import CLAIMS, NOT, NOT_YET, PARTLY, REPRODUCED
+from scripts.evidence.every_source import key_of, run
+from scripts.evidence.evidence import SLACK_TEXT, Evidence, read_evidence
+from scripts.evidence.paper import paper_rows
+from scripts.evidence.rows import Row, devices_of, length, method_name, run_of
 
 TEMPLATE = "report.html.j2"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

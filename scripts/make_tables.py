@@ -16,14 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from scripts import (
+from scripts.evidence.every_source import jobs_of, make_all, run
+from scripts.tables import (
     bench_table,
     compare_signals,
     tables_of_paper,
     tables_of_recipes,
     tables_of_setups,
 )
-from scripts.every_source import jobs_of, make_all, run
 
 PROGRAMS = (tables_of_paper, tables_of_recipes, tables_of_setups, bench_table, compare_signals)
 

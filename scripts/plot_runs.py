@@ -15,10 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from matplotlib.axes import Axes
 
-from scripts.draw import SMOOTHED, draw_losses
-from scripts.every_source import run
-from scripts.figure_style import footer, look_of_k, panels, save
-from scripts.rows import (
+from scripts.evidence.every_source import run
+from scripts.evidence.rows import (
     Row,
     by_method,
     curve,
@@ -28,6 +26,8 @@ from scripts.rows import (
     score,
     setup_of,
 )
+from scripts.figures.draw import SMOOTHED, draw_losses
+from scripts.figures.figure_style import footer, look_of_k, panels, save
 
 
 def table(rows: list[Row]) -> str:

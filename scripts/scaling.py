@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from matplotlib import pyplot as plt
 
 from experiments.errors import UserError
-from scripts.every_source import run
-from scripts.figure_style import save
+from scripts.evidence.every_source import run
+from scripts.figures.figure_style import save
 from scripts.scaling_model import (
     STRATEGIES,
     Link,

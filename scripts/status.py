@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from experiments.errors import UserError
 from experiments.run_folder import STARTED, is_busy
-from scripts.every_source import run, tell
-from scripts.paper import PaperRow, paper_rows
-from scripts.rows import method_name, read_rows, run_of
+from scripts.evidence.every_source import run, tell
+from scripts.evidence.paper import PaperRow, paper_rows
+from scripts.evidence.rows import method_name, read_rows, run_of
 
 # States of a planned run; of several runs of it the first of these counts.
 DONE, TO_COLLECT, RUNNING, INTERRUPTED, MISSING = STATES = (

@@ -19,8 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from experiments.errors import UserError
-from scripts.every_source import run
-from scripts.paper import REPOSITORY, PaperRow, paper_row
+from scripts.evidence.every_source import run
+from scripts.evidence.paper import REPOSITORY, PaperRow, paper_row
 
 
 def overrides(row: PaperRow, preset: str, root: Path, jobs: int) -> list[str]:

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from experiments.atomic import write_text
 from experiments.config import setup_hash
 from experiments.row import FIELDS, SCHEMA, check_row
-from scripts.every_source import run
-from scripts.rows import Row, read_json_lines
+from scripts.evidence.every_source import run
+from scripts.evidence.rows import Row, read_json_lines
 
 
 def configurations(root: Path) -> dict[str, dict]:

@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 
 from experiments.row import SCHEMA
-from scripts.paper import paper_row
-from scripts.rows import curve
+from scripts.evidence.paper import paper_row
+from scripts.evidence.rows import curve
 
 ROOT = Path(__file__).parents[2]
 METHODS = [("bp", None), ("fixed_point", 2), ("highway", 0), ("highway", 1), ("highway", 3)]

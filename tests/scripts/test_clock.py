@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.clock import about_times, axis_of, one_device
-from scripts.draw import curve_of
+from scripts.evidence.clock import about_times, axis_of, one_device
+from scripts.figures.draw import curve_of
 from tests.scripts.synthetic_runs import row
 
 QUIET = {"device": "CPU x, 1 threads", "seconds": 10.0, "cpu_seconds": 9.9}

@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from experiments.errors import UserError
-from scripts import figure_style, make_figures, plot_gradient_errors, plot_schedules
-from scripts.draw import draw_losses, draw_scores, mean_curves
-from scripts.rows import METHOD_NAMES, mean_and_deviation, read_rows
+from scripts import make_figures
+from scripts.evidence.rows import METHOD_NAMES, mean_and_deviation, read_rows
+from scripts.figures import figure_style, plot_gradient_errors, plot_schedules
+from scripts.figures.draw import draw_losses, draw_scores, mean_curves
 from tests.scripts.synthetic_runs import METHODS, ROOT, of_paper, row, write_rows
 
 MOMENTS = [

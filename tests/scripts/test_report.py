@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts import claims, make_report, make_tables
-from scripts.claims import NOT, NOT_YET, PARTLY, REPRODUCED
-from scripts.every_source import Results
-from scripts.evidence import Evidence, matches, read_evidence
-from scripts.theorem_check import largest_errors
+from scripts import make_report, make_tables
+from scripts.evidence import claims
+from scripts.evidence.claims import NOT, NOT_YET, PARTLY, REPRODUCED
+from scripts.evidence.every_source import Results
+from scripts.evidence.evidence import Evidence, matches, read_evidence
+from scripts.evidence.theorem_check import largest_errors
 from tests.scripts.synthetic_runs import ROOT, row, write_rows
 
 WHOLE = {"reduced": False, "experiment": "resnet32_cifar10", "data": "uoft-cs/cifar10",

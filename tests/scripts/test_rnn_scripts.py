@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from experiments.errors import UserError
-from scripts import bench_rnn, bench_table, compare_carries
+from scripts import bench_rnn, compare_carries
 from scripts.bench_rnn import CellLoop, Shape, compare, network
-from scripts.paper import paper_rows
+from scripts.evidence.paper import paper_rows
+from scripts.tables import bench_table
 from tests.train_cli import only_run
 
 TINY = Shape("LSTM", batch=2, length=5, hidden=3, layers=2)

@@ -11,9 +11,9 @@ from experiments.config import config_hash
 from experiments.errors import UserError
 from experiments.row import CURVE, FIELDS, SCORES
 from scripts import collect_rows, make_tables, upgrade_rows
-from scripts.every_source import key_of, read_results
-from scripts.paper import paper_rows
-from scripts.rows import method_name, read_rows, setups, thin
+from scripts.evidence.every_source import key_of, read_results
+from scripts.evidence.paper import paper_rows
+from scripts.evidence.rows import method_name, read_rows, setups, thin
 from tests.scripts.synthetic_runs import ROOT, row, write_rows, write_run
 
 

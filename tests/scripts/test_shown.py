@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.every_source import read_results
-from scripts.paper import paper_rows
-from scripts.shown import (
+from scripts.evidence.every_source import read_results
+from scripts.evidence.paper import paper_rows
+from scripts.evidence.shown import (
     Shown,
     in_full,
     is_complete,

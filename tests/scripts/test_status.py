@@ -14,7 +14,7 @@ from experiments.errors import UserError
 from experiments.locks import try_lock
 from experiments.run_folder import LOCK
 from scripts import status, sweep
-from scripts.paper import paper_row, paper_rows
+from scripts.evidence.paper import paper_row, paper_rows
 from tests.scripts.synthetic_runs import ROOT, of_paper, write_rows
 
 

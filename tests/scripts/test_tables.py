@@ -12,7 +12,7 @@ import pytest
 
 from experiments.errors import UserError
 from scripts import make_tables
-from scripts.table import Table, latex, markdown
+from scripts.evidence.table import Table, latex, markdown
 from tests.scripts.synthetic_runs import METHODS, ROOT, of_paper, row, write_rows
 
 KS = (0, 1, 2, 3, 5, 10, 20)

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from scripts.clock import about_times, axis_of, one_device
-from scripts.draw import SEEDS, SMOOTHED, draw_losses
-from scripts.every_source import Jobs, Results
-from scripts.figure_style import caption, footer, gap, panels, save_with_rows
-from scripts.plot_paper import state_of
-from scripts.rows import METHOD_NAMES, Row, has_k
-from scripts.shown import METHODS, Shown, shown_rows, what_ran
+from scripts.evidence.clock import about_times, axis_of, one_device
+from scripts.evidence.every_source import Jobs, Results
+from scripts.evidence.rows import METHOD_NAMES, Row, has_k
+from scripts.evidence.shown import METHODS, Shown, shown_rows, what_ran
+from scripts.figures.draw import SEEDS, SMOOTHED, draw_losses
+from scripts.figures.figure_style import caption, footer, gap, panels, save_with_rows
+from scripts.figures.plot_paper import state_of
 
 
 @dataclass(frozen=True)

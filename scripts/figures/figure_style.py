@@ -21,7 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scripts.rows import Row, has_k, rows_used
+from scripts.evidence.rows import Row, has_k, rows_used
 
 WIDTH = 7.0  # inches: a printed page without its margins
 TICK_LABELS = 0.5  # inches they take of a panel

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from experiments.errors import UserError
-from scripts.every_source import Jobs, Results
-from scripts.table import Table, markdown
+from scripts.evidence.every_source import Jobs, Results
+from scripts.evidence.table import Table, markdown
 
 TITLES = {
     "small": "Long sequences of small steps",

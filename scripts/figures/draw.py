@@ -10,8 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
 
-from scripts.figure_style import PUBLISHED, SMALL, look, look_of_k
-from scripts.rows import (
+from scripts.evidence.rows import (
     Row,
     by_method,
     has_k,
@@ -20,6 +19,7 @@ from scripts.rows import (
     metric_of,
     series_name,
 )
+from scripts.figures.figure_style import PUBLISHED, SMALL, look, look_of_k
 
 SMOOTHING_SPAN = 8
 LONG = 10  # k from which on the axis is one of square roots, so that small ones stay apart

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from experiments.errors import UserError
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 PAPER = REPOSITORY / "results" / "paper.yaml"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from scripts.rows import Row
+from scripts.evidence.rows import Row
 
 SHARED = 1.2  # wall-clock by processor time from which on other work slowed a run
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from scripts.clock import about_times, axis_of, one_device
-from scripts.draw import BARS, SMOOTHED, draw_losses, draw_published, draw_scores
-from scripts.every_source import Jobs, Results, key_of
-from scripts.figure_style import footer, panels, save_with_rows
-from scripts.paper import paper_rows
-from scripts.rows import Row, title
-from scripts.shown import Shown
+from scripts.evidence.clock import about_times, axis_of, one_device
+from scripts.evidence.every_source import Jobs, Results, key_of
+from scripts.evidence.paper import paper_rows
+from scripts.evidence.rows import Row, title
+from scripts.evidence.shown import Shown
+from scripts.figures.draw import BARS, SMOOTHED, draw_losses, draw_published, draw_scores
+from scripts.figures.figure_style import footer, panels, save_with_rows
 
 
 def draw(rows: list[Row], name: str, folder: Path) -> Path | None:

@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from scripts.clock import axis_of
-from scripts.every_source import Jobs, Results
-from scripts.rows import Row, by_method, devices_of, mean_and_deviation, metric_of, title
-from scripts.table import Table, markdown
+from scripts.evidence.clock import axis_of
+from scripts.evidence.every_source import Jobs, Results
+from scripts.evidence.rows import Row, by_method, devices_of, mean_and_deviation, metric_of, title
+from scripts.evidence.table import Table, markdown
 
 COLUMNS = ("ms per step", "x BP", "processor ms", "peak MB", "passes", "in a row")
 NOTE = """X BP: by wall-clock time, or, where other work slowed single-threaded runs, by the

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from scripts.draw import BARS, draw_published, draw_scores
-from scripts.every_source import Jobs, Results
-from scripts.figure_style import caption, footer, gap, panels, save_with_rows
-from scripts.shown import Shown, shown_rows, what_ran
+from scripts.evidence.every_source import Jobs, Results
+from scripts.evidence.shown import Shown, shown_rows, what_ran
+from scripts.figures.draw import BARS, draw_published, draw_scores
+from scripts.figures.figure_style import caption, footer, gap, panels, save_with_rows
 
 TITLES = {
     2: "Figure 2: final score against k, deep networks",

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from scripts.bench_table import readable_records
-from scripts.every_source import Jobs, Results
-from scripts.paper import PaperRow, paper_rows
-from scripts.rows import METRICS, Row, mean_and_deviation, metric_of
-from scripts.shown import Shown, is_reduced, shown_rows, stands_in, what_ran
-from scripts.table import Table, write_page
-from scripts.tables_of_setups import spread
+from scripts.evidence.every_source import Jobs, Results
+from scripts.evidence.paper import PaperRow, paper_rows
+from scripts.evidence.rows import METRICS, Row, mean_and_deviation, metric_of
+from scripts.evidence.shown import Shown, is_reduced, shown_rows, stands_in, what_ran
+from scripts.evidence.table import Table, write_page
+from scripts.tables.bench_table import readable_records
+from scripts.tables.tables_of_setups import spread
 
 NOT_RUN, NOT_MEASURED, NOT_RECORDED, NOT_PRINTED = (
     "not yet run", "not measured", "not recorded", "-")  # fmt: skip

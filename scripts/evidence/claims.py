@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import fmean
 
-from scripts.every_source import key_of
-from scripts.evidence import (
+from scripts.evidence.every_source import key_of
+from scripts.evidence.evidence import (
     Comparison,
     Evidence,
     better,
@@ -23,9 +23,9 @@ from scripts.evidence import (
     of,
     shown,
 )
-from scripts.paper import paper_rows
-from scripts.rows import Row, score, title
-from scripts.theorem_check import largest_errors
+from scripts.evidence.paper import paper_rows
+from scripts.evidence.rows import Row, score, title
+from scripts.evidence.theorem_check import largest_errors
 
 REPRODUCED, PARTLY, NOT, NOT_YET = "reproduced", "partly", "not", "not yet run"
 RNNS = ("lstm_chars", "gru_chars", "gru_words", "gru_pixels")

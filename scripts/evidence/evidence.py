@@ -9,10 +9,10 @@ from math import sqrt
 from pathlib import Path
 from statistics import fmean, variance
 
-from scripts.every_source import Results, read_results
-from scripts.paper import paper_rows
-from scripts.rows import Row, method_name, metric_of, score
-from scripts.shown import is_complete, shown_rows
+from scripts.evidence.every_source import Results, read_results
+from scripts.evidence.paper import paper_rows
+from scripts.evidence.rows import Row, method_name, metric_of, score
+from scripts.evidence.shown import is_complete, shown_rows
 
 # How much worse than backpropagation still counts as matching it, beside two standard errors.
 SLACK = {"eval_accuracy": 0.5, "eval_bits_per_char": 0.01, "eval_perplexity": 2.0}

@@ -17,12 +17,12 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 
-from scripts.draw import draw_k_axis, log_axis
-from scripts.every_source import Jobs, Results, key_of
-from scripts.figure_style import caption, footer, gap, panels, save_with_rows
-from scripts.paper import paper_rows
-from scripts.rows import Row, by_method, title
-from scripts.shown import heading_of, in_full
+from scripts.evidence.every_source import Jobs, Results, key_of
+from scripts.evidence.paper import paper_rows
+from scripts.evidence.rows import Row, by_method, title
+from scripts.evidence.shown import heading_of, in_full
+from scripts.figures.draw import draw_k_axis, log_axis
+from scripts.figures.figure_style import caption, footer, gap, panels, save_with_rows
 
 SCORES = {"cosine": "cosine with exact", "increment": "increment / exact"}
 # without the palest end, which no print shows

@@ -16,9 +16,9 @@ from statistics import fmean
 
 import pandas as pd
 
-from scripts.every_source import Jobs, Results
-from scripts.rows import Row
-from scripts.table import Table, markdown
+from scripts.evidence.every_source import Jobs, Results
+from scripts.evidence.rows import Row
+from scripts.evidence.table import Table, markdown
 
 SIGNALS = ("relative_error", "one_minus_cosine", "next_increment")
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scripts.every_source import Results
-from scripts.paper import PaperRow, paper_rows
-from scripts.rows import METHOD_NAMES, Row, by_method, series
+from scripts.evidence.every_source import Results
+from scripts.evidence.paper import PaperRow, paper_rows
+from scripts.evidence.rows import METHOD_NAMES, Row, by_method, series
 
 METHODS = ("bp", "fixed_point", "highway")
 SIZE_SLACK = 0.25  # of the parameters: the parts of GPT-2 make 13.6M, 14.5M are printed

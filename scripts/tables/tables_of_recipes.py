@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from scripts.clock import axis_of
-from scripts.draw import SMOOTHING_SPAN
-from scripts.every_source import Jobs, Results
-from scripts.rows import Row, devices_of, has_k, method_name, metric_of, score
-from scripts.shown import Shown, origin, shown_rows
-from scripts.table import Table, markdown
+from scripts.evidence.clock import axis_of
+from scripts.evidence.every_source import Jobs, Results
+from scripts.evidence.rows import Row, devices_of, has_k, method_name, metric_of, score
+from scripts.evidence.shown import Shown, origin, shown_rows
+from scripts.evidence.table import Table, markdown
+from scripts.figures.draw import SMOOTHING_SPAN
 
 NOTE = """One seed each. The training loss, an exponential average over records, after a tenth, a
 quarter and half of the run; the first score that was taken, and after which step; the last; hours

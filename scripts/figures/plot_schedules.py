@@ -16,10 +16,8 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.ticker import ScalarFormatter
 
-from scripts.draw import BARS
-from scripts.every_source import Jobs, Results
-from scripts.figure_style import SMALL, footer, look, panels, save_with_rows
-from scripts.rows import (
+from scripts.evidence.every_source import Jobs, Results
+from scripts.evidence.rows import (
     METHOD_NAMES,
     Row,
     by_method,
@@ -29,6 +27,8 @@ from scripts.rows import (
     metric_of,
     title,
 )
+from scripts.figures.draw import BARS
+from scripts.figures.figure_style import SMALL, footer, look, panels, save_with_rows
 
 SCHEDULE_MARKERS = "s^Dv*P<>"
 SCHEDULE_COLOUR = "#E69F00"

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from experiments.errors import UserError
-from scripts.rows import Row, read_rows, setups
+from scripts.evidence.rows import Row, read_rows, setups
 
 Job = Callable[[], Path | None]  # makes one file; None where there is nothing to make it from
 Jobs = dict[str, Job]  # by the file's name without suffix

@@ -1,0 +1,1 @@
+"""Rows of finished runs: which stand for what, and what they say of the claims."""

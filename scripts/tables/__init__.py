@@ -1,0 +1,1 @@
+"""What scripts/make_tables.py writes."""
