@@ -127,6 +127,8 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     args = parser.parse_args()
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)  # fails before anything is measured
     torch.set_num_threads(1)
     record: dict = {"environment": environment(torch.device("cpu")), "repeats": args.repeats,
                     "layers": LAYERS, "width": WIDTH, "batch": args.batch, "length": args.length,
@@ -152,7 +154,6 @@ def main() -> None:
         print(processes, {n: round(r, 3) for n, r in ratios.items()},
               {n: round(s, 4) for n, s in record["processes"][processes]["seconds"].items()})
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

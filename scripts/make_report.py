@@ -27,7 +27,7 @@ from markupsafe import Markup
 from experiments.atomic import write_text
 from experiments.errors import UserError
 from experiments.provenance import environment
-from scripts.evidence.claims import CLAIMS, NOT, NOT_YET, PARTLY, REPRODUCED
+from scripts.evidence.claims import CLAIMS, VERDICTS
 from scripts.evidence.every_source import key_of, run
 from scripts.evidence.evidence import SLACK_TEXT, Evidence, read_evidence
 from scripts.evidence.paper import paper_rows
@@ -109,7 +109,8 @@ def page(claims: list[dict], evidence: Evidence, results: Path) -> str:
     return template.render(
         claims=claims,
         counts={v: sum(c["finding"].verdict == v for c in claims)
-                for v in (REPRODUCED, PARTLY, NOT, NOT_YET)},
+                for v in VERDICTS},
+        left_out=evidence.results.left_out,
         slack=SLACK_TEXT,
         made=environment(torch.device("cpu")),
         figures=[{"picture": embedded(figures / f"{name}.png"), "caption": caption}
@@ -156,8 +157,10 @@ def main(argv: Sequence[str]) -> None:
     write_text(out, page(claims, evidence, args.results))
     print(out)
     for found in claims:
-        print(f"{found['finding'].verdict:12} {found['claim'].text}")
+        print(f"{found['finding'].verdict:18} {found['claim'].text}")
     print(print_pdf(out) or f"no PDF: none of {', '.join(BROWSERS)} on this machine")
+    if evidence.results.left_out:
+        raise UserError(f"left out {', '.join(evidence.results.left_out)}; the page says so")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ STYLES = {
     "model parallel": ("black", ":"), "GPipe, 1F1B": ("#E69F00", "--"),
     "zero bubble (ZB-H1)": ("#D55E00", "-."), "data parallel": ("#009E73", "--"),
     "Highway k=0": ("#56B4E9", "-"), "Highway k=1": ("#0072B2", "-"),
-    "Highway k=3": ("#003A5D", "-"),
+    "Highway k=0, pipelined forward": ("#56B4E9", ":"),
+    "Highway k=1, pipelined forward": ("#0072B2", ":"),
 }  # fmt: skip
 
 
@@ -63,7 +64,10 @@ def speedups(net: Network, P: int) -> dict[str, float]:
 
 
 def measured_network(record: dict) -> tuple[Network, Link]:
-    costs = record["costs"]
+    costs = record.get("costs", {})
+    if "bandwidth" not in costs:
+        raise UserError("the record has no costs of layers and messages; scripts/bench_sharded.py "
+                        "--processes 1 2 makes one that has")  # fmt: skip
     net = Network(
         L=record["layers"], forward=costs["forward"], inputs=costs["inputs"],
         parameters=costs["parameters"], state=costs["state_bytes"],
@@ -100,9 +104,12 @@ def page(record: dict) -> str:
     lines += [f"| {name} | {measured:.3f} | {predicted:.3f} | {predicted / measured:.2f} |"
               for name, measured, predicted in validation(record)]  # fmt: skip
     lines += ["", "## Predicted speed-up over one device, not measured", "",
-              "H100 at 40 % of its peak, NVLink up to 8 devices, 400 Gb/s InfiniBand beyond. "
-              "Highway-BP's forward pass in micro-batches, 4 P of them or as many as there are "
-              "sequences.", ""]  # fmt: skip
+              "H100 at 40 % of its peak, NVLink up to 8 devices, 400 Gb/s InfiniBand beyond; "
+              "memory is left out, so the one device may be one that could not hold the network. "
+              "Pipelines in 4 P micro-batches, or as many as there are sequences. Highway-BP as "
+              "it is here, its forward pass in one piece, and with that in micro-batches too, "
+              "which is not here. At k = 0 it does less work than backpropagation (no pass "
+              "through the inputs of a stage's first layer), and may gain more than P.", ""]
     for title, (layers, width, length) in MODELS.items():
         for batch in BATCHES:
             lines += [f"### {title}, {batch} sequences", ""]
@@ -143,7 +150,7 @@ def draw(out: Path) -> None:
         row[0].set_ylabel("times faster than one device")
     for axes in grid[-1]:
         axes.set_xlabel("devices")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=7,
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8,
                   frameon=False, fontsize=8)  # fmt: skip
     figure.suptitle("Predicted, not measured: a training step on P devices")
     save(figure, out / "figures" / "scaling.png")

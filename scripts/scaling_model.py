@@ -103,9 +103,10 @@ STRATEGIES: dict[str, Callable[[Network, int, Link, int], float]] = {
     "GPipe, 1F1B": pipeline,
     "zero bubble (ZB-H1)": zero_bubble,
     "data parallel": lambda net, P, link, micro: data_parallel(net, P, link),
-    "Highway k=0": lambda net, P, link, micro: highway(net, P, link, 0, micro),
-    "Highway k=1": lambda net, P, link, micro: highway(net, P, link, 1, micro),
-    "Highway k=3": lambda net, P, link, micro: highway(net, P, link, 3, micro),
+    "Highway k=0": lambda net, P, link, micro: highway(net, P, link, 0),
+    "Highway k=1": lambda net, P, link, micro: highway(net, P, link, 1),
+    "Highway k=0, pipelined forward": lambda net, P, link, micro: highway(net, P, link, 0, micro),
+    "Highway k=1, pipelined forward": lambda net, P, link, micro: highway(net, P, link, 1, micro),
 }
 
 

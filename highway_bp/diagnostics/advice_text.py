@@ -65,8 +65,8 @@ def _verdicts(advice: Advice) -> list[str]:
     if devices:
         lines.append(
             "Several devices: expected, with consecutive layers on each, beside backprop through "
-            "the same devices, communication left out. This library does not spread layers over "
-            "devices yet, and data parallelism may use them better.")
+            "the same devices, communication left out (hb.shard spreads layers over processes). "
+            "Data parallelism may use them better.")
     return lines
 
 

@@ -423,7 +423,8 @@ def test_the_command_line_says_error_and_no_traceback(tmp_path):
 def test_make_hands_its_variables_over():
     variables = ("OUT=/tmp/o", "PLATFORM=p", "PYVER=3.12", "DATA=/d", "DATASETS=a b/c",
                  "TORCH_PIP_ARGS=-i here")  # fmt: skip
-    planned = sh("make", "-n", "bundle", *variables, cwd=ROOT).stdout.replace("\\\n", " ")
+    done = sh("make", "--no-print-directory", "-n", "bundle", *variables, cwd=ROOT)
+    planned = done.stdout.replace("\\\n", " ")
     assert " ".join(planned.split()).endswith(
         'scripts/bundle.py --out "/tmp/o" --platform p --python-version 3.12 --data "/d" '
         '--datasets a b/c --torch-pip-args="-i here"'

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.errors import UserError
 from scripts import make_report, make_tables
 from scripts.evidence import claims
-from scripts.evidence.claims import NOT, NOT_YET, PARTLY, REPRODUCED
+from scripts.evidence.claims import NOT, NOT_SO_FAR, NOT_YET, PARTLY, REPRODUCED, TOO_SHORT
 from scripts.evidence.every_source import Results
 from scripts.evidence.evidence import Evidence, matches, read_evidence
 from scripts.evidence.theorem_check import largest_errors
@@ -45,6 +46,7 @@ def verdict(rows: list[dict]) -> str:
         (resnet32(0.925), PARTLY),  # reduced
         (resnet32(0.925, reduced=False, experiment="resnet56_tiny_imagenet32"), PARTLY),
         (resnet32(0.88, **WHOLE), NOT),
+        (resnet32(0.88), NOT_SO_FAR),
         (resnet32(0.908, **WHOLE), REPRODUCED),  # 1.2 below, two standard errors are 1.41
         (resnet32(0.908, seeds=1, **WHOLE), NOT),  # a single seed: half a point
         (resnet32(0.925)[:2], NOT_YET),  # backpropagation alone
@@ -57,7 +59,7 @@ def test_verdicts(rows: list[dict], expected: str) -> None:
 def test_nothing_is_concluded_from_runs_that_have_not_learned() -> None:
     rows = [row("bp", None, eval_accuracy=0.14), row("highway", 3, eval_accuracy=0.13)]
     found = claims.matches_backprop("resnet32", 3)(evidence_of(resnet32=rows))
-    assert found.verdict == NOT_YET and "too short to tell" in found.measured[0]
+    assert found.verdict == TOO_SHORT and "hardly more than a guess" in found.measured[0]
     assert claims.five_iterations(evidence_of(resnet32=rows)).verdict == NOT_YET
 
 
@@ -81,7 +83,7 @@ def test_most_of_several_comparisons_is_partly() -> None:
         return evidence_of(gru_chars=rows)
 
     assert claims.better_than_fixed_point(evidence([1, 2])).verdict == PARTLY
-    assert claims.better_than_fixed_point(evidence([1])).verdict == NOT
+    assert claims.better_than_fixed_point(evidence([1])).verdict == NOT_SO_FAR
     assert "2 of 3" in claims.better_than_fixed_point(evidence([1, 2])).measured[-1]
 
 
@@ -122,14 +124,22 @@ def test_the_page_stands_alone(results: Path, capsys: pytest.CaptureFixture, mon
     assert html.count("data:image/png;base64,") == 1
     assert "Highway k=3 93.00 (2 seeds); BP 92.50 (2 seeds)" in html
     assert "Not yet run: <code>make sweep ROW=resnet110</code>" in html
-    assert html.count('class="verdict') == len(claims.CLAIMS) + 4
-    assert "partly       ResNet-32 matches" in capsys.readouterr().out
+    assert html.count('class="verdict') == len(claims.CLAIMS) + len(claims.VERDICTS)
+    assert "partly             ResNet-32 matches" in capsys.readouterr().out
 
 
 def test_a_broken_file_is_told_and_left_out(results: Path, capsys: pytest.CaptureFixture) -> None:
     (results / "gpt2.jsonl").write_text("{")
     assert set(read_evidence(results).results.setups) == {"resnet32"}
     assert "gpt2.jsonl line 1 is not JSON" in capsys.readouterr().err
+
+
+def test_the_page_says_what_it_had_to_leave_out(results: Path, monkeypatch) -> None:
+    monkeypatch.setattr(make_report, "print_pdf", lambda html: None)
+    (results / "gpt2.jsonl").write_text("{")
+    with pytest.raises(UserError, match=r"left out gpt2.jsonl; the page says so"):
+        make_report.main([str(results)])
+    assert "could not be read: gpt2.jsonl" in (results / "report.html").read_text()
 
 
 def test_no_results_is_one_line(tmp_path: Path) -> None:
