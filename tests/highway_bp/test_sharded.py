@@ -14,6 +14,7 @@ from torch import nn
 import highway_bp as hb
 from highway_bp.parallel.sharded_chain import ShardedChain
 from scripts.transformer_layers import sublayers
+from tests.highway_bp.leave import leave
 
 TOLERANCE = 1e-10
 METHODS = [
@@ -146,7 +147,7 @@ def process(rank: int, P: int, folder: Path) -> None:
             if (value - exact).abs().max() > TOLERANCE * (1 + exact.abs().max()):
                 wrong.append(f"{kind} {method} {scan} {everywhere}: {name} on rank {rank}")
     (folder / f"{rank}.txt").write_text("\n".join([str(compared), *wrong]))
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.mark.parametrize("P", [1, 2, 3, 4])
