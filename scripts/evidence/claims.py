@@ -233,7 +233,7 @@ def errors_fall(evidence: Evidence) -> Finding:
 def shared_backward(evidence: Evidence) -> Finding:
     """Layers on two processes: the backward pass beside that of one process."""
     record = evidence.benches.get("bench_sharded")
-    if record is None or "2" not in record["processes"]:
+    if record is None or not {"1", "2"} <= record["processes"].keys():
         return NOTHING
     one = record["processes"]["1"]["seconds"]["bp_backward"]
     two = record["processes"]["2"]["seconds"]

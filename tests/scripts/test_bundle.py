@@ -15,7 +15,9 @@ import pytest
 
 from experiments.errors import UserError
 from scripts import bundle
-from scripts.bundle import THIS_PYTHON, main, pip_platforms
+from scripts.bundle import main
+from scripts.bundling import pieces as cutting
+from scripts.bundling.packages import THIS_PYTHON, pip_platforms
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 20_000  # bytes
@@ -360,7 +362,7 @@ def test_wrong_arguments_are_told_in_a_line(project, data, tmp_path, arguments, 
 
 
 def test_more_pieces_than_their_numbers_have_digits(project, tmp_path, monkeypatch):
-    monkeypatch.setattr(bundle, "MOST_PIECES", 2)
+    monkeypatch.setattr(cutting, "MOST_PIECES", 2)
     with pytest.raises(UserError, match=r"--piece-mb: 0.001, more than 2 pieces of repository.tar"):
         make(project, tmp_path / "b", "--no-wheels", "--piece-mb", "0.001")
     assert list((tmp_path / "b").iterdir()) == []

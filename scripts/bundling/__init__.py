@@ -1,0 +1,1 @@
+"""The parts of a bundle, for scripts/bundle.py."""
