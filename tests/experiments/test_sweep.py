@@ -104,7 +104,8 @@ def test_a_sweep_is_killed_and_terminated_and_ends_as_if_nothing_had_happened(tm
 @pytest.mark.slow
 def test_a_parallel_sweep_is_killed_and_terminated_too(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    arguments = ["grad=highway", "k=0", "seed=0,1,2", "steps=24"]
+    # so many steps that no run ends, and the third begins, before the signal has come round
+    arguments = ["grad=highway", "k=0", "seed=0,1,2", "steps=300", "trainer.eval_interval=100"]
     parallel = [*arguments, "hydra/launcher=local"]
     root, whole = tmp_path / "stopped", tmp_path / "whole"
 
