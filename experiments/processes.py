@@ -118,8 +118,9 @@ class LayersShared(OneProcess):
     def share(self, model: nn.Module) -> None:
         sizes = self._settings["sizes"]
         try:
-            chains = hb.shard(model, sizes=sizes and list(sizes), scan=self._settings["scan"])
-        except ValueError as error:
+            chains = hb.shard(model, sizes=sizes and list(sizes), scan=self._settings["scan"],
+                              micro_batches=self._settings["micro_batches"])  # fmt: skip
+        except (TypeError, ValueError) as error:
             raise UserError(f"parallel=layers: {error}") from error
         own = {id(p) for chain in chains for p in chain.own_parameters()}
         self._others = {id(p) for chain in chains for p in chain.parameters()} - own

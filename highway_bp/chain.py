@@ -89,7 +89,7 @@ class ResidualChain(TakesMethod, nn.ModuleList):
             raise TypeError(f"input state is {what}; expected a floating tensor")
         groups = self.method.groups(len(self))
         # Only plain containers are opened: a key-value cache is one object, written into.
-        flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_no_container)
+        flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=is_no_container)
         tensors = {id(t): t for t in flat if isinstance(t, Tensor)}  # each once
         wanted = [t for t in tensors.values() if t.requires_grad]
         params = [p for p in self.parameters() if p.requires_grad]
@@ -195,7 +195,7 @@ def parameter_step(segments, b, w, leaves, keep: bool) -> list[Tensor | None]:
     return grads
 
 
-def _is_no_container(value: object) -> bool:
+def is_no_container(value: object) -> bool:
     return type(value) not in (tuple, list, dict)
 
 

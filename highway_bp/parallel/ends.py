@@ -16,13 +16,16 @@ def enter(ranks: Ranks, h: Tensor) -> Tensor:
     return _Enter.apply(h, ranks) if h.requires_grad and torch.is_grad_enabled() else h
 
 
-def arrive(
-    ranks: Ranks, own: Sequence[Tensor], shares: Sequence[range], every: bool
-) -> list[Tensor]:
-    """The last state, or ``every`` one, on all processes; a gradient goes to its owner's alone."""
-    owned = [(rank, i) for rank, share in enumerate(shares) for i in range(len(share))]
+def arrive(ranks: Ranks, own: Sequence[Tensor], shares: Sequence[range] | None) -> list[Tensor]:
+    """All states on all processes, of which each has its share; without, the last process's last.
+
+    A gradient goes to its state's owner alone.
+    """
+    last = [(ranks.size - 1, len(own) - 1)]
+    owned = [(rank, i) for rank, share in enumerate(shares) for i in range(len(share))] \
+        if shares else last  # fmt: skip
     return [_arrived(ranks, own[i] if rank == ranks.rank else None, own[-1], rank)
-            for rank, i in (owned if every else owned[-1:])]  # fmt: skip
+            for rank, i in owned]  # fmt: skip
 
 
 def _arrived(ranks: Ranks, mine: Tensor | None, anchor: Tensor, source: int) -> Tensor:

@@ -8,9 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 CONTIGUOUS = torch.contiguous_format
-_HEADER = 10  # dtype, number of dimensions, up to 8 sizes
+NOTE = 1024  # bytes of a text that goes from rank to rank
 
 
 class Ranks:
@@ -42,36 +41,35 @@ class Ranks:
         self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]
     ) -> None:
         """Send tensors to ranks and fill others from ranks; returns when all has arrived."""
-        arrived = [t if t.is_contiguous() else torch.empty_like(t, memory_format=CONTIGUOUS)
-                   for t, _ in receives]  # fmt: skip
+        self.start(sends, receives).wait()
+
+    def start(
+        self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]
+    ) -> Underway:
+        """`exchange`, but returns at once; between two ranks, messages keep their order."""
+        arriving = [t if t.is_contiguous() else torch.empty_like(t, memory_format=CONTIGUOUS)
+                    for t, _ in receives]  # fmt: skip
         ops = [dist.P2POp(dist.isend, t.contiguous(), group=self.group, group_peer=to)
                for t, to in sends]
         ops += [dist.P2POp(dist.irecv, t, group=self.group, group_peer=source)
-                for t, (_, source) in zip(arrived, receives, strict=True)]  # fmt: skip
-        for work in dist.batch_isend_irecv(ops) if ops else ():
-            work.wait()
-        for t, (wanted, _) in zip(arrived, receives, strict=True):
-            if wanted is not t:  # channels last
-                wanted.copy_(t)
+                for t, (_, source) in zip(arriving, receives, strict=True)]  # fmt: skip
+        copies = [(wanted, t) for t, (wanted, _) in zip(arriving, receives, strict=True)
+                  if wanted is not t]  # channels last
+        return Underway(ops, dist.batch_isend_irecv(ops) if ops else [], copies)
 
-    def send_state(self, h: Tensor, to: int) -> None:
-        """A tensor whose shape and dtype the receiver does not know."""
-        self.exchange([(_header(h), to)], [])
-        self.exchange([(h, to)], [])
+    def send_note(self, text: str, to: int, device: torch.device) -> None:
+        self.exchange([(_as_bytes(text, device), to)], [])
 
-    def receive_state(self, source: int, device: torch.device) -> Tensor:
-        """What `send_state` sent."""
-        header = torch.zeros(_HEADER, dtype=torch.int64, device=device)
-        self.exchange([], [(header, source)])
-        h = _like_header(header)
-        self.exchange([], [(h, source)])
-        return h
+    def receive_note(self, source: int, device: torch.device) -> str:
+        note = torch.zeros(NOTE, dtype=torch.uint8, device=device)
+        self.exchange([], [(note, source)])
+        return _as_text(note)
 
     def broadcast_state(self, h: Tensor, source: int) -> Tensor:
         """``h`` of rank ``source`` on every rank; of the others, its device alone counts."""
-        header = _header(h)
-        dist.broadcast(header, group=self.group, group_src=source)
-        h = h.contiguous() if self.rank == source else _like_header(header)
+        note = _as_bytes(description(h), h.device)
+        dist.broadcast(note, group=self.group, group_src=source)
+        h = h.contiguous() if self.rank == source else described(_as_text(note), h.device)
         dist.broadcast(h, group=self.group, group_src=source)
         return h
 
@@ -82,12 +80,36 @@ class Ranks:
         return total.tolist()
 
 
-def _header(h: Tensor) -> Tensor:
-    header = torch.zeros(_HEADER, dtype=torch.int64, device=h.device)
-    header[: 2 + h.ndim] = torch.tensor([_DTYPES.index(h.dtype), h.ndim, *h.shape])
-    return header
+class Underway:
+    """Messages on their way; ``ops`` keeps what is sent from being freed."""
+
+    def __init__(self, ops: list, works: list, copies: list[tuple[Tensor, Tensor]]):
+        self._ops, self._works, self._copies = ops, works, copies
+
+    def wait(self) -> None:
+        """Until all has arrived."""
+        for work in self._works:
+            work.wait()
+        for wanted, t in self._copies:
+            wanted.copy_(t)
+        self._ops, self._works, self._copies = [], [], []
 
 
-def _like_header(header: Tensor) -> Tensor:
-    dtype, ndim, *sizes = header.tolist()
-    return torch.empty(sizes[:ndim], dtype=_DTYPES[dtype], device=header.device)
+def description(h: Tensor) -> str:
+    """dtype and shape, for one who does not know them: "float32 8 3 32 32"."""
+    return " ".join([str(h.dtype).removeprefix("torch."), *map(str, h.shape)])
+
+
+def described(text: str, device: torch.device) -> Tensor:
+    """An empty tensor of a `description`."""
+    dtype, *sizes = text.split()
+    return torch.empty([int(n) for n in sizes], dtype=getattr(torch, dtype), device=device)
+
+
+def _as_bytes(text: str, device: torch.device) -> Tensor:
+    text = text.encode()[:NOTE].ljust(NOTE, b"\0")
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
+
+
+def _as_text(note: Tensor) -> str:
+    return bytes(note.tolist()).rstrip(b"\0").decode(errors="replace")

@@ -15,7 +15,7 @@ from highway_bp.set_method import takers
 
 def shard(
     model: nn.Module, group: dist.ProcessGroup | None = None, sizes: Sequence[int] | None = None,
-    scan: str = "auto",
+    scan: str = "auto", micro_batches: int = 1,
 ) -> list[ShardedChain]:  # fmt: skip
     """Turn every `ResidualChain` and converted trunk of ``model`` into a `ShardedChain`, in place.
 
@@ -25,7 +25,7 @@ def shard(
     Args:
         sizes: layers per process, of a converted trunk the model's own layers; None for shares as
             equal as can be.
-        scan: as of a `ShardedChain`.
+        scan, micro_batches: as of a `ShardedChain`.
 
     Returns:
         The sharded chains.
@@ -42,9 +42,10 @@ def shard(
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, ResidualChain):
-                setattr(parent, name, ShardedChain(child, child.method, group, sizes, scan))
+                setattr(parent, name, ShardedChain(child, child.method, group, sizes, scan,
+                                                   micro_batches))  # fmt: skip
     for trunk in trunks(model):
-        trunk.shard(group, sizes, scan)
+        trunk.shard(group, sizes, scan, micro_batches)
     return [chain for chain in chains(model) if isinstance(chain, ShardedChain)]
 
 

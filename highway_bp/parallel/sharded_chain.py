@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from highway_bp.auto_gamma import GammaMemory
 from highway_bp.chain import parameter_step
+from highway_bp.check import check_whole
 from highway_bp.first_order import first_order
 from highway_bp.methods import Backprop, Method
 from highway_bp.parallel import scans
 from highway_bp.parallel.ends import arrive, enter
-from highway_bp.parallel.ranks import Ranks
+from highway_bp.parallel.micro_batches import MicroBatches, arguments_of_each, sizes_of
+from highway_bp.parallel.ranks import Ranks, Underway, described, description
 from highway_bp.parallel.sharded_system import ShardedSystem
-from highway_bp.segment import run_segment
+from highway_bp.segment import Segment, run_segment
 from highway_bp.split_check import check_split
 from highway_bp.takes_method import TakesMethod
 from highway_bp.watch import Watched
@@ -34,6 +36,10 @@ class ShardedChain(TakesMethod, nn.ModuleList):
     every path through at most k groups, and k = P - 1 is backpropagation. `Backprop()` is plain
     model parallelism.
 
+    With micro-batches, a process is at work on one while the next ones are still on their way to
+    it, in both directions; the gradient stays what it is, unless a layer looks at the whole batch
+    (batch normalisation then sees a micro-batch).
+
     All processes build the same model and call it with the same input, and so ``backward()``. What
     comes before and after the chain they all compute, to the same gradients; of the layers, each
     has gradients for its own, the others stay as they are until `synchronize`.
@@ -45,19 +51,23 @@ class ShardedChain(TakesMethod, nn.ModuleList):
         sizes: layers per process; None for shares as equal as can be.
         scan: how carries cross processes: "sequential", "doubling" (log2 P rounds), "gathered" (one
             collective), or "auto".
+        micro_batches: parts into which a batch is cut along the first dimension of its state, and
+            with it every tensor among the layers' arguments that has as many entries there.
 
     Raises:
         RuntimeError: torch.distributed has not been started.
-        ValueError: more processes than layers, sizes that do not add up, an unknown scan.
+        ValueError: more processes than layers, sizes that do not add up, an unknown scan,
+            micro-batches that are no number of at least 1.
     """
 
     def __init__(self, layers: Iterable[nn.Module], method: Method | None = None,
                  group: dist.ProcessGroup | None = None, sizes: Sequence[int] | None = None,
-                 scan: str = "auto"):  # fmt: skip
+                 scan: str = "auto", micro_batches: int = 1):  # fmt: skip
         super().__init__(layers)
         if scan not in SCANS:
             raise ValueError(f"scan={scan!r}; expected one of {', '.join(SCANS)}")
-        self.ranks, self.scan = Ranks(group), scan
+        check_whole("micro_batches", micro_batches, least=1)
+        self.ranks, self.scan, self.micro_batches = Ranks(group), scan, micro_batches
         self.shares = shares_of(len(self), self.ranks.size, sizes)
         self.gammas = GammaMemory()
         self.iterations: list[int] = []
@@ -98,29 +108,77 @@ class ShardedChain(TakesMethod, nn.ModuleList):
 
         Returns:
             h_L, or all states, on every process.
-        """
-        states = self._own_states(enter(self.ranks, h), args, kwargs)
-        if return_states:
-            return arrive(self.ranks, states, self.shares, every=True)
-        return arrive(self.ranks, states, self.shares, every=False)[-1]
 
-    def _own_states(self, x: Tensor, args: tuple, kwargs: dict) -> list[Tensor]:
-        ranks = self.ranks
-        h = x if ranks.is_first else ranks.receive_state(ranks.rank - 1, x.device)
-        if torch.is_grad_enabled():
-            # Some gradient always: a process without would be missing in the backward pass.
-            token = torch.zeros((), device=h.device, requires_grad=True)
-            with self._own_randomness(x):
-                states = list(_ShardedChain.apply(self, args, kwargs, h, x, token,
-                                                  *self.own_parameters()))  # fmt: skip
-        else:
-            states = []
-            for i in self.own:
-                h = self[i](h, *args, **kwargs)
-                states.append(h)
-        if not ranks.is_last:
-            ranks.send_state(states[-1].detach(), ranks.rank + 1)
-        return states
+        Raises:
+            ValueError: fewer examples than micro-batches; on the rank that finds it, the process
+                before was called with another batch, method or mode.
+        """
+        states = self._own_states(enter(self.ranks, h), args, kwargs, return_states)
+        every = arrive(self.ranks, states, self.shares if return_states else None)
+        return every if return_states else every[-1]
+
+    def _own_states(self, x: Tensor, args: tuple, kwargs: dict, every: bool) -> list[Tensor]:
+        """This process's states, or the last one alone."""
+        if not torch.is_grad_enabled():
+            return _wanted(self.run(x, args, kwargs), every)
+        # Some gradient always: a process without would be missing in the backward pass.
+        token = torch.zeros((), device=x.device, requires_grad=True)
+        with self._own_randomness(x):
+            return list(_ShardedChain.apply(self, every, args, kwargs, x, token,
+                                            *self.own_parameters()))  # fmt: skip
+
+    def run(self, x: Tensor, args: tuple, kwargs: dict) -> MicroBatches:
+        """This process's layers on every micro-batch as it arrives; each goes on at once."""
+        ranks, sizes = self.ranks, sizes_of(x, self.micro_batches)
+        call = self._call(x)
+        wants = torch.is_grad_enabled() and (x.requires_grad or not ranks.is_first)
+        parts: list[Segment] = []
+        sent: list[Underway] = []
+        for h, arguments in zip(self._arriving(x.detach(), sizes, call),
+                                arguments_of_each(args, kwargs, sizes), strict=True):  # fmt: skip
+            parts.append(self._run_one(h.requires_grad_(wants), *arguments))
+            if not ranks.is_last:
+                out = parts[-1].h_out.detach()
+                if len(parts) == 1:
+                    ranks.send_note(f"{description(out)}\n{call}", ranks.rank + 1, out.device)
+                sent.append(ranks.start([(out, ranks.rank + 1)], []))
+        for message in sent:
+            message.wait()
+        return MicroBatches(parts)
+
+    def _run_one(self, h: Tensor, args: tuple, kwargs: dict) -> Segment:
+        layers = [self[i] for i in self.own]
+        names = [f"layer {i} ({self[i]._get_name()})" for i in self.own]
+        segment = run_segment(layers, names, h, args, kwargs)
+        if not self._checked and torch.is_grad_enabled():
+            check_split(segment)
+            self._checked = True
+        segment.z = None  # a hidden state of memory
+        return segment
+
+    def _arriving(self, x: Tensor, sizes: list[int], call: str) -> Iterator[Tensor]:
+        """The inputs of this process's layers; all are on their way while the first is computed."""
+        if self.ranks.is_first:
+            yield from [x] if len(sizes) == 1 else x.split(sizes)
+            return
+        source = self.ranks.rank - 1
+        state, theirs = self.ranks.receive_note(source, x.device).split("\n")
+        if theirs != call:
+            raise ValueError(f"a ShardedChain called on rank {self.ranks.rank} with {call}, on "
+                             f"rank {source} with {theirs}; expected the same")  # fmt: skip
+        like = described(state, x.device)
+        inputs = [like] + [like.new_empty(size, *like.shape[1:]) for size in sizes[1:]]
+        underway = [self.ranks.start([], [(h, source)]) for h in inputs]
+        for h, message in zip(inputs, underway, strict=True):
+            message.wait()
+            yield h
+
+    def _call(self, x: Tensor) -> str:
+        """What all processes have to agree on, or one would wait for another for ever."""
+        mode = "" if torch.is_grad_enabled() else ", without gradients"
+        sizes = [len(share) for share in self.shares]
+        return (f"a state of {description(x)}, {self.method}, sizes={sizes}, "
+                f"micro_batches={self.micro_batches}{mode}")[:400]  # fmt: skip
 
     @contextlib.contextmanager
     def _own_randomness(self, x: Tensor) -> Iterator[None]:
@@ -143,20 +201,12 @@ class _ShardedChain(torch.autograd.Function):
     """As `_CutChain`, of one segment, the method solving a system that spans all processes."""
 
     @staticmethod
-    def forward(ctx, chain, args, kwargs, h, x, token, *params):
-        layers = [chain[i] for i in chain.own]
-        names = [f"layer {i} ({chain[i]._get_name()})" for i in chain.own]
-        if not chain.ranks.is_first:
-            h = h.detach().requires_grad_()
+    def forward(ctx, chain, every, args, kwargs, x, token, *params):
         with torch.enable_grad():
-            ctx.segment = run_segment(layers, names, h, args, kwargs)
-        if not chain._checked:
-            check_split(ctx.segment)
-            chain._checked = True
-        ctx.segment.z = None  # a hidden state of memory
+            ctx.segment = chain.run(x, args, kwargs)
         ctx.chain, ctx.method, ctx.params = chain, Watched(chain.method, chain), params
         ctx.set_materialize_grads(False)
-        return tuple(state.detach() for state in ctx.segment.states)
+        return tuple(_wanted(ctx.segment, every))
 
     @first_order
     def backward(ctx, *b):
@@ -166,15 +216,21 @@ class _ShardedChain(torch.autograd.Function):
                                "graph is freed")  # fmt: skip
         if chain._kind is None:
             chain._kind = _largest_kind(chain.ranks, segment)
+        b = [None] * (len(segment) - len(b)) + list(b)
         system = ShardedSystem(chain.ranks, segment, b, chain.gammas,
                                _scan_for(chain.scan, segment.h_out), chain._kind)
         w = ctx.method.solve(system)
-        grads = parameter_step([segment], [b], [w.first, w.out], ctx.params, keep=False)
+        grads = parameter_step(segment.parts, segment.cotangents_of_each(b),
+                               [w.first, *segment.of_each(w.out)], ctx.params, keep=False)
         ctx.segment = None
         return None, None, None, None, w.first, None, *grads
 
 
-def _largest_kind(ranks: Ranks, segment) -> int:
+def _wanted(segment: MicroBatches, every: bool) -> list[Tensor]:
+    return [segment.state(i) for i in range(len(segment))] if every else [segment.h_out]
+
+
+def _largest_kind(ranks: Ranks, segment: MicroBatches) -> int:
     kind = torch.tensor([scans.kind_of(segment.carry())], device=segment.h_out.device)
     dist.all_reduce(kind, dist.ReduceOp.MAX, group=ranks.group)
     return int(kind.item())

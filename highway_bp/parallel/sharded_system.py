@@ -8,7 +8,7 @@ method, which knows nothing of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,8 +20,8 @@ from highway_bp.carry import Scalar
 from highway_bp.methods import Gamma
 from highway_bp.module_system import ModuleSystem
 from highway_bp.parallel import scans
+from highway_bp.parallel.micro_batches import MicroBatches, joined
 from highway_bp.parallel.ranks import Ranks
-from highway_bp.segment import Segment
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,21 @@ class ShardedSystem:
     """One rank's part.
 
     Args:
+        segment: the rank's layers.
         b: cotangents of the states of the rank's layers, None where no loss arrives.
         scan: "sequential", "doubling" or "gathered".
         kind: the largest `scans.kind_of` among the ranks' carries.
     """
 
-    def __init__(self, ranks: Ranks, segment: Segment, b: Sequence[Tensor | None],
+    def __init__(self, ranks: Ranks, segment: MicroBatches, b: Sequence[Tensor | None],
                  gammas: GammaMemory, scan: str, kind: int):  # fmt: skip
         self.length = ranks.size
         self._ranks, self._scan, self._kind = ranks, scan, kind
         inside, out = b[:-1], b[-1]
-        self._local = ModuleSystem([segment], [[None] * len(b)], gammas, start=ranks.rank)
+        nothing = [None] * len(b)
+        self._local = ModuleSystem([segment], [nothing], gammas, start=ranks.rank)
+        # Used for one micro-batch at a time, not as layers that follow one another.
+        self._each = ModuleSystem(segment.parts, [nothing] * len(segment.parts), GammaMemory())
         self._segment = segment
         self._b = self._with_inner(segment.inner_cotangent(inside), out)
         self._factors: dict[float, list] = {}
@@ -72,27 +76,39 @@ class ShardedSystem:
     def through_blocks(self, w: Held, gamma: Gamma, states: range) -> Held:
         """State i is computed on rank i, behind it, and goes to rank i - 1, which holds it."""
         r = self._ranks.rank
-        v = self._pushed(w.out, _of(gamma, r)) if r in states else None
+        v = self._pushed(w.out, 1, _of(gamma, r)) if r in states else None
         return self._plus(self._b, self._handed_down(v, states), w)
 
-    def _handed_down(self, v: Tensor | None, senders: range) -> Held:
+    def _pushed(self, w: Tensor, n: int, gamma: float) -> Iterator[Tensor]:
+        """w (n J + gamma K) of one micro-batch after the other."""
+        for m, w_m in enumerate(self._segment.of_each(w)):
+            v = self._each.through(m, w_m, n, gamma)
+            yield torch.zeros_like(self._segment.parts[m].h_in) if v is None else v
+
+    def _handed_down(self, v: Iterable[Tensor] | None, senders: range) -> Held:
         """What ``senders``' v have become: on each rank that of the rank behind it, None where
-        that sends none; on the first rank its own as well."""
-        ranks, r = self._ranks, self._ranks.rank
-        received = torch.empty_like(self._segment.h_out) if r + 1 in senders else None
-        ranks.exchange([(v, r - 1)] if v is not None and r else [],
-                       [(received, r + 1)] if received is not None else [])
-        return Held(received, v if ranks.is_first else None)
+        that sends none; on the first rank its own as well.
+
+        A micro-batch's v is on its way while the next one's is computed.
+        """
+        ranks, r, segment = self._ranks, self._ranks.rank, self._segment
+        received = torch.empty_like(segment.h_out) if r + 1 in senders else None
+        underway = [ranks.start([], [(part, r + 1)]) for part in segment.of_each(received)
+                    if part is not None]  # fmt: skip
+        own = []
+        for v_m in v or ():
+            own.append(v_m)
+            if r:
+                underway.append(ranks.start([(v_m, r - 1)], []))
+        for message in underway:
+            message.wait()
+        return Held(received, joined(own) if own and ranks.is_first else None)
 
     @staticmethod
     def _plus(b: Held, v: Held, w: Held) -> Held:
         """b + v where there is a v, w elsewhere."""
         return Held(w.out if v.out is None else b.out + v.out,
                     w.first if v.first is None else b.first + v.first)
-
-    def _pushed(self, w: Tensor, gamma: float) -> Tensor:
-        v, _ = self._local.through_blocks([None, w], gamma, range(1))
-        return torch.zeros_like(self._segment.h_in) if v is None else v
 
     def scan(self, v: Held, gamma: Gamma, states: range) -> Held:
         n, ranks = states.stop - 1, self._ranks  # state n + 1 is whole, on rank n
@@ -150,13 +166,10 @@ class ShardedSystem:
         for j in reversed(range(1, n)):
             senders = range(states.start + j, states.stop + j, states.step)
             v = self._local.carry(0).vecmat(u).to(like.dtype) if r in senders else None
-            received = self._handed_down(v, senders).out
+            received = self._handed_down(self._segment.of_each(v) if r in senders else None,
+                                         senders).out  # fmt: skip
             u = u if received is None else received
-        v = None
-        if r in states:
-            v = self._local.through(0, u, n, 1)
-            v = torch.zeros_like(like) if v is None else v
-        return self._handed_down(v, states)
+        return self._handed_down(self._pushed(u, n, 1) if r in states else None, states)
 
     def keep(self, w: Held) -> Held:
         return w  # no call writes into what it is given

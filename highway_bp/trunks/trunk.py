@@ -63,7 +63,7 @@ class Trunk(TakesMethod):
             self._chain.method = self._method
         return self._chain
 
-    def shard(self, group, sizes: Sequence[int] | None, scan: str) -> None:
+    def shard(self, group, sizes: Sequence[int] | None, scan: str, micro_batches: int) -> None:
         """Have the layers run by the processes of ``group``, ``sizes`` of them by each."""
         shares = shares_of(len(self.layers), Ranks(group).size, sizes)
 
@@ -71,7 +71,7 @@ class Trunk(TakesMethod):
             # the parts of a layer, which holds their parameters together, stay together
             per_layer = len(parts) // len(self._wrapped)
             return ShardedChain(parts, self._method, group, [len(s) * per_layer for s in shares],
-                                scan)  # fmt: skip
+                                scan, micro_batches)  # fmt: skip
 
         self._make, self._wrapped = sharded, ()
 

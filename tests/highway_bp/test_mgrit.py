@@ -305,7 +305,8 @@ def on_ranks(P: int):
     """Two coarse steps of 3 or of 2 groups, three grids."""
     methods = [hb.MGRIT(0, 3), hb.MGRIT(1, 2, 2, "F"), hb.MGRIT(1, 2, 2, "FCF"), hb.MGRIT(0, 2, 3)]
     for kind, method in itertools.product(("gpt", "every carry"), methods):
-        yield kind, method, "auto", kind == "every carry"
+        for micro_batches in (1, 2):
+            yield kind, method, kind == "every carry", {"micro_batches": micro_batches}
 
 
 gpt = test_sharded.layers_of

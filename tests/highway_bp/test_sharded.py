@@ -13,6 +13,7 @@ from torch import nn
 
 import highway_bp as hb
 from highway_bp.parallel.sharded_chain import ShardedChain
+from models.resnet import ResNet
 from scripts.transformer_layers import sublayers
 from tests.highway_bp.leave import leave
 
@@ -61,17 +62,20 @@ def layers_of(kind: str) -> list[nn.Module]:
     torch.manual_seed(0)
     if kind == "gpt":
         return [layer.double() for layer in sublayers(6, 8, 2)]
+    if kind == "resnet":
+        return list(ResNet(depth=14, classes=3, preact=True).double().chain)
     if kind == "mixed":  # one carry that cannot be sent among others
         return [cell(8).double() for cell in (Relu, Halved, Turned, Relu, Halved)]
     return [{"relu": Relu, "halved": Halved, "turned": Turned}[kind](8).double() for _ in range(5)]
 
 
-KINDS = ["gpt", "relu", "halved", "turned", "mixed"]
+KINDS = ["gpt", "relu", "halved", "turned", "mixed", "resnet"]
 
 
-def data():
+def data(kind: str):
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(3, 4, 8, generator=generator, dtype=torch.float64)
+    shape = (3, 16, 8, 8) if kind == "resnet" else (3, 4, 8)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def sizes_for(L: int, P: int) -> list[int]:
@@ -102,17 +106,17 @@ def expected(kind: str, method: hb.Method, P: int, everywhere: bool) -> dict[str
     if not isinstance(method, hb.Backprop):
         method = InGroups(method, sizes_for(len(layers), P))
     chain = hb.ResidualChain(layers, method)
-    x = data().requires_grad_()
+    x = data(kind).requires_grad_()
     states = chain(x, return_states=True)
     loss = loss_on(states if everywhere else states[-1:])
     loss.backward()
     return {"x": x.grad, "loss": loss.detach(), **{n: p.grad for n, p in chain.named_parameters()}}
 
 
-def found(kind: str, method: hb.Method, scan: str, everywhere: bool) -> dict[str, torch.Tensor]:
+def found(kind: str, method: hb.Method, everywhere: bool, settings: dict):
     """What this process has: its layers' gradients, and everybody's input's."""
-    chain = ShardedChain(layers_of(kind), method, scan=scan)
-    x = data().requires_grad_()
+    chain = ShardedChain(layers_of(kind), method, **settings)
+    x = data(kind).requires_grad_()
     loss = loss_on(chain(x, return_states=True) if everywhere else [chain(x)])
     loss.backward()
     own = {n: p.grad for n, p in chain.named_parameters() if int(n.split(".")[0]) in chain.own}
@@ -120,15 +124,21 @@ def found(kind: str, method: hb.Method, scan: str, everywhere: bool) -> dict[str
     return {"x": x.grad, "loss": loss.detach(), **own}
 
 
+SETTINGS = [{"scan": "sequential"}, {"scan": "doubling"}, {"scan": "gathered"}]
+CUT = [{"micro_batches": 2}, {"micro_batches": 3, "scan": "doubling"}]  # of 3 examples
+
+
 def cases(P: int):
     for kind in KINDS:
-        for method in METHODS:
-            for scan in ("sequential", "doubling", "gathered"):
-                yield kind, method, scan, False
+        # batch normalisation of a micro-batch is another
+        for settings in SETTINGS + (CUT if kind != "resnet" else []):
+            for method in METHODS:
+                yield kind, method, False, settings
     for method in (hb.Highway(0), hb.Highway(P - 1), hb.Backprop(), hb.FixedPoint(1)):
         for kind in ("gpt", "relu"):
-            for scan in ("sequential", "doubling", "gathered"):
-                yield kind, method, scan, True
+            for settings in SETTINGS + CUT:
+                yield kind, method, True, settings
+        yield "resnet", method, True, SETTINGS[0]
 
 
 def process(rank: int, P: int, folder: Path) -> None:
@@ -137,15 +147,15 @@ def process(rank: int, P: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=P)
     wrong, compared = [], 0
-    for kind, method, scan, everywhere in cases(P):
+    for kind, method, everywhere, settings in cases(P):
         if isinstance(method, hb.Highway) and method.k > P:
             continue  # warns
         reference = expected(kind, method, P, everywhere)
-        for name, value in found(kind, method, scan, everywhere).items():
+        for name, value in found(kind, method, everywhere, settings).items():
             compared += 1
             exact = reference[name]
             if (value - exact).abs().max() > TOLERANCE * (1 + exact.abs().max()):
-                wrong.append(f"{kind} {method} {scan} {everywhere}: {name} on rank {rank}")
+                wrong.append(f"{kind} {method} {settings} {everywhere}: {name} on rank {rank}")
     (folder / f"{rank}.txt").write_text("\n".join([str(compared), *wrong]))
     leave()
 
@@ -157,3 +167,60 @@ def test_every_method_is_that_of_the_grouped_chain(P, tmp_path):
         compared, *wrong = (tmp_path / f"{rank}.txt").read_text().splitlines()
         assert wrong == []
         assert int(compared) > 200
+
+
+class Masked(Relu):
+    """Takes a mask with an entry per example, and a number."""
+
+    def forward(self, h, mask, *, scale):
+        return h + scale * mask[:, None, None] * torch.tanh(self.body(h))
+
+    carry = None
+
+
+def disagreeing(rank: int, folder: Path) -> None:
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    layers = [Masked(8).double() for _ in range(4)]
+    chain = ShardedChain(layers, hb.Highway(1), micro_batches=2)
+    mask = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    h = chain(data("relu"), mask, scale=0.5)
+    whole = hb.ResidualChain(layers)(data("relu"), mask, scale=0.5)
+    torch.testing.assert_close(h, whole, rtol=1e-10, atol=1e-10)
+    told = []
+    try:
+        chain(data("relu")[:1], mask, scale=0.5)
+    except ValueError as error:
+        told.append(str(error))
+    chain.micro_batches = 1
+    chain.method = hb.Highway(rank)
+    try:
+        with torch.no_grad():
+            chain(data("relu"), mask, scale=0.5)
+    except (ValueError, RuntimeError) as error:
+        told.append(str(error))
+    (folder / f"{rank}.txt").write_text("\n".join(told))
+    os._exit(0)
+
+
+def test_what_processes_disagree_on_is_named(tmp_path):
+    mp.spawn(disagreeing, (tmp_path,), nprocs=2)
+    told = [(tmp_path / f"{rank}.txt").read_text().splitlines() for rank in range(2)]
+    assert told[0][0] == told[1][0]
+    assert told[0][0].startswith("micro_batches=2 for a state of shape (1, 4, 8); expected at most")
+    call = "a state of float64 3 4 8, Highway(k={}, gamma=0.0, group_size=1, tolerance=None), " \
+           "sizes=[2, 2], micro_batches=1, without gradients"
+    assert told[1][1] == (f"a ShardedChain called on rank 1 with {call.format(1)}, on rank 0 with "
+                          f"{call.format(0)}; expected the same")  # fmt: skip
+    assert "rank" not in told[0][1] and len(told[0]) == 2  # it finds its message not taken
+
+
+@pytest.mark.parametrize("given", [0, 1.5, True])
+def test_micro_batches_are_a_number(given, tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        with pytest.raises((TypeError, ValueError), match=f"micro_batches={given}; expected"):
+            ShardedChain([nn.Identity()], micro_batches=given)
+    finally:
+        dist.destroy_process_group()
