@@ -19,6 +19,7 @@ from highway_bp.method_state import chains, load_method_state, method_state
 from highway_bp.methods import Backprop, FixedPoint, Highway, Method, TruncatedBPTT
 from highway_bp.mgrit import MGRIT
 from highway_bp.parallel.norm import total_norm
+from highway_bp.parallel.replicate import replicate
 from highway_bp.parallel.shard import shard, synchronize
 from highway_bp.parallel.sharded_chain import ShardedChain
 from highway_bp.rnn.gru import GRU
@@ -63,6 +64,7 @@ __all__ = [
     "iterations",
     "load_method_state",
     "method_state",
+    "replicate",
     "schedules",
     "set_method",
     "shard",

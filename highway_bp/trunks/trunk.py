@@ -88,8 +88,12 @@ class Trunk(TakesMethod):
         self._chain.iterations = values
 
     @property
+    def _sharded(self) -> bool:
+        return self._make is not ResidualChain
+
+    @property
     def cuts(self) -> bool:
-        if self._make is not ResidualChain:  # no process can run all layers itself
+        if self._sharded:  # no process can run all layers itself
             return True
         return torch.is_grad_enabled() and self._method.groups(1) is not None
 
@@ -124,7 +128,7 @@ class Trunk(TakesMethod):
                 "output_attentions=True while gradients are wanted; expected False: no gradient "
                 "leaves the attention weights of a trunk (torch.no_grad() or Backprop() show them)"
             )
-        self._calls.append((args, kwargs))
+        self._calls.append(_without_cache(args, kwargs) if self._sharded else (args, kwargs))
         chain = self.chain
         if len(self._calls) < len(self._wrapped):
             return self._pending
@@ -152,6 +156,20 @@ class Trunk(TakesMethod):
                         "trunk cannot follow; change a module inside the layer, or use Backprop()"
                     )
         return states[-1]
+
+
+def _without_cache(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Nothing is to be written into by one micro-batch after the other, or by one process alone."""
+
+    def kept(value):
+        if not hasattr(value, "get_seq_length"):
+            return value
+        if not torch.is_grad_enabled():
+            raise RuntimeError("a key-value cache in a sharded model, each process of which would "
+                               "fill a part; expected use_cache=False")  # fmt: skip
+        return None
+
+    return tuple(map(kept, args)), {name: kept(value) for name, value in kwargs.items()}
 
 
 class Turn:

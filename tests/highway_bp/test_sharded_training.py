@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import highway_bp as hb
 from models.decoder import Decoder
 from models.resnet import ResNet
+from tests.highway_bp import hub_models
 from tests.highway_bp.leave import leave
 from tests.highway_bp.test_sharded import InGroups
 
@@ -98,3 +99,18 @@ def test_recurrent_layers_are_refused(tmp_path):
 def test_without_processes_there_is_a_clear_line():
     with pytest.raises(RuntimeError, match="started by torchrun"):
         hb.ShardedChain([nn.Identity()])
+
+
+def test_a_key_value_cache_is_refused(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        model = hb.convert(hub_models.gpt2(3), hb.Highway(1))
+        hb.shard(model)
+        x = torch.arange(5)[None]
+        assert model(x).logits.requires_grad  # while training, it is left out
+        with torch.no_grad(), pytest.raises(RuntimeError, match="expected use_cache=False"):
+            model(x)
+        with torch.no_grad():
+            assert model(x, use_cache=False).logits.isfinite().all()
+    finally:
+        dist.destroy_process_group()
