@@ -58,6 +58,7 @@ _AT_LEAST = {
     "optim.warmup_steps": 0, "data.train_limit": 1, "data.eval_limit": 1,
     "trainer.threads": 1, "trainer.eval_batch_size": 1, "trainer.eval_interval": 1,
     "trainer.checkpoint_interval": 1, "trainer.log_interval": 1,
+    "parallel.data": 1, "parallel.micro_batches": 1, "parallel.timeout": 1,
 }  # fmt: skip
 _OPTIONAL = ("steps", "optim.steps", "data.train_limit", "data.eval_limit",
              "trainer.threads", "trainer.eval_interval", "trainer.checkpoint_interval")
@@ -67,8 +68,8 @@ def check_values(cfg: DictConfig) -> None:
     """Raise UserError for a number no training can be run with, before anything is loaded."""
     for key, least in _AT_LEAST.items():
         value = OmegaConf.select(cfg, key)
-        if value is None and key in _OPTIONAL:
-            continue
+        if value is None and (key in _OPTIONAL or key.startswith("parallel.")):
+            continue  # parallel=none has no such keys
         if type(value) is not int or value < least:
             raise UserError(f"{key}={value}; expected a whole number, at least {least}")
     epochs = OmegaConf.select(cfg, "optim.epochs")
@@ -97,8 +98,12 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
             config[group].pop(key, None)
     parallel = config.pop("parallel")
     if parallel["layers"]:  # the layers of a process are a group, and groups are the method's
-        config["parallel"] = {"processes": int(os.environ.get("WORLD_SIZE", 1)),
-                              "sizes": parallel["sizes"]}  # fmt: skip
+        config["parallel"] = {
+            "processes": int(os.environ.get("WORLD_SIZE", 1)) // parallel["data"],
+            "sizes": parallel["sizes"],
+            # which batch normalisation sees
+            **{key: parallel[key] for key in ("data", "micro_batches") if parallel[key] != 1},
+        }
     return config
 
 

@@ -6,6 +6,14 @@ import signal
 from types import FrameType
 
 
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived; the checkpoint is written."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"signal {signum}")
+        self.exit_code = 128 + signum
+
+
 class StopSignal:
     """While active, the first signal is kept in ``received``; a second SIGINT interrupts."""
 

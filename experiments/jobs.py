@@ -20,7 +20,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import UserError
-from experiments.interrupt import StopSignal
+from experiments.failures import ToldElsewhere
+from experiments.interrupt import Interrupted, StopSignal
 from experiments.run_folder import BeingTrained
 
 SWEEP = "HIGHWAY_BP_SWEEP"  # in joblib's workers: process id of their sweep, and its stop file
@@ -53,7 +54,6 @@ def attempt(cfg: DictConfig) -> Outcome:
 
 def _attempt(cfg: DictConfig) -> Outcome:
     from experiments.run import run  # torch is slow to import: not before the overrides are valid
-    from experiments.trainer import Interrupted
 
     alone = HydraConfig.get().mode == RunMode.RUN
     job = "" if alone else f" ({in_short(HydraConfig.get().overrides.task)})"
@@ -70,8 +70,10 @@ def _attempt(cfg: DictConfig) -> Outcome:
         requeue()
         if alone or "BasicLauncher" in HydraConfig.get().launcher._target_:
             print(f"stopped by {interrupted}; the same command goes on from here", file=sys.stderr)
-            sys.exit(128 + interrupted.signum)
+            sys.exit(interrupted.exit_code)
         return Outcome.STOPPED
+    except ToldElsewhere as elsewhere:
+        sys.exit(elsewhere.code)
     except BrokenPipeError:  # of whoever reads what is printed: train.py ends quietly
         raise
     except Exception as error:  # a bug, or memory ran out: only this job is over
@@ -84,7 +86,12 @@ def _attempt(cfg: DictConfig) -> Outcome:
 
 
 def tell(error: Exception, job: str = "") -> None:
-    """One line, with the reason Hydra keeps in the cause and without its search path."""
+    """One line, with the reason Hydra keeps in the cause and without its search path.
+
+    Of several processes started by torchrun the first one tells.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
     text = str(error).split("Config search path")[0]
     text = text.removeprefix("In 'config': ").removeprefix("In 'hydra/config': ")
     text, unknown_key, _ = text.partition("To append to")

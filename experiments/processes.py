@@ -1,22 +1,26 @@
-"""The processes that train one model: one alone, or several that share its layers."""
+"""The processes that train one model: one alone, or several that share its layers and batches."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 import highway_bp as hb
 from experiments.errors import UserError
+from experiments.failures import Failures, ToldElsewhere, is_lost_touch
+from experiments.interrupt import Interrupted
 from experiments.run_folder import BeingTrained, RunFolder
 
 
@@ -24,6 +28,10 @@ class OneProcess:
     """Has all layers, and nobody to agree with."""
 
     rank, size = 0, 1
+
+    def together(self) -> AbstractContextManager:
+        """Let no process of the run be left behind by one that fails inside."""
+        return contextlib.nullcontext()
 
     def meet(self, device: torch.device) -> None:
         """Get in touch with the others."""
@@ -39,6 +47,18 @@ class OneProcess:
 
     def share(self, model: nn.Module) -> None:
         """Give every process its layers."""
+
+    def replicated(self, model: nn.Module) -> nn.Module:
+        """What is called in the model's place for its gradients."""
+        return model
+
+    def part(self, batch: Tensor) -> Tensor:
+        """This process's examples of a batch (B, ...)."""
+        return batch
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Of all parts of a batch, each of which has the same number of examples."""
+        return values
 
     def agreed(self, signum: int | None) -> int | None:
         """The signal that any process has received."""
@@ -56,7 +76,7 @@ class OneProcess:
 
 
 class LayersShared(OneProcess):
-    """Processes started by torchrun, each of which has a share of the layers.
+    """Processes started by torchrun: ``data`` replicas of a model, whose layers are shared out.
 
     What they keep together is what one process would: a checkpoint can be read by any number of
     them.
@@ -65,7 +85,7 @@ class LayersShared(OneProcess):
         settings: the config group ``parallel``.
 
     Raises:
-        UserError: not started by torchrun.
+        UserError: not started by torchrun, or by a number that cannot be shared out.
     """
 
     def __init__(self, settings: Mapping[str, Any]):
@@ -73,33 +93,69 @@ class LayersShared(OneProcess):
             raise UserError("parallel=layers: not started by torchrun; expected "
                             "torchrun --nproc-per-node=2 train.py ...")  # fmt: skip
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self._settings = settings
+        self.replicas = settings["data"]
+        if self.size % self.replicas:
+            raise UserError(f"parallel.data={self.replicas} with {self.size} processes; expected "
+                            "torchrun's number to be a multiple")  # fmt: skip
+        self._settings, self._timeout = settings, timedelta(seconds=settings["timeout"])
         if not self.writes:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  all say the same
+        by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self._serves = self.rank == 0 and not by_torchrun  # with its first connection
+        self._failures = Failures(self._connect, self.rank, self.size, settings["timeout"])
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        try:
+            yield
+        except (BeingTrained, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> NoReturn:
+        """Tell of it, or let another process do so."""
+        if isinstance(error, Interrupted):  # all have agreed on it
+            raise error if self.writes else ToldElsewhere(error.exit_code)
+        if not isinstance(error, UserError) and not is_lost_touch(error):
+            traceback.print_exception(error)  # a bug, perhaps on this rank alone
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's: there is something to tell yet
+        line = self._failures.line(error)
+        if self.writes:
+            raise UserError(line) from error
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        raise ToldElsewhere(1) from error
 
     def meet(self, device: torch.device) -> None:
-        """Raises UserError if the others do not come."""
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", self.rank)))
-        try:
-            dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo", store=self._store(),
-                rank=self.rank, world_size=self.size,
-                timeout=timedelta(seconds=self._settings["timeout"]),
-            )  # fmt: skip
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"parallel=layers: rank {self.rank} of {self.size} cannot meet the "
-                            f"others ({error})") from error  # fmt: skip
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", store=self._connect(),
+            rank=self.rank, world_size=self.size, timeout=self._timeout,
+        )  # fmt: skip
+        layers = self.size // self.replicas  # processes that share the layers of one replica
+        ranks = torch.arange(self.size).view(self.replicas, layers)
+        self._layers = self._groups(ranks)
+        self._data = self._groups(ranks.T)
 
-    def _store(self) -> dist.Store:
+    def _groups(self, ranks: Tensor) -> dist.ProcessGroup:
+        """This process's group, of those in the rows of ``ranks``."""
+        return dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=self._timeout)[0]
+
+    def _connect(self) -> dist.Store:
         """Where processes find each other, apart from what those before a restart left there.
 
         torch's own way to it (env://) was seen to connect restarted processes to the dead ones.
         """
-        by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), self.size,
-                              is_master=self.rank == 0 and not by_torchrun)  # fmt: skip
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        try:
+            store = dist.TCPStore(host, int(port), self.size, is_master=self._serves,
+                                  wait_for_workers=False, timeout=self._timeout)  # fmt: skip
+        except dist.DistError as error:
+            raise UserError(f"parallel=layers: rank {self.rank} of {self.size} cannot meet the "
+                            f"others at {host}:{port} ({error})") from error  # fmt: skip
+        self._serves = False
         return dist.PrefixStore(f"highway_bp/{attempt}", store)
 
     @contextlib.contextmanager
@@ -118,12 +174,23 @@ class LayersShared(OneProcess):
     def share(self, model: nn.Module) -> None:
         sizes = self._settings["sizes"]
         try:
-            chains = hb.shard(model, sizes=sizes and list(sizes), scan=self._settings["scan"],
-                              micro_batches=self._settings["micro_batches"])  # fmt: skip
+            chains = hb.shard(model, self._layers, sizes and list(sizes), self._settings["scan"],
+                              self._settings["micro_batches"])  # fmt: skip
         except (TypeError, ValueError) as error:
             raise UserError(f"parallel=layers: {error}") from error
         own = {id(p) for chain in chains for p in chain.own_parameters()}
         self._others = {id(p) for chain in chains for p in chain.parameters()} - own
+
+    def replicated(self, model: nn.Module) -> nn.Module:
+        return model if self.replicas == 1 else hb.replicate(model, self._data)
+
+    def part(self, batch: Tensor) -> Tensor:
+        return batch.chunk(self.replicas)[dist.get_rank(self._data)]
+
+    def mean(self, values: Tensor) -> Tensor:
+        if self.replicas > 1:
+            dist.all_reduce(values, group=self._data)
+        return values / self.replicas
 
     def agreed(self, signum: int | None) -> int | None:
         most = torch.tensor(signum or 0)
@@ -150,8 +217,9 @@ class LayersShared(OneProcess):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         mine = {i: state for i, state in whole["state"].items()
                 if id(parameters[i]) not in self._others}  # fmt: skip
-        everyone = [None] * self.size if self.writes else None
-        dist.gather_object(mine, everyone, dst=0)
+        everyone = [None] * dist.get_world_size(self._layers) if self.writes else None
+        if dist.get_rank(self._data) == 0:  # the other replicas have the same
+            dist.gather_object(mine, everyone, group=self._layers, group_dst=0)
         whole["state"] = {i: state for found in everyone or [] for i, state in found.items()}
         return whole
 
@@ -167,4 +235,8 @@ def processes_of(cfg: DictConfig) -> OneProcess:
     if cfg.advise or cfg.diagnostics.at or "signal" in cfg.schedule:
         raise UserError("parallel=layers: advise, diagnostics and schedule=adaptive measure "
                         "gradients in one process; expected a schedule of the step alone")
+    replicas, batch = cfg.parallel.data, cfg.optim.batch_size
+    if batch % replicas:
+        raise UserError(f"parallel.data={replicas} with optim.batch_size={batch}; expected equal "
+                        "parts for all replicas")  # fmt: skip
     return LayersShared(cfg.parallel)

@@ -19,7 +19,7 @@ from experiments.diagnostics import Diagnostics
 from experiments.errors import UserError
 from experiments.gpus import take_one_gpu
 from experiments.malloc import keep_freed_memory
-from experiments.processes import processes_of
+from experiments.processes import OneProcess, processes_of
 from experiments.provenance import environment
 from experiments.row import SCHEMA
 from experiments.run_folder import Bystander, RunFolder
@@ -49,6 +49,11 @@ def run(cfg: DictConfig, choices: Mapping[str, str]) -> Path:
     """
     check_values(cfg)
     processes = processes_of(cfg)
+    with processes.together():
+        return _run(cfg, choices, processes)
+
+
+def _run(cfg: DictConfig, choices: Mapping[str, str], processes: OneProcess) -> Path:
     method = _build(cfg, "grad")
     schedule = _schedule(cfg, choices["schedule"], method)
     diagnostics = Diagnostics(**OmegaConf.to_container(cfg.diagnostics))

@@ -20,21 +20,13 @@ from experiments.data.images import ImageData
 from experiments.data.text import TextData
 from experiments.diagnostics import Diagnostics, flat
 from experiments.errors import UserError
-from experiments.interrupt import StopSignal
+from experiments.interrupt import Interrupted, StopSignal
 from experiments.nonfinite import first_nonfinite_gradient, first_nonfinite_output
 from experiments.optimizer import build_optimizer, learning_rate
 from experiments.passes import Passes
 from experiments.processes import OneProcess
 from experiments.provenance import peak_memory_mb
 from experiments.run_folder import RunFolder
-
-
-class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived; the checkpoint is written."""
-
-    def __init__(self, signum: int):
-        super().__init__(f"signal {signum}")
-        self.signum = signum
 
 
 @dataclass
@@ -77,6 +69,7 @@ class Trainer:
         if self.settings["channels_last"]:
             self.model.to(memory_format=torch.channels_last)
         self.model.train()
+        self.trained = self.processes.replicated(self.model)
         self.optimizer = build_optimizer(self.model, self.optim)
         self.amp = self.settings["amp"] and self.device.type == "cuda"
         per_epoch = self.batches.steps_per_epoch
@@ -160,9 +153,10 @@ class Trainer:
             self.step, self.total_steps, lambda *asked: self._measured(x, y, *asked))
         hb.set_method(self.model, method)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
-            loss, scores = self.task.loss(self.model, x, y)
+            loss, scores = self.task.loss(self.trained, x, y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        loss, *means = self.processes.mean(torch.stack([loss.detach(), *scores.values()]))
         norm = hb.total_norm(self.model)
         self._check_finite(loss, norm, x)
         if self.optim["clip"] is not None:
@@ -175,7 +169,7 @@ class Trainer:
         self.cpu_seconds += time.process_time() - cpu_start
         return {"step": self.step, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds,
                 "train_loss": loss.item(),
-                **{name: score.item() for name, score in scores.items()}, "lr": lr,
+                **{name: mean.item() for name, mean in zip(scores, means, strict=True)}, "lr": lr,
                 "k": getattr(method, "k", None), "iterations": iterations,
                 **self.passes.state_dict(), "grad_norm": norm.item(),
                 "peak_memory_mb": peak_memory_mb(self.device)}
@@ -206,7 +200,7 @@ class Trainer:
         return errors
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        x, y = self.batches.batch(step)
+        x, y = map(self.processes.part, self.batches.batch(step))
         return self._laid_out(x), y
 
     def _loss_of(self, x: Tensor, y: Tensor) -> Callable[[nn.Module], Tensor]:
@@ -237,8 +231,9 @@ class Trainer:
     def _check_finite(self, loss: Tensor, norm: Tensor, x: Tensor) -> None:
         if bool(loss.isfinite()) and bool(norm.isfinite()):
             return
-        file = self.folder.path / "nonfinite.pt"
-        write_atomically(file, lambda f: torch.save({**self.state(), "x": x}, f))
+        file, state = self.folder.path / "nonfinite.pt", {**self.state(), "x": x}
+        if self.processes.writes:
+            write_atomically(file, lambda f: torch.save(state, f))
         if loss.isfinite():
             where = f"the gradient is not finite, first in {first_nonfinite_gradient(self.model)}"
         else:

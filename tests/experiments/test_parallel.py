@@ -17,10 +17,14 @@ from tests.train_cli import ROOT, numbers, only_run, records_of, row_of
 TINY = ["experiment=digits_tiny", "logger=none", "trainer.threads=1", "trainer.channels_last=false"]
 
 
-def torchrun(root: Path, *arguments: str, restarts: int = 0) -> subprocess.Popen:
+def torchrun(
+    root: Path, *arguments: str, restarts: int = 0, processes: int = 2
+) -> subprocess.Popen:
+    given = {argument.split("=")[0] for argument in arguments}
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-        f"--max-restarts={restarts}", "train.py", *TINY, f"run_root={root}", *arguments,
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "train.py",
+        *(a for a in TINY if a.split("=")[0] not in given), f"run_root={root}", *arguments,
     ]  # fmt: skip
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
@@ -47,6 +51,8 @@ def test_a_killed_process_costs_no_more_than_its_steps(tmp_path):
     for process in (whole, killed):
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
+        lost = "error: lost touch with rank 0: dead, or without an answer for 600 s"
+        assert err.count(lost) == (process is killed)
     a, b = only_run(tmp_path / "whole"), only_run(tmp_path / "killed")
     assert [numbers(r) for r in records_of(a)] == [numbers(r) for r in records_of(b)]
     assert numbers(row_of(a)) == numbers(row_of(b))
@@ -54,13 +60,17 @@ def test_a_killed_process_costs_no_more_than_its_steps(tmp_path):
 
 def kill_at_step(root: Path, step: int) -> None:
     """The first process of the run, once it has come to that step."""
+    run = wait_for_step(root, step)
+    os.kill(json.loads((run / "started.json").read_text())["pid"], signal.SIGKILL)
+
+
+def wait_for_step(root: Path, step: int) -> Path:
+    """The run's folder."""
     until = time.monotonic() + 200
     while time.monotonic() < until:
         for file in root.glob("*/metrics.jsonl"):
             if len(file.read_text().splitlines()) >= step:
-                pid = json.loads((file.parent / "started.json").read_text())["pid"]
-                os.kill(pid, signal.SIGKILL)
-                return
+                return file.parent
         time.sleep(0.02)
     raise AssertionError("the run has not come that far")
 
@@ -70,6 +80,10 @@ def kill_at_step(root: Path, step: int) -> None:
     [
         (["parallel=layers"], "parallel=layers: not started by torchrun"),
         (["parallel=layers", "advise=true"], "advise, diagnostics and schedule=adaptive"),
+        (["parallel=layers", "parallel.data=3", "optim.batch_size=64"],
+         "parallel.data=3 with optim.batch_size=64; expected equal parts for all replicas"),
+        (["parallel=layers", "parallel.data=0"], "parallel.data=0; expected a whole number"),
+        (["parallel=layers", "parallel.micro_batches=1.5"], "parallel.micro_batches=1.5; expected"),
     ],
 )
 def test_mistakes_are_one_line(train, arguments, told):
@@ -78,9 +92,55 @@ def test_mistakes_are_one_line(train, arguments, told):
     assert told in outcome.err and outcome.err.count("\n") == 1
 
 
+def test_a_number_of_processes_that_cannot_be_shared_out(train, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    outcome = train("parallel=layers", "parallel.data=2")
+    assert outcome.code == 1 and outcome.err.count("\n") == 1
+    assert "parallel.data=2 with 3 processes; expected torchrun's number to be" in outcome.err
+
+
+TEXT = ["experiment=topics_tiny", "model=gpt2", "model.layers=4", "model.hidden=16",
+        "model.heads=2", "optim.batch_size=8", "steps=12"]  # fmt: skip
+
+
+def test_replicas_on_real_text_train_as_one_process_with_the_groups(train, runs, tmp_path):
+    """Two replicas, each on two processes, in micro-batches."""
+    four = torchrun(tmp_path / "four", *TEXT, "grad=highway", "k=0", "parallel=layers",
+                    "parallel.data=2", "parallel.micro_batches=2", processes=4)  # fmt: skip
+    assert train(*TEXT, "grad=highway", "k=0", "grad.group_size=4", *TINY[2:]).code == 0
+    _, err = four.communicate(timeout=300)
+    assert four.returncode == 0, err
+    for a, b in zip(*(records_of(only_run(root)) for root in (tmp_path / "four", runs)),
+                    strict=True):  # fmt: skip
+        for key in a.keys() & {"train_loss", "eval_loss"}:
+            assert a[key] == pytest.approx(b[key], abs=1e-6)
+
+
+def test_a_hanging_process_is_named(tmp_path):
+    process = torchrun(tmp_path, "grad=bp", "parallel=layers", "parallel.timeout=4", "steps=5000")
+    wait_for_step(tmp_path, 5)
+    os.kill(hanging := pid_of_rank(process, 1), signal.SIGSTOP)
+    try:
+        told = next(line for line in process.stderr if line.startswith("error:"))
+    finally:
+        os.kill(hanging, signal.SIGKILL)
+    assert told == ("error: lost touch with rank 1: dead, or without an answer for 4 s; "
+                    "expected all to be at work\n")  # fmt: skip
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+
+
+def pid_of_rank(torchrun: subprocess.Popen, rank: int) -> int:
+    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    return next(int(pid) for pid in children
+                if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text())  # fmt: skip
+
+
 def test_more_processes_than_layers_is_one_line(tmp_path):
     process = torchrun(tmp_path, "parallel=layers", "parallel.sizes=[1,1]")
     _, err = process.communicate(timeout=300)
     assert process.returncode != 0
-    assert "error: parallel=layers: sizes=[1, 1]; expected 2 numbers of at least 1, 3 in all" in err
+    told = "error: parallel=layers: sizes=[1, 1]; expected 2 numbers of at least 1, 3 in all"
+    assert err.count(told) == 1  # one of them tells
     assert "experiments/run.py" not in err  # torchrun's traceback alone
