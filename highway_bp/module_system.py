@@ -95,7 +95,7 @@ class ModuleSystem:
         return [i for i in states if i >= self._first]
 
     def smallest_blocks(self, auto: AutoGamma) -> list[float]:
-        return self._gammas.values_for(auto, self.length, self._estimate)
+        return self._gammas.values_for(auto, self.length, self.estimate)
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -103,10 +103,11 @@ class ModuleSystem:
         return [segment.h_out for segment in self.segments]
 
     def probe_gammas(self) -> list[float]:
-        """An estimate of `smallest_blocks` by one probe, which nobody remembers."""
-        return self._estimate(probes=1, seed=0)
+        """An estimate of `smallest_blocks` by one probe."""
+        return self.estimate(probes=1, seed=0)
 
-    def _estimate(self, probes: int, seed: int) -> list[float]:
+    def estimate(self, probes: int, seed: int) -> list[float]:
+        """New values for `smallest_blocks`, which nobody remembers."""
         return [self._estimate_one(i, probes, seed) for i in range(self.length)]
 
     def _estimate_one(self, i: int, probes: int, seed: int) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
 CONTIGUOUS = torch.contiguous_format
 NOTE = 1024  # bytes of a text that goes from rank to rank
 
@@ -72,6 +74,12 @@ class Ranks:
         h = h.contiguous() if self.rank == source else described(_as_text(note), h.device)
         dist.broadcast(h, group=self.group, group_src=source)
         return h
+
+    def everyone(self, value: T) -> list[T]:
+        """A small value of any kind, as each rank has it."""
+        values = [value] * self.size
+        dist.all_gather_object(values, value, group=self.group)
+        return values
 
     def sum(self, values: Sequence[float], device: torch.device) -> list[float]:
         """Numbers added up over all ranks."""

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from highway_bp.auto_gamma import AutoGamma, GammaMemory
@@ -45,7 +44,7 @@ class ShardedSystem:
     def __init__(self, ranks: Ranks, segment: MicroBatches, b: Sequence[Tensor | None],
                  gammas: GammaMemory, scan: str, kind: int):  # fmt: skip
         self.length = ranks.size
-        self._ranks, self._scan, self._kind = ranks, scan, kind
+        self._ranks, self._scan, self._kind, self._gammas = ranks, scan, kind, gammas
         inside, out = b[:-1], b[-1]
         nothing = [None] * len(b)
         self._local = ModuleSystem([segment], [nothing], gammas, start=ranks.rank)
@@ -182,10 +181,12 @@ class ShardedSystem:
         return math.sqrt(changed / whole) if whole else 0.0
 
     def smallest_blocks(self, auto: AutoGamma) -> list[float]:
-        (mine,) = self._local.smallest_blocks(auto)
-        everyone = [None] * self.length
-        dist.all_gather_object(everyone, mine, group=self._ranks.group)
-        return everyone
+        """Every rank keeps those of all: so whose chain goes into a checkpoint does not matter."""
+        return self._gammas.values_for(auto, self.length, self._estimate)
+
+    def _estimate(self, probes: int, seed: int) -> list[float]:
+        (mine,) = self._local.estimate(probes, seed)
+        return self._ranks.everyone(mine)
 
 
 def _rest(b: Tensor | None, v: Tensor | None, w: Tensor | None) -> Tensor | None:
