@@ -24,6 +24,11 @@ def chains(model: nn.Module) -> Iterator[ResidualChain | ShardedChain]:
     yield from (trunk.chain for trunk in trunks(model))
 
 
+def sharded_chains(model: nn.Module) -> list[ShardedChain]:
+    """Those of a model's chains whose layers are spread over processes."""
+    return [chain for chain in chains(model) if isinstance(chain, ShardedChain)]
+
+
 def method_state(model: nn.Module) -> list[dict[str, Any]]:
     """Of every chain what it remembers (estimates of gamma): plain values, for a checkpoint."""
     return [chain.gammas.state_dict() for chain in chains(model)]

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from highway_bp.auto_gamma import AutoGamma
 from highway_bp.check import check_whole
 from highway_bp.diagnostics.advice import Advice, Trial
-from highway_bp.diagnostics.gradient_error import compare
+from highway_bp.diagnostics.gradient_error import error_of, sums_of
 from highway_bp.diagnostics.gradients import gradients_of, unchanged
 from highway_bp.diagnostics.step_times import Gradients, clock_of, measure_steps
-from highway_bp.method_state import chains
+from highway_bp.method_state import chains, sharded_chains
 from highway_bp.methods import Backprop, Highway
 from highway_bp.rnn.layers import MethodRNN
 from highway_bp.rnn.recurrent import Recurrent
@@ -59,10 +59,13 @@ def advise(
             the times come first, from one step of each kind at least.
 
     Raises:
-        ValueError: the model has nothing that takes a method; the loss is no scalar or needs no
-            gradient; ``ks`` or ``gammas`` is empty; a value out of its range.
+        ValueError: the model has nothing that takes a method, or is sharded; the loss is no
+            scalar or needs no gradient; ``ks`` or ``gammas`` is empty; a value out of its range.
         TypeError: the loss is no tensor, a value is no number.
     """
+    if sharded_chains(model):
+        raise ValueError(f"{type(model).__name__} has its layers on several processes; expected it "
+                         "before hb.shard, as advise measures one process")  # fmt: skip
     devices, ks = _whole("devices", devices, least=2), _whole("ks", ks, least=0)
     if isinstance(gammas, str) or not isinstance(gammas, Iterable):
         raise TypeError(f"gammas={gammas!r}; expected a list of them")
@@ -93,7 +96,7 @@ def advise(
 
 
 def _trial(method: Highway, gradients: Gradients, exact: Gradients) -> Trial:
-    error = compare(method.k, gradients, {}, exact)
+    error = error_of(method.k, sums_of(gradients, {}, exact))
     return Trial(method, error.cosine, error.relative_error)
 
 

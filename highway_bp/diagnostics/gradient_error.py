@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from highway_bp.diagnostics.gradients import gradients_of, unchanged
 from highway_bp.methods import Backprop, Highway, Method
+from highway_bp.parallel.owners import from_owners
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ def gradient_error(
 ) -> list[GradientError]:
     """The error of ``method`` at every k, against backpropagation (paper, Figure 6).
 
+    Of a sharded model it is that of all layers, the same to the bit on every process; all call it.
+
     Args:
         model: has a `ResidualChain`, a recurrent layer of this library or a converted trunk; its
             method, gradients, buffers and random state are afterwards what they were.
@@ -60,20 +63,28 @@ def gradient_error(
         last: dict[str, Tensor] = {}
         for k in ks:
             approximate = gradients_of(model, loss_fn, dataclasses.replace(method, k=k))
-            found.append(compare(k, approximate, last, exact))
+            sums = from_owners(model, sums_of(approximate, last, exact))
+            found.append(error_of(k, sums))
             last = approximate
     return found
 
 
-def compare(k: int, found: dict[str, Tensor], last: dict[str, Tensor],
-             exact: dict[str, Tensor]) -> GradientError:  # fmt: skip
+def sums_of(found: dict[str, Tensor], last: dict[str, Tensor],
+            exact: dict[str, Tensor]) -> dict[str, Tensor]:  # fmt: skip
+    """Of every parameter that has an exact gradient, the five sums that the scores are made of."""
     sums: dict[str, Tensor] = {}
-    by_layer: dict[str, Tensor] = {}
     for name, g in exact.items():
         f, before = (grads.get(name, torch.zeros_like(g)) for grads in (found, last))
         sums[name] = _sums(f.double(), before.double(), g.double()).cpu()
+    return sums
+
+
+def error_of(k: int, sums: dict[str, Tensor]) -> GradientError:
+    """The error at k, from the sums of all parameters."""
+    by_layer: dict[str, Tensor] = {}
+    for name, s in sums.items():
         layer = layer_name(name)
-        by_layer[layer] = by_layer.get(layer, 0) + sums[name]
+        by_layer[layer] = by_layer.get(layer, 0) + s
     cosine, relative_error, increment = _scores(torch.stack(list(sums.values())).sum(0))
     return GradientError(k, cosine, relative_error, increment,
                          {name: _scores(s)[:2] for name, s in sums.items()},

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from highway_bp.method_state import load_method_state, method_state
+from highway_bp.method_state import load_method_state, method_state, sharded_chains
 from highway_bp.methods import Method
 from highway_bp.set_method import set_method, takers
 
@@ -36,6 +36,8 @@ def gradients_of(
 ) -> dict[str, Tensor]:
     """Gradients of the trainable parameters that the loss depends on; sets the method.
 
+    Of a sharded chain, those of this process's layers.
+
     Raises:
         TypeError, ValueError: the loss is no scalar tensor with a gradient; nothing is trainable;
             no gradient went through what should be solved by ``method``.
@@ -50,14 +52,16 @@ def gradients_of(
     with torch.random.fork_rng(devices=list(devices)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"k=\d+ is larger than L=")
         loss = checked_loss(loss_fn(model))
-        grads = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+        # Asked for the tokens too, a process without parameters of its own takes part.
+        tokens = [chain.token for chain in sharded_chains(model)]
+        grads = torch.autograd.grad(loss, [*named.values(), *tokens], allow_unused=True)
     if method.groups(1) is not None and not any(taker.iterations for taker in takers(model)):
         raise ValueError(
             f"no gradient went through the chains of {type(model).__name__}; expected trainable "
             "parameters before or in them, a loss that depends on them, and, where layers were "
             "named by hand, a forward pass that iterates over these: for layer in self.layers"
         )
-    return {name: g for name, g in zip(named, grads, strict=True) if g is not None}
+    return {name: g for name, g in zip(named, grads, strict=False) if g is not None}
 
 
 def checked_loss(loss: object) -> Tensor:

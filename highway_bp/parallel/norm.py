@@ -6,8 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from highway_bp.method_state import chains
-from highway_bp.parallel.sharded_chain import ShardedChain
+from highway_bp.method_state import sharded_chains
 
 
 def total_norm(model: nn.Module) -> Tensor:
@@ -16,7 +15,7 @@ def total_norm(model: nn.Module) -> Tensor:
     Parameters outside the sharded chains, which every process has alike, count once. Without a
     sharded chain it is ``torch.nn.utils.get_total_norm`` of the model's gradients.
     """
-    sharded = [chain for chain in chains(model) if isinstance(chain, ShardedChain)]
+    sharded = sharded_chains(model)
     inside = {id(p): p for chain in sharded for p in chain.own_parameters()}
     others = {id(p) for chain in sharded for p in chain.parameters()}
     outside = [p for p in model.parameters() if id(p) not in others]

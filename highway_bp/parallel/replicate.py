@@ -6,8 +6,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from highway_bp.method_state import chains
-from highway_bp.parallel.sharded_chain import ShardedChain
+from highway_bp.method_state import sharded_chains
 
 
 def replicate(model: nn.Module, group: dist.ProcessGroup) -> DistributedDataParallel:
@@ -37,8 +36,8 @@ def replicate(model: nn.Module, group: dist.ProcessGroup) -> DistributedDataPara
 
 def _of_other_processes(model: nn.Module) -> set[int]:
     """ids of parameters and buffers of layers that this process does not run."""
-    sharded = [chain for chain in chains(model) if isinstance(chain, ShardedChain)]
-    layers = [(i in chain.own, layer) for chain in sharded for i, layer in enumerate(chain)]
+    layers = [(i in chain.own, layer) for chain in sharded_chains(model)
+              for i, layer in enumerate(chain)]  # fmt: skip
     tensors = [(owned, id(t)) for owned, layer in layers
                for t in [*layer.parameters(), *layer.buffers()]]  # fmt: skip
     return {t for owned, t in tensors if not owned} - {t for owned, t in tensors if owned}

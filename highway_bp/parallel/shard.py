@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from highway_bp.chain import ResidualChain
-from highway_bp.method_state import chains, trunks
+from highway_bp.method_state import chains, sharded_chains, trunks
 from highway_bp.parallel.sharded_chain import ShardedChain
 from highway_bp.set_method import takers
 
@@ -46,11 +46,10 @@ def shard(
                                                    micro_batches))  # fmt: skip
     for trunk in trunks(model):
         trunk.shard(group, sizes, scan, micro_batches)
-    return [chain for chain in chains(model) if isinstance(chain, ShardedChain)]
+    return sharded_chains(model)
 
 
 def synchronize(model: nn.Module) -> None:
     """Bring every process's copy of all layers of a sharded model up to date."""
-    for chain in chains(model):
-        if isinstance(chain, ShardedChain):
-            chain.synchronize()
+    for chain in sharded_chains(model):
+        chain.synchronize()

@@ -72,6 +72,8 @@ class ShardedChain(TakesMethod, nn.ModuleList):
         self.gammas = GammaMemory()
         self.iterations: list[int] = []
         self.method = Backprop() if method is None else method
+        # Some gradient always: a process without would be missing in the backward pass.
+        self.token = torch.zeros((), requires_grad=True)
         self._checked = False  # carries, by the first pass
         self._kind: int | None = None  # of all carries; found by the first backward pass
 
@@ -121,10 +123,8 @@ class ShardedChain(TakesMethod, nn.ModuleList):
         """This process's states, or the last one alone."""
         if not torch.is_grad_enabled():
             return _wanted(self.run(x, args, kwargs), every)
-        # Some gradient always: a process without would be missing in the backward pass.
-        token = torch.zeros((), device=x.device, requires_grad=True)
         with self._own_randomness(x):
-            return list(_ShardedChain.apply(self, every, args, kwargs, x, token,
+            return list(_ShardedChain.apply(self, every, args, kwargs, x, self.token,
                                             *self.own_parameters()))  # fmt: skip
 
     def run(self, x: Tensor, args: tuple, kwargs: dict) -> MicroBatches:
