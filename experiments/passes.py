@@ -25,22 +25,38 @@ class Passes:
 
     def add(self, model: nn.Module, method: hb.Method) -> int:
         """Count the last backward pass; returns its iterations."""
-        L, iterations = hb.chain_length(model), hb.iterations(model)
+        iterations, sizes = hb.iterations(model), group_sizes(model, method)
         if method.groups(1) is None:
             self.block_passes += 1
-            self.sequential_passes += L
+            self.sequential_passes += sum(sizes)
         else:
-            inside = len(next(iter(method.groups(L)), ()))  # layers of a group, one by one
-            self.block_passes += iterations
-            self.sequential_passes += min(iterations * inside, L)
+            self._add(iterations, sizes)
         return iterations
 
     def add_measurement(self, model: nn.Module, method: hb.Method, ks: Sequence[int]) -> None:
         """Count a measurement of a schedule: once exact, once with every k."""
-        L = hb.chain_length(model)
-        inside = len(next(iter(method.groups(L)), ()))
-        self.block_passes += 1 + sum(ks)
-        self.sequential_passes += L + sum(min(k * inside, L) for k in ks)
+        sizes = group_sizes(model, method)
+        self.block_passes += 1
+        self.sequential_passes += sum(sizes)
+        for k in ks:
+            self._add(min(k, len(sizes)), sizes)
+
+    def _add(self, iterations: int, sizes: Sequence[int]) -> None:
+        """Groups at once, the layers of a group one by one."""
+        self.block_passes += iterations
+        self.sequential_passes += min(iterations * max(sizes), sum(sizes))
 
     def state_dict(self) -> dict[str, int]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def group_sizes(model: nn.Module, method: hb.Method) -> list[int]:
+    """Layers (or time steps) of the longest chain, in every group that is exact inside.
+
+    The groups are the method's; those of a sharded chain, its processes.
+    """
+    sharded = [chain for chain in hb.chains(model) if isinstance(chain, hb.ShardedChain)]
+    if sharded:
+        return [len(share) for share in max(sharded, key=len).shares]
+    L = hb.chain_length(model)
+    return [len(group) for group in method.groups(L) or [range(L)]]

@@ -228,13 +228,12 @@ def processes_of(cfg: DictConfig) -> OneProcess:
     """The processes that ``cfg`` asks for.
 
     Raises:
-        UserError: not started by torchrun, or asked for what is measured by one process alone.
+        UserError: not started by torchrun, or asked for advice, which is of one process.
     """
     if not cfg.parallel.layers:
         return OneProcess()
-    if cfg.advise or cfg.diagnostics.at or "signal" in cfg.schedule:
-        raise UserError("parallel=layers: advise, diagnostics and schedule=adaptive measure "
-                        "gradients in one process; expected a schedule of the step alone")
+    if cfg.advise:
+        raise UserError("parallel=layers: advise measures one process; expected advise=false")
     replicas, batch = cfg.parallel.data, cfg.optim.batch_size
     if batch % replicas:
         raise UserError(f"parallel.data={replicas} with optim.batch_size={batch}; expected equal "

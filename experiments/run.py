@@ -19,6 +19,7 @@ from experiments.diagnostics import Diagnostics
 from experiments.errors import UserError
 from experiments.gpus import take_one_gpu
 from experiments.malloc import keep_freed_memory
+from experiments.passes import group_sizes
 from experiments.processes import OneProcess, processes_of
 from experiments.provenance import environment
 from experiments.row import SCHEMA
@@ -123,7 +124,7 @@ def _train(cfg, choices, config, folder, device, data, model, method, schedule, 
         row = {
             "schema": SCHEMA,
             **about,
-            "L": hb.chain_length(model),
+            "L": sum(group_sizes(model, method)),
             "metric": trainer.task.metric,
             **environment(device),
             **{key: score for key, score in scores.items() if key.startswith("eval_")},

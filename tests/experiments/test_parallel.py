@@ -40,7 +40,7 @@ def test_backprop_on_two_processes_is_that_of_one(train, runs, tmp_path):
     for a, b in zip(records_of(two), records_of(one), strict=True):
         for key in a.keys() & {"train_loss", "eval_loss", "grad_norm", "lr"}:
             assert a[key] == pytest.approx(b[key], rel=1e-4)
-    assert row_of(two)["L"] == 2 and row_of(two)["config_hash"] != row_of(one)["config_hash"]
+    assert row_of(two)["L"] == 3 and row_of(two)["config_hash"] != row_of(one)["config_hash"]
 
 
 def test_a_killed_process_costs_no_more_than_its_steps(tmp_path):
@@ -56,6 +56,29 @@ def test_a_killed_process_costs_no_more_than_its_steps(tmp_path):
     a, b = only_run(tmp_path / "whole"), only_run(tmp_path / "killed")
     assert [numbers(r) for r in records_of(a)] == [numbers(r) for r in records_of(b)]
     assert numbers(row_of(a)) == numbers(row_of(b))
+
+
+def test_what_is_measured_on_two_processes_is_that_of_one_with_their_groups(train, runs, tmp_path):
+    arguments = ["grad=highway", "schedule=adaptive", "schedule.ks=[0,1,5]", "schedule.budget=0.9",
+                 "schedule.tolerance=0.4", "steps=12", "diagnostics=figure6",
+                 "diagnostics.at=[0,0.5]"]  # fmt: skip
+    process = torchrun(tmp_path / "two", *arguments, "parallel=layers", "parallel.sizes=[2,1]")
+    assert train(*arguments, *TINY[2:], "grad.group_size=2").code == 0
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    two, one = only_run(tmp_path / "two"), only_run(runs)
+    steps, expected = ([r for r in records_of(run) if "k" in r] for run in (two, one))
+    assert {0, 1, None} == {r["k"] for r in expected}
+    for a, b in zip(steps, expected, strict=True):
+        assert (a["k"], a["iterations"]) == (b["k"], b["iterations"])
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
+    found, expected = (
+        [e for r in records_of(run) for e in r.get("gradient_error", [])] for run in (two, one))
+    for a, b in zip(found, expected, strict=True):
+        assert a["relative_error"] == pytest.approx(b["relative_error"], rel=1e-3, abs=1e-4)
+        assert a["layers"].keys() == b["layers"].keys()
+    for key in ("L", "block_passes", "sequential_passes"):
+        assert row_of(two)[key] == row_of(one)[key]
 
 
 def kill_at_step(root: Path, step: int) -> None:
@@ -79,7 +102,7 @@ def wait_for_step(root: Path, step: int) -> Path:
     ("arguments", "told"),
     [
         (["parallel=layers"], "parallel=layers: not started by torchrun"),
-        (["parallel=layers", "advise=true"], "advise, diagnostics and schedule=adaptive"),
+        (["parallel=layers", "advise=true"], "parallel=layers: advise measures one process"),
         (["parallel=layers", "parallel.data=3", "optim.batch_size=64"],
          "parallel.data=3 with optim.batch_size=64; expected equal parts for all replicas"),
         (["parallel=layers", "parallel.data=0"], "parallel.data=0; expected a whole number"),
