@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import register_schema
 from experiments.errors import UserError
-from experiments.jobs import Outcome, attempt, tell
+from experiments.jobs import Outcome, attempt, leave, tell
 
 register_schema()
 
@@ -42,4 +42,4 @@ if __name__ == "__main__":
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-    sys.exit(0)
+    leave()

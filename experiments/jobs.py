@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
+from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -106,6 +107,20 @@ def in_short(overrides: Iterable[str]) -> str:
     """A job's overrides in a line, but for those that do not change what is trained."""
     beside = ("run_root=", "logger", "device=", "hydra", "trainer.threads=", "trainer.progress=")
     return " ".join(override for override in overrides if not override.startswith(beside))
+
+
+def leave() -> NoReturn:
+    """End this process, all being well; of several under torchrun, once all have come here.
+
+    gloo's teardown was seen to abort processes now and then after all their work was done.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_initialized():
+        distributed.barrier()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    sys.exit(0)
 
 
 class Worker:

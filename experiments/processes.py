@@ -41,6 +41,11 @@ class OneProcess:
         return folder.to_itself()
 
     @property
+    def fields(self) -> dict[str, int]:
+        """What a row says of the processes."""
+        return {}
+
+    @property
     def writes(self) -> bool:
         """Whether this process keeps the run's files."""
         return self.rank == 0
@@ -180,6 +185,11 @@ class LayersShared(OneProcess):
             raise UserError(f"parallel=layers: {error}") from error
         own = {id(p) for chain in chains for p in chain.own_parameters()}
         self._others = {id(p) for chain in chains for p in chain.parameters()} - own
+
+    @property
+    def fields(self) -> dict[str, int]:
+        return {"processes": self.size, "replicas": self.replicas,
+                "micro_batches": self._settings["micro_batches"]}  # fmt: skip
 
     def replicated(self, model: nn.Module) -> nn.Module:
         return model if self.replicas == 1 else hb.replicate(model, self._data)

@@ -66,6 +66,12 @@ SCORES: dict[str, Field] = {
     "eval_perplexity": Field(NUMBER, "exp of the loss per token"),
     "eval_bits_per_char": Field(NUMBER, "loss per character of text, bits"),
 }
+SOMETIMES: dict[str, Field] = {
+    "mgrit": Field(TEXT, "numbers of grad=mgrit, which has no k"),
+    "processes": Field(WHOLE, "that share out the layers; all three with parallel=layers alone"),
+    "replicas": Field(WHOLE, "of those processes, with a part of every batch each"),
+    "micro_batches": Field(WHOLE, "parts of a batch that follow one another through the layers"),
+}
 CURVE: dict[str, Field] = {
     "curve": Field((dict,), "columns over training (train, eval) and, if measured, the gradient's "
                             "error (gradient_error); in results files alone"),
@@ -73,7 +79,7 @@ CURVE: dict[str, Field] = {
 
 
 def check_row(row: Any, where: str) -> None:
-    """A row of this schema passes; fields of SCORES may lack, but for the row's own metric.
+    """A row of this schema passes; fields of SCORES and SOMETIMES may lack, but for its own metric.
 
     Raises:
         UserError: naming ``where`` and what is missing, unknown or of a wrong type.
@@ -83,7 +89,7 @@ def check_row(row: Any, where: str) -> None:
     if row.get("schema", 1) != SCHEMA:
         raise UserError(f"{where} is of schema {row.get('schema', 1)}, expected {SCHEMA}; "
                         "scripts/upgrade_rows.py brings schema 1 up to date")  # fmt: skip
-    known = FIELDS | SCORES | CURVE
+    known = FIELDS | SCORES | SOMETIMES | CURVE
     complaints = [f"{name} is missing" for name in FIELDS if name not in row]
     complaints += [f"{name} is unknown" for name in row if name not in known]
     complaints += [f"{name} is {row[name]!r}, expected {_named(field)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def _finished(folder: RunFolder, more: str) -> bool:
 
 def _train(cfg, choices, config, folder, device, data, model, method, schedule, diagnostics,
            state, processes) -> Path:  # fmt: skip
-    about = _about(cfg, choices, config, data, model, method)
+    about = _about(cfg, choices, config, data, model, method) | processes.fields
     digest, steps = about["config_hash"], about["steps"]
     wandb_id = folder.started().get("wandb_id") if state is None else state["wandb_id"]
     writer = (_build(cfg, "logger") if processes.writes else NoWriter)(
@@ -157,6 +158,7 @@ def _about(cfg: DictConfig, choices: Mapping[str, str], config: dict[str, Any], 
         "gamma": getattr(method, "gamma", None),
         "group_size": getattr(method, "group_size", None),
         "window": getattr(method, "window", None),
+        **({"mgrit": _numbers(asdict(method))} if isinstance(method, hb.MGRIT) else {}),
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "data": data.name,
         "validation": cfg.data.get("validation"),
@@ -196,9 +198,13 @@ def _schedule(cfg: DictConfig, name: str, method: hb.Method) -> hb.schedules.Sch
 def _described(cfg: DictConfig, name: str) -> str:
     """A schedule in a word and its numbers, for instance "bp_every n=10"."""
     values = OmegaConf.to_container(cfg.schedule, resolve=True)
-    shown = [f"{key}={str(value).replace(chr(39), '')}" for key, value in values.items()
-             if key != "_target_"]
-    return " ".join([name, *shown])
+    return f"{name} {_numbers(values)}".rstrip()
+
+
+def _numbers(values: Mapping[str, Any]) -> str:
+    """Settings on one line, for instance "n=10 first=bp"."""
+    return " ".join(f"{key}={str(value).replace(chr(39), '')}" for key, value in values.items()
+                    if key != "_target_")  # fmt: skip
 
 
 def _run_name(cfg: DictConfig, choices: Mapping[str, str], method: hb.Method):

@@ -20,6 +20,7 @@ def method_name(about: dict[str, Any]) -> str:
     if numbers["group_size"] == 1:
         numbers["group_size"] = None
     shown = [f"{name}={number}" for name, number in numbers.items() if number]
+    shown += [about["mgrit"]] if "mgrit" in about else []
     k = [] if about["k"] is None else [f"k={about['k']}"]
     return " ".join([about["grad"], *shown, *([about["schedule"]] if about["schedule"] else k)])
 

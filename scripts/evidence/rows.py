@@ -184,8 +184,8 @@ def method_name(row: Row) -> str:
         return f"Truncated BPTT {row['window']}"
     if row["grad"] == "bp":
         return "BP"
-    if row["grad"] == "mgrit":  # rows hold none of its numbers: the hash keeps settings apart
-        return f"MGRIT {row['config_hash']}"
+    if row["grad"] == "mgrit":
+        return f"MGRIT {row['mgrit']}"
     return f"{series_name(row)} {row['schedule'] or 'k=' + str(row['k'])}"
 
 

@@ -138,6 +138,8 @@ def test_replicas_on_real_text_train_as_one_process_with_the_groups(train, runs,
                     strict=True):  # fmt: skip
         for key in a.keys() & {"train_loss", "eval_loss"}:
             assert a[key] == pytest.approx(b[key], abs=1e-6)
+    row = row_of(only_run(tmp_path / "four"))
+    assert (row["processes"], row["replicas"], row["micro_batches"]) == (4, 2, 2)
 
 
 def test_a_hanging_process_is_named(tmp_path):

@@ -20,6 +20,7 @@ from tests.train_cli import assert_same, count_lines, only_run, records_of, row_
         (["grad=fixed_point", "k=1"], "fixed_point", 1, None),
         (["grad=highway", "k=0"], "highway", 0, 0.0),
         (["grad=highway", "k=2", "grad.gamma=0.5"], "highway", 2, 0.5),
+        (["grad=mgrit", "grad.coarsening=2"], "mgrit", None, None),
     ],
 )
 def test_each_method_leaves_a_whole_run(train, runs, overrides, grad, k, gamma):
@@ -31,6 +32,8 @@ def test_each_method_leaves_a_whole_run(train, runs, overrides, grad, k, gamma):
         "resnet20_preact", "digits", 6, 0)  # fmt: skip
     assert row["reduced"] is True
     check_row(row, "row.json")
+    of_mgrit = "cycles=1 coarsening=2 levels=2 relaxation=FCF"
+    assert row.get("mgrit") == (of_mgrit if grad == "mgrit" else None)
     assert (row["experiment"], row["L"]) == ("digits_tiny", 3)
     trained = [r for r in records if "train_loss" in r]
     assert [r["step"] for r in trained] == [1, 2, 3, 4, 5, 6]
