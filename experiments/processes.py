@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -238,10 +240,13 @@ def processes_of(cfg: DictConfig) -> OneProcess:
     """The processes that ``cfg`` asks for.
 
     Raises:
-        UserError: not started by torchrun, or asked for advice, which is of one process.
+        UserError: not started by torchrun; asked for a sweep, or for advice, which is of one
+            process; a batch that cannot be shared out.
     """
     if not cfg.parallel.layers:
         return OneProcess()
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError("parallel=layers in a sweep; expected one run per torchrun, without -m")
     if cfg.advise:
         raise UserError("parallel=layers: advise measures one process; expected advise=false")
     replicas, batch = cfg.parallel.data, cfg.optim.batch_size

@@ -105,6 +105,7 @@ def wait_for_step(root: Path, step: int) -> Path:
         (["parallel=layers", "advise=true"], "parallel=layers: advise measures one process"),
         (["parallel=layers", "parallel.data=3", "optim.batch_size=64"],
          "parallel.data=3 with optim.batch_size=64; expected equal parts for all replicas"),
+        (["-m", "parallel=layers"], "parallel=layers in a sweep; expected one run per torchrun"),
         (["parallel=layers", "parallel.data=0"], "parallel.data=0; expected a whole number"),
         (["parallel=layers", "parallel.micro_batches=1.5"], "parallel.micro_batches=1.5; expected"),
     ],
@@ -112,7 +113,7 @@ def wait_for_step(root: Path, step: int) -> Path:
 def test_mistakes_are_one_line(train, arguments, told):
     outcome = train(*arguments)
     assert outcome.code == 1
-    assert told in outcome.err and outcome.err.count("\n") == 1
+    assert told in outcome.err and outcome.err.count("\n") == 1 + ("-m" in arguments)
 
 
 def test_a_number_of_processes_that_cannot_be_shared_out(train, monkeypatch):
