@@ -12,20 +12,21 @@ from highway_bp.method_state import sharded_chains
 def total_norm(model: nn.Module) -> Tensor:
     """2-norm of the gradients of all parameters, the same on every process: a number.
 
-    Parameters outside the sharded chains, which every process has alike, count once. Without a
-    sharded chain it is ``torch.nn.utils.get_total_norm`` of the model's gradients.
+    It is ``torch.nn.utils.get_total_norm``, to the bit: of a sharded model every process forms the
+    norms of its own layers' gradients, the first one also those outside the sharded chains, which
+    all have alike.
     """
+    parameters = list(model.parameters())
     sharded = sharded_chains(model)
-    inside = {id(p): p for chain in sharded for p in chain.own_parameters()}
-    others = {id(p) for chain in sharded for p in chain.parameters()}
-    outside = [p for p in model.parameters() if id(p) not in others]
-    whole = _norm(outside)
-    if sharded:
-        squares = _norm(list(inside.values())).double() ** 2
-        dist.all_reduce(squares, group=sharded[0].ranks.group)
-        whole = (whole.double() ** 2 + squares).sqrt().to(whole.dtype)
-    return whole
-
-
-def _norm(parameters: list[nn.Parameter]) -> Tensor:
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if not sharded:
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    ranks = sharded[0].ranks
+    own = {id(p) for chain in sharded for p in chain.own_parameters()}
+    others = {id(p) for chain in sharded for p in chain.parameters()} - own
+    norms = parameters[0].new_zeros(len(parameters), requires_grad=False)
+    for i, p in enumerate(parameters):
+        alike = id(p) not in own
+        if p.grad is not None and id(p) not in others and (ranks.is_first or not alike):
+            norms[i] = torch.linalg.vector_norm(p.grad)
+    dist.all_reduce(norms, group=ranks.group)
+    return torch.linalg.vector_norm(norms)
