@@ -18,6 +18,7 @@ from highway_bp.diagnostics.gradient_error import GradientError, gradient_error
 from highway_bp.method_state import chains, load_method_state, method_state
 from highway_bp.methods import Backprop, FixedPoint, Highway, Method, TruncatedBPTT
 from highway_bp.mgrit import MGRIT
+from highway_bp.parallel.balance import balanced_sizes
 from highway_bp.parallel.norm import total_norm
 from highway_bp.parallel.replicate import replicate
 from highway_bp.parallel.shard import shard, synchronize
@@ -54,6 +55,7 @@ __all__ = [
     "ShardedChain",
     "TruncatedBPTT",
     "advise",
+    "balanced_sizes",
     "chain_length",
     "chains",
     "convert",
