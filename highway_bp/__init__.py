@@ -19,6 +19,7 @@ from highway_bp.method_state import chains, load_method_state, method_state
 from highway_bp.methods import Backprop, FixedPoint, Highway, Method, TruncatedBPTT
 from highway_bp.mgrit import MGRIT
 from highway_bp.parallel.balance import balanced_sizes
+from highway_bp.parallel.layer_seconds import layer_seconds
 from highway_bp.parallel.norm import total_norm
 from highway_bp.parallel.replicate import replicate
 from highway_bp.parallel.shard import shard, synchronize
@@ -64,6 +65,7 @@ __all__ = [
     "error_bound",
     "gradient_error",
     "iterations",
+    "layer_seconds",
     "load_method_state",
     "method_state",
     "replicate",

@@ -48,8 +48,7 @@ def gradients_of(
         raise ValueError(f"{type(model).__name__} has no trainable parameter; expected some")
     for taker in takers(model):
         taker.iterations = []
-    devices = {p.device for p in named.values() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=cuda_devices(model)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"k=\d+ is larger than L=")
         loss = checked_loss(loss_fn(model))
         # Asked for the tokens too, a process without parameters of its own takes part.
@@ -62,6 +61,11 @@ def gradients_of(
             "named by hand, a forward pass that iterates over these: for layer in self.layers"
         )
     return {name: g for name, g in zip(named, grads, strict=False) if g is not None}
+
+
+def cuda_devices(model: nn.Module) -> list[torch.device]:
+    """Those that hold parameters of the model."""
+    return list({p.device for p in model.parameters() if p.is_cuda})
 
 
 def checked_loss(loss: object) -> Tensor:

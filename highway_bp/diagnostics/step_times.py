@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from highway_bp.diagnostics.gradients import gradients_of
+from highway_bp.diagnostics.gradients import cuda_devices, gradients_of
 from highway_bp.methods import Backprop, Highway, LinearSystem, Method, States
 
 MOST_ROUNDS = 200
@@ -128,7 +128,7 @@ def _fits_one_more(passed: float, rounds: int, seconds: float) -> bool:
 
 def clock_of(model: nn.Module) -> Clock:
     """Seconds, once the devices of the model have done what they were asked."""
-    devices = {p.device for p in model.parameters() if p.is_cuda}
+    devices = cuda_devices(model)
 
     def clock() -> float:
         for device in devices:
