@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
 import highway_bp as hb
@@ -25,11 +25,14 @@ from experiments.failures import Failures, ToldElsewhere, is_lost_touch
 from experiments.interrupt import Interrupted
 from experiments.run_folder import BeingTrained, RunFolder
 
+MEASURED = "measured"  # as parallel.sizes
+
 
 class OneProcess:
     """Has all layers, and nobody to agree with."""
 
     rank, size = 0, 1
+    sizes: list[int] | None = None  # layers per process; None: as equal as can be
 
     def together(self) -> AbstractContextManager:
         """Let no process of the run be left behind by one that fails inside."""
@@ -52,8 +55,15 @@ class OneProcess:
         """Whether this process keeps the run's files."""
         return self.rank == 0
 
-    def share(self, model: nn.Module) -> None:
-        """Give every process its layers."""
+    def share(
+        self, model: nn.Module, loss_fn: Callable[[nn.Module], Tensor], kept: list[int] | None
+    ) -> None:
+        """Give every process its layers.
+
+        Args:
+            loss_fn: runs the model on a batch, to measure its layers by.
+            kept: the run's ``sizes`` until now, from its checkpoint.
+        """
 
     def replicated(self, model: nn.Module) -> nn.Module:
         """What is called in the model's place for its gradients."""
@@ -92,7 +102,8 @@ class LayersShared(OneProcess):
         settings: the config group ``parallel``.
 
     Raises:
-        UserError: not started by torchrun, or by a number that cannot be shared out.
+        UserError: not started by torchrun, or by a number that cannot be shared out; sizes that
+            are none.
     """
 
     def __init__(self, settings: Mapping[str, Any]):
@@ -100,6 +111,7 @@ class LayersShared(OneProcess):
             raise UserError("parallel=layers: not started by torchrun; expected "
                             "torchrun --nproc-per-node=2 train.py ...")  # fmt: skip
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        _check_sizes(settings["sizes"])
         self.replicas = settings["data"]
         if self.size % self.replicas:
             raise UserError(f"parallel.data={self.replicas} with {self.size} processes; expected "
@@ -178,10 +190,12 @@ class LayersShared(OneProcess):
                 raise BeingTrained(folder.path)
             yield
 
-    def share(self, model: nn.Module) -> None:
-        sizes = self._settings["sizes"]
+    def share(
+        self, model: nn.Module, loss_fn: Callable[[nn.Module], Tensor], kept: list[int] | None
+    ) -> None:
         try:
-            chains = hb.shard(model, self._layers, sizes and list(sizes), self._settings["scan"],
+            self.sizes = self._sizes(model, loss_fn) if kept is None else kept
+            chains = hb.shard(model, self._layers, self.sizes, self._settings["scan"],
                               self._settings["micro_batches"])  # fmt: skip
         except (TypeError, ValueError) as error:
             raise UserError(f"parallel=layers: {error}") from error
@@ -192,6 +206,18 @@ class LayersShared(OneProcess):
     def fields(self) -> dict[str, int]:
         return {"processes": self.size, "replicas": self.replicas,
                 "micro_batches": self._settings["micro_batches"]}  # fmt: skip
+
+    def _sizes(
+        self, model: nn.Module, loss_fn: Callable[[nn.Module], Tensor]
+    ) -> list[int] | None:
+        """As set, or by the times that the first process measures."""
+        sizes = self._settings["sizes"]
+        if sizes != MEASURED:
+            return sizes if sizes is None else list(sizes)
+        seconds = hb.layer_seconds(model, loss_fn) if self.writes else None
+        sizes = hb.balanced_sizes(self.known_to_all(seconds), self.size // self.replicas)
+        print(f"layers per process: {sizes}, by measured time")
+        return sizes
 
     def replicated(self, model: nn.Module) -> nn.Module:
         return model if self.replicas == 1 else hb.replicate(model, self._data)
@@ -234,6 +260,13 @@ class LayersShared(OneProcess):
             dist.gather_object(mine, everyone, group=self._layers, group_dst=0)
         whole["state"] = {i: state for found in everyone or [] for i, state in found.items()}
         return whole
+
+
+def _check_sizes(sizes: object) -> None:
+    listed = isinstance(sizes, list | ListConfig) and all(type(n) is int for n in sizes)
+    if not listed and sizes is not None and sizes != MEASURED:
+        raise UserError(f"parallel.sizes={sizes}; expected null, {MEASURED}, or a list of numbers "
+                        "of layers, such as [4,2]")  # fmt: skip
 
 
 def processes_of(cfg: DictConfig) -> OneProcess:

@@ -78,8 +78,6 @@ def _run(cfg: DictConfig, choices: Mapping[str, str], processes: OneProcess) -> 
         hb.set_method(model, method)
     except ValueError as error:
         raise UserError(f"grad: {error}") from error
-    processes.share(model)
-    _tell_large_k(model, method, choices["schedule"])
     folder.create()
     with processes.enter(folder):
         if _finished(folder, more):  # by another process, while this one loaded the data
@@ -107,13 +105,16 @@ def _train(cfg, choices, config, folder, device, data, model, method, schedule, 
     folder.start({**about, "wandb_id": writer.run_id})
     row: dict[str, Any] | None = None
     try:
+        if state is not None:
+            _check_same(state, digest, folder.path)
         trainer = Trainer(
             model, data, folder, device, cfg.optim, cfg.trainer, steps, cfg.seed, schedule,
             diagnostics, writer.log,
             {"config_hash": digest, "wandb_id": writer.run_id}, processes=processes,
+            sizes=None if state is None else state.get("sizes"),  # older ones have none
         )
+        _tell_large_k(model, method, choices["schedule"])
         if state is not None:
-            _check_same(state, digest, folder.path)
             trainer.restore(state)
             print(f"{folder.path}: going on after step {trainer.step}")
         if cfg.advise:
@@ -237,7 +238,7 @@ def _check_same(state: dict[str, Any], digest: str, path: Path) -> None:
 
 def _tell_large_k(model: torch.nn.Module, method: hb.Method, schedule: str) -> None:
     """Say once, before training, what the library would say from inside the backward pass."""
-    L = max(map(len, hb.chains(model)), default=0)
+    L = max((chain.length for chain in hb.chains(model)), default=0)
     groups = method.groups(L) if L else None  # a recurrent network's L is its input's
     if groups is None:
         return

@@ -40,6 +40,7 @@ class Trainer:
         processes: those that train the model together; the first of them writes.
         log: the second writer's ``log(record, step)``.
         extra_state: what else the checkpoint carries (config hash, wandb id).
+        sizes: layers per process, as the checkpoint to be restored has them.
     """
 
     model: nn.Module
@@ -59,6 +60,7 @@ class Trainer:
     cpu_seconds: float = 0.0  # of the process: more with threads, less on a shared processor
     passes: Passes = field(default_factory=Passes)
     processes: OneProcess = field(default_factory=OneProcess)
+    sizes: list[int] | None = None
     last: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -69,9 +71,11 @@ class Trainer:
         if self.settings["channels_last"]:
             self.model.to(memory_format=torch.channels_last)
         self.model.train()
+        self.amp = self.settings["amp"] and self.device.type == "cuda"
+        self.processes.share(
+            self.model, lambda model: self._loss_of(*self._batch(0))(model), self.sizes)
         self.trained = self.processes.replicated(self.model)
         self.optimizer = build_optimizer(self.model, self.optim)
-        self.amp = self.settings["amp"] and self.device.type == "cuda"
         per_epoch = self.batches.steps_per_epoch
         self.eval_interval = self.settings["eval_interval"] or per_epoch
         self.checkpoint_interval = self.settings["checkpoint_interval"] or self.eval_interval
@@ -104,6 +108,7 @@ class Trainer:
             "last": self.last,
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if cuda else [],
+            "sizes": self.processes.sizes,
             **self.extra_state,
         }
 

@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from experiments import checkpoint
 from tests.train_cli import ROOT, numbers, only_run, records_of, row_of
 
 TINY = ["experiment=digits_tiny", "logger=none", "trainer.threads=1", "trainer.channels_last=false"]
@@ -102,6 +104,7 @@ def wait_for_step(root: Path, step: int) -> Path:
     ("arguments", "told"),
     [
         (["parallel=layers"], "parallel=layers: not started by torchrun"),
+        (["parallel=layers", "parallel.sizes=measured"], "not started by torchrun"),
         (["parallel=layers", "advise=true"], "parallel=layers: advise measures one process"),
         (["parallel=layers", "parallel.data=3", "optim.batch_size=64"],
          "parallel.data=3 with optim.batch_size=64; expected equal parts for all replicas"),
@@ -116,12 +119,21 @@ def test_mistakes_are_one_line(train, arguments, told):
     assert told in outcome.err and outcome.err.count("\n") == 1 + ("-m" in arguments)
 
 
-def test_a_number_of_processes_that_cannot_be_shared_out(train, monkeypatch):
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("parallel.data=2", "parallel.data=2 with 3 processes; expected torchrun's number to be"),
+        ("parallel.sizes=fast", "parallel.sizes=fast; expected null, measured, or a list of"),
+        ("parallel.sizes=3", "parallel.sizes=3; expected null, measured, or a list of"),
+        ("parallel.sizes=[2,x]", "parallel.sizes=[2, 'x']; expected null, measured, or a list of"),
+    ],
+)
+def test_what_cannot_be_shared_out(train, monkeypatch, argument, told):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    outcome = train("parallel=layers", "parallel.data=2")
+    outcome = train("parallel=layers", argument)
     assert outcome.code == 1 and outcome.err.count("\n") == 1
-    assert "parallel.data=2 with 3 processes; expected torchrun's number to be" in outcome.err
+    assert told in outcome.err
 
 
 TEXT = ["experiment=topics_tiny", "model=gpt2", "model.layers=4", "model.hidden=16",
@@ -161,6 +173,26 @@ def pid_of_rank(torchrun: subprocess.Popen, rank: int) -> int:
     children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
     return next(int(pid) for pid in children
                 if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text())  # fmt: skip
+
+
+def test_measured_sizes_are_kept_whatever_is_measured_later(tmp_path):
+    arguments = ["grad=highway", "k=3", "parallel=layers", "parallel.sizes=measured", "steps=40"]
+    process = torchrun(tmp_path, *arguments)
+    run = wait_for_step(tmp_path, 10)
+    os.kill(json.loads((run / "started.json").read_text())["pid"], signal.SIGTERM)
+    out, err = process.communicate(timeout=300)
+    state = torch.load(run / checkpoint.LATEST, weights_only=True)
+    assert sum(state["sizes"]) == 3 and state["step"] < 40, err
+    assert out.count(f"layers per process: {state['sizes']}, by measured time") == 1
+    assert out.count("k=3 is larger than L=2") == 1
+
+    state["sizes"].reverse()  # of three layers on two processes: not what was measured
+    checkpoint.save(run, state)
+    process = torchrun(tmp_path, *arguments)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "going on after step" in out and "layers per process" not in out
+    assert torch.load(run / checkpoint.LATEST, weights_only=True)["sizes"] == state["sizes"]
 
 
 def test_more_processes_than_layers_is_one_line(tmp_path):
