@@ -50,14 +50,17 @@ class Diagnostics:
 
     def measure(
         self, model: torch.nn.Module, loss: Callable[[torch.nn.Module], torch.Tensor],
-        method: hb.Method,
+        method: hb.Method, mean: Callable[[torch.Tensor], torch.Tensor],
     ) -> list[dict[str, Any]]:
-        """A record per k: cosine, relative error, increment, and those of each layer."""
+        """A record per k: cosine, relative error, increment, and those of each layer.
+
+        ``loss`` and ``mean`` are as of `hb.gradient_error`.
+        """
         method = method if hasattr(method, "k") else hb.Highway(0, self.gamma)
         return [
             {"k": e.k, "cosine": e.cosine, "relative_error": e.relative_error,
              "increment": e.increment, "layers": {n: list(v) for n, v in e.layers.items()}}
-            for e in hb.gradient_error(model, loss, self.ks, method)
+            for e in hb.gradient_error(model, loss, self.ks, method, mean)
         ]  # fmt: skip
 
 

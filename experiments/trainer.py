@@ -193,16 +193,17 @@ class Trainer:
     def _diagnose(self) -> None:
         """The gradient's error on the batch to come."""
         loss = self._loss_of(*self._batch(self.step))
-        errors = self.processes.known_to_all(  # of the first replica's part of the batch
-            self.diagnostics.measure(self.model, loss, hb.current_method(self.model)))
+        errors = self.processes.known_to_all(  # in case replicas round differently
+            self.diagnostics.measure(
+                self.model, loss, hb.current_method(self.model), self.processes.mean))
         place = {"step": self.step, "seconds": self.seconds}
         self.folder.append({**place, "gradient_error": errors})
         self.log({**place, **flat(errors)}, self.step)
 
     def _measured(self, x: Tensor, y: Tensor, method: hb.Method, ks: Sequence[int]):
         """The gradient's errors on a batch, asked for by the schedule: part of the training."""
-        errors = self.processes.known_to_all(
-            hb.gradient_error(self.model, self._loss_of(x, y), ks, method))
+        errors = self.processes.known_to_all(hb.gradient_error(
+            self.model, self._loss_of(x, y), ks, method, self.processes.mean))
         self.passes.add_measurement(self.model, method, ks)
         return errors
 

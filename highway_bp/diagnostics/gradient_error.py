@@ -36,6 +36,7 @@ def gradient_error(
     loss_fn: Callable[[nn.Module], Tensor],
     ks: Iterable[int] = range(6),
     method: Method | None = None,
+    mean: Callable[[Tensor], Tensor] | None = None,
 ) -> list[GradientError]:
     """The error of ``method`` at every k, against backpropagation (paper, Figure 6).
 
@@ -48,6 +49,8 @@ def gradient_error(
             call sees the same random numbers (dropout).
         ks: numbers of iterations.
         method: `Highway` (the default) or `FixedPoint` with any k, which is replaced.
+        mean: ``mean(gradient)`` over processes with other parts of the batch (`replicate`); it may
+            write into the gradient.
 
     Raises:
         ValueError: the model has nothing that takes a method, no gradient goes through it, or the
@@ -57,16 +60,26 @@ def gradient_error(
     method = Highway(0) if method is None else method
     if not hasattr(method, "k"):
         raise ValueError(f"method={method}; expected one with iterations, such as Highway(0)")
+
+    def gradients(method: Method) -> dict[str, Tensor]:
+        own = gradients_of(model, loss_fn, method)
+        return own if mean is None else {name: mean(_copy(g)) for name, g in own.items()}
+
     found: list[GradientError] = []
     with unchanged(model):
-        exact = gradients_of(model, loss_fn, Backprop())
+        exact = gradients(Backprop())
         last: dict[str, Tensor] = {}
         for k in ks:
-            approximate = gradients_of(model, loss_fn, dataclasses.replace(method, k=k))
+            approximate = gradients(dataclasses.replace(method, k=k))
             sums = from_owners(model, sums_of(approximate, last, exact))
             found.append(error_of(k, sums))
             last = approximate
     return found
+
+
+def _copy(gradient: Tensor) -> Tensor:
+    """Nobody else's, and in one piece, as messages have to be."""
+    return gradient.clone(memory_format=torch.contiguous_format)
 
 
 def sums_of(found: dict[str, Tensor], last: dict[str, Tensor],

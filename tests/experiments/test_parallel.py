@@ -74,13 +74,19 @@ def test_what_is_measured_on_two_processes_is_that_of_one_with_their_groups(trai
     for a, b in zip(steps, expected, strict=True):
         assert (a["k"], a["iterations"]) == (b["k"], b["iterations"])
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
-    found, expected = (
-        [e for r in records_of(run) for e in r.get("gradient_error", [])] for run in (two, one))
-    for a, b in zip(found, expected, strict=True):
-        assert a["relative_error"] == pytest.approx(b["relative_error"], rel=1e-3, abs=1e-4)
-        assert a["layers"].keys() == b["layers"].keys()
+    assert_same_errors(two, one)
     for key in ("L", "block_passes", "sequential_passes"):
         assert row_of(two)[key] == row_of(one)[key]
+
+
+def assert_same_errors(a: Path, b: Path) -> None:
+    """Of the gradients that two runs have measured."""
+    found, expected = (
+        [e for r in records_of(run) for e in r.get("gradient_error", [])] for run in (a, b))
+    assert expected
+    for e, f in zip(found, expected, strict=True):
+        assert e["relative_error"] == pytest.approx(f["relative_error"], rel=1e-3, abs=1e-4)
+        assert e["layers"].keys() == f["layers"].keys()
 
 
 def kill_at_step(root: Path, step: int) -> None:
@@ -142,9 +148,11 @@ TEXT = ["experiment=topics_tiny", "model=gpt2", "model.layers=4", "model.hidden=
 
 def test_replicas_on_real_text_train_as_one_process_with_the_groups(train, runs, tmp_path):
     """Two replicas, each on two processes, in micro-batches."""
-    four = torchrun(tmp_path / "four", *TEXT, "grad=highway", "k=0", "parallel=layers",
+    arguments = [*TEXT, "grad=highway", "k=0", "diagnostics=figure6", "diagnostics.at=[0.5]",
+                 "diagnostics.ks=[0,1]"]  # fmt: skip
+    four = torchrun(tmp_path / "four", *arguments, "parallel=layers",
                     "parallel.data=2", "parallel.micro_batches=2", processes=4)  # fmt: skip
-    assert train(*TEXT, "grad=highway", "k=0", "grad.group_size=4", *TINY[2:]).code == 0
+    assert train(*arguments, "grad.group_size=4", *TINY[2:]).code == 0
     _, err = four.communicate(timeout=300)
     assert four.returncode == 0, err
     for a, b in zip(*(records_of(only_run(root)) for root in (tmp_path / "four", runs)),
@@ -153,6 +161,7 @@ def test_replicas_on_real_text_train_as_one_process_with_the_groups(train, runs,
             assert a[key] == pytest.approx(b[key], abs=1e-6)
     row = row_of(only_run(tmp_path / "four"))
     assert (row["processes"], row["replicas"], row["micro_batches"]) == (4, 2, 2)
+    assert_same_errors(only_run(tmp_path / "four"), only_run(runs))
 
 
 def test_a_hanging_process_is_named(tmp_path):
