@@ -34,6 +34,7 @@ class RootKeys:
     seed: int = 0
     steps: int | None = None
     advise: bool = False
+    continue_from: str | None = None
     device: str = "auto"
     run_root: str = "runs"
     data: Any = None
@@ -96,6 +97,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     for group, keys in _NOT_IDENTITY_INSIDE.items():
         for key in keys:
             config[group].pop(key, None)
+    if config["continue_from"] is None:
+        del config["continue_from"]
     parallel = config.pop("parallel")
     if parallel["layers"]:  # the layers of a process are a group, and groups are the method's
         config["parallel"] = {

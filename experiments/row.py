@@ -68,7 +68,9 @@ SCORES: dict[str, Field] = {
 }
 SOMETIMES: dict[str, Field] = {
     "mgrit": Field(TEXT, "numbers of grad=mgrit, which has no k"),
-    "processes": Field(WHOLE, "that share out the layers; all three with parallel=layers alone"),
+    "continued_from": Field(TEXT, "config_hash and step of the run this one has gone on from"),
+    "processes": Field(WHOLE, "of this run; this and the next three with parallel=layers alone"),
+    "sizes": Field((list,), "layers of the chain that each process of a replica has"),
     "replicas": Field(WHOLE, "of those processes, with a part of every batch each"),
     "micro_batches": Field(WHOLE, "parts of a batch that follow one another through the layers"),
 }

@@ -25,7 +25,7 @@ from experiments.processes import OneProcess, processes_of
 from experiments.provenance import environment
 from experiments.row import SCHEMA
 from experiments.run_folder import Bystander, RunFolder
-from experiments.trainer import Trainer
+from experiments.trainer import TRAINED, Trainer
 from experiments.wandb_writer import NoWriter
 
 GRAD_NAMES = {hb.Backprop: "bp", hb.FixedPoint: "fixed_point", hb.Highway: "highway",
@@ -34,6 +34,7 @@ GRAD_NAMES = {hb.Backprop: "bp", hb.FixedPoint: "fixed_point", hb.Highway: "high
 
 FROM_THE_LAST_STEP = ("train_loss", "seconds", "cpu_seconds", "block_passes", "sequential_passes",
                       "peak_memory_mb")
+CONTINUED = ("continued_from",)
 # A pass of MGRIT goes through a part of the blocks only, which `Passes` does not count.
 PASSES_UNKNOWN = {"block_passes": None, "sequential_passes": None}
 
@@ -82,7 +83,7 @@ def _run(cfg: DictConfig, choices: Mapping[str, str], processes: OneProcess) -> 
     with processes.enter(folder):
         if _finished(folder, more):  # by another process, while this one loaded the data
             return folder.path
-        state, said = processes.known_to_all(checkpoint.load(folder.path))
+        state, said = processes.known_to_all(_beginning(folder.path, cfg.continue_from))
         if said:
             print(said)
         return _train(cfg, choices, config, folder, device, data, model, method, schedule,
@@ -95,27 +96,43 @@ def _finished(folder: RunFolder, more: str) -> bool:
     return folder.finished
 
 
+def _beginning(path: Path, elsewhere: str | None) -> tuple[dict[str, Any] | None, str | None]:
+    """The run's own checkpoint, or at first that of the run it is to go on from; what to say."""
+    state, said = checkpoint.load(path)
+    if state is not None or elsewhere is None:
+        return state, said
+    state, said = checkpoint.load(Path(elsewhere))
+    if state is None:
+        raise UserError(f"continue_from={elsewhere} has no checkpoint; expected a run's folder")
+    mark = f"{state['config_hash']} at step {state['step']}"
+    return {"continued_from": mark, **{key: state[key] for key in TRAINED}}, said
+
+
 def _train(cfg, choices, config, folder, device, data, model, method, schedule, diagnostics,
            state, processes) -> Path:  # fmt: skip
     about = _about(cfg, choices, config, data, model, method) | processes.fields
     digest, steps = about["config_hash"], about["steps"]
-    wandb_id = folder.started().get("wandb_id") if state is None else state["wandb_id"]
+    state = state or {}
+    wandb_id = state.get("wandb_id", folder.started().get("wandb_id"))
     writer = (_build(cfg, "logger") if processes.writes else NoWriter)(
         folder=folder.path, config=config, about=about, run_id=wandb_id)
     folder.start({**about, "wandb_id": writer.run_id})
     row: dict[str, Any] | None = None
     try:
-        if state is not None:
-            _check_same(state, digest, folder.path)
+        _check_same(state, digest, folder.path)
         trainer = Trainer(
             model, data, folder, device, cfg.optim, cfg.trainer, steps, cfg.seed, schedule,
             diagnostics, writer.log,
-            {"config_hash": digest, "wandb_id": writer.run_id}, processes=processes,
-            sizes=None if state is None else state.get("sizes"),  # older ones have none
+            {"config_hash": digest, "wandb_id": writer.run_id,
+             **{key: state[key] for key in CONTINUED if key in state}},
+            processes=processes, sizes=state.get("sizes"),  # older ones have none
         )
         _tell_large_k(model, method, choices["schedule"])
-        if state is not None:
+        if "config_hash" in state:
             trainer.restore(state)
+        elif state:
+            _continue(trainer, state, cfg.continue_from)
+        if state:
             print(f"{folder.path}: going on after step {trainer.step}")
         if cfg.advise:
             print(trainer.advice())
@@ -123,10 +140,13 @@ def _train(cfg, choices, config, folder, device, data, model, method, schedule, 
         scores = trainer.train()
         if hasattr(model, "save_pretrained") and processes.writes:
             model.save_pretrained(folder.path / "pretrained")
+        sizes = group_sizes(model, method)
         row = {
             "schema": SCHEMA,
             **about,
-            "L": sum(group_sizes(model, method)),
+            **({"sizes": sizes} if processes.fields else {}),
+            **{key: state[key] for key in CONTINUED if key in state},
+            "L": sum(sizes),
             "metric": trainer.task.metric,
             **environment(device),
             **{key: score for key, score in scores.items() if key.startswith("eval_")},
@@ -228,8 +248,20 @@ def _device(name: str) -> torch.device:
     return torch.device(found if name == "auto" else name)
 
 
+def _continue(trainer: Trainer, state: dict[str, Any], elsewhere: str) -> None:
+    """Begin with another run's ``state``."""
+    try:
+        trainer.begin_with(state)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"continue_from={elsewhere}: its checkpoint is of another model or "
+                        f"optimiser ({' '.join(str(error).split())})") from error  # fmt: skip
+    if trainer.step >= trainer.total_steps:
+        raise UserError(f"continue_from={elsewhere} has come to step {trainer.step}; expected "
+                        f"less than this run's {trainer.total_steps}")  # fmt: skip
+
+
 def _check_same(state: dict[str, Any], digest: str, path: Path) -> None:
-    if state["config_hash"] != digest:
+    if state.get("config_hash", digest) != digest:
         raise UserError(
             f"the checkpoint in {path} is of configuration {state['config_hash']}, this is "
             f"{digest}; choose another run_root"

@@ -28,6 +28,10 @@ from experiments.processes import OneProcess
 from experiments.provenance import peak_memory_mb
 from experiments.run_folder import RunFolder
 
+# Of a checkpoint, what has nothing to do with the gradient method.
+TRAINED = ("model", "optimizer", "step", "last", "seconds", "cpu_seconds", "passes", "rng",
+           "cuda_rng")
+
 
 @dataclass
 class Trainer:
@@ -82,9 +86,17 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on exactly where ``state`` was saved."""
-        self.model.load_state_dict(state["model"])
+        self.begin_with(state)
         hb.load_method_state(self.model, state["method"])
         self.schedule.load_state_dict(state["schedule"])
+
+    def begin_with(self, state: dict[str, Any]) -> None:
+        """Go on from what was trained, perhaps in other groups, whose gammas and errors differ.
+
+        Raises:
+            RuntimeError, ValueError: it is of another model or optimiser.
+        """
+        self.model.load_state_dict(state["model"])
         self.passes = Passes(**state["passes"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.last = state["step"], state["last"]

@@ -161,6 +161,7 @@ def test_replicas_on_real_text_train_as_one_process_with_the_groups(train, runs,
             assert a[key] == pytest.approx(b[key], abs=1e-6)
     row = row_of(only_run(tmp_path / "four"))
     assert (row["processes"], row["replicas"], row["micro_batches"]) == (4, 2, 2)
+    assert row["sizes"] == [4, 4]
     assert_same_errors(only_run(tmp_path / "four"), only_run(runs))
 
 

@@ -1,0 +1,60 @@
+"""continue_from: a run that begins where another one has stopped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from experiments import checkpoint
+from experiments.row import check_row
+from tests.train_cli import numbers, only_run, records_of, row_of
+
+
+def trained(record: dict) -> dict:
+    """What the weights decide; passes are those of the method."""
+    return {key: numbers(record)[key] for key in ("step", "train_loss", "grad_norm", "lr")
+            if key in record}  # fmt: skip
+
+
+def test_it_goes_on_as_the_other_would_have(train, tmp_path):
+    one, two, whole = (tmp_path / name for name in ("one", "two", "whole"))
+    assert train("grad=bp", f"run_root={whole}").code == 0
+    assert train("grad=bp", "steps=3", f"run_root={one}", "optim.drops=[]").code == 0
+    told = train("grad=bp", f"continue_from={only_run(one)}", f"run_root={two}")
+    assert told.code == 0 and "going on after step 3" in told.out
+    row = row_of(only_run(two))
+    check_row(row, "row.json")
+    assert row["continued_from"] == f"{row_of(only_run(one))['config_hash']} at step 3"
+    steps = [trained(r) for r in records_of(only_run(two))]
+    assert steps == [trained(r) for r in records_of(only_run(whole)) if r["step"] > 3]
+    ends = [torch.load(only_run(run) / checkpoint.LATEST)["model"] for run in (two, whole)]
+    assert all(torch.equal(a, b) for a, b in zip(*(end.values() for end in ends), strict=True))
+    assert row["config_hash"] != row_of(only_run(whole))["config_hash"]
+
+
+def test_another_method_and_a_schedule_may_take_over(train, tmp_path):
+    first = ["grad=highway", "k=1", "gamma=auto", "steps=2"]
+    assert train(*first, f"run_root={tmp_path / 'a'}").code == 0
+    told = train("grad=highway", "k=1", "schedule=adaptive", f"run_root={tmp_path / 'b'}",
+                 f"continue_from={only_run(tmp_path / 'a')}")  # fmt: skip
+    assert told.code == 0
+    again = train("grad=highway", "k=1", "schedule=adaptive", f"run_root={tmp_path / 'b'}",
+                  f"continue_from={only_run(tmp_path / 'a')}")  # fmt: skip
+    assert again.code == 0 and "finished already" in again.out
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["continue_from=nowhere"], "continue_from=nowhere has no checkpoint; expected a run's"),
+        (["continue_from={run}", "model.depth=14"], "its checkpoint is of another model or optim"),
+        (["continue_from={run}", "optim.lr=0.01", "steps=2"],
+         "has come to step 2; expected less than this run's 2"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(train, tmp_path, more, told):
+    assert train("grad=bp", "steps=2", f"run_root={tmp_path / 'a'}").code == 0
+    more = [m.format(run=only_run(tmp_path / "a")) for m in more]
+    outcome = train("grad=bp", f"run_root={tmp_path / 'b'}", *more)
+    assert outcome.code == 1
+    assert told in outcome.err and outcome.err.count("\n") == 1
