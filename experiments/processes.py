@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -87,6 +88,10 @@ class OneProcess:
 
     def model_state(self, model: nn.Module) -> dict[str, Any]:
         return model.state_dict()
+
+    def load_model(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        """Take over what `model_state` gave."""
+        model.load_state_dict(state)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return optimizer.state_dict()
@@ -195,12 +200,10 @@ class LayersShared(OneProcess):
     ) -> None:
         try:
             self.sizes = self._sizes(model, loss_fn) if kept is None else kept
-            chains = hb.shard(model, self._layers, self.sizes, self._settings["scan"],
-                              self._settings["micro_batches"])  # fmt: skip
+            hb.shard(model, self._layers, self.sizes, self._settings["scan"],
+                     self._settings["micro_batches"])  # fmt: skip
         except (TypeError, ValueError) as error:
             raise UserError(f"parallel=layers: {error}") from error
-        own = {id(p) for chain in chains for p in chain.own_parameters()}
-        self._others = {id(p) for chain in chains for p in chain.parameters()} - own
 
     @property
     def fields(self) -> dict[str, int]:
@@ -243,8 +246,12 @@ class LayersShared(OneProcess):
         return said[0]
 
     def model_state(self, model: nn.Module) -> dict[str, Any]:
-        hb.synchronize(model)
-        return model.state_dict()
+        return hb.whole_state_dict(model)
+
+    def load_model(self, model: nn.Module, state: Mapping[str, Any]) -> None:
+        with warnings.catch_warnings():  # what others have is left out
+            warnings.filterwarnings("ignore", message=".*is a no-op")
+            model.load_state_dict(state)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Every parameter's state from a process that trains it; whole on the first alone.
@@ -254,7 +261,7 @@ class LayersShared(OneProcess):
         whole = optimizer.state_dict()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         mine = {i: state for i, state in whole["state"].items()
-                if id(parameters[i]) not in self._others}  # fmt: skip
+                if not parameters[i].is_meta}  # fmt: skip
         everyone = [None] * dist.get_world_size(self._layers) if self.writes else None
         if dist.get_rank(self._data) == 0:  # the other replicas have the same
             dist.gather_object(mine, everyone, group=self._layers, group_dst=0)

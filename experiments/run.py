@@ -138,8 +138,10 @@ def _train(cfg, choices, config, folder, device, data, model, method, schedule, 
             print(trainer.advice())
         folder.keep_until(trainer.step)
         scores = trainer.train()
-        if hasattr(model, "save_pretrained") and processes.writes:
-            model.save_pretrained(folder.path / "pretrained")
+        if hasattr(model, "save_pretrained"):
+            weights = processes.model_state(model)
+            if processes.writes:
+                model.save_pretrained(folder.path / "pretrained", weights)
         sizes = group_sizes(model, method)
         row = {
             "schema": SCHEMA,

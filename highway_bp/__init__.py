@@ -21,8 +21,9 @@ from highway_bp.mgrit import MGRIT
 from highway_bp.parallel.balance import balanced_sizes
 from highway_bp.parallel.layer_seconds import layer_seconds
 from highway_bp.parallel.norm import total_norm
+from highway_bp.parallel.owners import whole_state_dict
 from highway_bp.parallel.replicate import replicate
-from highway_bp.parallel.shard import shard, synchronize
+from highway_bp.parallel.shard import shard
 from highway_bp.parallel.sharded_chain import ShardedChain
 from highway_bp.rnn.gru import GRU
 from highway_bp.rnn.lstm import LSTM
@@ -72,6 +73,6 @@ __all__ = [
     "schedules",
     "set_method",
     "shard",
-    "synchronize",
     "total_norm",
+    "whole_state_dict",
 ]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor, nn
 
 import highway_bp as hb
-from models.pretrained import quiet_transformers
+from models.pretrained import HoldsHubModel, quiet_transformers
 
 FAMILIES = ("gpt2", "llama")
 
 
-class Decoder(nn.Module):
+class Decoder(HoldsHubModel):
     """A causal language model; its 2 x ``layers`` sublayers are the chain.
 
     Args:
@@ -43,10 +41,6 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens int64 (B, L) -> logits of the next ones (B, L, V)."""
         return self.model(input_ids=x, use_cache=False).logits
-
-    def save_pretrained(self, folder: Path) -> None:
-        """As transformers saves it: ``AutoModelForCausalLM.from_pretrained(folder)`` reads it."""
-        self.model.save_pretrained(folder)
 
 
 def _gpt2(vocabulary, layers, hidden, heads, length, dropout) -> nn.Module:

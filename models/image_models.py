@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor, nn
 
 import highway_bp as hb
-from models.pretrained import pretrained_path, quiet_transformers
+from models.pretrained import HoldsHubModel, pretrained_path, quiet_transformers
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
@@ -26,7 +24,7 @@ def torchvision_resnet(classes: int, name: str) -> nn.Module:
     return hb.convert(getattr(models, name)(num_classes=classes), hb.Backprop())
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(HoldsHubModel):
     """A ViT on small images; its 2 x ``layers`` sublayers are the chain.
 
     Args:
@@ -65,7 +63,3 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, 3, image_size, image_size) -> logits (B, classes)."""
         return self.model(pixel_values=x).logits
-
-    def save_pretrained(self, folder: Path) -> None:
-        """As transformers saves it: ``AutoModelForImageClassification`` reads it."""
-        self.model.save_pretrained(folder)

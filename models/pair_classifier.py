@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 import highway_bp as hb
-from models.pretrained import pretrained_path, quiet_transformers
+from models.pretrained import HoldsHubModel, pretrained_path, quiet_transformers
 
 
-class PairClassifier(nn.Module):
+class PairClassifier(HoldsHubModel):
     """An encoder with a classifier on its first token; its 2 x ``layers`` sublayers are the chain.
 
     Args:
@@ -55,10 +54,6 @@ class PairClassifier(nn.Module):
         tokens, mask, types = x.unbind(1)
         more = {"token_type_ids": types} if self.has_types else {}
         return self.model(input_ids=tokens, attention_mask=mask, **more).logits
-
-    def save_pretrained(self, folder: Path) -> None:
-        """As transformers saves it: ``AutoModelForSequenceClassification`` reads it."""
-        self.model.save_pretrained(folder)
 
 
 def _check_tokenizer(config, pretrained: str, vocabulary: int, padding: int) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+
+from torch import Tensor, nn
 
 import models.torchvision_ops  # noqa: F401, before transformers
 
@@ -37,3 +40,19 @@ def pretrained_path(name: str) -> str:
     if not folder.is_dir():
         raise ValueError(f"{name!r}: the package {package} has no folder {inside!r}")
     return str(folder)
+
+
+class HoldsHubModel(nn.Module):
+    """A module around ``model``, one of transformers."""
+
+    model: nn.Module
+
+    def save_pretrained(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """As transformers saves it: its Auto classes read it.
+
+        Args:
+            weights: this module's ``state_dict``, where it does not hold all of them itself.
+        """
+        inner = None if weights is None else {
+            name.removeprefix("model."): t for name, t in weights.items()}  # fmt: skip
+        self.model.save_pretrained(folder, state_dict=inner)

@@ -22,11 +22,9 @@ def total_norm(model: nn.Module) -> Tensor:
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     ranks = sharded[0].ranks
     own = {id(p) for chain in sharded for p in chain.own_parameters()}
-    others = {id(p) for chain in sharded for p in chain.parameters()} - own
-    norms = parameters[0].new_zeros(len(parameters), requires_grad=False)
+    norms = torch.zeros(len(parameters), dtype=parameters[0].dtype, device=ranks.device)
     for i, p in enumerate(parameters):
-        alike = id(p) not in own
-        if p.grad is not None and id(p) not in others and (ranks.is_first or not alike):
+        if p.grad is not None and (ranks.is_first or id(p) in own):
             norms[i] = torch.linalg.vector_norm(p.grad)
     dist.all_reduce(norms, group=ranks.group)
     return torch.linalg.vector_norm(norms)

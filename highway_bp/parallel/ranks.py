@@ -32,6 +32,12 @@ class Ranks:
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
 
     @property
+    def device(self) -> torch.device:
+        """Where tensors are that go from rank to rank."""
+        nccl = dist.get_backend(self.group) == "nccl"
+        return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+
+    @property
     def is_first(self) -> bool:
         return self.rank == 0
 

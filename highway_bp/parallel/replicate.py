@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from highway_bp.method_state import sharded_chains
+from highway_bp.parallel.owners import of_others
 
 
 def replicate(model: nn.Module, group: dist.ProcessGroup) -> DistributedDataParallel:
@@ -26,18 +26,9 @@ def replicate(model: nn.Module, group: dist.ProcessGroup) -> DistributedDataPara
     Returns:
         The model in torch's own wrapper, to be called in its place while training.
     """
-    others = _of_other_processes(model)
+    others = of_others(model)
     named = [*model.named_parameters(remove_duplicate=False),
              *model.named_buffers(remove_duplicate=False)]  # fmt: skip
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
         model, [name for name, tensor in named if id(tensor) in others])  # fmt: skip
     return DistributedDataParallel(model, process_group=group)
-
-
-def _of_other_processes(model: nn.Module) -> set[int]:
-    """ids of parameters and buffers of layers that this process does not run."""
-    layers = [(i in chain.own, layer) for chain in sharded_chains(model)
-              for i, layer in enumerate(chain)]  # fmt: skip
-    tensors = [(owned, id(t)) for owned, layer in layers
-               for t in [*layer.parameters(), *layer.buffers()]]  # fmt: skip
-    return {t for owned, t in tensors if not owned} - {t for owned, t in tensors if owned}

@@ -9,6 +9,7 @@ from torch import nn
 
 from highway_bp.chain import ResidualChain
 from highway_bp.method_state import chains, sharded_chains, trunks
+from highway_bp.parallel.owners import let_go
 from highway_bp.parallel.sharded_chain import ShardedChain
 from highway_bp.set_method import takers
 
@@ -20,7 +21,8 @@ def shard(
     """Turn every `ResidualChain` and converted trunk of ``model`` into a `ShardedChain`, in place.
 
     All processes of the group build the same model (same weights), shard it, and train it alike:
-    same batches, same calls. Keys of the ``state_dict`` stay; `synchronize` makes its values whole.
+    same batches, same calls. Each keeps the weights of its own layers and what is outside the
+    chain; those of other layers keep name and shape. `whole_state_dict` brings all together.
 
     Args:
         sizes: layers per process, of a converted trunk the model's own layers; None for shares as
@@ -32,8 +34,8 @@ def shard(
 
     Raises:
         RuntimeError: torch.distributed has not been started.
-        ValueError: there is no chain, a recurrent layer is among them, or more processes than
-            layers.
+        ValueError: there is no chain, a recurrent layer is among them, more processes than
+            layers, or a parameter that two processes would share.
     """
     recurrent = [t for t in takers(model) if t not in list(chains(model)) + trunks(model)]
     if recurrent:
@@ -46,10 +48,5 @@ def shard(
                                                    micro_batches))  # fmt: skip
     for trunk in trunks(model):
         trunk.shard(group, sizes, scan, micro_batches)
+    let_go(model)
     return sharded_chains(model)
-
-
-def synchronize(model: nn.Module) -> None:
-    """Bring every process's copy of all layers of a sharded model up to date."""
-    for chain in sharded_chains(model):
-        chain.synchronize()

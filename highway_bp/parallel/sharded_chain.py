@@ -42,7 +42,7 @@ class ShardedChain(TakesMethod, nn.ModuleList):
 
     All processes build the same model and call it with the same input, and so ``backward()``. What
     comes before and after the chain they all compute, to the same gradients; of the layers, each
-    has gradients for its own, the others stay as they are until `synchronize`.
+    has gradients for its own. `shard` also lets go of the others' weights.
 
     Args:
         layers: all layers f_1 .. f_L, the same on every process.
@@ -187,14 +187,6 @@ class ShardedChain(TakesMethod, nn.ModuleList):
         with torch.random.fork_rng([x.device] if x.is_cuda else []):
             torch.manual_seed(seed + self.ranks.rank)
             yield
-
-    @torch.no_grad()
-    def synchronize(self) -> None:
-        """Bring every process's copy of all layers up to date, buffers included."""
-        for rank, share in enumerate(self.shares):
-            for i in share:
-                for tensor in self[i].state_dict().values():
-                    dist.broadcast(tensor, group=self.ranks.group, group_src=rank)
 
 
 class _ShardedChain(torch.autograd.Function):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from experiments import checkpoint
 from tests.train_cli import ROOT, numbers, only_run, records_of, row_of
@@ -162,6 +163,11 @@ def test_replicas_on_real_text_train_as_one_process_with_the_groups(train, runs,
     row = row_of(only_run(tmp_path / "four"))
     assert (row["processes"], row["replicas"], row["micro_batches"]) == (4, 2, 2)
     assert row["sizes"] == [4, 4]
+    saved = [load_file(only_run(root) / "pretrained" / "model.safetensors")
+             for root in (tmp_path / "four", runs)]  # fmt: skip
+    assert saved[0].keys() == saved[1].keys()
+    for name, weight in saved[0].items():
+        torch.testing.assert_close(weight, saved[1][name], rtol=1e-4, atol=1e-5)
     assert_same_errors(only_run(tmp_path / "four"), only_run(runs))
 
 

@@ -57,7 +57,7 @@ def errors(model: nn.Module, x, y, method: hb.Highway) -> list[dict]:
 
 def trace(model: nn.Module) -> list:
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    buffers = [b.clone() for b in model.buffers()]
+    buffers = [b.clone() for b in model.buffers() if not b.is_meta]
     return [*gradients, *buffers, torch.get_rng_state(), hb.method_state(model),
             hb.current_method(model)]  # fmt: skip
 

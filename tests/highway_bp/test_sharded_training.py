@@ -65,9 +65,11 @@ def process(rank: int, folder: Path) -> None:
             hb.set_method(model, method)
             (chain,) = hb.shard(model)
             found[f"{name} {method}"] = [len(chain.own), *losses(model, x, y)]
-            hb.synchronize(model)
+            state = hb.whole_state_dict(model)
             if rank == 0:
-                torch.save(model.state_dict(), folder / f"{name} {method}.pt")
+                torch.save(state, folder / f"{name} {method}.pt")
+            here = [not any(p.is_meta for p in layer.parameters()) for layer in chain]
+            assert here == [i in chain.own for i in range(len(chain))]
             with torch.no_grad():  # evaluation goes through both processes, too
                 assert model(x).isfinite().all()
     (folder / f"{rank}.json").write_text(json.dumps(found))
