@@ -108,8 +108,7 @@ def page(record: dict) -> str:
               "memory is left out, so the one device may be one that could not hold the network. "
               "Pipelines in 4 P micro-batches, or as many as there are sequences. Highway-BP as "
               "it is here, its forward pass in one piece, and with that in micro-batches too, "
-              "which is not here. At k = 0 it does less work than backpropagation (no pass "
-              "through the inputs of a stage's first layer), and may gain more than P.", ""]
+              "which is not here.", ""]
     for title, (layers, width, length) in MODELS.items():
         for batch in BATCHES:
             lines += [f"### {title}, {batch} sequences", ""]

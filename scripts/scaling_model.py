@@ -79,14 +79,15 @@ def highway(net: Network, P: int, link: Link, k: int, micro: int = 1) -> float:
     """Highway-BP with one group per device; the forward pass in ``micro`` micro-batches.
 
     Every iteration is one pass through a stage's inputs, a message to the neighbour, and a scan;
-    the last pass also forms the gradients of the stage's parameters.
+    the last pass also forms the gradients of the stage's parameters, of the first layer's too,
+    which come after most of its w J.
     """
     l = net.L / P  # noqa: E741
     forward = (micro + P - 1) / micro * l * net.forward + (P - 1) * link.message(net.state / micro)
     if P == 1:
         return net.step
     iteration = l * net.inputs + link.message(net.state) + scan(net, P, link)
-    last = l * net.parameters + (l - 1) * net.inputs
+    last = l * (net.inputs + net.parameters)
     return forward + scan(net, P, link) + min(k, P - 1) * iteration + last
 
 
