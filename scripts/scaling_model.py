@@ -1,15 +1,19 @@
 """Predicted time of a training step of layers spread over P devices, by strategy.
 
-Costs are seconds of one layer for the whole batch; a stage is L / P layers. All strategies compute
-the same forward pass. Highway-BP's gradient is approximate below k = P - 1, those of the others are
-exact; data parallelism needs a batch of at least P examples, the others need P <= L.
+Costs are seconds of one layer for the whole batch, in the pieces that a strategy cuts it into; a
+stage is L / P layers. All strategies compute the same forward pass. Highway-BP's gradient is
+approximate below k = P - 1, those of the others are exact; data parallelism needs a batch of at
+least P examples, the others need P <= L.
+
+``cores`` is how many processes' work a machine does at once that all P of them share; None gives
+every device its own, and messages that need none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, log2
+from math import ceil, inf, log2
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,32 @@ class Network:
         return self.L * (self.forward + self.inputs + self.parameters)
 
 
+def stretch(active: int, cores: float | None) -> float:
+    """How many times longer ``active`` processes take that work at once."""
+    return 1.0 if cores is None else max(1.0, active / cores)
+
+
+def slots(P: int, micro: int, cores: float | None) -> float:
+    """Time for micro-batches to follow one another through P stages; a stage takes one at once.
+
+    In slot t the stages s with 0 <= t - s < micro are at work.
+    """
+    return sum(stretch(min(t + 1, P, micro, micro + P - 1 - t), cores)
+               for t in range(micro + P - 1))  # fmt: skip
+
+
 def model_parallel(net: Network, P: int, link: Link) -> float:
     """Backpropagation, one stage after the other."""
     return net.step + 2 * (P - 1) * link.message(net.state)
 
 
-def pipeline(net: Network, P: int, link: Link, micro: int) -> float:
-    """GPipe and 1F1B, which takes as long with less memory: ``micro`` micro-batches."""
-    slots = (micro + P - 1) / micro
-    return slots * net.step / P + 2 * (P - 1) * link.message(net.state / micro)
+def pipeline(net: Network, P: int, link: Link, micro: int, cores: float | None = None) -> float:
+    """GPipe and 1F1B, which takes as long with less memory: ``micro`` micro-batches.
+
+    GPipe's are all forward slots, then all backward ones. 1F1B keeps as many stages at work.
+    """
+    messages = 2 * (P - 1) * link.message(net.state / micro)
+    return slots(P, micro, cores) * net.step / P / micro + messages
 
 
 def zero_bubble(net: Network, P: int, link: Link, micro: int) -> float:
@@ -68,27 +89,67 @@ def zero_bubble(net: Network, P: int, link: Link, micro: int) -> float:
     return net.step / P + bubble + 2 * (P - 1) * link.message(net.state / micro)
 
 
-def data_parallel(net: Network, P: int, link: Link) -> float:
-    """All layers on every device, the batch shared out; a ring sums gradients meanwhile."""
+def data_parallel(net: Network, P: int, link: Link, cores: float | None = None) -> float:
+    """All layers on every device, the batch shared out; a ring sums gradients.
+
+    Meanwhile devices compute; cores that share a machine move the messages themselves.
+    """
     ring = 2 * (P - 1) * link.latency + 2 * (P - 1) / P * net.L * net.weights / link.bandwidth
-    backward = net.L * (net.inputs + net.parameters) / P
-    return net.L * net.forward / P + max(backward, ring)
+    forward, backward = net.L * net.forward / P, net.L * (net.inputs + net.parameters) / P
+    if cores is None:
+        return forward + max(backward, ring)
+    return stretch(P, cores) * (forward + backward + ring)
 
 
-def highway(net: Network, P: int, link: Link, k: int, micro: int = 1) -> float:
-    """Highway-BP with one group per device; the forward pass in ``micro`` micro-batches.
+def highway(
+    net: Network, P: int, link: Link, k: int, micro: int = 1, cores: float | None = None
+) -> float:
+    """Highway-BP with one group per device; everything in ``micro`` micro-batches.
 
     Every iteration is one pass through a stage's inputs, a message to the neighbour, and a scan;
-    the last pass also forms the gradients of the stage's parameters, of the first layer's too,
-    which come after most of its w J.
+    iteration m leaves out the last m states, which are exact already. The gradient at the input
+    is not formed.
     """
-    l = net.L / P  # noqa: E741
-    forward = (micro + P - 1) / micro * l * net.forward + (P - 1) * link.message(net.state / micro)
-    if P == 1:
-        return net.step
-    iteration = l * net.inputs + link.message(net.state) + scan(net, P, link)
-    last = l * (net.inputs + net.parameters)
-    return forward + scan(net, P, link) + min(k, P - 1) * iteration + last
+    passes = sum(net.L / P * net.inputs * stretch(P - 1 - m, cores)
+                 + link.message(net.state / micro) + scan(net, P, link)
+                 for m in range(min(k, P - 1)))  # fmt: skip
+    ends = forward_pass(net, P, link, micro, cores) + last_pass(net, P, cores)
+    return ends + inner_losses(net, P, link) + scan(net, P, link) + passes
+
+
+def sharded_backprop(
+    net: Network, P: int, link: Link, micro: int = 1, cores: float | None = None
+) -> float:
+    """Backpropagation through the states; a stage that has handed its w on does its last pass.
+
+    The first pass through a stage is alone on the machine, all else shares it.
+    """
+    once, last = net.L / P * net.inputs, last_pass(net, P, None)
+    in_turn = (P - 1) * once + last
+    shared = once + ((P - 2) * once + P * last) / (cores or inf)
+    messages = (P - 1) * link.message(net.state / micro) + inner_losses(net, P, link)
+    return forward_pass(net, P, link, micro, cores) + max(in_turn, shared) + messages
+
+
+def forward_pass(net: Network, P: int, link: Link, micro: int, cores: float | None) -> float:
+    """Through all stages; every device then gets the last state, to compute the loss from it."""
+    through = slots(P, micro, cores) * net.L / P * net.forward / micro
+    messages = (P - 1) * link.message(net.state / micro)
+    broadcast = ceil(log2(P)) * link.latency + (net.state / link.bandwidth if P > 1 else 0.0)
+    return through + messages + broadcast
+
+
+def last_pass(net: Network, P: int, cores: float | None) -> float:
+    """Gradients of a stage's parameters from w at its end, through the inputs of its layers.
+
+    Of all of them: the first layer's parameters, too, come after most of its w J.
+    """
+    return net.L / P * (net.inputs + net.parameters) * stretch(P, cores)
+
+
+def inner_losses(net: Network, P: int, link: Link) -> float:
+    """Cotangents of states inside a stage, here zero, go to the stage before."""
+    return link.message(net.state) if P > 1 else 0.0
 
 
 def scan(net: Network, P: int, link: Link) -> float:

@@ -19,6 +19,7 @@ from scripts.scaling_model import (
     model_parallel,
     pipeline,
     scan,
+    sharded_backprop,
     transformer,
     zero_bubble,
 )
@@ -28,10 +29,12 @@ FREE = Link(0.0, inf)
 NET = Network(L=24, forward=1.0, inputs=1.0, parameters=1.0, state=1e6, weights=1e6, batch=64)
 
 
-def test_on_one_device_all_take_as_long() -> None:
-    for seconds in (model_parallel(NET, 1, FREE), pipeline(NET, 1, FREE, 4), NET.step,
-                    zero_bubble(NET, 1, FREE, 4), data_parallel(NET, 1, FREE),
-                    highway(NET, 1, FREE, 0)):  # fmt: skip
+@pytest.mark.parametrize("cores", [None, 1])
+def test_on_one_device_all_take_as_long(cores) -> None:
+    for seconds in (model_parallel(NET, 1, FREE), pipeline(NET, 1, FREE, 4, cores), NET.step,
+                    zero_bubble(NET, 1, FREE, 4), data_parallel(NET, 1, FREE, cores),
+                    highway(NET, 1, FREE, 0, 4, cores),
+                    sharded_backprop(NET, 1, FREE, 4, cores)):  # fmt: skip
         assert seconds == 72.0
 
 
@@ -41,15 +44,85 @@ def test_with_free_messages_the_backward_pass_is_shared_out() -> None:
     assert highway(NET, 4, FREE, 2) == 24 + 12 + 2 * 6
     assert highway(NET, 4, FREE, 99) == highway(NET, 4, FREE, 3)  # exact at P - 1
     assert highway(NET, 4, FREE, 0, micro=8) == 24 / 4 * 11 / 8 + 12
+    assert sharded_backprop(NET, 4, FREE) == highway(NET, 4, FREE, 3)
     assert data_parallel(NET, 4, FREE) == pytest.approx(72 / 4)
     assert pipeline(NET, 4, FREE, 8) == 72 / 4 * 11 / 8
     assert zero_bubble(NET, 4, FREE, 8) < pipeline(NET, 4, FREE, 8)
+
+
+def test_two_cores_for_four_processes() -> None:
+    # 1 2 3 4 3 2 1 stages at work in the slots of a pipeline: 9 slots of time, not 7
+    assert pipeline(NET, 4, FREE, 4, cores=2) == 9 * 72 / 4 / 4
+    assert highway(NET, 4, FREE, 0, cores=2) == 24 + 2 * 12
+    assert highway(NET, 4, FREE, 0, 4, cores=2) == 9 * 24 / 4 / 4 + 2 * 12
+    # iterations of 3, 2 and 1 stages
+    assert highway(NET, 4, FREE, 3, cores=2) == 24 + 2 * 12 + 1.5 * 6 + 6 + 6
+    # one pass of 6 alone, then two of 6 and four of 12 on both cores
+    assert sharded_backprop(NET, 4, FREE, cores=2) == 24 + 6 + 60 / 2
+    assert data_parallel(NET, 4, FREE, cores=2) == 72 / 2
+
+
+def test_one_core_does_all_work_in_turn() -> None:
+    assert pipeline(NET, 4, FREE, 8, cores=1) == 72
+    assert data_parallel(NET, 4, FREE, cores=1) == 72
+    assert highway(NET, 4, FREE, 0, 8, cores=1) == 72
+    assert highway(NET, 4, FREE, 1, cores=1) == 72 + 3 * 6
+    assert sharded_backprop(NET, 4, FREE, cores=1) == 72 + 3 * 6
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+@pytest.mark.parametrize("cores", [1, 2, 3, 8])
+def test_both_pipelines_take_what_the_slots_say(schedule, cores) -> None:
+    for P, micro in ((2, 4), (4, 4), (4, 8)):
+        net = Network(L=P, forward=micro, inputs=micro, parameters=micro, state=0.0, weights=0.0,
+                      batch=64)  # fmt: skip
+        played = play([orders(schedule, s, P, micro) for s in range(P)], cores)
+        assert pipeline(net, P, FREE, micro, cores) == pytest.approx(played)
+
+
+def orders(schedule: str, s: int, P: int, micro: int) -> list[tuple[str, int]]:
+    """What stage s does, as torch's schedules have it."""
+    first = micro if schedule == "gpipe" else min(micro, P - s)
+    rest = [task for m in range(micro - first) for task in (("B", m), ("F", first + m))]
+    return ([("F", m) for m in range(first)] + rest
+            + [("B", m) for m in range(micro - first, micro)])  # fmt: skip
+
+
+def play(stages: list[list[tuple[str, int]]], cores: int) -> float:
+    """Seconds until all is done: a forward task takes 1, a backward one 2, cores are shared."""
+    todo = [[[kind, m, 1.0 if kind == "F" else 2.0] for kind, m in stage] for stage in stages]
+    now, done, last = 0.0, set(), len(stages) - 1
+
+    def ready(s: int) -> bool:
+        kind, m, _ = todo[s][0]
+        if kind == "F":
+            return s == 0 or ("F", s - 1, m) in done
+        return (("F", s, m) if s == last else ("B", s + 1, m)) in done
+
+    while any(todo):
+        active = [s for s, tasks in enumerate(todo) if tasks and ready(s)]
+        step = min(todo[s][0][2] for s in active)
+        now += step * max(1.0, len(active) / cores)
+        for s in active:
+            todo[s][0][2] -= step
+            if todo[s][0][2] < 1e-9:
+                kind, m, _ = todo[s].pop(0)
+                done.add((kind, s, m))
+    return now
 
 
 def test_messages_cost_latency_and_bytes() -> None:
     slow = Link(0.5, 1e6)
     assert model_parallel(NET, 4, slow) == 72 + 6 * 1.5
     assert scan(NET, 4, slow) == min(2 * 1.5, 2 * 0.5 + 3 * 1.0)
+    # the state to the next stage and to all, losses inside stages, the scan: 1.5 each
+    assert highway(NET, 2, slow, 0) == 24 + 24 + 4 * 1.5
+
+
+def test_gradients_are_summed_meanwhile_but_not_for_free_on_shared_cores() -> None:
+    ring = 2 * 3 / 4 * 24
+    assert data_parallel(NET, 4, Link(0.0, 1e6)) == 6 + ring
+    assert data_parallel(NET, 4, Link(0.0, 1e6), cores=4) == 18 + ring
 
 
 def test_a_transformer_counts_its_products() -> None:
