@@ -1,22 +1,27 @@
-"""Measure the backward pass of layers spread over processes: Highway-BP beside model parallelism.
+"""Measure training steps of layers spread over processes: Highway-BP beside what torch offers.
 
-    python scripts/bench_sharded.py --processes 2 --out results/bench_sharded.json
+    python scripts/bench_sharded.py --processes 1 2 4 --out results/bench_sharded.json
 
-A transformer of 24 sublayers; one thread per process. Methods take turns in the same processes;
-times run from a barrier to the moment when the last process is done. `exchange` is a message of
-one state to the neighbour and back, halved, `exchange_one` one of a single token's state. `costs`
-are what scripts/scaling.py predicts from.
+A transformer of 24 sublayers, gloo, one thread per process. Strategies take turns in the same
+processes: Highway-BP and backpropagation through a `ShardedChain`, its batch whole and in
+micro-batches; torch's pipelines (model parallelism, which is GPipe with one micro-batch, GPipe,
+1F1B); torch's DistributedDataParallel. Those that claim to be exact first have to find the
+gradients of one process; otherwise nothing is timed. Times run from a barrier to the moment when
+the last process is done. `costs`, measured between the steps, are what scripts/scaling.py predicts
+from.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -25,137 +30,122 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-import highway_bp as hb
+from experiments.errors import UserError
 from experiments.provenance import environment
-from scripts.transformer_layers import sublayers
+from scripts.evidence.every_source import run
+from scripts.sharding.costs import Costs
+from scripts.sharding.equivalence import TOLERANCE, gradient_errors
+from scripts.sharding.setting import Setting
+from scripts.sharding.strategies import Strategy, strategies
+from scripts.timing import Seconds, medians
 
-LAYERS, WIDTH, HEADS = 24, 256, 4
-METHODS = {"bp": hb.Backprop(), "k0": hb.Highway(0), "k1": hb.Highway(1)}
+Build = Callable[[Setting], dict[str, Strategy]]
 
 
-def timed(run: Callable[[], object]) -> float:
-    """Seconds until all processes have done it."""
+def timed(strategy: Strategy) -> dict[str, float]:
+    """Seconds of a step until all processes have done it, and of its passes where it has two."""
+    strategy.zero_grad()
     dist.barrier()
     start = time.perf_counter()
-    run()
+    between = strategy.step()
     dist.barrier()
-    return time.perf_counter() - start
+    end = time.perf_counter()
+    passes = {} if between is None else {"forward": between - start, "backward": end - between}
+    return passes | {"step": end - start}
 
 
-def step(chain: hb.ShardedChain, x: torch.Tensor) -> tuple[float, float]:
-    """Seconds of the forward and of the backward pass."""
-    loss: list[torch.Tensor] = []
-    forward = timed(lambda: loss.append(chain(x).square().mean()))
-    chain.zero_grad()
-    return forward, timed(loss[0].backward)
+def steps_in_turn(ways: Mapping[str, Strategy]) -> dict[str, float]:
+    return {f"{name}_{part}": value
+            for name, way in ways.items() for part, value in timed(way).items()}  # fmt: skip
 
 
-def exchange(chain: hb.ShardedChain, x: torch.Tensor) -> float:
-    """Seconds of one message of a state to a neighbour."""
-    ranks, received = chain.ranks, torch.empty_like(x)
-    if ranks.size == 1 or ranks.rank > 1:
-        return timed(lambda: None)
-    other = 1 - ranks.rank
-
-    def there_and_back() -> None:
-        for turn in (0, 1):
-            sends = ranks.rank == turn
-            ranks.exchange([(x, other)] if sends else [], [] if sends else [(received, other)])
-
-    return timed(there_and_back) / 2
-
-
-def layer_costs(batch: int, length: int, repeats: int) -> dict[str, float]:
-    """Seconds of an average layer on one process, for `scripts/scaling.py`."""
-    torch.manual_seed(0)
-    layers = sublayers(LAYERS, WIDTH, HEADS)
-    parameters = [p for layer in layers for p in layer.parameters()]
-    found: dict[str, list[float]] = {"forward": [], "inputs": [], "all": []}
-    for repeat in range(repeats + 1):
-        x = torch.randn(batch, length, WIDTH, requires_grad=True)
-        clock = [time.perf_counter()]
-        h = x
-        for layer in layers:
-            h = layer(h)
-        clock.append(time.perf_counter())
-        torch.autograd.grad(h, x, torch.ones_like(h), retain_graph=True)
-        clock.append(time.perf_counter())
-        torch.autograd.grad(h, [x, *parameters], torch.ones_like(h))
-        clock.append(time.perf_counter())
-        if repeat:
-            for name, a, b in zip(found, clock, clock[1:], strict=False):
-                found[name].append((b - a) / LAYERS)
-    forward, inputs, everything = (statistics.median(found[name]) for name in found)
-    return {
-        "forward": forward, "inputs": inputs, "parameters": everything - inputs,
-        "state_bytes": 4 * batch * length * WIDTH,
-        "weight_bytes": 4 * sum(p.numel() for p in parameters) / LAYERS,
-    }
-
-
-def measure(rank: int, processes: int, repeats: int, batch: int, length: int, meet: str) -> None:
+def process(
+    rank: int, processes: int, setting: Setting, repeats: int, build: Build, meet: str
+) -> None:
+    """One of them: compare gradients, then measure; the first writes down what was found."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meet}/meet", rank=rank,
                             world_size=processes)  # fmt: skip
-    torch.manual_seed(0)
-    chain = hb.ShardedChain(sublayers(LAYERS, WIDTH, HEADS))
-    x = torch.randn(batch, length, WIDTH)
-    found: dict[str, list[float]] = {"exchange": [], "exchange_one": []}
-    for repeat in range(repeats + 1):
-        for name, method in METHODS.items():
-            if processes == 1 and name == "k1":
-                continue
-            chain.method = method
-            forward, backward = step(chain, x)
-            if repeat:  # the first one warms up
-                found.setdefault(f"{name}_forward", []).append(forward)
-                found.setdefault(f"{name}_backward", []).append(backward)
-        seconds, one = exchange(chain, x), exchange(chain, x[:1, :1])
-        if repeat:
-            found["exchange"].append(seconds)
-            found["exchange_one"].append(one)
+    ways = build(setting)
+    errors, rounds = gradient_errors(ways, setting), []
+    if not beyond(errors):
+        costs = Costs(setting)
+        rounds = [(steps_in_turn(ways), costs.take_turn()) for _ in range(repeats + 1)]
     if rank == 0:
-        (Path(meet) / "found.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+        (Path(meet) / "found.json").write_text(json.dumps([errors, rounds]))
+    dist.barrier()
+    os._exit(0)  # gloo's teardown was seen to abort now and then
 
 
-def main() -> None:
+def on_processes(processes: int, setting: Setting, repeats: int, build: Build) -> dict:
+    """The record of so many processes.
+
+    Raises:
+        UserError: a strategy that claims to be exact is not.
+    """
+    with tempfile.TemporaryDirectory() as meet:
+        mp.spawn(process, (processes, setting, repeats, build, meet), nprocs=processes)
+        errors, rounds = json.loads((Path(meet) / "found.json").read_text())
+    if beyond(errors):
+        wrong = ", ".join(f"{name} ({errors[name]:.2g})" for name in beyond(errors))
+        raise UserError(f"on {processes} processes gradients differ from those of one by more than "
+                        f"{TOLERANCE:g} of the largest: {wrong}; nothing was timed")  # fmt: skip
+    steps, costs = (together(turns[1:]) for turns in zip(*rounds, strict=True))  # after a warm-up
+    return {
+        "oversubscribed": processes > cores(), "gradient_error": errors,
+        "seconds": medians(steps), "costs": medians(costs),
+        "backward_over_bp": ratios(steps, "_backward", "bp_backward"),
+        "step_over_model_parallel": ratios(steps, "_step", "model_parallel_step"),
+    }  # fmt: skip
+
+
+def beyond(errors: Mapping[str, float]) -> list[str]:
+    """The strategies whose gradient is wrong."""
+    return [name for name, error in errors.items() if error > TOLERANCE]
+
+
+def together(rounds: Sequence[Mapping[str, float]]) -> Seconds:
+    return {name: [seconds[name] for seconds in rounds] for name in rounds[0]}
+
+
+def ratios(times: Seconds, part: str, base: str) -> dict[str, float]:
+    """Medians of the repetitions' ratios, by strategy."""
+    return {name.removesuffix(part): statistics.median(
+        a / b for a, b in zip(values, times[base], strict=True))
+        for name, values in times.items() if name.endswith(part)}  # fmt: skip
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def main(argv: Sequence[str], build: Build = strategies) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, default=256)
+    for name, value in asdict(Setting()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    setting = Setting(**{name: getattr(args, name) for name in asdict(Setting())})
+    for processes in args.processes:
+        setting.check(processes)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)  # fails before anything is measured
-    torch.set_num_threads(1)
-    record: dict = {"environment": environment(torch.device("cpu")), "repeats": args.repeats,
-                    "layers": LAYERS, "width": WIDTH, "batch": args.batch, "length": args.length,
-                    "costs": layer_costs(args.batch, args.length, args.repeats),
-                    "processes": {}}  # fmt: skip
+    torch.set_num_threads(1)  # as in the processes; the record tells
+    record: dict = {
+        "environment": environment(torch.device("cpu")), "cores": cores(), "repeats": args.repeats,
+        **asdict(setting), "state_bytes": setting.state_bytes,
+        "weight_bytes": setting.weight_bytes, "processes": {},
+    }  # fmt: skip
     for processes in args.processes:
-        with tempfile.TemporaryDirectory() as meet:
-            mp.spawn(measure, (processes, args.repeats, args.batch, args.length, meet),
-                     nprocs=processes)  # fmt: skip
-            found = json.loads((Path(meet) / "found.json").read_text())
-        ratios = {name: statistics.median(a / b for a, b in zip(
-            found[f"{name}_backward"], found["bp_backward"], strict=True))
-            for name in METHODS if f"{name}_backward" in found}  # fmt: skip
-        record["processes"][processes] = {
-            "seconds": {name: statistics.median(values) for name, values in found.items()},
-            "backward_over_bp": ratios,
-        }
-        if processes == 2:
-            seconds = record["processes"][processes]["seconds"]
-            wait, whole = seconds["exchange_one"], seconds["exchange"]
-            size = record["costs"]["state_bytes"]
-            record["costs"] |= {"latency": wait, "bandwidth": size / max(whole - wait, 1e-9)}
-        print(processes, {n: round(r, 3) for n, r in ratios.items()},
-              {n: round(s, 4) for n, s in record["processes"][processes]["seconds"].items()})
+        found = on_processes(processes, setting, args.repeats, build)
+        record["processes"][processes] = found
+        print(processes, {n: round(s, 4) for n, s in found["seconds"].items() if "step" in n},
+              {n: round(r, 3) for n, r in found["step_over_model_parallel"].items()}, flush=True)
     if args.out:
         args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

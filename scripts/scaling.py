@@ -21,13 +21,8 @@ from matplotlib import pyplot as plt
 from experiments.errors import UserError
 from scripts.evidence.every_source import run
 from scripts.figures.figure_style import save
-from scripts.scaling_model import (
-    STRATEGIES,
-    Link,
-    Network,
-    highway,
-    transformer,
-)
+from scripts.scaling_model import STRATEGIES, Link, Network, transformer
+from scripts.sharding.validation import check, measured_part
 
 H100 = 0.4 * 989e12  # bfloat16 operations per second, of which 40 % are commonly reached
 NVLINK, INFINIBAND = Link(5e-6, 450e9), Link(10e-6, 50e9)  # one direction, published
@@ -43,8 +38,8 @@ STYLES = {
     "model parallel": ("black", ":"), "GPipe, 1F1B": ("#E69F00", "--"),
     "zero bubble (ZB-H1)": ("#D55E00", "-."), "data parallel": ("#009E73", "--"),
     "Highway k=0": ("#56B4E9", "-"), "Highway k=1": ("#0072B2", "-"),
-    "Highway k=0, pipelined forward": ("#56B4E9", ":"),
-    "Highway k=1, pipelined forward": ("#0072B2", ":"),
+    "Highway k=0, micro-batches": ("#56B4E9", ":"),
+    "Highway k=1, micro-batches": ("#0072B2", ":"),
 }  # fmt: skip
 
 
@@ -63,52 +58,13 @@ def speedups(net: Network, P: int) -> dict[str, float]:
     return found
 
 
-def measured_network(record: dict) -> tuple[Network, Link]:
-    costs = record.get("costs", {})
-    if "bandwidth" not in costs:
-        raise UserError("the record has no costs of layers and messages; scripts/bench_sharded.py "
-                        "--processes 1 2 makes one that has")  # fmt: skip
-    net = Network(
-        L=record["layers"], forward=costs["forward"], inputs=costs["inputs"],
-        parameters=costs["parameters"], state=costs["state_bytes"],
-        weights=costs["weight_bytes"], batch=record["batch"],
-    )  # fmt: skip
-    return net, Link(costs["latency"], costs["bandwidth"])
-
-
-def validation(record: dict) -> list[tuple[str, float, float]]:
-    """(configuration, measured seconds, predicted seconds) of a step."""
-    net, link = measured_network(record)
-    lines = []
-    for processes, found in record["processes"].items():
-        P, seconds = int(processes), found["seconds"]
-        # Backprop() there forms all parameters' gradients at once, after the states': the work
-        # of k = P - 1, where plain model parallelism does them one stage after the other.
-        for name, predict in (("bp", lambda P: highway(net, P, link, P - 1)),
-                              ("k0", lambda P: highway(net, P, link, 0)),
-                              ("k1", lambda P: highway(net, P, link, 1))):  # fmt: skip
-            if f"{name}_backward" in seconds:
-                measured = seconds[f"{name}_forward"] + seconds[f"{name}_backward"]
-                lines.append((f"{P} processes, {name}", measured, predict(P)))
-    return lines
-
-
 def page(record: dict) -> str:
-    env = record["environment"]
-    lines = ["# Layers on several devices: the performance model", "", "## Measured and predicted",
-             "", f"Seconds of a step, {env['device']} per process, torch {env['torch']}, commit "
-             f"{env['commit'][:7]}; the model knows a layer's and a message's cost alone. \"bp\" "
-             "forms the gradients of all stages' parameters at once; plain model parallelism, one "
-             "stage after the other, takes the time of one process.", "",
-             "| | measured | predicted | predicted / measured |", "|---|---:|---:|---:|"]
-    lines += [f"| {name} | {measured:.3f} | {predicted:.3f} | {predicted / measured:.2f} |"
-              for name, measured, predicted in validation(record)]  # fmt: skip
-    lines += ["", "## Predicted speed-up over one device, not measured", "",
-              "H100 at 40 % of its peak, NVLink up to 8 devices, 400 Gb/s InfiniBand beyond; "
-              "memory is left out, so the one device may be one that could not hold the network. "
-              "Pipelines in 4 P micro-batches, or as many as there are sequences. Highway-BP as "
-              "it is here, its forward pass in one piece, and with that in micro-batches too, "
-              "which is not here.", ""]
+    lines = ["# Layers on several devices: the performance model", "", *measured_part(record), "",
+             "## Predicted speed-up over one device, not measured", "",
+             "H100 at 40 % of its peak, NVLink up to 8 devices, 400 Gb/s InfiniBand beyond; "
+             "memory is left out, so the one device may be one that could not hold the network. "
+             "Micro-batches are 4 P, or as many as there are sequences; Highway-BP with its batch "
+             "in one piece as well.", ""]
     for title, (layers, width, length) in MODELS.items():
         for batch in BATCHES:
             lines += [f"### {title}, {batch} sequences", ""]
@@ -165,6 +121,7 @@ def main(argv: Sequence[str]) -> None:
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{args.record} cannot be read ({error}); scripts/bench_sharded.py "
                         "makes it") from error  # fmt: skip
+    check(record)
     (args.out / "tables").mkdir(parents=True, exist_ok=True)
     (args.out / "tables" / "scaling.md").write_text(page(record))
     draw(args.out)

@@ -167,8 +167,8 @@ STRATEGIES: dict[str, Callable[[Network, int, Link, int], float]] = {
     "data parallel": lambda net, P, link, micro: data_parallel(net, P, link),
     "Highway k=0": lambda net, P, link, micro: highway(net, P, link, 0),
     "Highway k=1": lambda net, P, link, micro: highway(net, P, link, 1),
-    "Highway k=0, pipelined forward": lambda net, P, link, micro: highway(net, P, link, 0, micro),
-    "Highway k=1, pipelined forward": lambda net, P, link, micro: highway(net, P, link, 1, micro),
+    "Highway k=0, micro-batches": lambda net, P, link, micro: highway(net, P, link, 0, micro),
+    "Highway k=1, micro-batches": lambda net, P, link, micro: highway(net, P, link, 1, micro),
 }
 
 

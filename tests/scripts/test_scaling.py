@@ -132,18 +132,38 @@ def test_a_transformer_counts_its_products() -> None:
     assert net.state == 2 * 15 * 10
 
 
-def test_the_page_holds_measured_against_predicted(tmp_path: Path) -> None:
-    seconds = {"bp_forward": 1.0, "bp_backward": 2.0, "k0_forward": 1.0, "k0_backward": 1.0}
-    record = {
-        "environment": {"device": "CPU x", "torch": "2", "commit": "abcdef0123"},
-        "layers": 24, "batch": 8, "processes": {"2": {"seconds": seconds}},
-        "costs": {"forward": 0.04, "inputs": 0.04, "parameters": 0.04, "state_bytes": 1.0,
-                  "weight_bytes": 1.0, "latency": 0.0, "bandwidth": 1e9},
+def record() -> dict:
+    """Two processes, and four on two cores; layers in micro-batches are dearer."""
+    costs = {f"{cut}_{name}": times * seconds
+             for cut, seconds in (("whole", 0.04), ("micro", 0.05), ("share", 0.02))
+             for name, times in (("forward", 1), ("inputs", 1), ("backward", 2))}
+    costs |= {"exchange": 0.002, "exchange_one": 0.002, "alone": 1.0}
+    two = {"bp_step": 3.0, "k0_step": 1.92, "k0_micro_step": 2.0, "gpipe_step": 2.25}
+    four = {"k1_step": 2.5, "1f1b_step": 1.0}
+    return {
+        "environment": {"device": "CPU x", "torch": "2", "commit": "abcdef0123"}, "cores": 2,
+        "layers": 24, "width": 256, "batch": 8, "length": 256, "micro_batches": 4,
+        "state_bytes": 1.0, "weight_bytes": 1.0, "processes": {
+            "2": {"oversubscribed": False, "seconds": two, "costs": costs | {"together": 1.0}},
+            "4": {"oversubscribed": True, "seconds": four, "costs": costs | {"together": 2.0}},
+        },
     }  # fmt: skip
-    (tmp_path / "bench.json").write_text(json.dumps(record))
+
+
+def test_the_page_holds_measured_against_predicted(tmp_path: Path) -> None:
+    (tmp_path / "bench.json").write_text(json.dumps(record()))
     scaling.main([str(tmp_path / "bench.json"), "--out", str(tmp_path)])
     text = (tmp_path / "tables" / "scaling.md").read_text()
-    assert "| 2 processes, bp | 3.000 | 2.400 | 0.80 |" in text
+    # two: 0.96 + 0.48 + 0.96 and four messages of 2 ms
+    assert "| 2 processes, sharded backpropagation | 3.000 | 2.408 | 0.80 |" in text
+    # 5 slots of 3.6 / 2 / 4 and two messages
+    assert "| 2 processes, GPipe | 2.250 | 2.254 | 1.00 |" in text
+    assert "| 2 processes, Highway k=0 | 1.920 | 1.928 | 1.00 |" in text
+    # 5 slots of 1.2 / 2 / 4, then 1.2, and four messages
+    assert "| 2 processes, Highway k=0, micro-batches | 2.000 | 1.958 | 0.98 |" in text
+    # 0.96 + 2 * 0.48 + 1.5 * 0.24; forward 5 messages, losses inside 1, two scans of 2, one on
+    assert "| 4 processes (oversubscribed), Highway k=1 | 2.500 | 2.302 | 0.92 |" in text
+    assert "4 of 6 predictions are within 10%" in text
     assert "not measured" in text
     assert (tmp_path / "figures" / "scaling.png").exists()
 
@@ -153,3 +173,11 @@ def test_without_a_record_it_is_one_line(tmp_path: Path) -> None:
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 1 and "scripts/bench_sharded.py makes it" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_record_without_costs_is_refused(tmp_path: Path) -> None:
+    old = record()
+    del old["processes"]["4"]["costs"]
+    (tmp_path / "bench.json").write_text(json.dumps(old))
+    with pytest.raises(scaling.UserError, match=r"scripts/bench_sharded\.py makes one"):
+        scaling.main([str(tmp_path / "bench.json"), "--out", str(tmp_path)])

@@ -1,0 +1,70 @@
+"""The network and the batch that all strategies train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from experiments.errors import UserError
+from scripts.transformer_layers import sublayers
+
+HEADS = 4
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A transformer of sublayers and its input, the same in every process.
+
+    Attributes:
+        layers, width: sublayers, attention and feed-forward in turn, and the state's last size.
+        batch, length: examples, and tokens of each.
+        micro_batches: parts of the batch, for the strategies that cut it.
+    """
+
+    layers: int = 24
+    width: int = 256
+    batch: int = 8
+    length: int = 256
+    micro_batches: int = 4
+
+    def build(self) -> list[nn.Module]:
+        """A copy of the network, always of the same weights."""
+        torch.manual_seed(0)
+        return sublayers(self.layers, self.width, HEADS)
+
+    def input(self) -> Tensor:
+        """h_0, (batch, length, width)."""
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(self.batch, self.length, self.width, generator=generator)
+
+    @property
+    def state_bytes(self) -> int:
+        return 4 * self.batch * self.length * self.width
+
+    @property
+    def weight_bytes(self) -> float:
+        """Of an average layer."""
+        weights = sum(p.numel() for layer in self.build() for p in layer.parameters())
+        return 4 * weights / self.layers
+
+    def check(self, processes: int) -> None:
+        """Raise UserError where some strategy cannot be run on so many processes."""
+        if self.width % HEADS:
+            raise UserError(f"--width {self.width}; expected a multiple of {HEADS}, the heads")
+        if not processes <= self.micro_batches <= self.batch:
+            raise UserError(f"--micro-batches {self.micro_batches} with --batch {self.batch} on "
+                            f"{processes} processes; expected no fewer than processes, as 1F1B "
+                            "has it, and no more than examples")  # fmt: skip
+        if self.batch % processes or self.batch % self.micro_batches:
+            raise UserError(f"--batch {self.batch}; expected equal shares for {processes} "
+                            f"processes and for {self.micro_batches} micro-batches")  # fmt: skip
+        if self.layers < processes:
+            raise UserError(f"--layers {self.layers} on {processes} processes; expected at least "
+                            "one per process")  # fmt: skip
+
+
+def loss_of(h: Tensor, target: Tensor | None = None) -> Tensor:
+    """The mean square; pipelines hand a target to every loss."""
+    return h.square().mean()

@@ -1,0 +1,108 @@
+"""Ways to train the same layers on several processes, each ready for its next step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.nn.parallel import DistributedDataParallel
+
+import highway_bp as hb
+from highway_bp.parallel.sharded_chain import shares_of
+from scripts.sharding.setting import Setting, loss_of
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One of them, in this process.
+
+    Attributes:
+        step: forward and backward pass; returns the moment between the two (`time.perf_counter`),
+            None where micro-batches go both ways at once.
+        parameters: those whose gradients this process finds.
+        exact: whether they are backpropagation's.
+    """
+
+    step: Callable[[], float | None]
+    parameters: dict[str, nn.Parameter]
+    exact: bool = True
+
+    def zero_grad(self) -> None:
+        for p in self.parameters.values():
+            p.grad = None
+
+
+def strategies(setting: Setting) -> dict[str, Strategy]:
+    """All of them, by the names they have in the record; every process builds its own."""
+    return (sharded(setting, 1, "") | sharded(setting, setting.micro_batches, "_micro")
+            | pipelines(setting) | {"data_parallel": data_parallel(setting)})  # fmt: skip
+
+
+def sharded(setting: Setting, micro_batches: int, suffix: str) -> dict[str, Strategy]:
+    """Backpropagation and Highway-BP through a `ShardedChain`; exact from k = P - 1 on."""
+    chain, x = hb.ShardedChain(setting.build(), micro_batches=micro_batches), setting.input()
+    most = chain.ranks.size - 1
+    parameters = named(chain, chain.own)
+
+    def with_method(method: hb.Method) -> Callable[[], float]:
+        def step() -> float:
+            chain.method = method
+            return forward_and_backward(chain, x)
+
+        return step
+
+    found = {"bp": Strategy(with_method(hb.Backprop()), parameters)}
+    for k in sorted(k for k in {0, 1, most} if k <= most):
+        found[f"k{k}"] = Strategy(with_method(hb.Highway(k)), parameters, exact=k == most)
+    return {name + suffix: strategy for name, strategy in found.items()}
+
+
+def pipelines(setting: Setting) -> dict[str, Strategy]:
+    """torch.distributed.pipelining; with one micro-batch it is plain model parallelism."""
+    layers, x = setting.build(), setting.input()
+    rank, P = dist.get_rank(), dist.get_world_size()
+    own = shares_of(len(layers), P)[rank]
+    stage = nn.Sequential(*(layers[i] for i in own))
+    parameters = named(layers, own)
+
+    def scheduled(schedule: type, micro_batches: int) -> Callable[[], None]:
+        # A stage of its own for each: shapes are found out once, at the first step.
+        place = PipelineStage(stage, rank, P, torch.device("cpu"))
+        run = schedule(place, micro_batches, loss_fn=loss_of)
+        inputs = [x] if place.is_first else []
+        target = {"target": x} if place.is_last else {}
+
+        def step() -> None:
+            run.step(*inputs, return_outputs=False, **target)
+
+        return step
+
+    M = setting.micro_batches
+    return {"model_parallel": Strategy(scheduled(ScheduleGPipe, 1), parameters),
+            "gpipe": Strategy(scheduled(ScheduleGPipe, M), parameters),
+            "1f1b": Strategy(scheduled(Schedule1F1B, M), parameters)}  # fmt: skip
+
+
+def data_parallel(setting: Setting) -> Strategy:
+    """All layers in every process, on its share of the examples."""
+    layers = setting.build()
+    model = DistributedDataParallel(nn.Sequential(*layers))
+    x = setting.input().chunk(dist.get_world_size())[dist.get_rank()]
+    return Strategy(lambda: forward_and_backward(model, x), named(layers, range(len(layers))))
+
+
+def forward_and_backward(model: nn.Module, x: Tensor) -> float:
+    """A step; the moment between its passes."""
+    loss = loss_of(model(x))
+    between = time.perf_counter()
+    loss.backward()
+    return between
+
+
+def named(layers: Sequence[nn.Module], own: Sequence[int]) -> dict[str, nn.Parameter]:
+    return {f"{i}.{name}": p for i in own for name, p in layers[i].named_parameters()}
