@@ -17,45 +17,32 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 from experiments.errors import UserError
 from scripts.evidence.every_source import run
 from scripts.figures.figure_style import save
-from scripts.scaling_model import STRATEGIES, Link, Network, transformer
+from scripts.scaling_model import Network
+from scripts.sharding.prospects import (
+    AHEAD,
+    BATCHES,
+    EXACT,
+    MODELS,
+    devices,
+    networks,
+    speedups,
+    table,
+    who_is_ahead,
+)
 from scripts.sharding.validation import check, measured_part
 
-H100 = 0.4 * 989e12  # bfloat16 operations per second, of which 40 % are commonly reached
-NVLINK, INFINIBAND = Link(5e-6, 450e9), Link(10e-6, 50e9)  # one direction, published
-GPUS_PER_NODE = 8
-MODELS = {  # layers, width, length; L of Highway-BP counts sublayers, a stage has whole layers here
-    "the paper's GPT-2 (12 layers, width 256)": (12, 256, 256),
-    "RoBERTa-base (12 layers, width 768)": (12, 768, 128),
-    "7B decoder (32 layers, width 4096)": (32, 4096, 4096),
-    "70B decoder (80 layers, width 8192)": (80, 8192, 4096),
-}
-BATCHES = (8, 512)  # sequences
-STYLES = {
-    "model parallel": ("black", ":"), "GPipe, 1F1B": ("#E69F00", "--"),
-    "zero bubble (ZB-H1)": ("#D55E00", "-."), "data parallel": ("#009E73", "--"),
-    "Highway k=0": ("#56B4E9", "-"), "Highway k=1": ("#0072B2", "-"),
-    "Highway k=0, micro-batches": ("#56B4E9", ":"),
-    "Highway k=1, micro-batches": ("#0072B2", ":"),
+STYLES = {  # colour, line, width
+    "data parallel": ("#009E73", "--", 1.4), "zero bubble (ZB-H1)": ("#D55E00", "-.", 1.4),
+    "GPipe, 1F1B": ("#E69F00", "--", 1.4), "model parallel": ("black", ":", 1.0),
+    "Highway k=0, micro-batches": ("#56B4E9", "-", 2.0),
+    "Highway k=1, micro-batches": ("#0072B2", "-", 2.0),
+    "Highway k=0": ("#56B4E9", ":", 1.0), "Highway k=1": ("#0072B2", ":", 1.0),
 }  # fmt: skip
-
-
-def link_for(P: int) -> Link:
-    return NVLINK if P <= GPUS_PER_NODE else INFINIBAND
-
-
-def speedups(net: Network, P: int) -> dict[str, float]:
-    """Times faster than one device, of the strategies that can use P devices."""
-    found = {}
-    for name, seconds in STRATEGIES.items():
-        fits = net.batch >= P if name == "data parallel" else P <= net.L
-        if fits:
-            micro = min(net.batch, 4 * P)
-            found[name] = net.step / seconds(net, P, link_for(P), micro)
-    return found
 
 
 def page(record: dict) -> str:
@@ -64,51 +51,42 @@ def page(record: dict) -> str:
              "H100 at 40 % of its peak, NVLink up to 8 devices, 400 Gb/s InfiniBand beyond; "
              "memory is left out, so the one device may be one that could not hold the network. "
              "Micro-batches are 4 P, or as many as there are sequences; Highway-BP with its batch "
-             "in one piece as well.", ""]
-    for title, (layers, width, length) in MODELS.items():
-        for batch in BATCHES:
-            lines += [f"### {title}, {batch} sequences", ""]
-            lines += [*table(transformer(layers, width, length, batch, H100)), ""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def devices(net: Network) -> list[int]:
-    most = max(net.L, net.batch)
-    return [P for P in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if most >= P]
-
-
-def table(net: Network) -> list[str]:
-    Ps = devices(net)
-    found = {P: speedups(net, P) for P in Ps}
-    lines = ["| P | " + " | ".join(map(str, Ps)) + " |", "|---" * (len(Ps) + 1) + "|"]
-    for name in STRATEGIES:
-        cells = [f"{found[P][name]:.1f}" if name in found[P] else "-" for P in Ps]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
+             "in one piece as well.", "", "### Who is ahead", "", AHEAD, "", *who_is_ahead()]
+    for (title, batch), net in networks().items():
+        lines += ["", f"### {title}, {batch} sequences", "", *table(net)]
+    return "\n".join(lines) + "\n"
 
 
 def draw(out: Path) -> None:
-    figure, grid = plt.subplots(len(BATCHES), len(MODELS), figsize=(13, 6.4), sharey=True,
+    figure, grid = plt.subplots(len(BATCHES), len(MODELS), figsize=(11, 6), sharey=True,
                                 layout="constrained")  # fmt: skip
-    for row, batch in zip(grid, BATCHES, strict=True):
-        for axes, (title, (layers, width, length)) in zip(row, MODELS.items(), strict=True):
-            net = transformer(layers, width, length, batch, H100)
-            for name, (colour, line) in STYLES.items():
-                points = [(P, speedups(net, P)[name]) for P in devices(net)
-                          if name in speedups(net, P)]  # fmt: skip
-                axes.plot(*zip(*points, strict=True), line, color=colour, label=name, marker=".")
-            axes.set_xscale("log", base=2)
-            axes.set_yscale("log", base=2)
-            axes.set_title(f"{title},\n{batch} sequences", fontsize=8)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(color="0.92")
-        row[0].set_ylabel("times faster than one device")
+    for axes, ((title, batch), net) in zip(grid.T.flat, networks().items(), strict=True):
+        draw_panel(axes, net)
+        axes.set_title(f"{title},\n{batch} sequences")
+    for row in grid:
+        row[0].set_ylabel("speed-up over one device / P")
     for axes in grid[-1]:
-        axes.set_xlabel("devices")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8,
-                  frameon=False, fontsize=8)  # fmt: skip
-    figure.suptitle("Predicted, not measured: a training step on P devices")
+        axes.set_xlabel("devices P")
+    figure.legend(*grid[0, -1].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.suptitle("Predicted, not measured: a training step on P devices, 1 where all are fully "
+                    "used")  # fmt: skip
     save(figure, out / "figures" / "scaling.png")
+
+
+def draw_panel(axes: Axes, net: Network) -> None:
+    found = {P: speedups(net, P) for P in devices(net)}
+    for name, (colour, line, width) in STYLES.items():
+        points = [(P, faster[name] / P) for P, faster in found.items() if name in faster]
+        axes.plot(*zip(*points, strict=True), line, color=colour, lw=width, label=name, marker=".")
+    best = {P: max(speed for name, speed in faster.items() if name in EXACT) / P
+            for P, faster in found.items()}  # fmt: skip
+    won = [(P, speed / P) for P, faster in found.items() for name, speed in faster.items()
+           if name.startswith("Highway") and speed / P > best[P]]  # fmt: skip
+    axes.plot([P for P, _ in won], [speed for _, speed in won], "o", ms=9, mfc="none", mec="0.2",
+              label="Highway-BP ahead of all exact strategies")  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(found), list(found))
+    axes.set_ylim(0, 1.08)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -97,4 +97,27 @@ def measured_part(record: dict) -> list[str]:
         "| | measured | predicted | predicted / measured |", "|---|---:|---:|---:|",
         *(f"| {name} | {measured:.3f} | {predicted:.3f} | {predicted / measured:.2f} |"
           for name, measured, predicted in rows),
+        "", "## Who is ahead, measured", "",
+        "The fastest exact strategy, then Highway-BP at k = 0 and k = 1, in micro-batches or not, "
+        "whichever takes less: seconds, and how many times as fast it is, **ahead** above 1.", "",
+        "| processes | exact | k = 0 | k = 1 |", "|---:|---|---|---|",
+        *(who_is_ahead(P, found["seconds"]) for P, found in record["processes"].items()),
     ]  # fmt: skip
+
+
+def who_is_ahead(P: str, seconds: dict[str, float]) -> str:
+    """A line of the table of measured steps."""
+    steps = {name.removesuffix("_step"): s for name, s in seconds.items() if name.endswith("_step")}
+    exact = min((name for name in steps if name[0] != "k"), key=steps.get)
+    cells = [P, f"{called(exact)}: {steps[exact]:.3f}"]
+    for k in (0, 1):
+        ways = [name for name in (f"k{k}", f"k{k}_micro") if name in steps]
+        best = min(ways, key=steps.get, default=None)
+        cells.append("-" if best is None else f"{called(best)}: {steps[best]:.3f}, "
+                     f"{marked(steps[exact] / steps[best])}")  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def marked(ratio: float) -> str:
+    """Bold where it is a win."""
+    return f"**{ratio:.2f}**" if ratio > 1 else f"{ratio:.2f}"

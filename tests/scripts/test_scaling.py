@@ -23,6 +23,7 @@ from scripts.scaling_model import (
     transformer,
     zero_bubble,
 )
+from scripts.sharding.prospects import ahead
 from tests.scripts.synthetic_runs import ROOT
 
 FREE = Link(0.0, inf)
@@ -132,6 +133,14 @@ def test_a_transformer_counts_its_products() -> None:
     assert net.state == 2 * 15 * 10
 
 
+def test_a_cell_says_who_is_ahead() -> None:
+    faster = {"model parallel": 1.0, "data parallel": 2.0, "zero bubble (ZB-H1)": 1.5,
+              "Highway k=0": 1.0, "Highway k=0, micro-batches": 2.5, "Highway k=1": 1.2,
+              "Highway k=1, micro-batches": 1.1}  # fmt: skip
+    assert ahead(faster) == "DP **1.25** 0.60"
+    assert ahead({"data parallel": 2.0}) == "DP - -"
+
+
 def record() -> dict:
     """Two processes, and four on two cores; layers in micro-batches are dearer."""
     costs = {f"{cut}_{name}": times * seconds
@@ -164,7 +173,9 @@ def test_the_page_holds_measured_against_predicted(tmp_path: Path) -> None:
     # 0.96 + 2 * 0.48 + 1.5 * 0.24; forward 5 messages, losses inside 1, two scans of 2, one on
     assert "| 4 processes (oversubscribed), Highway k=1 | 2.500 | 2.302 | 0.92 |" in text
     assert "4 of 6 predictions are within 10%" in text
-    assert "not measured" in text
+    assert ("| 2 | GPipe: 2.250 | Highway k=0: 1.920, **1.17** | - |" in text
+            and "| 4 | 1F1B: 1.000 | - | Highway k=1: 2.500, 0.40 |" in text)  # fmt: skip
+    assert "not measured" in text and "### Who is ahead" in text
     assert (tmp_path / "figures" / "scaling.png").exists()
 
 
