@@ -107,23 +107,10 @@ def wait_for_step(root: Path, step: int) -> Path:
     raise AssertionError("the run has not come that far")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["parallel=layers"], "parallel=layers: not started by torchrun"),
-        (["parallel=layers", "parallel.sizes=measured"], "not started by torchrun"),
-        (["parallel=layers", "advise=true"], "parallel=layers: advise measures one process"),
-        (["parallel=layers", "parallel.data=3", "optim.batch_size=64"],
-         "parallel.data=3 with optim.batch_size=64; expected equal parts for all replicas"),
-        (["-m", "parallel=layers"], "parallel=layers in a sweep; expected one run per torchrun"),
-        (["parallel=layers", "parallel.data=0"], "parallel.data=0; expected a whole number"),
-        (["parallel=layers", "parallel.micro_batches=1.5"], "parallel.micro_batches=1.5; expected"),
-    ],
-)
-def test_mistakes_are_one_line(train, arguments, told):
-    outcome = train(*arguments)
+def test_a_sweep_is_refused(train):
+    outcome = train("-m", "parallel=layers")
     assert outcome.code == 1
-    assert told in outcome.err and outcome.err.count("\n") == 1 + ("-m" in arguments)
+    assert "parallel=layers in a sweep; expected one run per torchrun" in outcome.err
 
 
 @pytest.mark.parametrize(
