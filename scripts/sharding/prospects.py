@@ -20,9 +20,9 @@ BATCHES = (8, 512)  # sequences
 EXACT = {"data parallel": "DP", "GPipe, 1F1B": "PP", "zero bubble (ZB-H1)": "ZB",
          "model parallel": "MP"}  # fmt: skip
 AHEAD = (
-    "The fastest exact strategy (" + ", ".join(f"{short}: {name}" for name, short in EXACT.items())
-    + "), then how many times as fast Highway-BP is, at k = 0 and at k = 1, its batch in "
-    "micro-batches or in one piece, whichever takes less: **ahead** above 1."
+    "The fastest exact strategy (" + "; ".join(f"{short}: {name}" for name, short in EXACT.items())
+    + "), then how many times as fast Highway-BP is, whose gradient is approximate, at k = 0 and "
+    "at k = 1, its batch in micro-batches or in one piece, whichever takes less: **ahead** above 1."
 )  # fmt: skip
 
 
