@@ -58,8 +58,8 @@ class Setting:
                             f"{processes} processes; expected no fewer than processes, as 1F1B "
                             "has it, and no more than examples")  # fmt: skip
         if self.batch % processes or self.batch % self.micro_batches:
-            raise UserError(f"--batch {self.batch}; expected equal shares for {processes} "
-                            f"processes and for {self.micro_batches} micro-batches")  # fmt: skip
+            raise UserError(f"--batch {self.batch}; expected a multiple of --processes {processes} "
+                            f"and of --micro-batches {self.micro_batches}")  # fmt: skip
         if self.layers < processes:
             raise UserError(f"--layers {self.layers} on {processes} processes; expected at least "
                             "one per process")  # fmt: skip

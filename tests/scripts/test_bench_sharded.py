@@ -69,7 +69,7 @@ def test_no_gradient_and_no_number_are_wrong(found) -> None:
 
 @pytest.mark.parametrize(("setting", "message"), [
     (Setting(width=6), "--width 6; expected a multiple of 4"),
-    (Setting(micro_batches=3), "--batch 8; expected equal shares"),
+    (Setting(micro_batches=3), "--batch 8; expected a multiple"),
     (Setting(micro_batches=1), "--micro-batches 1 .* on 2 processes"),
     (Setting(layers=1), "--layers 1 on 2 processes"),
 ])  # fmt: skip
