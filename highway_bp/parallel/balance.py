@@ -9,7 +9,7 @@ from fractions import Fraction
 from itertools import accumulate
 
 from highway_bp.check import check_whole
-from highway_bp.parallel.sharded_chain import shares_of
+from highway_bp.parallel.shares import shares_of
 
 
 def balanced_sizes(seconds: Sequence[float], P: int) -> list[int]:

@@ -10,22 +10,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from highway_bp.auto_gamma import GammaMemory
-from highway_bp.chain import parameter_step
 from highway_bp.check import check_whole
-from highway_bp.first_order import first_order
 from highway_bp.methods import Backprop, Method
-from highway_bp.parallel import scans
 from highway_bp.parallel.ends import arrive, enter
 from highway_bp.parallel.micro_batches import MicroBatches, arguments_of_each, sizes_of
 from highway_bp.parallel.ranks import Ranks, Underway, described, description
-from highway_bp.parallel.sharded_system import ShardedSystem
+from highway_bp.parallel.sharded_pass import ShardedPass, wanted
+from highway_bp.parallel.shares import shares_of
 from highway_bp.segment import Segment, run_segment
 from highway_bp.split_check import check_split
 from highway_bp.takes_method import TakesMethod
-from highway_bp.watch import Watched
 
 SCANS = ("auto", "sequential", "doubling", "gathered")
-GATHER_BELOW = 1 << 20  # bytes of one state: larger ones are moved less by doubling
 
 
 class ShardedChain(TakesMethod, nn.ModuleList):
@@ -33,8 +29,8 @@ class ShardedChain(TakesMethod, nn.ModuleList):
 
     The state goes through the processes one after the other; in the backward pass all work at
     once. The layers of a process are one group, exact inside: with P processes, k iterations hold
-    every path through at most k groups, and k = P - 1 is backpropagation. `Backprop()` is plain
-    model parallelism.
+    every path through at most k groups. From k = P - 1 on, the layers' gradients are
+    backpropagation's; that of the input needs k = P. `Backprop()` is plain model parallelism.
 
     With micro-batches, a process is at work on one while the next ones are still on their way to
     it, in both directions; the gradient stays what it is, unless a layer looks at the whole batch
@@ -75,7 +71,7 @@ class ShardedChain(TakesMethod, nn.ModuleList):
         # Some gradient always: a process without would be missing in the backward pass.
         self.token = torch.zeros((), requires_grad=True)
         self._checked = False  # carries, by the first pass
-        self._kind: int | None = None  # of all carries; found by the first backward pass
+        self.kind: int | None = None  # of all carries; found by the first backward pass
 
     @property
     def own(self) -> range:
@@ -122,9 +118,9 @@ class ShardedChain(TakesMethod, nn.ModuleList):
     def _own_states(self, x: Tensor, args: tuple, kwargs: dict, every: bool) -> list[Tensor]:
         """This process's states, or the last one alone."""
         if not torch.is_grad_enabled():
-            return _wanted(self.run(x, args, kwargs), every)
+            return wanted(self.run(x, args, kwargs), every)
         with self._own_randomness(x):
-            return list(_ShardedChain.apply(self, every, args, kwargs, x, self.token,
+            return list(ShardedPass.apply(self, every, args, kwargs, x, self.token,
                                             *self.own_parameters()))  # fmt: skip
 
     def run(self, x: Tensor, args: tuple, kwargs: dict) -> MicroBatches:
@@ -187,61 +183,3 @@ class ShardedChain(TakesMethod, nn.ModuleList):
         with torch.random.fork_rng([x.device] if x.is_cuda else []):
             torch.manual_seed(seed + self.ranks.rank)
             yield
-
-
-class _ShardedChain(torch.autograd.Function):
-    """As `_CutChain`, of one segment, the method solving a system that spans all processes."""
-
-    @staticmethod
-    def forward(ctx, chain, every, args, kwargs, x, token, *params):
-        with torch.enable_grad():
-            ctx.segment = chain.run(x, args, kwargs)
-        ctx.chain, ctx.method, ctx.params = chain, Watched(chain.method, chain), params
-        ctx.set_materialize_grads(False)
-        return tuple(_wanted(ctx.segment, every))
-
-    @first_order
-    def backward(ctx, *b):
-        chain, segment = ctx.chain, ctx.segment
-        if segment is None:
-            raise RuntimeError("Trying to backward through a ShardedChain a second time: its "
-                               "graph is freed")  # fmt: skip
-        if chain._kind is None:
-            chain._kind = _largest_kind(chain.ranks, segment)
-        b = [None] * (len(segment) - len(b)) + list(b)
-        system = ShardedSystem(chain.ranks, segment, b, chain.gammas,
-                               _scan_for(chain.scan, segment.h_out), chain._kind)
-        w = ctx.method.solve(system)
-        grads = parameter_step(segment.parts, segment.cotangents_of_each(b),
-                               [w.first, *segment.of_each(w.out)], ctx.params, keep=False)
-        ctx.segment = None
-        return None, None, None, None, w.first, None, *grads
-
-
-def _wanted(segment: MicroBatches, every: bool) -> list[Tensor]:
-    return [segment.state(i) for i in range(len(segment))] if every else [segment.h_out]
-
-
-def _largest_kind(ranks: Ranks, segment: MicroBatches) -> int:
-    kind = torch.tensor([scans.kind_of(segment.carry())], device=segment.h_out.device)
-    dist.all_reduce(kind, dist.ReduceOp.MAX, group=ranks.group)
-    return int(kind.item())
-
-
-def _scan_for(scan: str, state: Tensor) -> str:
-    """Small messages wait, large ones take time to move."""
-    if scan != "auto":
-        return scan
-    return "gathered" if state.numel() * state.element_size() < GATHER_BELOW else "doubling"
-
-
-def shares_of(L: int, P: int, sizes: Sequence[int] | None = None) -> list[range]:
-    """The layers of every process; ValueError where they cannot be shared out."""
-    if sizes is None:
-        if L < P:
-            raise ValueError(f"{P} processes for {L} layers; expected at most one per layer")
-        sizes = [L // P + (r < L % P) for r in range(P)]
-    if len(sizes) != P or sum(sizes) != L or min(sizes) < 1:
-        raise ValueError(f"sizes={list(sizes)}; expected {P} numbers of at least 1, {L} in all")
-    ends = [sum(sizes[: r + 1]) for r in range(P)]
-    return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import highway_bp as hb
-from highway_bp.parallel.sharded_chain import shares_of
+from highway_bp.parallel.shares import shares_of
 
 
 def best_of_all(seconds: list[float], P: int) -> list[int]:

@@ -226,3 +226,27 @@ def test_micro_batches_are_a_number(given, tmp_path):
             ShardedChain([nn.Identity()], micro_batches=given)
     finally:
         dist.destroy_process_group()
+
+
+def in_half_precision(rank: int, folder: Path) -> None:
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    for micro_batches in (1, 2):
+        torch.manual_seed(0)
+        layers = sublayers(6, 8, 2)
+        whole = hb.ResidualChain(layers, InGroups(hb.Highway(0), [3, 3]))
+        chain = ShardedChain(layers, hb.Highway(0), micro_batches=micro_batches)
+        gradients = []
+        for each in (whole, chain):
+            each.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                h = each(data("gpt").float())
+            torch.sin(h).sum().backward()
+            gradients.append([p.grad.clone() for p in chain.own_parameters()])
+        for found, exact in zip(gradients[1], gradients[0], strict=True):
+            assert (found - exact).abs().max() <= 0.03 * exact.abs().max()
+    leave()
+
+
+def test_under_autocast_it_is_the_grouped_chain(tmp_path):
+    mp.spawn(in_half_precision, (tmp_path,), nprocs=2)
