@@ -49,9 +49,12 @@ def page(record: dict) -> str:
     lines = ["# Layers on several devices: the performance model", "", *measured_part(record), "",
              "## Predicted speed-up over one device, not measured", "",
              "H100 at 40 % of its peak, NVLink up to 8 devices, 400 Gb/s InfiniBand beyond; "
-             "memory is left out, so the one device may be one that could not hold the network. "
-             "Micro-batches are 4 P, or as many as there are sequences; Highway-BP with its batch "
-             "in one piece as well.", "", "### Who is ahead", "", AHEAD, "", *who_is_ahead()]
+             "memory is left out, so the one device may be one that could not hold the network, "
+             "and so is tensor parallelism. All but data parallelism are in as many replicas as "
+             "suit them best, each on two devices or more; micro-batches are four times the "
+             "devices of a replica, or as many as it has sequences; Highway-BP with its batch in "
+             "one piece as well. Where all take the same, it is summing gradients that takes it.",
+             "", "### Who is ahead", "", AHEAD, "", *who_is_ahead()]  # fmt: skip
     for (title, batch), net in networks().items():
         lines += ["", f"### {title}, {batch} sequences", "", *table(net)]
     return "\n".join(lines) + "\n"
@@ -68,8 +71,8 @@ def draw(out: Path) -> None:
     for axes in grid[-1]:
         axes.set_xlabel("devices P")
     figure.legend(*grid[0, -1].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    figure.suptitle("Predicted, not measured: a training step on P devices, 1 where all are fully "
-                    "used")  # fmt: skip
+    figure.suptitle("Predicted, not measured: a training step on P devices, in as many replicas as "
+                    "suit best; 1 where all are fully used")  # fmt: skip
     save(figure, out / "figures" / "scaling.png")
 
 

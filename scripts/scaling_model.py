@@ -12,7 +12,7 @@ every device its own, and messages that need none.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf, log2
 
 
@@ -52,6 +52,9 @@ class Network:
     def step(self) -> float:
         """On one device."""
         return self.L * (self.forward + self.inputs + self.parameters)
+
+
+Strategy = Callable[[Network, int, Link, int], float]  # seconds of a step on P devices
 
 
 def stretch(active: int, cores: float | None) -> float:
@@ -160,11 +163,25 @@ def scan(net: Network, P: int, link: Link) -> float:
     return min(doubling, gathered)
 
 
-STRATEGIES: dict[str, Callable[[Network, int, Link, int], float]] = {
+def replicated(seconds: Strategy, net: Network, P: int, D: int, link: Link, micro: int) -> float:
+    """A strategy in ``D`` replicas on P / D devices each, with 1 / D of the batch.
+
+    The gradients of a stage are summed by a ring, while it goes backwards. The slowest stage has
+    L D / P layers, rounded up.
+    """
+    stages = P // D
+    l = ceil(net.L / stages)  # noqa: E741
+    part = replace(net, L=stages * l, batch=net.batch // D, state=net.state / D,
+                   forward=net.forward / D, inputs=net.inputs / D,
+                   parameters=net.parameters / D)  # fmt: skip
+    ring = 2 * (D - 1) * link.latency + 2 * (D - 1) / D * l * net.weights / link.bandwidth
+    return max(seconds(part, stages, link, micro), l * part.forward + ring)
+
+
+STRATEGIES: dict[str, Strategy] = {
     "model parallel": lambda net, P, link, micro: model_parallel(net, P, link),
     "GPipe, 1F1B": pipeline,
     "zero bubble (ZB-H1)": zero_bubble,
-    "data parallel": lambda net, P, link, micro: data_parallel(net, P, link),
     "Highway k=0": lambda net, P, link, micro: highway(net, P, link, 0),
     "Highway k=1": lambda net, P, link, micro: highway(net, P, link, 1),
     "Highway k=0, micro-batches": lambda net, P, link, micro: highway(net, P, link, 0, micro),

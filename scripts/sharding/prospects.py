@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scripts.scaling_model import STRATEGIES, Link, Network, transformer
+from scripts.scaling_model import (
+    STRATEGIES,
+    Link,
+    Network,
+    data_parallel,
+    replicated,
+    transformer,
+)
 from scripts.sharding.validation import marked
 
 H100 = 0.4 * 989e12  # bfloat16 operations per second, of which 40 % are commonly reached
@@ -16,7 +23,7 @@ MODELS = {  # layers, width, length; L of Highway-BP counts sublayers, a stage h
     "7B decoder (32 layers, width 4096)": (32, 4096, 4096),
     "70B decoder (80 layers, width 8192)": (80, 8192, 4096),
 }
-BATCHES = (8, 512)  # sequences
+BATCHES = (8, 1024)  # sequences
 EXACT = {"data parallel": "DP", "GPipe, 1F1B": "PP", "zero bubble (ZB-H1)": "ZB",
          "model parallel": "MP"}  # fmt: skip
 AHEAD = (
@@ -33,24 +40,33 @@ def networks() -> dict[tuple[str, int], Network]:
 
 
 def devices(net: Network) -> list[int]:
-    most = max(net.L, net.batch)
-    return [P for P in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if most >= P]
+    return [P for P in (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if net.batch * net.L >= P]
 
 
 def speedups(net: Network, P: int) -> dict[str, float]:
-    """Times faster than one device, of the strategies that can use P devices."""
+    """Times faster than one device, of the strategies that can use P devices.
+
+    All but data parallelism itself spread layers over 2 devices or more, and have the number of
+    replicas that suits them best.
+    """
     link = NVLINK if P <= GPUS_PER_NODE else INFINIBAND
-    micro = min(net.batch, 4 * P)
-    most = {name: net.batch if name == "data parallel" else net.L for name in STRATEGIES}
-    return {name: net.step / seconds(net, P, link, micro)
-            for name, seconds in STRATEGIES.items() if most[name] >= P}  # fmt: skip
+    faster = {"data parallel": net.step / data_parallel(net, P, link)} if net.batch >= P else {}
+    mixes = [D for D in divisors(P) if net.batch >= D and 2 <= P // D <= net.L]
+    for name, seconds in STRATEGIES.items() if mixes else ():
+        faster[name] = net.step / min(
+            replicated(seconds, net, P, D, link, min(net.batch // D, 4 * P // D)) for D in mixes)
+    return faster
+
+
+def divisors(P: int) -> list[int]:
+    return [D for D in range(1, P + 1) if P % D == 0]
 
 
 def table(net: Network) -> list[str]:
     """Lines of the page: a line per strategy, a column per P."""
     found = {P: speedups(net, P) for P in devices(net)}
     lines = _head("P", found)
-    for name in STRATEGIES:
+    for name in ("data parallel", *STRATEGIES):
         cells = [f"{faster[name]:.1f}" if name in faster else "-" for faster in found.values()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines

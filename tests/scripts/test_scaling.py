@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from scripts.scaling_model import (
     highway,
     model_parallel,
     pipeline,
+    replicated,
     scan,
     sharded_backprop,
     transformer,
@@ -124,6 +126,20 @@ def test_gradients_are_summed_meanwhile_but_not_for_free_on_shared_cores() -> No
     ring = 2 * 3 / 4 * 24
     assert data_parallel(NET, 4, Link(0.0, 1e6)) == 6 + ring
     assert data_parallel(NET, 4, Link(0.0, 1e6), cores=4) == 18 + ring
+
+
+def test_replicas_share_the_batch_and_sum_their_gradients() -> None:
+    def strategy(net, P, link, micro):
+        return highway(net, P, link, 0, micro)
+
+    assert replicated(strategy, NET, 4, 1, FREE, 8) == highway(NET, 4, FREE, 0, 8)
+    assert replicated(strategy, NET, 8, 2, FREE, 8) == highway(NET, 4, FREE, 0, 8) / 2
+    # 24 layers on 16 devices: the slowest stage has 2
+    wide = replace(NET, L=32)
+    assert replicated(strategy, NET, 16, 1, FREE, 8) == highway(wide, 16, FREE, 0, 8)
+    # 6 forward of a half batch per stage, then a ring of 2 for 12 layers of 1 MB at 1 MB/s
+    slow = Link(0.0, 1e6)
+    assert replicated(lambda *_: 0.0, NET, 4, 2, slow, 8) == 6 + 12
 
 
 def test_a_transformer_counts_its_products() -> None:
