@@ -64,7 +64,8 @@ def _run(cfg: DictConfig, choices: Mapping[str, str], processes: OneProcess) -> 
     folder = (RunFolder if processes.writes else Bystander)(
         Path(cfg.run_root) / name, {**config, "seed": cfg.seed})
     more = ", and with it advice and diagnostics" if cfg.advise or diagnostics.at else ""
-    if _finished(folder, more):
+    # Of several processes, which may be on several machines, the first one knows, once they meet.
+    if processes.size == 1 and _finished(folder, more):
         return folder.path
     folder.check_idle()
     device = _device(cfg.device)
@@ -81,9 +82,11 @@ def _run(cfg: DictConfig, choices: Mapping[str, str], processes: OneProcess) -> 
         raise UserError(f"grad: {error}") from error
     folder.create()
     with processes.enter(folder):
-        if _finished(folder, more):  # by another process, while this one loaded the data
+        # perhaps by another process, while this one loaded the data
+        if processes.known_to_all(_finished(folder, more)):
             return folder.path
-        state, said = processes.known_to_all(_beginning(folder.path, cfg.continue_from))
+        beginning = _beginning(folder.path, cfg.continue_from) if processes.writes else None
+        state, said = processes.known_to_all(beginning)
         if said:
             print(said)
         return _train(cfg, choices, config, folder, device, data, model, method, schedule,
