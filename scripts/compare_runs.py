@@ -1,6 +1,6 @@
 """Compare runs step by step with the first of them.
 
-    python scripts/compare_runs.py one=runs/A "two processes=runs/B" --out results/equal_runs.json
+    python scripts/compare_runs.py one=runs/A "two processes=runs/B" --out results/equal_gpt2.json
 
 prints and records the largest differences of what their metrics.jsonl have in common.
 """
