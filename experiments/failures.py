@@ -45,6 +45,13 @@ class Failures:
         Raises:
             ToldElsewhere: another one tells.
         """
+        try:
+            return self._line(error)
+        except dist.DistError as lost:
+            gone = str(lost).splitlines()[0]
+            return f"rank {self.rank}: {error}; and rank 0 or its machine is gone ({gone})"
+
+    def _line(self, error: Exception) -> str:
         self._store.set(f"failed/{self.rank}", "" if is_lost_touch(error) else str(error))
         if self.rank == 0 and not is_lost_touch(error):
             return self._told(self._store, str(error))
@@ -82,7 +89,10 @@ class Failures:
         """End this process, which may be waiting in vain, when another one has failed."""
         while True:
             time.sleep(AGAIN)
-            found = self._found(store)
+            try:
+                found = self._found(store)
+            except dist.DistError:  # the store has gone, and with it what this could see
+                return
             if any(text for rank, text in found.items() if rank):
                 time.sleep(AHEAD / 2)  # it may be about to fail likewise, and will tell itself
                 try:

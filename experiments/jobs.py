@@ -89,9 +89,9 @@ def _attempt(cfg: DictConfig) -> Outcome:
 def tell(error: Exception, job: str = "") -> None:
     """One line, with the reason Hydra keeps in the cause and without its search path.
 
-    Of several processes started by torchrun the first one tells.
+    Of several processes that train one model, all of which see the mistake, the first one tells.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if os.environ.get("RANK", "0") != "0" and "parallel=layers" in sys.argv:
         return
     text = str(error).split("Config search path")[0]
     text = text.removeprefix("In 'config': ").removeprefix("In 'hydra/config': ")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from highway_bp.parallel.owners import from_owners
+
 
 def first_nonfinite_gradient(model: nn.Module) -> str | None:
-    """The first parameter, in the model's order, whose gradient is not finite."""
-    for name, p in model.named_parameters():
-        if p.grad is not None and not p.grad.isfinite().all():
-            return name
-    return None
+    """The first parameter, in the model's order, whose gradient is not finite.
+
+    Of a sharded model, all processes call it, and get the same.
+    """
+    finite = {name: bool(p.grad.isfinite().all()) for name, p in model.named_parameters()
+              if p.grad is not None}  # fmt: skip
+    return next((name for name, good in from_owners(model, finite).items() if not good), None)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 import highway_bp as hb
 from experiments.errors import UserError
@@ -126,10 +127,15 @@ class LayersShared(OneProcess):
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  all say the same
         by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self._serves = self.rank == 0 and not by_torchrun  # with its first connection
-        self._failures = Failures(self._connect, self.rank, self.size, settings["timeout"])
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
+        timeout = self._settings["timeout"]
+        try:
+            self._failures = Failures(self._connect, self.rank, self.size, timeout)
+        except UserError as error:  # this process can tell nobody else
+            self._tell(str(error))
+            raise ToldElsewhere(1) from error
         try:
             yield
         except (BeingTrained, KeyboardInterrupt):
@@ -145,10 +151,12 @@ class LayersShared(OneProcess):
             traceback.print_exception(error)  # a bug, perhaps on this rank alone
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's: there is something to tell yet
         line = self._failures.line(error)
-        if self.writes:
-            raise UserError(line) from error
-        print(f"error: {line}", file=sys.stderr, flush=True)
+        self._tell(line)
         raise ToldElsewhere(1) from error
+
+    @staticmethod
+    def _tell(line: str) -> None:
+        print(f"error: {line}", file=sys.stderr, flush=True)
 
     def meet(self, device: torch.device) -> None:
         if device.type == "cuda":
@@ -260,7 +268,7 @@ class LayersShared(OneProcess):
         """
         whole = optimizer.state_dict()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        mine = {i: state for i, state in whole["state"].items()
+        mine = {i: tree_map_only(Tensor, Tensor.cpu, state) for i, state in whole["state"].items()
                 if not parameters[i].is_meta}  # fmt: skip
         everyone = [None] * dist.get_world_size(self._layers) if self.writes else None
         if dist.get_rank(self._data) == 0:  # the other replicas have the same
@@ -293,4 +301,7 @@ def processes_of(cfg: DictConfig) -> OneProcess:
     if batch % replicas:
         raise UserError(f"parallel.data={replicas} with optim.batch_size={batch}; expected equal "
                         "parts for all replicas")  # fmt: skip
+    if cfg.parallel.micro_batches > batch // replicas:
+        raise UserError(f"parallel.micro_batches={cfg.parallel.micro_batches} of a process's "
+                        f"{batch // replicas} examples; expected at most one per example")
     return LayersShared(cfg.parallel)

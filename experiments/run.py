@@ -65,9 +65,10 @@ def _run(cfg: DictConfig, choices: Mapping[str, str], processes: OneProcess) -> 
         Path(cfg.run_root) / name, {**config, "seed": cfg.seed})
     more = ", and with it advice and diagnostics" if cfg.advise or diagnostics.at else ""
     # Of several processes, which may be on several machines, the first one knows, once they meet.
-    if processes.size == 1 and _finished(folder, more):
-        return folder.path
-    folder.check_idle()
+    if processes.size == 1:
+        if _finished(folder, more):
+            return folder.path
+        folder.check_idle()
     device = _device(cfg.device)
     processes.meet(device)
     if cfg.trainer.threads:

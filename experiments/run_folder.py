@@ -138,9 +138,6 @@ class RunFolder:
 class Bystander(RunFolder):
     """The folder as seen by those processes of a run that leave its files to the first."""
 
-    def check_idle(self) -> None:
-        """The first process looks."""
-
     def create(self) -> None:
         """The first process makes it."""
 

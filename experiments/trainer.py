@@ -103,7 +103,7 @@ class Trainer:
         self.seconds, self.cpu_seconds = state["seconds"], state["cpu_seconds"]
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda" and state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+            torch.cuda.set_rng_state(state["cuda_rng"][0], self.device)
 
     def state(self) -> dict[str, Any]:
         """All that ``restore`` needs: tensors and plain values."""
@@ -119,7 +119,7 @@ class Trainer:
             "cpu_seconds": self.cpu_seconds,
             "last": self.last,
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if cuda else [],
+            "cuda_rng": [torch.cuda.get_rng_state(self.device)] if cuda else [],
             "sizes": self.processes.sizes,
             **self.extra_state,
         }

@@ -45,7 +45,9 @@ class _Enter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, w):
-        w = torch.zeros_like(ctx.like) if w is None else w.contiguous()
+        # All in one layout: what is sent are bytes.
+        w = torch.zeros_like(ctx.like) if w is None else w
+        w = w.contiguous()
         dist.broadcast(w, group=ctx.ranks.group, group_src=0)
         return w, None
 

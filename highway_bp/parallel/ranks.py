@@ -55,15 +55,25 @@ class Ranks:
         self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]
     ) -> Underway:
         """`exchange`, but returns at once; between two ranks, messages keep their order."""
-        arriving = [t if t.is_contiguous() else torch.empty_like(t, memory_format=CONTIGUOUS)
-                    for t, _ in receives]  # fmt: skip
-        ops = [dist.P2POp(dist.isend, t.contiguous(), group=self.group, group_peer=to)
-               for t, to in sends]
-        ops += [dist.P2POp(dist.irecv, t, group=self.group, group_peer=source)
-                for t, (_, source) in zip(arriving, receives, strict=True)]  # fmt: skip
-        copies = [(wanted, t) for t, (wanted, _) in zip(arriving, receives, strict=True)
+        leaving = [(t.contiguous(), to) for t, to in sends]
+        arriving = [(t if t.is_contiguous() else torch.empty_like(t, memory_format=CONTIGUOUS),
+                     source) for t, source in receives]  # fmt: skip
+        copies = [(wanted, t) for (t, _), (wanted, _) in zip(arriving, receives, strict=True)
                   if wanted is not t]  # channels last
-        return Underway(ops, dist.batch_isend_irecv(ops) if ops else [], copies)
+        alone = len(leaving) + len(arriving) == 1
+        works = (self._one if alone else self._together)(leaving, arriving)
+        return Underway([t for t, _ in leaving], works, copies)
+
+    def _one(self, sends: list, receives: list) -> list[dist.Work]:
+        """With NCCL on the two ranks' own stream, behind no message to or from a third."""
+        return [*(dist.isend(t, group=self.group, group_dst=to) for t, to in sends),
+                *(dist.irecv(t, group=self.group, group_src=source) for t, source in receives)]
+
+    def _together(self, sends: list, receives: list) -> list[dist.Work]:
+        ops = [*(dist.P2POp(dist.isend, t, group=self.group, group_peer=to) for t, to in sends),
+               *(dist.P2POp(dist.irecv, t, group=self.group, group_peer=source)
+                 for t, source in receives)]  # fmt: skip
+        return dist.batch_isend_irecv(ops) if ops else []
 
     def send_note(self, text: str, to: int, device: torch.device) -> None:
         self.exchange([(_as_bytes(text, device), to)], [])
@@ -95,10 +105,12 @@ class Ranks:
 
 
 class Underway:
-    """Messages on their way; ``ops`` keeps what is sent from being freed."""
+    """Messages on their way; ``sent`` is kept from being freed."""
 
-    def __init__(self, ops: list, works: list, copies: list[tuple[Tensor, Tensor]]):
-        self._ops, self._works, self._copies = ops, works, copies
+    def __init__(
+        self, sent: list[Tensor], works: list[dist.Work], copies: list[tuple[Tensor, Tensor]]
+    ):
+        self._sent, self._works, self._copies = sent, works, copies
 
     def wait(self) -> None:
         """Until all has arrived."""
@@ -106,7 +118,7 @@ class Underway:
             work.wait()
         for wanted, t in self._copies:
             wanted.copy_(t)
-        self._ops, self._works, self._copies = [], [], []
+        self._sent, self._works, self._copies = [], [], []
 
 
 def description(h: Tensor) -> str:

@@ -68,6 +68,7 @@ class ShardedChain(TakesMethod, nn.ModuleList):
         self.gammas = GammaMemory()
         self.iterations: list[int] = []
         self.method = Backprop() if method is None else method
+        self.replicas: Ranks | None = None  # those with the same layers, as `replicate` has it
         # Some gradient always: a process without would be missing in the backward pass.
         self.token = torch.zeros((), requires_grad=True)
         self._checked = False  # carries, by the first pass
@@ -108,8 +109,8 @@ class ShardedChain(TakesMethod, nn.ModuleList):
             h_L, or all states, on every process.
 
         Raises:
-            ValueError: fewer examples than micro-batches; on the rank that finds it, the process
-                before was called with another batch, method or mode.
+            ValueError: fewer examples than micro-batches while gradients are wanted; the process
+                before this one was called with another batch, method or mode.
         """
         states = self._own_states(enter(self.ranks, h), args, kwargs, return_states)
         every = arrive(self.ranks, states, self.shares if return_states else None)
@@ -117,15 +118,18 @@ class ShardedChain(TakesMethod, nn.ModuleList):
 
     def _own_states(self, x: Tensor, args: tuple, kwargs: dict, every: bool) -> list[Tensor]:
         """This process's states, or the last one alone."""
-        if not torch.is_grad_enabled():
-            return wanted(self.run(x, args, kwargs), every)
         with self._own_randomness(x):
+            if not torch.is_grad_enabled():
+                return wanted(self.run(x, args, kwargs), every)
             return list(ShardedPass.apply(self, every, args, kwargs, x, self.token,
                                             *self.own_parameters()))  # fmt: skip
 
     def run(self, x: Tensor, args: tuple, kwargs: dict) -> MicroBatches:
         """This process's layers on every micro-batch as it arrives; each goes on at once."""
-        ranks, sizes = self.ranks, sizes_of(x, self.micro_batches)
+        ranks, most = self.ranks, self.micro_batches
+        if not torch.is_grad_enabled() and x.ndim:  # the last batch of a test set may be small
+            most = max(1, min(most, len(x)))
+        sizes = sizes_of(x, most)
         call = self._call(x)
         wants = torch.is_grad_enabled() and (x.requires_grad or not ranks.is_first)
         parts: list[Segment] = []

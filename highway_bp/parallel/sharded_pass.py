@@ -38,7 +38,7 @@ class ShardedPass(torch.autograd.Function):
             chain.kind = _largest_kind(chain.ranks, segment)
         b = [None] * (len(segment) - len(b)) + list(b)
         system = ShardedSystem(chain.ranks, segment, b, chain.gammas,
-                               _scan_for(chain.scan, segment.h_out), chain.kind)
+                               _scan_for(chain.scan, segment.h_out), chain.kind, chain.replicas)
         w = ctx.method.solve(system)
         grads = parameter_step(segment.parts, segment.cotangents_of_each(b),
                                [w.first, *segment.of_each(w.out)], ctx.params, keep=False)
@@ -48,7 +48,7 @@ class ShardedPass(torch.autograd.Function):
 
 def wanted(segment: MicroBatches, every: bool) -> list[Tensor]:
     """What the layers have returned, or the last of it."""
-    return [segment.state(i) for i in range(len(segment))] if every else [segment.h_out]
+    return [segment.state(i) for i in range(len(segment))] if every else [segment.h_out.detach()]
 
 
 def _largest_kind(ranks: Ranks, segment: MicroBatches) -> int:

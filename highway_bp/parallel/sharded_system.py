@@ -39,12 +39,15 @@ class ShardedSystem:
         b: cotangents of the states of the rank's layers, None where no loss arrives.
         scan: "sequential", "doubling" or "gathered".
         kind: the largest `scans.kind_of` among the ranks' carries.
+        replicas: the processes that have the same layers and other examples.
     """
 
     def __init__(self, ranks: Ranks, segment: MicroBatches, b: Sequence[Tensor | None],
-                 gammas: GammaMemory, scan: str, kind: int):  # fmt: skip
+                 gammas: GammaMemory, scan: str, kind: int,
+                 replicas: Ranks | None = None):  # fmt: skip
         self.length = ranks.size
         self._ranks, self._scan, self._kind, self._gammas = ranks, scan, kind, gammas
+        self._replicas = replicas
         inside, out = b[:-1], b[-1]
         nothing = [None] * len(b)
         self._local = ModuleSystem([segment], [nothing], gammas, start=ranks.rank)
@@ -186,6 +189,9 @@ class ShardedSystem:
 
     def _estimate(self, probes: int, seed: int) -> list[float]:
         (mine,) = self._local.estimate(probes, seed)
+        if self._replicas is not None:
+            (total,) = self._replicas.sum([mine], self._segment.h_out.device)
+            mine = total / self._replicas.size
         return self._ranks.everyone(mine)
 
 

@@ -84,6 +84,13 @@ def process(rank: int, folder: Path) -> None:
                 dist.all_reduce(numbers)
                 state = hb.whole_state_dict(model)
                 found[f"{name} {method} {micro_batches}"] = numbers / 4, state
+    model, _ = decoder()
+    hb.set_method(model, hb.Highway(0, gamma="auto"))
+    hb.shard(model, mesh["layers"].get_group())
+    losses(model, hb.replicate(model, mesh["data"].get_group()), part)
+    gammas = [None] * 4
+    dist.all_gather_object(gammas, hb.method_state(model))
+    assert all(g == gammas[0] for g in gammas)  # or a resumed run would not be the same
     torch.save(found, folder / f"{rank}.pt")
     leave()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F
 
 import highway_bp as hb
@@ -36,7 +39,29 @@ def resnet() -> tuple[nn.Module, list[int], torch.Tensor, torch.Tensor]:
     return model, [3, 3], torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4) % 3
 
 
-MODELS = {"gpt": gpt, "resnet": resnet}
+class Convolution(nn.Module):
+    """h + conv(h)."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return h + torch.tanh(self.body(h))
+
+
+def two_chains() -> tuple[nn.Module, list[int], torch.Tensor, torch.Tensor]:
+    """In channels-last memory, with a layer in between that all processes have."""
+    torch.manual_seed(0)
+    chains = [hb.ResidualChain(Convolution() for _ in range(3)) for _ in range(2)]
+    between = [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)]
+    model = nn.Sequential(between[0], chains[0], between[1], chains[1], nn.AdaptiveAvgPool2d(1),
+                          nn.Flatten()).double()  # fmt: skip
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64).to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last), [2, 1], x, torch.arange(4)
+
+
+MODELS = {"gpt": gpt, "resnet": resnet, "two chains": two_chains}
 METHODS = [hb.Backprop(), hb.Highway(0), hb.Highway(1)]
 
 
@@ -63,7 +88,7 @@ def process(rank: int, folder: Path) -> None:
         for method in METHODS:
             model, _, x, y = make()
             hb.set_method(model, method)
-            (chain,) = hb.shard(model)
+            chain, *_ = hb.shard(model)
             found[f"{name} {method}"] = [len(chain.own), *losses(model, x, y)]
             state = hb.whole_state_dict(model)
             if rank == 0:
@@ -91,6 +116,47 @@ def test_two_processes_train_as_one_with_their_groups(tmp_path):
             trained = torch.load(tmp_path / f"{key}.pt")
             for parameter, value in model.state_dict().items():
                 torch.testing.assert_close(trained[parameter], value, rtol=1e-7, atol=1e-9)
+
+
+def without_gradients(rank: int, folder: Path) -> None:
+    """Dropout draws for own layers alone; a small last batch is no mistake."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    layers = [nn.Sequential(Convolution(), nn.Dropout(0.5)) for _ in range(3)]
+    chain = hb.ShardedChain(layers, hb.Highway(0), micro_batches=4)
+    with torch.no_grad():
+        assert chain(torch.randn(2, 4, 5, 5)).isfinite().all()
+    found = [None] * 2
+    dist.all_gather_object(found, torch.rand(()).item())
+    assert found[0] == found[1]
+    h = chain(torch.randn(4, 4, 5, 5))
+    gone = weakref.ref(h.grad_fn)
+    gc.disable()  # a graph without a backward pass goes with its output
+    del h
+    assert gone() is None
+    leave()
+
+
+def test_a_forward_pass_alone_leaves_nothing_behind(tmp_path):
+    mp.spawn(without_gradients, (tmp_path,), nprocs=2)
+
+
+def nothing_to_train(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "layers"))
+    torch.manual_seed(0)
+    model = nn.Sequential(hb.ResidualChain((Convolution() for _ in range(2)), hb.Highway(0)))
+    model[0][0].requires_grad_(False)
+    hb.shard(model, mesh["layers"].get_group())
+    trained = hb.replicate(model, mesh["data"].get_group())
+    assert (trained is model) == (rank == 0)
+    trained(torch.randn(2, 4, 5, 5)).square().mean().backward()
+    assert (model[0][1].body.weight.grad is not None) == (rank == 1)
+    leave()
+
+
+def test_a_process_without_anything_to_train_is_not_wrapped(tmp_path):
+    mp.spawn(nothing_to_train, (tmp_path,), nprocs=2)
 
 
 def test_recurrent_layers_are_refused(tmp_path):
