@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -89,10 +88,6 @@ class OneProcess:
 
     def model_state(self, model: nn.Module) -> dict[str, Any]:
         return model.state_dict()
-
-    def load_model(self, model: nn.Module, state: Mapping[str, Any]) -> None:
-        """Take over what `model_state` gave."""
-        model.load_state_dict(state)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return optimizer.state_dict()
@@ -255,11 +250,6 @@ class LayersShared(OneProcess):
 
     def model_state(self, model: nn.Module) -> dict[str, Any]:
         return hb.whole_state_dict(model)
-
-    def load_model(self, model: nn.Module, state: Mapping[str, Any]) -> None:
-        with warnings.catch_warnings():  # what others have is left out
-            warnings.filterwarnings("ignore", message=".*is a no-op")
-            model.load_state_dict(state)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Every parameter's state from a process that trains it; whole on the first alone.

@@ -259,8 +259,9 @@ def _continue(trainer: Trainer, state: dict[str, Any], elsewhere: str) -> None:
     try:
         trainer.begin_with(state)
     except (RuntimeError, ValueError) as error:
+        first = " ".join(" ".join(str(error).splitlines()[:2]).split())  # of many, perhaps
         raise UserError(f"continue_from={elsewhere}: its checkpoint is of another model or "
-                        f"optimiser ({' '.join(str(error).split())})") from error  # fmt: skip
+                        f"optimiser ({first[:300]})") from error  # fmt: skip
     if trainer.step >= trainer.total_steps:
         raise UserError(f"continue_from={elsewhere} has come to step {trainer.step}; expected "
                         f"less than this run's {trainer.total_steps}")  # fmt: skip

@@ -96,7 +96,7 @@ class Trainer:
         Raises:
             RuntimeError, ValueError: it is of another model or optimiser.
         """
-        self.processes.load_model(self.model, state["model"])
+        hb.load_whole_state_dict(self.model, state["model"])
         self.passes = Passes(**state["passes"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.last = state["step"], state["last"]

@@ -21,7 +21,7 @@ from highway_bp.mgrit import MGRIT
 from highway_bp.parallel.balance import balanced_sizes
 from highway_bp.parallel.layer_seconds import layer_seconds
 from highway_bp.parallel.norm import total_norm
-from highway_bp.parallel.owners import whole_state_dict
+from highway_bp.parallel.owners import load_whole_state_dict, whole_state_dict
 from highway_bp.parallel.replicate import replicate
 from highway_bp.parallel.shard import shard
 from highway_bp.parallel.sharded_chain import ShardedChain
@@ -68,6 +68,7 @@ __all__ = [
     "iterations",
     "layer_seconds",
     "load_method_state",
+    "load_whole_state_dict",
     "method_state",
     "replicate",
     "schedules",

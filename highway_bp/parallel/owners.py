@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -78,8 +79,8 @@ def whole_state_dict(model: nn.Module) -> dict[str, Any]:
     """The ``state_dict`` of a sharded model as if it were whole, for a checkpoint.
 
     All processes of a group call it; the first gets it whole, what others have on the CPU. The
-    rest get their own part. One process alone reads it by ``load_state_dict`` as ever; so does a
-    sharded model, which takes its own part of it.
+    rest get their own part. One process alone reads it by ``load_state_dict`` as ever, a sharded
+    model by `load_whole_state_dict`.
     """
     if not sharded_chains(model):
         return model.state_dict()
@@ -97,6 +98,17 @@ def whole_state_dict(model: nn.Module) -> dict[str, Any]:
             ranks.exchange([(t.detach(), 0)], [])
     kept = {name: t for name, t in state.items() if not getattr(t, "is_meta", False)}
     return {name: t.detach() if isinstance(t, Tensor) else t for name, t in kept.items()}
+
+
+def load_whole_state_dict(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load a whole ``state_dict``, of which a sharded model takes what this process has.
+
+    Raises:
+        RuntimeError: it is of another model.
+    """
+    with warnings.catch_warnings():  # what others have is left out
+        warnings.filterwarnings("ignore", message=".*is a no-op")
+        model.load_state_dict(state)
 
 
 def _ranks(model: nn.Module):

@@ -9,7 +9,9 @@ from torch import nn
 
 from highway_bp.chain import ResidualChain
 from highway_bp.method_state import chains, sharded_chains, trunks
+from highway_bp.parallel.agreement import check_weights
 from highway_bp.parallel.owners import let_go
+from highway_bp.parallel.ranks import Ranks
 from highway_bp.parallel.sharded_chain import ShardedChain
 from highway_bp.set_method import takers
 
@@ -35,12 +37,13 @@ def shard(
     Raises:
         RuntimeError: torch.distributed has not been started.
         ValueError: there is no chain, a recurrent layer is among them, more processes than
-            layers, or a parameter that two processes would share.
+            layers, different weights, or a parameter that two processes would share.
     """
     recurrent = [t for t in takers(model) if t not in list(chains(model)) + trunks(model)]
     if recurrent:
         raise ValueError(f"{type(recurrent[0]).__name__} has time steps, not layers of its own; "
                          "expected a model of residual layers")  # fmt: skip
+    check_weights(Ranks(group), model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, ResidualChain):

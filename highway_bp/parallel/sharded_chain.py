@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from highway_bp.auto_gamma import GammaMemory
 from highway_bp.check import check_whole
 from highway_bp.methods import Backprop, Method
+from highway_bp.parallel.agreement import call_of, check_call, check_state, digest
 from highway_bp.parallel.ends import arrive, enter
 from highway_bp.parallel.micro_batches import MicroBatches, arguments_of_each, sizes_of
 from highway_bp.parallel.ranks import Ranks, Underway, described, description
@@ -110,7 +111,8 @@ class ShardedChain(TakesMethod, nn.ModuleList):
 
         Raises:
             ValueError: fewer examples than micro-batches while gradients are wanted; the process
-                before this one was called with another batch, method or mode.
+                before this one was called with a batch of another shape, another method or mode,
+                or, at first, with another state.
         """
         states = self._own_states(enter(self.ranks, h), args, kwargs, return_states)
         every = arrive(self.ranks, states, self.shares if return_states else None)
@@ -130,7 +132,8 @@ class ShardedChain(TakesMethod, nn.ModuleList):
         if not torch.is_grad_enabled() and x.ndim:  # the last batch of a test set may be small
             most = max(1, min(most, len(x)))
         sizes = sizes_of(x, most)
-        call = self._call(x)
+        call = call_of(x, self.method, [len(s) for s in self.shares], self.micro_batches)
+        call += f"\n{'' if self._checked else digest(x)}"
         wants = torch.is_grad_enabled() and (x.requires_grad or not ranks.is_first)
         parts: list[Segment] = []
         sent: list[Underway] = []
@@ -162,23 +165,17 @@ class ShardedChain(TakesMethod, nn.ModuleList):
             yield from [x] if len(sizes) == 1 else x.split(sizes)
             return
         source = self.ranks.rank - 1
-        state, theirs = self.ranks.receive_note(source, x.device).split("\n")
-        if theirs != call:
-            raise ValueError(f"a ShardedChain called on rank {self.ranks.rank} with {call}, on "
-                             f"rank {source} with {theirs}; expected the same")  # fmt: skip
+        state, *theirs = self.ranks.receive_note(source, x.device).split("\n")
+        mine = call.split("\n")
+        check_call(self.ranks, mine[0], theirs[0])
+        if mine[1] and theirs[1]:
+            check_state(self.ranks, mine[1], theirs[1])
         like = described(state, x.device)
         inputs = [like] + [like.new_empty(size, *like.shape[1:]) for size in sizes[1:]]
         underway = [self.ranks.start([], [(h, source)]) for h in inputs]
         for h, message in zip(inputs, underway, strict=True):
             message.wait()
             yield h
-
-    def _call(self, x: Tensor) -> str:
-        """What all processes have to agree on, or one would wait for another for ever."""
-        mode = "" if torch.is_grad_enabled() else ", without gradients"
-        sizes = [len(share) for share in self.shares]
-        return (f"a state of {description(x)}, {self.method}, sizes={sizes}, "
-                f"micro_batches={self.micro_batches}{mode}")[:400]  # fmt: skip
 
     @contextlib.contextmanager
     def _own_randomness(self, x: Tensor) -> Iterator[None]:

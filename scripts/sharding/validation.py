@@ -23,7 +23,7 @@ NAMES = {"model_parallel": "model parallel", "gpipe": "GPipe", "1f1b": "1F1B",
 
 def check(record: dict) -> None:
     """Raise UserError for a record that lacks what a prediction needs."""
-    if not all("costs" in found for found in record["processes"].values()):
+    if not all("costs" in found for found in record.get("processes", {"": {}}).values()):
         raise UserError("the record has no costs of layers and messages for each number of "
                         "processes; scripts/bench_sharded.py makes one that has")  # fmt: skip
 

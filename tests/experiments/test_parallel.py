@@ -54,7 +54,7 @@ def test_a_killed_process_costs_no_more_than_its_steps(tmp_path):
     for process in (whole, killed):
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
-        lost = "error: lost touch with rank 0: dead, or without an answer for 600 s"
+        lost = "error: lost touch with rank 0, which has died; expected all to be at work"
         assert err.count(lost) == (process is killed)
     a, b = only_run(tmp_path / "whole"), only_run(tmp_path / "killed")
     assert [numbers(r) for r in records_of(a)] == [numbers(r) for r in records_of(b)]
@@ -176,8 +176,8 @@ def test_a_hanging_process_is_named(tmp_path):
         told = next(line for line in process.stderr if line.startswith("error:"))
     finally:
         os.kill(hanging, signal.SIGKILL)
-    assert told == ("error: lost touch with rank 1: dead, or without an answer for 15 s; "
-                    "expected all to be at work\n")  # fmt: skip
+    assert told == ("error: lost touch with rank 1, which has not answered for 15 s; expected all "
+                    "to be at work\n")  # fmt: skip
     process.communicate(timeout=60)
     assert process.returncode != 0
 

@@ -58,11 +58,16 @@ def process(rank: int, folder: Path) -> None:
         hb.shard(again, sizes=[1, 3])
         other = {name: t + 1 if t.is_floating_point() else t for name, t in expected.items()}
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is a no-op")
-            again.load_state_dict(other)
+            warnings.simplefilter("error")
+            hb.load_whole_state_dict(again, other)
         state = hb.whole_state_dict(again)
         assert all(torch.equal(t, other[name]) for name, t in state.items())
         assert rank or list(state) == list(expected)
+    net = Net()
+    with torch.no_grad():
+        net.chain[2].body.bias += rank
+    with pytest.raises(ValueError, match=r"different models, first in chain\.2\.body\.bias;"):
+        hb.shard(net)
     net = Net()
     net.chain[3].body.weight = net.chain[0].body.weight
     with pytest.raises(ValueError, match=r"chain.0.body.weight = chain.3.body.weight is shared"):

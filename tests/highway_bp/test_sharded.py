@@ -180,7 +180,7 @@ class Masked(Relu):
     carry = None
 
 
-def disagreeing(rank: int, folder: Path) -> None:
+def disagreeing(rank: int, folder: Path, differ: str) -> None:
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(0)
@@ -195,27 +195,30 @@ def disagreeing(rank: int, folder: Path) -> None:
         chain(data("relu")[:1], mask, scale=0.5)
     except ValueError as error:
         told.append(str(error))
-    chain.micro_batches = 1
-    chain.method = hb.Highway(rank)
+    chain = ShardedChain(layers, hb.Highway(rank if differ == "method" else 1))
     try:
-        with torch.no_grad():
-            chain(data("relu"), mask, scale=0.5)
+        with torch.set_grad_enabled(differ == "state"):
+            chain(data("relu") + 0.1 * rank, mask, scale=0.5)
     except (ValueError, RuntimeError) as error:
         told.append(str(error))
     (folder / f"{rank}.txt").write_text("\n".join(told))
     os._exit(0)
 
 
-def test_what_processes_disagree_on_is_named(tmp_path):
-    mp.spawn(disagreeing, (tmp_path,), nprocs=2)
+@pytest.mark.parametrize("differ", ["method", "state"])
+def test_what_processes_disagree_on_is_named(tmp_path, differ):
+    mp.spawn(disagreeing, (tmp_path, differ), nprocs=2)
     told = [(tmp_path / f"{rank}.txt").read_text().splitlines() for rank in range(2)]
     assert told[0][0] == told[1][0]
     assert told[0][0].startswith("micro_batches=2 for a state of shape (1, 4, 8); expected at most")
     call = "a state of float64 3 4 8, Highway(k={}, gamma=0.0, group_size=1, tolerance=None), " \
            "sizes=[2, 2], micro_batches=1, without gradients"
-    assert told[1][1] == (f"a ShardedChain called on rank 1 with {call.format(1)}, on rank 0 with "
-                          f"{call.format(0)}; expected the same")  # fmt: skip
-    assert "rank" not in told[0][1] and len(told[0]) == 2  # it finds its message not taken
+    if differ == "method":
+        assert told[1][1] == (f"a ShardedChain called on rank 1 with {call.format(1)}, on rank 0 "
+                              f"with {call.format(0)}; expected the same")  # fmt: skip
+    else:
+        assert told[1][1].startswith("another state enters the ShardedChain on rank 1 than on rank")
+    assert "rank 1" not in told[0][1]  # it finds its message not taken
 
 
 @pytest.mark.parametrize("given", [0, 1.5, True])
