@@ -69,7 +69,9 @@ def check_values(cfg: DictConfig) -> None:
     """Raise UserError for a number no training can be run with, before anything is loaded."""
     for key, least in _AT_LEAST.items():
         value = OmegaConf.select(cfg, key)
-        if value is None and (key in _OPTIONAL or key.startswith("parallel.")):
+        if value is None and key in _OPTIONAL:
+            continue
+        if key.startswith("parallel.") and not cfg.parallel.layers:
             continue  # parallel=none has no such keys
         if type(value) is not int or value < least:
             raise UserError(f"{key}={value}; expected a whole number, at least {least}")
@@ -102,7 +104,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     parallel = config.pop("parallel")
     if parallel["layers"]:  # the layers of a process are a group, and groups are the method's
         config["parallel"] = {
-            "processes": int(os.environ.get("WORLD_SIZE", 1)) // parallel["data"],
+            "processes": int(os.environ.get("WORLD_SIZE", 1)),
             "sizes": parallel["sizes"],
             # which batch normalisation sees
             **{key: parallel[key] for key in ("data", "micro_batches") if parallel[key] != 1},
