@@ -3,17 +3,16 @@
 import itertools
 import multiprocessing
 from functools import cache, partial
-from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 import highway_bp as hb
 from highway_bp.mgrit import Grid, _improved
 from tests.highway_bp import oracle, test_recurrent, test_rnns, test_sharded
 from tests.highway_bp.architectures import Permuted, Plain, ReluAfterSum, tanh
+from tests.highway_bp.on_ranks import on_ranks
 from tests.highway_bp.test_paths import (
     assert_equal,
     both_losses,
@@ -293,15 +292,18 @@ OVER_TIME = [
 @pytest.mark.parametrize("method", OVER_TIME, ids=str)
 def test_over_time_it_is_the_chain_of_steps(monkeypatch, kind, carry, method):
     monkeypatch.setattr(test_rnns, "L", 7)  # no multiple of 2 or 3
-    test_rnns.test_each_k_is_the_chain_of_steps(kind, carry, method)
+    found, of_the_steps = test_rnns.gradients_over_time(kind, carry, method)
+    test_rnns.assert_equal(found, of_the_steps, 1e-10)
 
 
 @pytest.mark.parametrize("method", OVER_TIME, ids=str)
 def test_a_cell_of_the_users_is_hb_gru(method):
-    test_recurrent.test_with_a_gru_cell_it_is_hb_gru(method)
+    of_the_cell, of_hb_gru = test_recurrent.with_a_gru_cell_and_of_hb_gru(method)
+    for a, b in zip(of_the_cell, of_hb_gru, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-def on_ranks(P: int):
+def cases(P: int):
     """Two coarse steps of 3 or of 2 groups, three grids."""
     methods = [hb.MGRIT(0, 3), hb.MGRIT(1, 2, 2, "F"), hb.MGRIT(1, 2, 2, "FCF"), hb.MGRIT(0, 2, 3)]
     for kind, method in itertools.product(("gpt", "every carry"), methods):
@@ -320,18 +322,16 @@ def layers_of(kind: str) -> list[nn.Module]:
     return [kinds[i % 3](8).double() for i in range(7)]
 
 
-def process(rank: int, P: int, folder: Path) -> None:
-    test_sharded.cases, test_sharded.layers_of = on_ranks, layers_of
-    test_sharded.process(rank, P, folder)
+def compared_with_one(rank: int, P: int) -> tuple[int, list[str]]:
+    test_sharded.cases, test_sharded.layers_of = cases, layers_of
+    return test_sharded.compared_with_one(rank, P)
 
 
 def test_on_several_processes_it_is_that_of_the_grouped_chain(tmp_path):
     P = 6
     multiprocessing.set_forkserver_preload([__name__])  # imports done once
-    mp.start_processes(process, (P, tmp_path), nprocs=P, start_method="forkserver")
-    for rank in range(P):
-        compared, *wrong = (tmp_path / f"{rank}.txt").read_text().splitlines()
-        assert wrong == [] and int(compared) > 20
+    for compared, wrong in on_ranks(P, compared_with_one, tmp_path, P, start_method="forkserver"):
+        assert wrong == [] and compared > 20
 
 
 def test_in_bfloat16():

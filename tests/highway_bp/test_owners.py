@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from pathlib import Path
 
-import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 import highway_bp as hb
 from tests.highway_bp import hub_models
-from tests.highway_bp.leave import leave
+from tests.highway_bp.on_ranks import on_ranks
 from tests.highway_bp.test_sharded import Relu
 
 
@@ -40,57 +35,83 @@ def bytes_of(model: nn.Module) -> int:
     return sum(p.nbytes for p in model.parameters() if not p.is_meta)
 
 
-def process(rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    for make in (Net, bert):
-        whole, model = make(), make()
-        outside = bytes_of(model) - sum(p.nbytes for p in layers(model).parameters())
-        hb.shard(model)
-        assert bytes_of(model) - outside == (bytes_of(whole) - outside) / 2
-        assert [p.shape for p in model.parameters()] == [p.shape for p in whole.parameters()]
-        state = hb.whole_state_dict(model)
-        expected = whole.state_dict()
-        if rank == 0:
-            assert list(state) == list(expected)
-            assert all(torch.equal(state[name], expected[name]) for name in expected)
-        # another training goes on from a whole checkpoint, in shares of its own
-        again = make()
-        hb.shard(again, sizes=[1, 3])
-        other = {name: t + 1 if t.is_floating_point() else t for name, t in expected.items()}
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            hb.load_whole_state_dict(again, other)
-        state = hb.whole_state_dict(again)
-        assert all(torch.equal(t, other[name]) for name, t in state.items())
-        assert rank or list(state) == list(expected)
-    net = Net()
-    with torch.no_grad():
-        net.chain[2].body.bias += rank
-    with pytest.raises(ValueError, match=r"different models, first in chain\.2\.body\.bias;"):
-        hb.shard(net)
-    net = Net()
-    net.chain[3].body.weight = net.chain[0].body.weight
-    with pytest.raises(ValueError, match=r"chain.0.body.weight = chain.3.body.weight is shared"):
-        hb.shard(net)
-    net = Net()
-    net.chain[3].body.weight = net.first.weight
-    with pytest.raises(ValueError, match=r"first.weight = chain.3.body.weight is shared by"):
-        hb.shard(net)
-    net = Net()
-    net.chain[1].body.weight = net.chain[0].body.weight  # of one process
-    hb.shard(net)
-    (folder / f"{rank}.txt").write_text("all well")
-    leave()
-
-
 def layers(model: nn.Module) -> nn.Module:
     return model.chain if isinstance(model, Net) else model.bert.encoder.layer
 
 
+MODELS = (Net, bert)
+
+
+def shared_and_collected(rank: int) -> list[tuple]:
+    """Of every model: bytes of layers, shapes, the whole state; and that of one which has loaded
+    another state, in other shares."""
+    found = []
+    for make in MODELS:
+        model = make()
+        outside = bytes_of(model) - bytes_of(layers(model))
+        hb.shard(model)
+        again = make()
+        hb.shard(again, sizes=[1, 3])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            hb.load_whole_state_dict(again, other(make().state_dict()))
+        found.append((bytes_of(model) - outside, [p.shape for p in model.parameters()],
+                      hb.whole_state_dict(model), hb.whole_state_dict(again)))  # fmt: skip
+    return found
+
+
+def other(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: t + 1 if t.is_floating_point() else t for name, t in state.items()}
+
+
 def test_each_process_has_its_own_weights_and_a_checkpoint_has_all(tmp_path):
-    os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
-    mp.spawn(process, (tmp_path,), nprocs=2)
-    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["all well"] * 2
+    ranks = on_ranks(2, shared_and_collected, tmp_path)
+    for i, make in enumerate(MODELS):
+        whole = make()
+        expected = whole.state_dict()
+        for rank, found in enumerate(ranks):
+            size, shapes, state, again = found[i]
+            assert size == bytes_of(layers(whole)) / 2
+            assert shapes == [p.shape for p in whole.parameters()]
+            for collected, wanted in ((state, expected), (again, other(expected))):
+                assert rank or list(collected) == list(wanted)  # the first one has all
+                assert all(torch.equal(t, wanted[name]) for name, t in collected.items())
+
+
+def tie(net: Net, which: str) -> None:
+    if which == "layers of two":
+        net.chain[3].body.weight = net.chain[0].body.weight
+    elif which == "outside":
+        net.chain[3].body.weight = net.first.weight
+    else:  # layers of one process
+        net.chain[1].body.weight = net.chain[0].body.weight
+
+
+def refused(rank: int) -> list[str]:
+    """What `shard` says of models that cannot be shared out."""
+    told = []
+    for which in ("weights", "layers of two", "outside", "layers of one"):
+        net = Net()
+        if which == "weights":
+            net.chain[2].body.bias.data += rank
+        else:
+            tie(net, which)
+        try:
+            hb.shard(net)
+            told.append("nothing")
+        except ValueError as error:
+            told.append(str(error))
+    return told
+
+
+def test_models_that_cannot_be_shared_out_are_refused(tmp_path):
+    first, second = on_ranks(2, refused, tmp_path)
+    assert first == second
+    weights, two, outside, one = first
+    assert weights.startswith("processes have different models, first in chain.2.body.bias; expect")
+    assert two.startswith("chain.0.body.weight = chain.3.body.weight is shared by layers of diff")
+    assert outside.startswith("first.weight = chain.3.body.weight is shared by")
+    assert one == "nothing"
 
 
 def test_a_model_of_one_process_has_its_state_dict():

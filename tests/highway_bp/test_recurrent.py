@@ -66,18 +66,23 @@ class GRUCell(nn.Module):
         return torch.sigmoid(i + h)[:, H : 2 * H]
 
 
-@pytest.mark.parametrize("method", [
-    *(hb.Highway(k, gamma) for k in range(4) for gamma in (0.0, 0.3)),
-    hb.FixedPoint(2), hb.Highway(1, group_size=3), hb.TruncatedBPTT(3),
-], ids=str)  # fmt: skip
-def test_with_a_gru_cell_it_is_hb_gru(method):
+def with_a_gru_cell_and_of_hb_gru(method: hb.Method) -> tuple[list, list]:
+    """Output and gradients of both, with the same weights."""
     torch.manual_seed(0)
     network = hb.Recurrent(GRUCell(), method=method).double()
     gru = hb.GRU(D, H, method=method, dtype=torch.float64)
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     gru.load_state_dict({f"{n}_l0": getattr(network.cell.cell, n) for n in names})
     x, h_0 = torch.randn(L, B, D).double(), torch.randn(B, H).double()
-    for a, b in zip(gradients(network, x, h_0), gradients(gru, x, h_0[None]), strict=True):
+    return gradients(network, x, h_0), gradients(gru, x, h_0[None])
+
+
+@pytest.mark.parametrize("method", [
+    *(hb.Highway(k, gamma) for k in range(4) for gamma in (0.0, 0.3)),
+    hb.FixedPoint(2), hb.Highway(1, group_size=3), hb.TruncatedBPTT(3),
+], ids=str)  # fmt: skip
+def test_with_a_gru_cell_it_is_hb_gru(method):
+    for a, b in zip(*with_a_gru_cell_and_of_hb_gru(method), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 

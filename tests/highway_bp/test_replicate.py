@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.nn import functional as F
 
 import highway_bp as hb
 from models.decoder import Decoder
 from tests.highway_bp import hub_models
-from tests.highway_bp.leave import leave
+from tests.highway_bp.on_ranks import on_ranks
 from tests.highway_bp.test_sharded import InGroups
+from tests.highway_bp.test_sharded_training import losses
 
-STEPS = 3
 METHODS = [hb.Backprop(), hb.Highway(0), hb.Highway(1)]
 
 
@@ -52,24 +48,12 @@ def batch() -> torch.Tensor:
     return torch.randint(hub_models.V, (8, 6), generator=torch.Generator().manual_seed(1))
 
 
-def losses(model: nn.Module, trained: nn.Module, x: torch.Tensor) -> list[float]:
-    """Of STEPS steps of AdamW with a clipped gradient, each followed by its norm."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    found = []
-    for _ in range(STEPS):
-        loss = F.cross_entropy(trained(x).flatten(0, -2), x.roll(-1, 1).flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        norm = hb.total_norm(model)
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), 0.5, norm)
-        optimizer.step()
-        found += [loss.item(), norm.item()]
-    return found
+def next_tokens(x: torch.Tensor) -> torch.Tensor:
+    return x.roll(-1, 1)
 
 
-def process(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=4)
+def on_four(rank: int) -> tuple[dict[str, tuple], list]:
+    """Of every model, method and cut: losses and norms, weights; then the chains' gammas."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "layers"))
     part = batch().chunk(2)[mesh["data"].get_local_rank()]
     found = {}
@@ -80,30 +64,27 @@ def process(rank: int, folder: Path) -> None:
                 hb.set_method(model, method)
                 hb.shard(model, mesh["layers"].get_group(), micro_batches=micro_batches)
                 trained = hb.replicate(model, mesh["data"].get_group())
-                numbers = torch.tensor(losses(model, trained, part), dtype=torch.float64)
+                numbers = torch.tensor(losses(model, trained, part, next_tokens(part)),
+                                       dtype=torch.float64)  # fmt: skip
                 dist.all_reduce(numbers)
                 state = hb.whole_state_dict(model)
                 found[f"{name} {method} {micro_batches}"] = numbers / 4, state
     model, _ = decoder()
     hb.set_method(model, hb.Highway(0, gamma="auto"))
     hb.shard(model, mesh["layers"].get_group())
-    losses(model, hb.replicate(model, mesh["data"].get_group()), part)
-    gammas = [None] * 4
-    dist.all_gather_object(gammas, hb.method_state(model))
-    assert all(g == gammas[0] for g in gammas)  # or a resumed run would not be the same
-    torch.save(found, folder / f"{rank}.pt")
-    leave()
+    losses(model, hb.replicate(model, mesh["data"].get_group()), part, next_tokens(part))
+    return found, hb.method_state(model)
 
 
 def test_replicas_of_a_sharded_model_train_as_one_process(tmp_path):
-    mp.spawn(process, (tmp_path,), nprocs=4)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
+    found, gammas = zip(*on_ranks(4, on_four, tmp_path), strict=True)
+    assert gammas == gammas[:1] * 4  # or a resumed run would not be the same
     for name, make in MODELS.items():
         for method in METHODS:
             model, sizes = make()
             exact = isinstance(method, hb.Backprop)
             hb.set_method(model, method if exact else InGroups(method, sizes))
-            expected = losses(model, model, batch())
+            expected = losses(model, model, batch(), next_tokens(batch()))
             for micro_batches in (1, 2):
                 for rank, of_rank in enumerate(found):
                     numbers, weights = of_rank[f"{name} {method} {micro_batches}"]

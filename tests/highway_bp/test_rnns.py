@@ -174,9 +174,8 @@ METHODS = [
 ]  # fmt: skip
 
 
-@every_carry
-@pytest.mark.parametrize("method", METHODS, ids=str)
-def test_each_k_is_the_chain_of_steps(kind, carry, method):
+def gradients_over_time(kind: str, carry: str, method: hb.Method) -> tuple[list, list]:
+    """Of the initial state and the weights: ours, and those of a chain of single steps."""
     _, ours, x, states = pair(kind, method, carry)
     _, (_, *grads) = results(ours, x, states)
     start = torch.cat([s[0] for s in reversed(states)], -1).requires_grad_()
@@ -186,7 +185,14 @@ def test_each_k_is_the_chain_of_steps(kind, carry, method):
     parts = every.chunk(len(states), -1)  # (c, h) or h
     weighted_sum([parts[-1], *(part[-1:] for part in reversed(parts))]).backward()
     start_grads = [g[None] for g in reversed(start.grad.chunk(len(states), -1))]
-    assert_equal(grads, [*start_grads, *(p.grad for p in ours.parameters())], 1e-10)
+    return grads, [*start_grads, *(p.grad for p in ours.parameters())]
+
+
+@every_carry
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_each_k_is_the_chain_of_steps(kind, carry, method):
+    found, of_the_steps = gradients_over_time(kind, carry, method)
+    assert_equal(found, of_the_steps, 1e-10)
 
 
 def matrix(linear, n: int) -> Tensor:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 
 import highway_bp as hb
-from tests.highway_bp.leave import leave
+from tests.highway_bp.on_ranks import on_ranks
 from tests.highway_bp.test_sharded_training import gpt, resnet
 
 LAYERS = ["transformer.h.0.", "transformer.h.1.", "transformer.h.2."]  # two on the first process
@@ -78,9 +75,8 @@ def adaptive_ks(model: nn.Module, x, y, method: hb.Highway) -> list:
     return [ks, schedule.state_dict()["errors"]]
 
 
-def process(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def on_two(rank: int) -> str:
+    """Errors of every case, and the k's of an adaptive schedule, as JSON."""
     found = {}
     for name, (make, gamma) in CASES.items():
         model, _, x, y = make()
@@ -91,8 +87,7 @@ def process(rank: int, folder: Path) -> None:
     found["ks"] = adaptive_ks(model, x, y, hb.Highway(0))
     with pytest.raises(ValueError, match="advise measures one process"):
         hb.advise(model, None, lambda model, _: loss_of(x, y)(model))
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    leave()
+    return json.dumps(found)
 
 
 def assert_close(found, expected) -> None:
@@ -109,10 +104,9 @@ def assert_close(found, expected) -> None:
 
 
 def test_two_processes_find_the_errors_of_one_with_their_groups(tmp_path):
-    mp.spawn(process, (tmp_path,), nprocs=2)
-    found = (tmp_path / "0.json").read_text()
-    assert found == (tmp_path / "1.json").read_text()
-    found = json.loads(found)
+    first, second = on_ranks(2, on_two, tmp_path)
+    assert first == second
+    found = json.loads(first)
     for name, (make, gamma) in CASES.items():
         model, sizes, x, y = make()
         expected = errors(model, x, y, hb.Highway(1, gamma, group_size=sizes[0]))

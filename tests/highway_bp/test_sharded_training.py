@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import gc
-import json
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F
@@ -19,7 +17,7 @@ import highway_bp as hb
 from models.decoder import Decoder
 from models.resnet import ResNet
 from tests.highway_bp import hub_models
-from tests.highway_bp.leave import leave
+from tests.highway_bp.on_ranks import on_ranks
 from tests.highway_bp.test_sharded import InGroups
 
 STEPS = 4
@@ -65,12 +63,17 @@ MODELS = {"gpt": gpt, "resnet": resnet, "two chains": two_chains}
 METHODS = [hb.Backprop(), hb.Highway(0), hb.Highway(1)]
 
 
-def losses(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[float]:
-    """Of STEPS steps of AdamW with a clipped gradient, each followed by its norm."""
+def losses(
+    model: nn.Module, trained: nn.Module, x: torch.Tensor, y: torch.Tensor
+) -> list[float]:
+    """Of STEPS steps of AdamW with a clipped gradient, each followed by its norm.
+
+    ``trained`` is called in the model's place: itself, or a wrapper of it.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     found = []
     for _ in range(STEPS):
-        loss = F.cross_entropy(model(x).flatten(0, -2), y.flatten())
+        loss = F.cross_entropy(trained(x).flatten(0, -2), y.flatten())
         optimizer.zero_grad()
         loss.backward()
         norm = hb.total_norm(model)
@@ -80,83 +83,76 @@ def losses(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[float]:
     return found
 
 
-def process(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def on_two(rank: int) -> dict[str, tuple]:
+    """Of every model and method: layers here, which ones have weights, numbers, all weights."""
     found = {}
     for name, make in MODELS.items():
         for method in METHODS:
             model, _, x, y = make()
             hb.set_method(model, method)
             chain, *_ = hb.shard(model)
-            found[f"{name} {method}"] = [len(chain.own), *losses(model, x, y)]
-            state = hb.whole_state_dict(model)
-            if rank == 0:
-                torch.save(state, folder / f"{name} {method}.pt")
-            here = [not any(p.is_meta for p in layer.parameters()) for layer in chain]
-            assert here == [i in chain.own for i in range(len(chain))]
+            numbers = losses(model, model, x, y)
+            state = copy.deepcopy(hb.whole_state_dict(model))  # the evaluation changes statistics
+            here = [i for i, layer in enumerate(chain)
+                    if not any(p.is_meta for p in layer.parameters())]  # fmt: skip
+            found[f"{name} {method}"] = list(chain.own), here, numbers, state
             with torch.no_grad():  # evaluation goes through both processes, too
                 assert model(x).isfinite().all()
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    leave()
+    return found
 
 
 def test_two_processes_train_as_one_with_their_groups(tmp_path):
-    mp.spawn(process, (tmp_path,), nprocs=2)
-    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    found = on_ranks(2, on_two, tmp_path)
     for name, make in MODELS.items():
         for method in METHODS:
             model, sizes, x, y = make()
             exact = isinstance(method, hb.Backprop)
             hb.set_method(model, method if exact else InGroups(method, sizes))
-            expected, key = losses(model, x, y), f"{name} {method}"
+            expected, key = losses(model, model, x, y), f"{name} {method}"
             for rank in range(2):
-                assert found[rank][key][0] == sizes[rank]
-                assert found[rank][key][1:] == pytest.approx(expected, rel=1e-9)
-            trained = torch.load(tmp_path / f"{key}.pt")
+                own, here, numbers, _ = found[rank][key]
+                assert len(own) == sizes[rank] and here == own
+                assert numbers == pytest.approx(expected, rel=1e-9)
+            trained = found[0][key][-1]
             for parameter, value in model.state_dict().items():
                 torch.testing.assert_close(trained[parameter], value, rtol=1e-7, atol=1e-9)
 
 
-def without_gradients(rank: int, folder: Path) -> None:
-    """Dropout draws for own layers alone; a small last batch is no mistake."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def forward_alone(rank: int) -> tuple[bool, float, bool]:
+    """Whether a batch smaller than the micro-batches went through; the next random number; whether
+    a graph without a backward pass has gone with its output."""
     torch.manual_seed(0)
     layers = [nn.Sequential(Convolution(), nn.Dropout(0.5)) for _ in range(3)]
     chain = hb.ShardedChain(layers, hb.Highway(0), micro_batches=4)
     with torch.no_grad():
-        assert chain(torch.randn(2, 4, 5, 5)).isfinite().all()
-    found = [None] * 2
-    dist.all_gather_object(found, torch.rand(()).item())
-    assert found[0] == found[1]
+        fine = bool(chain(torch.randn(2, 4, 5, 5)).isfinite().all())
+    drawn = torch.rand(()).item()  # dropout has drawn for own layers alone
     h = chain(torch.randn(4, 4, 5, 5))
     gone = weakref.ref(h.grad_fn)
-    gc.disable()  # a graph without a backward pass goes with its output
+    gc.disable()
     del h
-    assert gone() is None
-    leave()
+    return fine, drawn, gone() is None
 
 
 def test_a_forward_pass_alone_leaves_nothing_behind(tmp_path):
-    mp.spawn(without_gradients, (tmp_path,), nprocs=2)
+    (fine, drawn, gone), other = on_ranks(2, forward_alone, tmp_path)
+    assert fine and gone and other == (fine, drawn, gone)
 
 
-def nothing_to_train(rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def nothing_to_train(rank: int) -> tuple[bool, bool]:
+    """Whether `replicate` has left the model alone, and whether its second layer has a gradient."""
     mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "layers"))
     torch.manual_seed(0)
     model = nn.Sequential(hb.ResidualChain((Convolution() for _ in range(2)), hb.Highway(0)))
     model[0][0].requires_grad_(False)
     hb.shard(model, mesh["layers"].get_group())
     trained = hb.replicate(model, mesh["data"].get_group())
-    assert (trained is model) == (rank == 0)
     trained(torch.randn(2, 4, 5, 5)).square().mean().backward()
-    assert (model[0][1].body.weight.grad is not None) == (rank == 1)
-    leave()
+    return trained is model, model[0][1].body.weight.grad is not None
 
 
 def test_a_process_without_anything_to_train_is_not_wrapped(tmp_path):
-    mp.spawn(nothing_to_train, (tmp_path,), nprocs=2)
+    assert on_ranks(2, nothing_to_train, tmp_path) == [(True, False), (False, True)]
 
 
 def test_recurrent_layers_are_refused(tmp_path):
