@@ -18,8 +18,17 @@ from experiments.errors import UserError
 LATEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 FRESH = "checkpoint.new.pt"  # whole, seen only when a crash hit between the renames
 # What zipfile and the unpickler raise, depending on which bytes are damaged.
-_DAMAGE = (RuntimeError, OSError, EOFError, LookupError, ValueError, struct.error,
-           pickle.UnpicklingError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    LookupError,
+    ValueError,
+    struct.error,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:

@@ -16,12 +16,18 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.errors import UserError
 
 # What may differ between two runs of one and the same experiment.
-_NOT_IDENTITY = ("run_root", "logger", "device", "seed", "k", "gamma", "advise",
-                 "diagnostics")
+_NOT_IDENTITY = ("run_root", "logger", "device", "seed", "k", "gamma", "advise", "diagnostics")
 _NOT_IDENTITY_INSIDE = {
     "data": ("root", "cache_dir", "workers"),
-    "trainer": ("eval_interval", "checkpoint_interval", "log_interval", "progress", "threads",
-                "eval_batch_size", "snapshots"),
+    "trainer": (
+        "eval_interval",
+        "checkpoint_interval",
+        "log_interval",
+        "progress",
+        "threads",
+        "eval_batch_size",
+        "snapshots",
+    ),
 }
 
 
@@ -55,14 +61,31 @@ def register_schema() -> None:
 
 # Smallest value of whole numbers; None allowed where the type says so.
 _AT_LEAST = {
-    "seed": 0, "steps": 1, "optim.steps": 1, "optim.batch_size": 1,
-    "optim.warmup_steps": 0, "data.train_limit": 1, "data.eval_limit": 1,
-    "trainer.threads": 1, "trainer.eval_batch_size": 1, "trainer.eval_interval": 1,
-    "trainer.checkpoint_interval": 1, "trainer.log_interval": 1,
-    "parallel.data": 1, "parallel.micro_batches": 1, "parallel.timeout": 1,
-}  # fmt: skip
-_OPTIONAL = ("steps", "optim.steps", "data.train_limit", "data.eval_limit",
-             "trainer.threads", "trainer.eval_interval", "trainer.checkpoint_interval")
+    "seed": 0,
+    "steps": 1,
+    "optim.steps": 1,
+    "optim.batch_size": 1,
+    "optim.warmup_steps": 0,
+    "data.train_limit": 1,
+    "data.eval_limit": 1,
+    "trainer.threads": 1,
+    "trainer.eval_batch_size": 1,
+    "trainer.eval_interval": 1,
+    "trainer.checkpoint_interval": 1,
+    "trainer.log_interval": 1,
+    "parallel.data": 1,
+    "parallel.micro_batches": 1,
+    "parallel.timeout": 1,
+}
+_OPTIONAL = (
+    "steps",
+    "optim.steps",
+    "data.train_limit",
+    "data.eval_limit",
+    "trainer.threads",
+    "trainer.eval_interval",
+    "trainer.checkpoint_interval",
+)
 
 
 def check_values(cfg: DictConfig) -> None:
@@ -78,8 +101,14 @@ def check_values(cfg: DictConfig) -> None:
     epochs = OmegaConf.select(cfg, "optim.epochs")
     if epochs is not None and (type(epochs) not in (int, float) or not 0 < epochs < math.inf):
         raise UserError(f"optim.epochs={epochs}; expected a number above 0")
-    for key in ("optim.lr", "optim.warmup_lr", "optim.final_lr", "optim.weight_decay",
-                "optim.momentum", "optim.clip"):
+    for key in (
+        "optim.lr",
+        "optim.warmup_lr",
+        "optim.final_lr",
+        "optim.weight_decay",
+        "optim.momentum",
+        "optim.clip",
+    ):
         value = OmegaConf.select(cfg, key)
         if value is None and key not in ("optim.lr", "optim.weight_decay"):
             continue  # of another optimiser

@@ -49,8 +49,11 @@ class Diagnostics:
         return step in {round(at * steps) for at in self.at}
 
     def measure(
-        self, model: torch.nn.Module, loss: Callable[[torch.nn.Module], torch.Tensor],
-        method: hb.Method, mean: Callable[[torch.Tensor], torch.Tensor],
+        self,
+        model: torch.nn.Module,
+        loss: Callable[[torch.nn.Module], torch.Tensor],
+        method: hb.Method,
+        mean: Callable[[torch.Tensor], torch.Tensor],
     ) -> list[dict[str, Any]]:
         """A record per k: cosine, relative error, increment, and those of each layer.
 
@@ -58,10 +61,15 @@ class Diagnostics:
         """
         method = method if hasattr(method, "k") else hb.Highway(0, self.gamma)
         return [
-            {"k": e.k, "cosine": e.cosine, "relative_error": e.relative_error,
-             "increment": e.increment, "layers": {n: list(v) for n, v in e.layers.items()}}
+            {
+                "k": e.k,
+                "cosine": e.cosine,
+                "relative_error": e.relative_error,
+                "increment": e.increment,
+                "layers": {n: list(v) for n, v in e.layers.items()},
+            }
             for e in hb.gradient_error(model, loss, self.ks, method, mean)
-        ]  # fmt: skip
+        ]
 
 
 def flat(errors: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -76,8 +76,11 @@ class Failures:
 
     def _left(self, store: dist.Store, what: str) -> dict[int, str]:
         """By rank what it has left under that name."""
-        return {rank: store.get(f"{what}/{rank}").decode() for rank in range(self.size)
-                if store.check([f"{what}/{rank}"])}  # fmt: skip
+        return {
+            rank: store.get(f"{what}/{rank}").decode()
+            for rank in range(self.size)
+            if store.check([f"{what}/{rank}"])
+        }
 
     def _summary(self, store: dist.Store) -> str:
         failed, here = self._left(store, "failed"), self._left(store, "here")
@@ -92,8 +95,10 @@ class Failures:
         if not lost:
             return "the processes have lost touch with each other; is the network up?"
         how = f"not answered for {self.timeout:g} s" if SILENT in kinds else "died"
-        return (f"lost touch with rank {', '.join(map(str, lost))}, which has {how}; expected all "
-                "to be at work")  # fmt: skip
+        return (
+            f"lost touch with rank {', '.join(map(str, lost))}, which has {how}; expected all "
+            "to be at work"
+        )
 
     def _watch(self, store: dist.Store) -> None:
         """Answer, when another process has failed; the first one, which may be waiting in vain

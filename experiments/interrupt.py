@@ -20,8 +20,7 @@ class StopSignal:
     received: signal.Signals | None = None
 
     def __enter__(self) -> StopSignal:
-        self._before = {s: signal.signal(s, self._receive)
-                        for s in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -13,8 +13,11 @@ def first_nonfinite_gradient(model: nn.Module) -> str | None:
 
     Of a sharded model, all processes call it, and get the same.
     """
-    finite = {name: bool(p.grad.isfinite().all()) for name, p in model.named_parameters()
-              if p.grad is not None}  # fmt: skip
+    finite = {
+        name: bool(p.grad.isfinite().all())
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
     return next((name for name, good in from_owners(model, finite).items() if not good), None)
 
 
@@ -27,6 +30,7 @@ def first_nonfinite_output(model: nn.Module, x: Tensor) -> str | None:
         def look(module, args, output):
             if isinstance(output, Tensor) and not output.isfinite().all():
                 found.append(name)
+
         return look
 
     handles = [m.register_forward_hook(hook(n)) for n, m in model.named_modules() if n]

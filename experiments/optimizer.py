@@ -25,8 +25,10 @@ def build_optimizer(model: nn.Module, optim: Settings) -> torch.optim.Optimizer:
             return torch.optim.Adam(params, betas=tuple(optim["betas"]), **common)
         case "adamw":
             vectors = [p for p in params if p.dim() < 2]  # biases and norms: not decayed
-            groups = [{"params": [p for p in params if p.dim() >= 2]},
-                      {"params": vectors, "weight_decay": 0.0}]
+            groups = [
+                {"params": [p for p in params if p.dim() >= 2]},
+                {"params": vectors, "weight_decay": 0.0},
+            ]
             return torch.optim.AdamW(groups, betas=tuple(optim["betas"]), **common)
     raise UserError(f"optim.algorithm={optim['algorithm']}; expected sgd, adam or adamw")
 
@@ -35,8 +37,9 @@ def learning_rate(step: int, total: int, optim: Settings) -> float:
     """Of step 0 .. total - 1: a pure function, so a resumed run needs no state."""
     match optim["schedule"]:
         case "drops":
-            return step_drops(step, total, optim["lr"], optim["drops"], optim["warmup_steps"],
-                              optim["warmup_lr"])
+            return step_drops(
+                step, total, optim["lr"], optim["drops"], optim["warmup_steps"], optim["warmup_lr"]
+            )
         case "cosine":
             return cosine(step, total, optim["lr"], optim["final_lr"], optim["warmup_steps"])
     raise UserError(f"optim.schedule={optim['schedule']}; expected drops or cosine")

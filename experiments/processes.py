@@ -109,14 +109,18 @@ class LayersShared(OneProcess):
 
     def __init__(self, settings: Mapping[str, Any]):
         if "RANK" not in os.environ:
-            raise UserError("parallel=layers: not started by torchrun; expected "
-                            "torchrun --nproc-per-node=2 train.py ...")  # fmt: skip
+            raise UserError(
+                "parallel=layers: not started by torchrun; expected "
+                "torchrun --nproc-per-node=2 train.py ..."
+            )
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         _check_sizes(settings["sizes"])
         self.replicas = settings["data"]
         if self.size % self.replicas:
-            raise UserError(f"parallel.data={self.replicas} with {self.size} processes; expected "
-                            "torchrun's number to be a multiple")  # fmt: skip
+            raise UserError(
+                f"parallel.data={self.replicas} with {self.size} processes; expected "
+                "torchrun's number to be a multiple"
+            )
         self._settings, self._timeout = settings, timedelta(seconds=settings["timeout"])
         if not self.writes:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  all say the same
@@ -157,9 +161,12 @@ class LayersShared(OneProcess):
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", self.rank)))
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", store=self._connect(),
-            rank=self.rank, world_size=self.size, timeout=self._timeout,
-        )  # fmt: skip
+            "nccl" if device.type == "cuda" else "gloo",
+            store=self._connect(),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=self._timeout,
+        )
         layers = self.size // self.replicas  # processes that share the layers of one replica
         ranks = torch.arange(self.size).view(self.replicas, layers)
         self._layers = self._groups(ranks)
@@ -177,11 +184,19 @@ class LayersShared(OneProcess):
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
         try:
-            store = dist.TCPStore(host, int(port), self.size, is_master=self._serves,
-                                  wait_for_workers=False, timeout=self._timeout)  # fmt: skip
+            store = dist.TCPStore(
+                host,
+                int(port),
+                self.size,
+                is_master=self._serves,
+                wait_for_workers=False,
+                timeout=self._timeout,
+            )
         except dist.DistError as error:
-            raise UserError(f"parallel=layers: rank {self.rank} of {self.size} cannot meet the "
-                            f"others at {host}:{port} ({error})") from error  # fmt: skip
+            raise UserError(
+                f"parallel=layers: rank {self.rank} of {self.size} cannot meet the "
+                f"others at {host}:{port} ({error})"
+            ) from error
         self._serves = False
         return dist.PrefixStore(f"highway_bp/{attempt}", store)
 
@@ -203,19 +218,25 @@ class LayersShared(OneProcess):
     ) -> None:
         try:
             self.sizes = self._sizes(model, loss_fn) if kept is None else kept
-            hb.shard(model, self._layers, self.sizes, self._settings["scan"],
-                     self._settings["micro_batches"])  # fmt: skip
+            hb.shard(
+                model,
+                self._layers,
+                self.sizes,
+                self._settings["scan"],
+                self._settings["micro_batches"],
+            )
         except (TypeError, ValueError) as error:
             raise UserError(f"parallel=layers: {error}") from error
 
     @property
     def fields(self) -> dict[str, int]:
-        return {"processes": self.size, "replicas": self.replicas,
-                "micro_batches": self._settings["micro_batches"]}  # fmt: skip
+        return {
+            "processes": self.size,
+            "replicas": self.replicas,
+            "micro_batches": self._settings["micro_batches"],
+        }
 
-    def _sizes(
-        self, model: nn.Module, loss_fn: Callable[[nn.Module], Tensor]
-    ) -> list[int] | None:
+    def _sizes(self, model: nn.Module, loss_fn: Callable[[nn.Module], Tensor]) -> list[int] | None:
         """As set, or by the times that the first process measures."""
         sizes = self._settings["sizes"]
         if sizes != MEASURED:
@@ -258,8 +279,11 @@ class LayersShared(OneProcess):
         """
         whole = optimizer.state_dict()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        mine = {i: tree_map_only(Tensor, Tensor.cpu, state) for i, state in whole["state"].items()
-                if not parameters[i].is_meta}  # fmt: skip
+        mine = {
+            i: tree_map_only(Tensor, Tensor.cpu, state)
+            for i, state in whole["state"].items()
+            if not parameters[i].is_meta
+        }
         everyone = [None] * dist.get_world_size(self._layers) if self.writes else None
         if dist.get_rank(self._data) == 0:  # the other replicas have the same
             dist.gather_object(mine, everyone, group=self._layers, group_dst=0)
@@ -270,8 +294,10 @@ class LayersShared(OneProcess):
 def _check_sizes(sizes: object) -> None:
     listed = isinstance(sizes, list | ListConfig) and all(type(n) is int for n in sizes)
     if not listed and sizes is not None and sizes != MEASURED:
-        raise UserError(f"parallel.sizes={sizes}; expected null, {MEASURED}, or a list of numbers "
-                        "of layers, such as [4,2]")  # fmt: skip
+        raise UserError(
+            f"parallel.sizes={sizes}; expected null, {MEASURED}, or a list of numbers "
+            "of layers, such as [4,2]"
+        )
 
 
 def processes_of(cfg: DictConfig) -> OneProcess:
@@ -289,9 +315,13 @@ def processes_of(cfg: DictConfig) -> OneProcess:
         raise UserError("parallel=layers: advise measures one process; expected advise=false")
     replicas, batch = cfg.parallel.data, cfg.optim.batch_size
     if batch % replicas:
-        raise UserError(f"parallel.data={replicas} with optim.batch_size={batch}; expected equal "
-                        "parts for all replicas")  # fmt: skip
+        raise UserError(
+            f"parallel.data={replicas} with optim.batch_size={batch}; expected equal "
+            "parts for all replicas"
+        )
     if cfg.parallel.micro_batches > batch // replicas:
-        raise UserError(f"parallel.micro_batches={cfg.parallel.micro_batches} of a process's "
-                        f"{batch // replicas} examples; expected at most one per example")
+        raise UserError(
+            f"parallel.micro_batches={cfg.parallel.micro_batches} of a process's "
+            f"{batch // replicas} examples; expected at most one per example"
+        )
     return LayersShared(cfg.parallel)

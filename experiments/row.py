@@ -41,8 +41,11 @@ FIELDS: dict[str, Field] = {
     "lr": Field(NUMBER, "largest learning rate"),
     "seed": Field(WHOLE, "of the weights, batches and augmentation"),
     "config_hash": Field(TEXT, "of the resolved configuration without seed, paths and device"),
-    "setup": Field((str, None), "the same without gradient method and schedule: rows that share "
-                                "it may be compared; null in rows of schema 1"),
+    "setup": Field(
+        (str, None),
+        "the same without gradient method and schedule: rows that share "
+        "it may be compared; null in rows of schema 1",
+    ),
     "reduced": Field(YES_NO, "fewer steps than the recipe's"),
     "metric": Field(TEXT, "the score that stands for the run: one of the eval_ fields"),
     "train_loss": Field(NUMBER, "of the last step, nats"),
@@ -51,8 +54,9 @@ FIELDS: dict[str, Field] = {
     "seconds_per_step": Field(NUMBER, "seconds / steps"),
     "cpu_seconds": Field((float, int, None), "processor seconds of the same, all threads"),
     "block_passes": Field((int, None), "passes through all blocks, summed over the steps"),
-    "sequential_passes": Field((int, None), "those that wait for each other when every layer has "
-                                            "its own device"),
+    "sequential_passes": Field(
+        (int, None), "those that wait for each other when every layer has its own device"
+    ),
     "peak_memory_mb": Field(NUMBER, "of the process, or allocated on the GPU; 1e6 bytes"),
     "commit": Field(TEXT, "of this repository"),
     "dirty": Field(YES_NO, "tracked files differed from that commit, or it is unknown"),
@@ -60,7 +64,7 @@ FIELDS: dict[str, Field] = {
     "python": Field(TEXT, "version"),
     "torch": Field(TEXT, "version"),
     "versions": Field((dict,), "versions of packages that may change a result"),
-}  # fmt: skip
+}
 SCORES: dict[str, Field] = {
     "eval_accuracy": Field(NUMBER, "right answers / all, 0 to 1"),
     "eval_perplexity": Field(NUMBER, "exp of the loss per token"),
@@ -75,9 +79,12 @@ SOMETIMES: dict[str, Field] = {
     "micro_batches": Field(WHOLE, "parts of a batch that follow one another through the layers"),
 }
 CURVE: dict[str, Field] = {
-    "curve": Field((dict,), "columns over training (train, eval) and, if measured, the gradient's "
-                            "error (gradient_error); in results files alone"),
-}  # fmt: skip
+    "curve": Field(
+        (dict,),
+        "columns over training (train, eval) and, if measured, the gradient's "
+        "error (gradient_error); in results files alone",
+    ),
+}
 
 
 def check_row(row: Any, where: str) -> None:
@@ -89,14 +96,18 @@ def check_row(row: Any, where: str) -> None:
     if not isinstance(row, dict):
         raise UserError(f"{where} is not a row; expected a JSON object")
     if row.get("schema", 1) != SCHEMA:
-        raise UserError(f"{where} is of schema {row.get('schema', 1)}, expected {SCHEMA}; "
-                        "scripts/upgrade_rows.py brings schema 1 up to date")  # fmt: skip
+        raise UserError(
+            f"{where} is of schema {row.get('schema', 1)}, expected {SCHEMA}; "
+            "scripts/upgrade_rows.py brings schema 1 up to date"
+        )
     known = FIELDS | SCORES | SOMETIMES | CURVE
     complaints = [f"{name} is missing" for name in FIELDS if name not in row]
     complaints += [f"{name} is unknown" for name in row if name not in known]
-    complaints += [f"{name} is {row[name]!r}, expected {_named(field)}"
-                   for name, field in known.items()
-                   if name in row and not _fits(row[name], field)]  # fmt: skip
+    complaints += [
+        f"{name} is {row[name]!r}, expected {_named(field)}"
+        for name, field in known.items()
+        if name in row and not _fits(row[name], field)
+    ]
     if not complaints and row["metric"] not in row.keys() & SCORES.keys():
         complaints = [f"metric is {row['metric']!r}, expected the name of a score in the row"]
     if complaints:

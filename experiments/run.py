@@ -28,12 +28,23 @@ from experiments.run_folder import Bystander, RunFolder
 from experiments.trainer import TRAINED, Trainer
 from experiments.wandb_writer import NoWriter
 
-GRAD_NAMES = {hb.Backprop: "bp", hb.FixedPoint: "fixed_point", hb.Highway: "highway",
-              hb.TruncatedBPTT: "truncated_bptt", hb.MGRIT: "mgrit"}
+GRAD_NAMES = {
+    hb.Backprop: "bp",
+    hb.FixedPoint: "fixed_point",
+    hb.Highway: "highway",
+    hb.TruncatedBPTT: "truncated_bptt",
+    hb.MGRIT: "mgrit",
+}
 
 
-FROM_THE_LAST_STEP = ("train_loss", "seconds", "cpu_seconds", "block_passes", "sequential_passes",
-                      "peak_memory_mb")
+FROM_THE_LAST_STEP = (
+    "train_loss",
+    "seconds",
+    "cpu_seconds",
+    "block_passes",
+    "sequential_passes",
+    "peak_memory_mb",
+)
 CONTINUED = ("continued_from",)
 # A pass of MGRIT goes through a part of the blocks only, which `Passes` does not count.
 PASSES_UNKNOWN = {"block_passes": None, "sequential_passes": None}
@@ -62,7 +73,8 @@ def _run(cfg: DictConfig, choices: Mapping[str, str], processes: OneProcess) -> 
     diagnostics = Diagnostics(**OmegaConf.to_container(cfg.diagnostics))
     name, config = _run_name(cfg, choices, method)
     folder = (RunFolder if processes.writes else Bystander)(
-        Path(cfg.run_root) / name, {**config, "seed": cfg.seed})
+        Path(cfg.run_root) / name, {**config, "seed": cfg.seed}
+    )
     more = ", and with it advice and diagnostics" if cfg.advise or diagnostics.at else ""
     # Of several processes, which may be on several machines, the first one knows, once they meet.
     if processes.size == 1:
@@ -90,8 +102,20 @@ def _run(cfg: DictConfig, choices: Mapping[str, str], processes: OneProcess) -> 
         state, said = processes.known_to_all(beginning)
         if said:
             print(said)
-        return _train(cfg, choices, config, folder, device, data, model, method, schedule,
-                      diagnostics, state, processes)
+        return _train(
+            cfg,
+            choices,
+            config,
+            folder,
+            device,
+            data,
+            model,
+            method,
+            schedule,
+            diagnostics,
+            state,
+            processes,
+        )
 
 
 def _finished(folder: RunFolder, more: str) -> bool:
@@ -112,24 +136,50 @@ def _beginning(path: Path, elsewhere: str | None) -> tuple[dict[str, Any] | None
     return {"continued_from": mark, **{key: state[key] for key in TRAINED}}, said
 
 
-def _train(cfg, choices, config, folder, device, data, model, method, schedule, diagnostics,
-           state, processes) -> Path:  # fmt: skip
+def _train(
+    cfg,
+    choices,
+    config,
+    folder,
+    device,
+    data,
+    model,
+    method,
+    schedule,
+    diagnostics,
+    state,
+    processes,
+) -> Path:
     about = _about(cfg, choices, config, data, model, method) | processes.fields
     digest, steps = about["config_hash"], about["steps"]
     state = state or {}
     wandb_id = state.get("wandb_id", folder.started().get("wandb_id"))
     writer = (_build(cfg, "logger") if processes.writes else NoWriter)(
-        folder=folder.path, config=config, about=about, run_id=wandb_id)
+        folder=folder.path, config=config, about=about, run_id=wandb_id
+    )
     folder.start({**about, "wandb_id": writer.run_id})
     row: dict[str, Any] | None = None
     try:
         _check_same(state, digest, folder.path)
         trainer = Trainer(
-            model, data, folder, device, cfg.optim, cfg.trainer, steps, cfg.seed, schedule,
-            diagnostics, writer.log,
-            {"config_hash": digest, "wandb_id": writer.run_id,
-             **{key: state[key] for key in CONTINUED if key in state}},
-            processes=processes, sizes=state.get("sizes"),  # older ones have none
+            model,
+            data,
+            folder,
+            device,
+            cfg.optim,
+            cfg.trainer,
+            steps,
+            cfg.seed,
+            schedule,
+            diagnostics,
+            writer.log,
+            {
+                "config_hash": digest,
+                "wandb_id": writer.run_id,
+                **{key: state[key] for key in CONTINUED if key in state},
+            },
+            processes=processes,
+            sizes=state.get("sizes"),  # older ones have none
         )
         _tell_large_k(model, method, choices["schedule"])
         if "config_hash" in state:
@@ -168,8 +218,14 @@ def _train(cfg, choices, config, folder, device, data, model, method, schedule, 
     return folder.path
 
 
-def _about(cfg: DictConfig, choices: Mapping[str, str], config: dict[str, Any], data: Any,
-           model: torch.nn.Module, method: hb.Method) -> dict[str, Any]:  # fmt: skip
+def _about(
+    cfg: DictConfig,
+    choices: Mapping[str, str],
+    config: dict[str, Any],
+    data: Any,
+    model: torch.nn.Module,
+    method: hb.Method,
+) -> dict[str, Any]:
     """What of a run's row is known before it has begun."""
     per_epoch = data.train_batches(cfg.optim.batch_size, cfg.seed, "cpu").steps_per_epoch
     full = cfg.optim.steps or round(cfg.optim.epochs * per_epoch)  # the recipe's
@@ -230,8 +286,11 @@ def _described(cfg: DictConfig, name: str) -> str:
 
 def _numbers(values: Mapping[str, Any]) -> str:
     """Settings on one line, for instance "n=10 first=bp"."""
-    return " ".join(f"{key}={str(value).replace(chr(39), '')}" for key, value in values.items()
-                    if key != "_target_")  # fmt: skip
+    return " ".join(
+        f"{key}={str(value).replace(chr(39), '')}"
+        for key, value in values.items()
+        if key != "_target_"
+    )
 
 
 def _run_name(cfg: DictConfig, choices: Mapping[str, str], method: hb.Method):
@@ -260,11 +319,15 @@ def _continue(trainer: Trainer, state: dict[str, Any], elsewhere: str) -> None:
         trainer.begin_with(state)
     except (RuntimeError, ValueError) as error:
         first = " ".join(" ".join(str(error).splitlines()[:2]).split())  # of many, perhaps
-        raise UserError(f"continue_from={elsewhere}: its checkpoint is of another model or "
-                        f"optimiser ({first[:300]})") from error  # fmt: skip
+        raise UserError(
+            f"continue_from={elsewhere}: its checkpoint is of another model or "
+            f"optimiser ({first[:300]})"
+        ) from error
     if trainer.step >= trainer.total_steps:
-        raise UserError(f"continue_from={elsewhere} has come to step {trainer.step}; expected "
-                        f"less than this run's {trainer.total_steps}")  # fmt: skip
+        raise UserError(
+            f"continue_from={elsewhere} has come to step {trainer.step}; expected "
+            f"less than this run's {trainer.total_steps}"
+        )
 
 
 def _check_same(state: dict[str, Any], digest: str, path: Path) -> None:

@@ -29,8 +29,17 @@ from experiments.provenance import peak_memory_mb
 from experiments.run_folder import RunFolder
 
 # Of a checkpoint, what has nothing to do with the gradient method.
-TRAINED = ("model", "optimizer", "step", "last", "seconds", "cpu_seconds", "passes", "rng",
-           "cuda_rng")
+TRAINED = (
+    "model",
+    "optimizer",
+    "step",
+    "last",
+    "seconds",
+    "cpu_seconds",
+    "passes",
+    "rng",
+    "cuda_rng",
+)
 
 
 @dataclass
@@ -69,15 +78,15 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.task = self.data.task
-        self.batches = self.data.train_batches(
-            self.optim["batch_size"], self.seed, self.device)
+        self.batches = self.data.train_batches(self.optim["batch_size"], self.seed, self.device)
         self.model.to(self.device)
         if self.settings["channels_last"]:
             self.model.to(memory_format=torch.channels_last)
         self.model.train()
         self.amp = self.settings["amp"] and self.device.type == "cuda"
         self.processes.share(
-            self.model, lambda model: self._loss_of(*self._batch(0))(model), self.sizes)
+            self.model, lambda model: self._loss_of(*self._batch(0))(model), self.sizes
+        )
         self.trained = self.processes.replicated(self.model)
         self.optimizer = build_optimizer(self.model, self.optim)
         per_epoch = self.batches.steps_per_epoch
@@ -127,7 +136,8 @@ class Trainer:
     def advice(self) -> hb.Advice:
         """Which gradient method suits the model as it is, on this machine; see `hb.advise`."""
         return hb.advise(
-            self.model, self._batch(self.step), lambda model, batch: self._loss_of(*batch)(model))
+            self.model, self._batch(self.step), lambda model, batch: self._loss_of(*batch)(model)
+        )
 
     def train(self) -> dict[str, Any]:
         """Run to the end and return the last training and evaluation records, merged.
@@ -167,7 +177,8 @@ class Trainer:
             group["lr"] = lr
         x, y = self._batch(self.step)
         method = self.schedule.method_for(
-            self.step, self.total_steps, lambda *asked: self._measured(x, y, *asked))
+            self.step, self.total_steps, lambda *asked: self._measured(x, y, *asked)
+        )
         hb.set_method(self.model, method)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
             loss, scores = self.task.loss(self.trained, x, y)
@@ -177,19 +188,25 @@ class Trainer:
         norm = hb.total_norm(self.model)
         self._check_finite(loss, norm, x)
         if self.optim["clip"] is not None:
-            torch.nn.utils.clip_grads_with_norm_(
-                self.model.parameters(), self.optim["clip"], norm)
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.optim["clip"], norm)
         self.optimizer.step()
         self.step += 1
         iterations = self.passes.add(self.model, method)
         self.seconds += self._clock() - start
         self.cpu_seconds += time.process_time() - cpu_start
-        return {"step": self.step, "seconds": self.seconds, "cpu_seconds": self.cpu_seconds,
-                "train_loss": loss.item(),
-                **{name: mean.item() for name, mean in zip(scores, means, strict=True)}, "lr": lr,
-                "k": getattr(method, "k", None), "iterations": iterations,
-                **self.passes.state_dict(), "grad_norm": norm.item(),
-                "peak_memory_mb": peak_memory_mb(self.device)}
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "train_loss": loss.item(),
+            **{name: mean.item() for name, mean in zip(scores, means, strict=True)},
+            "lr": lr,
+            "k": getattr(method, "k", None),
+            "iterations": iterations,
+            **self.passes.state_dict(),
+            "grad_norm": norm.item(),
+            "peak_memory_mb": peak_memory_mb(self.device),
+        }
 
     def _save(self) -> None:
         state = self.state()
@@ -207,15 +224,18 @@ class Trainer:
         loss = self._loss_of(*self._batch(self.step))
         errors = self.processes.known_to_all(  # in case replicas round differently
             self.diagnostics.measure(
-                self.model, loss, hb.current_method(self.model), self.processes.mean))
+                self.model, loss, hb.current_method(self.model), self.processes.mean
+            )
+        )
         place = {"step": self.step, "seconds": self.seconds}
         self.folder.append({**place, "gradient_error": errors})
         self.log({**place, **flat(errors)}, self.step)
 
     def _measured(self, x: Tensor, y: Tensor, method: hb.Method, ks: Sequence[int]):
         """The gradient's errors on a batch, asked for by the schedule: part of the training."""
-        errors = self.processes.known_to_all(hb.gradient_error(
-            self.model, self._loss_of(x, y), ks, method, self.processes.mean))
+        errors = self.processes.known_to_all(
+            hb.gradient_error(self.model, self._loss_of(x, y), ks, method, self.processes.mean)
+        )
         self.passes.add_measurement(self.model, method, ks)
         return errors
 
@@ -273,8 +293,14 @@ class Trainer:
         wanted = self.settings["progress"]
         shown = sys.stderr.isatty() if wanted == "auto" else bool(wanted)
         shown = shown and self.processes.writes
-        return tqdm(total=self.total_steps, initial=self.step, disable=not shown, unit="step",
-                    desc=Path(self.folder.path).name, mininterval=0.5)
+        return tqdm(
+            total=self.total_steps,
+            initial=self.step,
+            disable=not shown,
+            unit="step",
+            desc=Path(self.folder.path).name,
+            mininterval=0.5,
+        )
 
     def _shown(self, record: dict[str, Any]) -> dict[str, str]:
         shown = {"loss": f"{record['train_loss']:.3f}"}

@@ -42,24 +42,42 @@ class WandbWriter:
         UserError: wandb is not installed or refuses to start.
     """
 
-    def __init__(self, *, mode: str, project: str, folder: Path, config: dict[str, Any],
-                 about: dict[str, Any], entity: str | None = None, run_id: str | None = None,
-                 group: str | None = None):
+    def __init__(
+        self,
+        *,
+        mode: str,
+        project: str,
+        folder: Path,
+        config: dict[str, Any],
+        about: dict[str, Any],
+        entity: str | None = None,
+        run_id: str | None = None,
+        group: str | None = None,
+    ):
         try:
             import wandb
         except ImportError as error:
             raise UserError("logger: wandb is not installed; install it or use logger=none") from (
-                error)
+                error
+            )
         os.environ.setdefault("WANDB_SILENT", "true")
         method = method_name(about)
         sorted_by = {"method": method, "k": about["k"], "seed": about["seed"]}
         tags = [*filter(None, [about["experiment"]]), *["reduced"] * about["reduced"]]
         try:
             self._run = wandb.init(
-                mode=mode, project=project, entity=entity, dir=str(folder),
-                config={**config, **sorted_by}, name=f"{method} s{about['seed']}",
-                group=group or group_name(about), job_type=about["grad"], tags=tags, id=run_id,
-                resume="allow", settings=wandb.Settings(silent=True, console="off"),
+                mode=mode,
+                project=project,
+                entity=entity,
+                dir=str(folder),
+                config={**config, **sorted_by},
+                name=f"{method} s{about['seed']}",
+                group=group or group_name(about),
+                job_type=about["grad"],
+                tags=tags,
+                id=run_id,
+                resume="allow",
+                settings=wandb.Settings(silent=True, console="off"),
             )
         except wandb.errors.Error as error:  # no key, no network, no permission
             raise UserError(

@@ -60,9 +60,12 @@ class GammaMemory:
 
 
 def smallest_block(
-    zJ: Callable[[Tensor], Tensor | None], zK: Callable[[Tensor], Tensor], like: Tensor,
-    probes: int, generator: torch.Generator,
-) -> float:  # fmt: skip
+    zJ: Callable[[Tensor], Tensor | None],
+    zK: Callable[[Tensor], Tensor],
+    like: Tensor,
+    probes: int,
+    generator: torch.Generator,
+) -> float:
     """-<J, K> / <K, K> of one layer; ``like`` has the shape, dtype and device of its output."""
     dot = square = 0.0
     for _ in range(probes):

@@ -113,8 +113,9 @@ class ResidualChain(TakesMethod, nn.ModuleList):
     def _cut(self, groups, flat, spec, h, wanted, params) -> list[Tensor]:
         # torch.compile'd layers may not give their buffers away: the graph is walked k + 1 times.
         with _keep_buffers():
-            return list(_CutChain.apply(self, groups, (flat, spec), len(wanted),
-                                        h, *wanted, *params))
+            return list(
+                _CutChain.apply(self, groups, (flat, spec), len(wanted), h, *wanted, *params)
+            )
 
     def _run(self, groups: list[range], h: Tensor, args: tuple, kwargs: dict) -> list[Segment]:
         segments = []
@@ -187,11 +188,13 @@ def parameter_step(segments, b, w, leaves, keep: bool) -> list[Tensor | None]:
                 cotangents.append(c)
     grads: list[Tensor | None] = [None] * len(leaves)
     if outputs and leaves:
-        grads = list(torch.autograd.grad(
-            outputs, leaves, cotangents, retain_graph=keep, allow_unused=True))
+        grads = list(
+            torch.autograd.grad(outputs, leaves, cotangents, retain_graph=keep, allow_unused=True)
+        )
     if any(w_end is None for w_end in w[1:]):  # layers no path has reached: zero, not "unused"
-        grads = [torch.zeros_like(t) if g is None else g
-                 for t, g in zip(leaves, grads, strict=True)]
+        grads = [
+            torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads, strict=True)
+        ]
     return grads
 
 

@@ -28,9 +28,12 @@ class ModuleSystem:
     """
 
     def __init__(
-        self, segments: Sequence[Segment], b: Sequence[Sequence[Tensor | None]],
-        gammas: GammaMemory, start: int = 0,
-    ):  # fmt: skip
+        self,
+        segments: Sequence[Segment],
+        b: Sequence[Sequence[Tensor | None]],
+        gammas: GammaMemory,
+        start: int = 0,
+    ):
         self._start = start
         self.length = len(segments)
         self._gammas = gammas
@@ -59,16 +62,22 @@ class ModuleSystem:
         lo, hi = max(states.start, self._first), states.stop
         if gamma == 1.0 or lo >= hi:
             return v
-        v[lo : hi + 1] = scan_(v[lo : hi + 1], [self.carry(i) for i in range(lo, hi)],
-                               [1 - _of(gamma, i) for i in range(lo, hi)])
+        v[lo : hi + 1] = scan_(
+            v[lo : hi + 1],
+            [self.carry(i) for i in range(lo, hi)],
+            [1 - _of(gamma, i) for i in range(lo, hi)],
+        )
         return v
 
     def keep(self, w: States) -> States:
         return list(w)  # no call writes into a tensor of w: each state gets a new one
 
     def change(self, w: States, kept: States) -> float:
-        squares = [torch.stack([_square(v if u is None else v - u), _square(v)])
-                   for v, u in zip(w, kept, strict=True) if v is not None]
+        squares = [
+            torch.stack([_square(v if u is None else v - u), _square(v)])
+            for v, u in zip(w, kept, strict=True)
+            if v is not None
+        ]
         changed, whole = torch.stack(squares).sum(0).tolist() if squares else (0.0, 0.0)
         return math.sqrt(changed / whole) if whole else 0.0
 

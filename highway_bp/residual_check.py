@@ -18,8 +18,11 @@ def warn_without_residual(system: ModuleSystem) -> None:
 
     Costs one product with every block.
     """
-    gammas = [gamma for gamma, h in zip(system.probe_gammas(), system.outputs, strict=True)
-              if h.numel() >= ELEMENTS]  # fmt: skip
+    gammas = [
+        gamma
+        for gamma, h in zip(system.probe_gammas(), system.outputs, strict=True)
+        if h.numel() >= ELEMENTS
+    ]
     if gammas and statistics.median(gammas) > CANCELLED:
         warnings.warn(
             "the layers of this chain seem to have no residual connection: their blocks take "

@@ -141,8 +141,10 @@ def _check_carries(v: Tensor | Sequence[Tensor], K: Carries) -> Tensor | list[Ca
         for i in range(min(n - 1, 1) if isinstance(v, Tensor) else n - 1):  # stacked: one shape
             as_carry(K[i].detach(), v[i + 1], f"index {i + 1}")
         return K if isinstance(v, Tensor) else [Diagonal(d) for d in K]
-    return [k if isinstance(k, Carry) else as_carry(k, v[i + 1], f"index {i + 1}")
-            for i, k in enumerate(K)]
+    return [
+        k if isinstance(k, Carry) else as_carry(k, v[i + 1], f"index {i + 1}")
+        for i, k in enumerate(K)
+    ]
 
 
 def _as_list(v, K: Tensor | list[Carry] | None) -> list[Carry]:

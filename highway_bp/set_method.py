@@ -37,8 +37,15 @@ def iterations(model: nn.Module) -> int:
 
     0 where none was needed: with `Backprop`, which leaves the pass to autograd, or k = 0.
     """
-    return max((n for taker in takers(model) if taker.method.groups(1) is not None
-                for n in taker.iterations), default=0)  # fmt: skip
+    return max(
+        (
+            n
+            for taker in takers(model)
+            if taker.method.groups(1) is not None
+            for n in taker.iterations
+        ),
+        default=0,
+    )
 
 
 def chain_length(model: nn.Module) -> int:

@@ -49,8 +49,10 @@ class Sweeper(BasicSweeper):
             try:
                 batches = super().sweep(arguments)
             except BrokenProcessPool as error:
-                raise UserError("a process of the sweep was killed, the others were stopped with "
-                                "it; the same command goes on from the checkpoints") from error
+                raise UserError(
+                    "a process of the sweep was killed, the others were stopped with "
+                    "it; the same command goes on from the checkpoints"
+                ) from error
         done = [job.return_value for jobs in batches for job in jobs]
         self._finish(done, stop)
 
@@ -64,8 +66,12 @@ class Sweeper(BasicSweeper):
         composed, errors = [], []
         for job in batch:
             try:
-                composed.append((job, self.hydra_context.config_loader.load_sweep_config(
-                    self.config, list(job))))
+                composed.append(
+                    (
+                        job,
+                        self.hydra_context.config_loader.load_sweep_config(self.config, list(job)),
+                    )
+                )
             except (HydraException, OmegaConfBaseException) as error:
                 errors.append((job, error))
         if not composed:  # one line for a key that no job knows, and nothing has been done
@@ -85,8 +91,11 @@ class Sweeper(BasicSweeper):
 
     def _finish(self, outcomes: list[Outcome], stop: StopSignal) -> None:
         jobs = self._failed + self._jobs
-        self._failed += [job for job, outcome in zip(self._jobs, outcomes, strict=True)
-                         if outcome is Outcome.FAILED]  # fmt: skip
+        self._failed += [
+            job
+            for job, outcome in zip(self._jobs, outcomes, strict=True)
+            if outcome is Outcome.FAILED
+        ]
         elsewhere = outcomes.count(Outcome.ELSEWHERE)
         if elsewhere:
             print(f"{elsewhere} of {len(jobs)} runs were left to another process")
@@ -94,8 +103,10 @@ class Sweeper(BasicSweeper):
             names = "; ".join(_without_the_common(self._failed, jobs))
             print(f"{len(self._failed)} of {len(jobs)} runs failed: {names}", file=sys.stderr)
         if stop.received:
-            print(f"stopped by signal {stop.received:d}; the same command goes on from here",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                f"stopped by signal {stop.received:d}; the same command goes on from here",
+                file=sys.stderr,
+            )
             sys.exit(128 + stop.received)
         if self._failed:
             sys.exit(1)
@@ -106,8 +117,10 @@ def check_installed(launcher: str) -> None:
     if launcher in Plugins.instance().class_name_to_class:
         return
     extra = next((extra for name, extra in EXTRAS.items() if name in launcher), "sweeps")
-    raise UserError(f"hydra/launcher: {launcher.rpartition('.')[2]} is not installed; expected "
-                    f'its plugin: pip install -e ".[{extra}]"')
+    raise UserError(
+        f"hydra/launcher: {launcher.rpartition('.')[2]} is not installed; expected "
+        f'its plugin: pip install -e ".[{extra}]"'
+    )
 
 
 def run_of(cfg: DictConfig) -> Any:

@@ -26,9 +26,15 @@ class Decoder(HoldsHubModel):
     """
 
     def __init__(
-        self, vocabulary: int, family: str = "gpt2", layers: int = 12, hidden: int = 256,
-        heads: int = 4, length: int = 256, dropout: float = 0.0,
-    ):  # fmt: skip
+        self,
+        vocabulary: int,
+        family: str = "gpt2",
+        layers: int = 12,
+        hidden: int = 256,
+        heads: int = 4,
+        length: int = 256,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         if family not in FAMILIES:
             raise ValueError(f"family={family!r}; expected one of {', '.join(FAMILIES)}")
@@ -36,7 +42,8 @@ class Decoder(HoldsHubModel):
             raise ValueError(f"heads={heads}; expected a divisor of hidden={hidden}")
         build = _gpt2 if family == "gpt2" else _llama
         self.model = hb.convert(
-            build(vocabulary, layers, hidden, heads, length, dropout), hb.Backprop())
+            build(vocabulary, layers, hidden, heads, length, dropout), hb.Backprop()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens int64 (B, L) -> logits of the next ones (B, L, V)."""
@@ -45,20 +52,38 @@ class Decoder(HoldsHubModel):
 
 def _gpt2(vocabulary, layers, hidden, heads, length, dropout) -> nn.Module:
     transformers = quiet_transformers()
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=vocabulary, n_positions=length, n_embd=hidden, n_layer=layers, n_head=heads,
-        resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
-        bos_token_id=None, eos_token_id=None,
-    ))  # fmt: skip
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=vocabulary,
+            n_positions=length,
+            n_embd=hidden,
+            n_layer=layers,
+            n_head=heads,
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=dropout,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
 
 
 def _llama(vocabulary, layers, hidden, heads, length, dropout) -> nn.Module:
     if dropout:
         raise ValueError(f"dropout={dropout}; expected 0 for Llama, which has none")
     transformers = quiet_transformers()
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=vocabulary, max_position_embeddings=length, hidden_size=hidden,
-        intermediate_size=-(-8 * hidden // 3 // 32) * 32, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=heads, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    ))  # fmt: skip
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=vocabulary,
+            max_position_embeddings=length,
+            hidden_size=hidden,
+            intermediate_size=-(-8 * hidden // 3 // 32) * 32,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+        )
+    )

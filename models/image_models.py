@@ -38,10 +38,16 @@ class VisionTransformer(HoldsHubModel):
     """
 
     def __init__(
-        self, classes: int, image_size: int = 32, patch_size: int = 4,
-        pretrained: str | None = None, layers: int = 12, hidden: int = 192, heads: int = 3,
+        self,
+        classes: int,
+        image_size: int = 32,
+        patch_size: int = 4,
+        pretrained: str | None = None,
+        layers: int = 12,
+        hidden: int = 192,
+        heads: int = 3,
         dropout: float = 0.0,
-    ):  # fmt: skip
+    ):
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"patch_size={patch_size}; expected a divisor of {image_size}")
@@ -49,15 +55,23 @@ class VisionTransformer(HoldsHubModel):
             raise ValueError(f"heads={heads}; expected a divisor of hidden={hidden}")
         transformers = quiet_transformers()
         if pretrained is None:
-            model = transformers.ViTForImageClassification(transformers.ViTConfig(
-                image_size=image_size, patch_size=patch_size, num_labels=classes,
-                num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads,
-                intermediate_size=4 * hidden, hidden_dropout_prob=dropout,
-                attention_probs_dropout_prob=dropout,
-            ))  # fmt: skip
+            model = transformers.ViTForImageClassification(
+                transformers.ViTConfig(
+                    image_size=image_size,
+                    patch_size=patch_size,
+                    num_labels=classes,
+                    num_hidden_layers=layers,
+                    hidden_size=hidden,
+                    num_attention_heads=heads,
+                    intermediate_size=4 * hidden,
+                    hidden_dropout_prob=dropout,
+                    attention_probs_dropout_prob=dropout,
+                )
+            )
         else:
             model = transformers.AutoModelForImageClassification.from_pretrained(
-                pretrained_path(pretrained), num_labels=classes, ignore_mismatched_sizes=True)
+                pretrained_path(pretrained), num_labels=classes, ignore_mismatched_sizes=True
+            )
         self.model = hb.convert(model, hb.Backprop())
 
     def forward(self, x: Tensor) -> Tensor:

@@ -26,21 +26,36 @@ class PairClassifier(HoldsHubModel):
     """
 
     def __init__(
-        self, vocabulary: int, padding: int, labels: Sequence[str], pretrained: str | None = None,
-        layers: int = 4, hidden: int = 128, heads: int = 4, length: int = 128,
-    ):  # fmt: skip
+        self,
+        vocabulary: int,
+        padding: int,
+        labels: Sequence[str],
+        pretrained: str | None = None,
+        layers: int = 4,
+        hidden: int = 128,
+        heads: int = 4,
+        length: int = 128,
+    ):
         super().__init__()
         transformers = quiet_transformers()
         build = transformers.AutoModelForSequenceClassification
         names = dict(enumerate(labels))
         if pretrained is None:
-            model = build.from_config(transformers.RobertaConfig(
-                vocab_size=vocabulary, pad_token_id=padding, hidden_size=hidden,
-                num_hidden_layers=layers, num_attention_heads=heads,
-                intermediate_size=4 * hidden, type_vocab_size=2,
-                max_position_embeddings=length + padding + 1, id2label=names,
-                bos_token_id=None, eos_token_id=None,
-            ))  # fmt: skip
+            model = build.from_config(
+                transformers.RobertaConfig(
+                    vocab_size=vocabulary,
+                    pad_token_id=padding,
+                    hidden_size=hidden,
+                    num_hidden_layers=layers,
+                    num_attention_heads=heads,
+                    intermediate_size=4 * hidden,
+                    type_vocab_size=2,
+                    max_position_embeddings=length + padding + 1,
+                    id2label=names,
+                    bos_token_id=None,
+                    eos_token_id=None,
+                )
+            )
         else:
             place = pretrained_path(pretrained)
             _check_labels(place, pretrained, labels)

@@ -53,6 +53,9 @@ class HoldsHubModel(nn.Module):
         Args:
             weights: this module's ``state_dict``, where it does not hold all of them itself.
         """
-        inner = None if weights is None else {
-            name.removeprefix("model."): t for name, t in weights.items()}  # fmt: skip
+        inner = (
+            None
+            if weights is None
+            else {name.removeprefix("model."): t for name, t in weights.items()}
+        )
         self.model.save_pretrained(folder, state_dict=inner)

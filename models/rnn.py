@@ -45,8 +45,7 @@ class RNNLanguageModel(nn.Module):
         if cell not in CELLS:
             raise ValueError(f"cell={cell!r}; expected one of {', '.join(CELLS)}")
         self.project = TokenProjection(vocabulary, hidden)
-        self.layers = nn.ModuleList(
-            CELLS[cell](hidden, hidden, carry=carry) for _ in range(layers))
+        self.layers = nn.ModuleList(CELLS[cell](hidden, hidden, carry=carry) for _ in range(layers))
         self.classify = nn.Linear(hidden, vocabulary)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +70,8 @@ class PixelGRU(nn.Module):
         nn.init.zeros_(self.rnn.bias_hh_l0)
         self.rnn.bias_hh_l0.requires_grad_(False)
         self.classify = nn.Sequential(
-            nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+            nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> logits (B, classes), over a sequence of H * W steps."""

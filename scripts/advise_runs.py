@@ -28,21 +28,28 @@ def advice(folder: Path, root: str | None) -> str:
     model, data, row = load(folder, root)
     batch = data.train_batches(row["batch_size"], seed=1, device="cpu").batch(0)
     found = hb.advise(model.train(), batch, lambda m, b: data.task.loss(m, *b)[0])
-    return (f"## {row['model']} after {row['steps']} steps of {row['grad']}, batch "
-            f"{row['batch_size']}, {row['data']}\n\n```\n{found}\n```\n")  # fmt: skip
+    return (
+        f"## {row['model']} after {row['steps']} steps of {row['grad']}, batch "
+        f"{row['batch_size']}, {row['data']}\n\n```\n{found}\n```\n"
+    )
 
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
     parser.add_argument("--out", type=Path, help="write the page here")
-    parser.add_argument("--root", default=os.environ.get("HIGHWAY_BP_DATA"),
-                        help="folder of the data sets, see data.root")
+    parser.add_argument(
+        "--root",
+        default=os.environ.get("HIGHWAY_BP_DATA"),
+        help="folder of the data sets, see data.root",
+    )
     args = parser.parse_args(argv)
     made = environment(torch.device("cpu"))
     state = "with uncommitted changes" if made["dirty"] else "clean"
-    pages = [f"# What hb.advise says of trained networks\n\nOn {made['device']}, torch "
-             f"{made['torch']}, commit {made['commit'][:10]} ({state}).\n"]  # fmt: skip
+    pages = [
+        f"# What hb.advise says of trained networks\n\nOn {made['device']}, torch "
+        f"{made['torch']}, commit {made['commit'][:10]} ({state}).\n"
+    ]
     for folder in args.runs:
         pages.append(advice(folder, args.root))
         print(pages[-1], flush=True)

@@ -33,8 +33,9 @@ SHAPES = ((4, 256, 256, 4), (1, 128, 128, 4), (1, 32, 64, 2), (1, 8, 32, 2))  # 
 def measure(kind: str, B: int, T: int, D: int, heads: int, repeats: int) -> Seconds:
     """Seconds of w_i J_i for all sublayers, "one_by_one" and "batched"."""
     torch.manual_seed(0)
-    layers = [Attention(D, heads) if kind == "attention" else FeedForward(D)
-              for _ in range(SUBLAYERS)]  # fmt: skip
+    layers = [
+        Attention(D, heads) if kind == "attention" else FeedForward(D) for _ in range(SUBLAYERS)
+    ]
     layers = [layer.to(DEVICE) for layer in layers]
     h, w = torch.randn(2, SUBLAYERS, B, T, D, device=DEVICE)
     inputs = [x.clone().requires_grad_() for x in h]
@@ -42,15 +43,18 @@ def measure(kind: str, B: int, T: int, D: int, heads: int, repeats: int) -> Seco
     stacked, out = _batched_blocks(layers, h)
 
     def one_by_one() -> list[Tensor]:
-        return [torch.autograd.grad(o, x, w_i, retain_graph=True)[0]
-                for o, x, w_i in zip(outputs, inputs, w, strict=True)]
+        return [
+            torch.autograd.grad(o, x, w_i, retain_graph=True)[0]
+            for o, x, w_i in zip(outputs, inputs, w, strict=True)
+        ]
 
     def batched() -> Tensor:
         return torch.autograd.grad(out, stacked, w, retain_graph=True)[0]
 
     torch.testing.assert_close(batched(), torch.stack(one_by_one()), rtol=1e-4, atol=1e-5)
-    return interleaved({"one_by_one": lambda: timed(one_by_one),
-                        "batched": lambda: timed(batched)}, repeats)
+    return interleaved(
+        {"one_by_one": lambda: timed(one_by_one), "batched": lambda: timed(batched)}, repeats
+    )
 
 
 def _batched_blocks(layers: list[nn.Module], h: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,11 +76,21 @@ def main() -> None:
         for B, T, D, heads in SHAPES:
             seconds = measure(kind, B, T, D, heads, args.repeats)
             ratio = statistics.median(
-                a / b for a, b in zip(seconds["one_by_one"], seconds["batched"], strict=True))
-            cases.append({"kind": kind, "batch": B, "length": T, "width": D,
-                          "seconds": medians(seconds), "one_by_one_over_batched": ratio})
-            print(f"{kind:12} batch {B}, length {T:3}, width {D:3}: one by one / batched "
-                  f"{ratio:.2f}")  # fmt: skip
+                a / b for a, b in zip(seconds["one_by_one"], seconds["batched"], strict=True)
+            )
+            cases.append(
+                {
+                    "kind": kind,
+                    "batch": B,
+                    "length": T,
+                    "width": D,
+                    "seconds": medians(seconds),
+                    "one_by_one_over_batched": ratio,
+                }
+            )
+            print(
+                f"{kind:12} batch {B}, length {T:3}, width {D:3}: one by one / batched {ratio:.2f}"
+            )
     if args.out:
         record = {"environment": environment(DEVICE), "sublayers": SUBLAYERS, "cases": cases}
         args.out.write_text(json.dumps(record, indent=1) + "\n")

@@ -93,12 +93,14 @@ def measure_times(workload: str, repeats: int) -> Seconds:
             for leaf in leaves:
                 leaf.grad = None
             return timed(lambda: model(x).backward(cotangent))
+
         return run
 
     def backward(model: nn.Module, inputs: list[Tensor]) -> Callable[[], float]:
         def run() -> float:
             h = model(x)
             return timed(lambda: torch.autograd.grad(h, inputs, cotangent))
+
         return run
 
     chains = {name: hb.ResidualChain(layers, method) for name, method in METHODS.items()}
@@ -149,8 +151,8 @@ def measure_memory(workload: str) -> dict[str, float]:
         base = base or tensors  # bp comes first
         record[f"tensors_mb_{method}"] = tensors / 1e6
         record[f"process_mb_{method}"] = process / 1e6
-        record[f"hidden_states_per_layer_above_bp_{method}"] = (
-            (tensors - base) / (x.nbytes * len(layers))
+        record[f"hidden_states_per_layer_above_bp_{method}"] = (tensors - base) / (
+            x.nbytes * len(layers)
         )
     return record
 
@@ -160,10 +162,17 @@ def measure_data(steps: int = 50) -> dict[str, float]:
     noise = torch.randint(256, (50_000, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(10, (50_000,))
     data = ImageData(
-        name="noise", train_images=noise, train_labels=labels, test_images=noise[:1],
-        test_labels=labels[:1], classes=10, mean=(0.5,) * 3, std=(0.25,) * 3, augment=True,
+        name="noise",
+        train_images=noise,
+        train_labels=labels,
+        test_images=noise[:1],
+        test_labels=labels[:1],
+        classes=10,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        augment=True,
         flip=True,
-    )  # fmt: skip
+    )
     batches = TrainBatches(data, 128, seed=0, device=DEVICE)
     model = channels_last(ResNet(depth=32, preact=True, classes=10)).to(DEVICE)
     numbers = iter(range(10**6))
@@ -184,8 +193,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", choices=WORKLOADS, help="one workload instead of all")
-    parser.add_argument("--peaks-of", nargs=2, metavar=("WORKLOAD", "METHOD"),
-                        help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--peaks-of", nargs=2, metavar=("WORKLOAD", "METHOD"), help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
     if args.peaks_of:
         print(*peaks(*args.peaks_of))
@@ -193,8 +203,11 @@ def main() -> None:
     record: dict = {"environment": environment(DEVICE), "repeats": args.repeats, "workloads": {}}
     for workload in [args.only] if args.only else WORKLOADS:
         seconds = measure_times(workload, args.repeats)
-        row = {"seconds": medians(seconds), "ratios": time_ratios(seconds),
-               "memory": measure_memory(workload)}
+        row = {
+            "seconds": medians(seconds),
+            "ratios": time_ratios(seconds),
+            "memory": measure_memory(workload),
+        }
         record["workloads"][workload] = row
         print(workload)
         for name, value in {**row["ratios"], **row["memory"]}.items():

@@ -55,16 +55,22 @@ class Shape:
 
 
 SMALL_STEPS = [Shape("GRU", 8, 1024, 64), Shape("GRU", 128, 1024, 64), Shape("LSTM", 8, 1024, 64)]
-GRID = [Shape("GRU", b, length, h)
-        for b, length, h in product((1, 8, 32), (256, 1024), (32, 64, 256))]
+GRID = [
+    Shape("GRU", b, length, h) for b, length, h in product((1, 8, 32), (256, 1024), (32, 64, 256))
+]
 PAPER = {  # by the key of results/paper.yaml
-    "lstm_chars": Shape("LSTM", 128, 256, 512), "gru_chars": Shape("GRU", 128, 256, 512),
-    "gru_words": Shape("GRU", 128, 256, 512, layers=3), "gru_pixels": Shape("GRU", 128, 1024, 64),
-}  # fmt: skip
+    "lstm_chars": Shape("LSTM", 128, 256, 512),
+    "gru_chars": Shape("GRU", 128, 256, 512),
+    "gru_words": Shape("GRU", 128, 256, 512, layers=3),
+    "gru_pixels": Shape("GRU", 128, 1024, 64),
+}
 SHAPES = {"small": SMALL_STEPS, "grid": GRID, "paper": list(PAPER.values())}
 KS = {"small": (0, 1, 5, 10), "grid": (0, 1, 5), "paper": (0, 1, 2, 3, 5, 10, 20)}
-OTHERS = {"small": ["fp5", "bptt16", "k1w16"], "grid": [],
-          "paper": ["loop", *(f"fp{k}" for k in KS["paper"])]}  # fmt: skip
+OTHERS = {
+    "small": ["fp5", "bptt16", "k1w16"],
+    "grid": [],
+    "paper": ["loop", *(f"fp{k}" for k in KS["paper"])],
+}
 MAY_DIFFER = ("commit", "dirty")  # between parts of one record
 
 
@@ -74,8 +80,7 @@ class CellLoop(nn.Module):
     def __init__(self, shape: Shape):
         super().__init__()
         cell = CELLS[shape.cell][2]
-        self.cells = nn.ModuleList(
-            cell(shape.hidden, shape.hidden) for _ in range(shape.layers))
+        self.cells = nn.ModuleList(cell(shape.hidden, shape.hidden) for _ in range(shape.layers))
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         for cell in self.cells:
@@ -88,7 +93,7 @@ class CellLoop(nn.Module):
 
 
 def network(shape: Shape, name: str) -> nn.Module:
-    """"nn", "loop", or hb's with a method such as "k5", "k1w16" (windows), "fp5", "bptt16"."""
+    """ "nn", "loop", or hb's with a method such as "k5", "k1w16" (windows), "fp5", "bptt16"."""
     torch.manual_seed(0)
     plain, ours, _ = CELLS[shape.cell]
     if name == "nn":
@@ -129,9 +134,11 @@ def compare(shape: Shape, names: Sequence[str], repeats: int) -> dict:
     return {
         "shape": str(shape),
         "ms": {name: 1000 * s for name, s in medians(seconds).items()},
-        "speedup": {name: statistics.median(a / b for a, b in zip(first, values, strict=True))
-                    for name, values in seconds.items()},
-    }  # fmt: skip
+        "speedup": {
+            name: statistics.median(a / b for a, b in zip(first, values, strict=True))
+            for name, values in seconds.items()
+        },
+    }
 
 
 def peak(shape: Shape, name: str) -> tuple[int, int]:
@@ -145,8 +152,9 @@ def memory(shape: Shape, names: Sequence[str]) -> dict:
     found = {}
     for name in names:
         arguments = ["--peak-of", name, *map(str, astuple(shape))]
-        done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True,
-                              text=True, check=True)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, __file__, *arguments], capture_output=True, text=True, check=True
+        )
         tensors, process = map(int, done.stdout.split())
         found[name] = {"tensors_mb": tensors / 1e6, "process_mb": process / 1e6}
     return {"shape": str(shape), "peak": found}
@@ -172,11 +180,16 @@ def begun(out: Path | None, repeats: int, resume: bool) -> dict:
         return record
     there = json.loads(out.read_text())
     for old, new in ((there["environment"], record["environment"]), (there, record)):
-        differing = [key for key in new if key not in MAY_DIFFER and key != "environment"
-                     and old[key] != new[key]]  # fmt: skip
+        differing = [
+            key
+            for key in new
+            if key not in MAY_DIFFER and key != "environment" and old[key] != new[key]
+        ]
         if differing:
-            raise UserError(f"{out} was measured with {differing[0]} {old[differing[0]]}, this is "
-                            f"{new[differing[0]]}; choose another --out")
+            raise UserError(
+                f"{out} was measured with {differing[0]} {old[differing[0]]}, this is "
+                f"{new[differing[0]]}; choose another --out"
+            )
     return there
 
 
@@ -192,8 +205,11 @@ def measure(record: dict, part: str, shapes: Sequence[Shape], save: Callable[[],
             if str(shape) in {entry["shape"] for entry in found}:
                 print(f"{name}, {shape}: there already", flush=True)
                 continue
-            entry = {"row": row_of(shape), **measured(shape),
-                     "commit": environment(DEVICE)["commit"]}  # fmt: skip
+            entry = {
+                "row": row_of(shape),
+                **measured(shape),
+                "commit": environment(DEVICE)["commit"],
+            }
             found.append(entry)
             if name == part:  # the record's order is that of the shapes, whatever came first
                 found.sort(key=lambda entry: order.index(entry["shape"]))
@@ -211,12 +227,22 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--parts", nargs="+", choices=KS,
-                        default=["paper"] if DEVICE.type == "cuda" else ["small", "grid"])
-    parser.add_argument("--rows", nargs="+", choices=PAPER, default=list(PAPER),
-                        help="of the part \"paper\", the shapes of these experiments alone")
-    parser.add_argument("--resume", action="store_true",
-                        help="keep what --out has and measure the rest")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=KS,
+        default=["paper"] if DEVICE.type == "cuda" else ["small", "grid"],
+    )
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=PAPER,
+        default=list(PAPER),
+        help='of the part "paper", the shapes of these experiments alone',
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what --out has and measure the rest"
+    )
     parser.add_argument("--peak-of", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.peak_of:

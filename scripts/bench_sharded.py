@@ -55,8 +55,9 @@ def timed(strategy: Strategy) -> dict[str, float]:
 
 
 def steps_in_turn(ways: Mapping[str, Strategy]) -> dict[str, float]:
-    return {f"{name}_{part}": value
-            for name, way in ways.items() for part, value in timed(way).items()}  # fmt: skip
+    return {
+        f"{name}_{part}": value for name, way in ways.items() for part, value in timed(way).items()
+    }
 
 
 def process(
@@ -64,8 +65,9 @@ def process(
 ) -> None:
     """One of them: compare gradients, then measure; the first writes down what was found."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meet}/meet", rank=rank,
-                            world_size=processes)  # fmt: skip
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meet}/meet", rank=rank, world_size=processes
+    )
     ways = build(setting)
     errors, rounds = gradient_errors(ways, setting), []
     if not beyond(errors):
@@ -88,15 +90,19 @@ def on_processes(processes: int, setting: Setting, repeats: int, build: Build) -
         errors, rounds = json.loads((Path(meet) / "found.json").read_text())
     if beyond(errors):
         wrong = ", ".join(f"{name} ({errors[name]:.2g})" for name in beyond(errors))
-        raise UserError(f"on {processes} processes gradients differ from those of one by more than "
-                        f"{TOLERANCE:g} of the largest: {wrong}; nothing was timed")  # fmt: skip
+        raise UserError(
+            f"on {processes} processes gradients differ from those of one by more than "
+            f"{TOLERANCE:g} of the largest: {wrong}; nothing was timed"
+        )
     steps, costs = (together(turns[1:]) for turns in zip(*rounds, strict=True))  # after a warm-up
     return {
-        "oversubscribed": processes > cores(), "gradient_error": errors,
-        "seconds": medians(steps), "costs": medians(costs),
+        "oversubscribed": processes > cores(),
+        "gradient_error": errors,
+        "seconds": medians(steps),
+        "costs": medians(costs),
         "backward_over_bp": ratios(steps, "_backward", "bp_backward"),
         "step_over_model_parallel": ratios(steps, "_step", "model_parallel_step"),
-    }  # fmt: skip
+    }
 
 
 def beyond(errors: Mapping[str, float]) -> list[str]:
@@ -110,9 +116,13 @@ def together(rounds: Sequence[Mapping[str, float]]) -> Seconds:
 
 def ratios(times: Seconds, part: str, base: str) -> dict[str, float]:
     """Medians of the repetitions' ratios, by strategy."""
-    return {name.removesuffix(part): statistics.median(
-        a / b for a, b in zip(values, times[base], strict=True))
-        for name, values in times.items() if name.endswith(part)}  # fmt: skip
+    return {
+        name.removesuffix(part): statistics.median(
+            a / b for a, b in zip(values, times[base], strict=True)
+        )
+        for name, values in times.items()
+        if name.endswith(part)
+    }
 
 
 def cores() -> int:
@@ -134,15 +144,23 @@ def main(argv: Sequence[str], build: Build = strategies) -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)  # fails before anything is measured
     torch.set_num_threads(1)  # as in the processes; the record tells
     record: dict = {
-        "environment": environment(torch.device("cpu")), "cores": cores(), "repeats": args.repeats,
-        **asdict(setting), "state_bytes": setting.state_bytes,
-        "weight_bytes": setting.weight_bytes, "processes": {},
-    }  # fmt: skip
+        "environment": environment(torch.device("cpu")),
+        "cores": cores(),
+        "repeats": args.repeats,
+        **asdict(setting),
+        "state_bytes": setting.state_bytes,
+        "weight_bytes": setting.weight_bytes,
+        "processes": {},
+    }
     for processes in args.processes:
         found = on_processes(processes, setting, args.repeats, build)
         record["processes"][processes] = found
-        print(processes, {n: round(s, 4) for n, s in found["seconds"].items() if "step" in n},
-              {n: round(r, 3) for n, r in found["step_over_model_parallel"].items()}, flush=True)
+        print(
+            processes,
+            {n: round(s, 4) for n, s in found["seconds"].items() if "step" in n},
+            {n: round(r, 3) for n, r in found["step_over_model_parallel"].items()},
+            flush=True,
+        )
     if args.out:
         args.out.write_text(json.dumps(record, indent=1) + "\n")
 

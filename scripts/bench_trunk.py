@@ -33,10 +33,20 @@ VOCABULARY, BATCH, LENGTH, EVERY = 4096, 4, 256, hb.AutoGamma().every
 
 def gpt2() -> nn.Module:
     transformers = quiet_transformers()
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=VOCABULARY, n_positions=LENGTH, n_embd=256, n_layer=12, n_head=4,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
-    ))  # fmt: skip
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=VOCABULARY,
+            n_positions=LENGTH,
+            n_embd=256,
+            n_layer=12,
+            n_head=4,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
 
 
 def measure(repeats: int) -> Seconds:
@@ -54,6 +64,7 @@ def measure(repeats: int) -> Seconds:
                 chain.gammas.reset()
             model.zero_grad()
             return timed(lambda: model(input_ids=x, labels=x, use_cache=False).loss.backward())
+
         return run
 
     def trunk_inputs() -> float:
@@ -107,12 +118,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     args = parser.parse_args()
     seconds = measure(args.repeats)
-    rounds = [dict(zip(seconds, column, strict=True))
-              for column in zip(*seconds.values(), strict=True)]  # fmt: skip
+    rounds = [
+        dict(zip(seconds, column, strict=True)) for column in zip(*seconds.values(), strict=True)
+    ]
     ratios = {name: statistics.median(map(ratio, rounds)) for name, ratio in RATIOS.items()}
-    record = {"environment": environment(DEVICE), "repeats": args.repeats,
-              "seconds": medians(seconds), "ratios": ratios,
-              "hidden_states_per_sublayer_above_plain": measure_memory()}  # fmt: skip
+    record = {
+        "environment": environment(DEVICE),
+        "repeats": args.repeats,
+        "seconds": medians(seconds),
+        "ratios": ratios,
+        "hidden_states_per_sublayer_above_plain": measure_memory(),
+    }
     for name, value in ratios.items():
         print(f"{name:40} {value:.4f}")
     for name, value in record["hidden_states_per_sublayer_above_plain"].items():

@@ -41,20 +41,37 @@ PARTIAL = ".partial"  # inside the out folder, which may be the root of a stick
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("build/bundle"),
-                        help="folder of the bundle; an older bundle there is replaced")
-    parser.add_argument("--platform", help="of the other machine, such as manylinux_2_28_aarch64; "
-                                           "by default this machine's")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/bundle"),
+        help="folder of the bundle; an older bundle there is replaced",
+    )
+    parser.add_argument(
+        "--platform",
+        help="of the other machine, such as manylinux_2_28_aarch64; by default this machine's",
+    )
     parser.add_argument("--python-version", help=f"of the other machine; default {THIS_PYTHON}")
-    parser.add_argument("--data", default=os.environ.get("HIGHWAY_BP_DATA"),
-                        help="folder in the hub's layout, by default $HIGHWAY_BP_DATA")
-    parser.add_argument("--datasets", nargs="*", default=[], metavar="NAME",
-                        help="folders below --data, such as uoft-cs/cifar10; by default all")
+    parser.add_argument(
+        "--data",
+        default=os.environ.get("HIGHWAY_BP_DATA"),
+        help="folder in the hub's layout, by default $HIGHWAY_BP_DATA",
+    )
+    parser.add_argument(
+        "--datasets",
+        nargs="*",
+        default=[],
+        metavar="NAME",
+        help="folders below --data, such as uoft-cs/cifar10; by default all",
+    )
     parser.add_argument("--piece-mb", default="60", help="largest file, in 10^6 bytes; default 60")
     parser.add_argument("--no-wheels", action="store_true", help="leave the packages out")
     parser.add_argument("--torch-pip-args", default="", help="for pip, for torch alone")
-    parser.add_argument("--allow-dirty", action="store_true",
-                        help="pack the commit although the working tree differs from it")
+    parser.add_argument(
+        "--allow-dirty",
+        action="store_true",
+        help="pack the commit although the working tree differs from it",
+    )
     parser.add_argument("--repository", type=Path, default=REPOSITORY, help="by default this one")
     return parser.parse_args(argv)
 
@@ -120,8 +137,13 @@ def make(args: argparse.Namespace) -> None:
     machine = checked_machine(args, project)
     datasets = chosen_datasets(args.data, args.datasets)
     command = training(datasets, not args.no_wheels)
-    about = {"commit": commit, **machine.description, "piece_bytes": limit,
-             "datasets": list(datasets), "wheels": []}  # fmt: skip
+    about = {
+        "commit": commit,
+        **machine.description,
+        "piece_bytes": limit,
+        "datasets": list(datasets),
+        "wheels": [],
+    }
 
     with workplace(args.out) as partial:
         older = older_bundle(args.out)
@@ -135,8 +157,9 @@ def make(args: argparse.Namespace) -> None:
             files += pack(folder, f"data/{name}", Pieces(partial, stem, limit))
         files = describe(partial, about, command, files)
         move_in(files, args.out, older)
-    report(f"all in {time.perf_counter() - started:.0f} s",
-           [args.out / file.name for file in files])  # fmt: skip
+    report(
+        f"all in {time.perf_counter() - started:.0f} s", [args.out / file.name for file in files]
+    )
     print(f"on the other machine:\n    sh unpack.sh TARGET\n    cd TARGET/repository && {command}")
 
 
@@ -151,8 +174,11 @@ def pack_wheels(
 ) -> tuple[list[str], list[Path]]:
     """(names of the wheels, pieces)."""
     wheels, wanted = folder / "wheels", requirements(project)
-    print(f"wheels: pip looks for {len(wanted)} requirements and all they need, for "
-          f"{', Python '.join(machine.description.values())}", flush=True)  # fmt: skip
+    print(
+        f"wheels: pip looks for {len(wanted)} requirements and all they need, for "
+        f"{', Python '.join(machine.description.values())}",
+        flush=True,
+    )
     constraints = git(args.repository, "show", "HEAD:constraints.txt")
     collect_wheels(wheels, machine, wanted, constraints, args.torch_pip_args)
     names = sorted(file.name for file in wheels.iterdir())

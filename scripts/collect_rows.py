@@ -36,8 +36,11 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="folder that holds run folders")
     parser.add_argument("results", type=Path, help="JSON-lines file, created when missing")
-    parser.add_argument("--allow-dirty", action="store_true",
-                        help="accept runs of a working tree with uncommitted changes")
+    parser.add_argument(
+        "--allow-dirty",
+        action="store_true",
+        help="accept runs of a working tree with uncommitted changes",
+    )
     args = parser.parse_args(argv)
     rows = read_rows(args.results) if args.results.exists() else []
     known = {run_of(row) for row in rows}

@@ -66,10 +66,12 @@ class Small:
 SMALL = {
     "ResNet-20 on digits": Small(load_digits, partial(ResNet, 20, preact=False), 1e-3, 32),
     "GPT, 4 layers, on topics": Small(
-        TEXT, partial(Decoder, layers=4, hidden=64, heads=4, length=64), 2e-3),
+        TEXT, partial(Decoder, layers=4, hidden=64, heads=4, length=64), 2e-3
+    ),
     "GRU over 64 steps, on topics": Small(
-        TEXT, partial(RNNLanguageModel, cell="gru", hidden=64), 3e-3),
-}  # fmt: skip
+        TEXT, partial(RNNLanguageModel, cell="gru", hidden=64), 3e-3
+    ),
+}
 
 
 def train(small: Small, steps: int) -> tuple[nn.Module, Any, float]:
@@ -122,8 +124,13 @@ class GRUSteps(nn.Module):
         if len(self.chain) != len(x):
             self.chain = hb.ResidualChain(map(GRUStep, range(len(x))), self.chain.method)
         by_input = F.linear(x, self.weight_ih, getattr(self, "bias_ih", None))
-        h = self.chain(x.new_zeros(x.shape[1], self.hidden), by_input, self.weight_hh,
-                       getattr(self, "bias_hh", None), return_states=True)  # fmt: skip
+        h = self.chain(
+            x.new_zeros(x.shape[1], self.hidden),
+            by_input,
+            self.weight_hh,
+            getattr(self, "bias_hh", None),
+            return_states=True,
+        )
         return torch.stack(h), h[-1][None]
 
 
@@ -141,14 +148,18 @@ def errors(model: nn.Module, data: Any, samples: int) -> list[dict]:
     unroll(model)
     x, y = data.train_batches(samples, seed=1, device="cpu").batch(0)
     found = error_bound(model, lambda model: data.task.loss(model, x, y)[0], KS)
-    return [{key: value if math.isfinite(value) else None for key, value in asdict(e).items()}
-            for e in found]
+    return [
+        {key: value if math.isfinite(value) else None for key, value in asdict(e).items()}
+        for e in found
+    ]
 
 
 def table(rows: Sequence[dict]) -> str:
     """Markdown: a line per k, a column per bound or estimate."""
-    lines = ["| k | " + " | ".join(title for title, *_ in LINES.values()) + " |",
-             "|---" * (len(LINES) + 1) + "|"]  # fmt: skip
+    lines = [
+        "| k | " + " | ".join(title for title, *_ in LINES.values()) + " |",
+        "|---" * (len(LINES) + 1) + "|",
+    ]
     for row in rows:
         values = ["-" if row[name] is None else f"{row[name]:.3g}" for name in LINES]
         lines.append(f"| {row['k']} | " + " | ".join(values) + " |")
@@ -160,22 +171,39 @@ def figure(networks: Sequence[dict], path: Path) -> None:
 
     Bounds above `HIGHEST` leave the picture; the panel then names the smallest of them.
     """
-    drawn, panels = plt.subplots(1, len(networks), figsize=(4.4 * len(networks), 4.2),
-                                 layout="constrained", squeeze=False)  # fmt: skip
+    drawn, panels = plt.subplots(
+        1, len(networks), figsize=(4.4 * len(networks), 4.2), layout="constrained", squeeze=False
+    )
     for axes, network in zip(panels[0], networks, strict=True):
         for name, (label, colour, style) in LINES.items():
-            points = [(row["k"], row[name]) for row in network["errors"]
-                      if row[name] and row[name] > 1e-9]  # below it is rounding
-            axes.plot(*zip(*points, strict=True) if points else ((), ()), style, color=colour,
-                      marker="o", ms=3, lw=2 if name == "measured" else 1.4, label=label)
+            points = [
+                (row["k"], row[name]) for row in network["errors"] if row[name] and row[name] > 1e-9
+            ]  # below it is rounding
+            axes.plot(
+                *zip(*points, strict=True) if points else ((), ()),
+                style,
+                color=colour,
+                marker="o",
+                ms=3,
+                lw=2 if name == "measured" else 1.4,
+                label=label,
+            )
         axes.axhline(1.0, color="0.8", lw=0.8, zorder=0)
         axes.set_yscale("log")
         bounds = [row["residual_bound"] for row in network["errors"]]
         if max(row["bound"] or 0.0 for row in network["errors"]) > HIGHEST:
             axes.set_ylim(top=HIGHEST)
         if min(filter(None, bounds), default=0.0) > HIGHEST:
-            axes.text(0.5, 0.97, f"bounds above {min(bounds):.0e}", ha="center", va="top",
-                      transform=axes.transAxes, fontsize=8, color=LINES["bound"][1])  # fmt: skip
+            axes.text(
+                0.5,
+                0.97,
+                f"bounds above {min(bounds):.0e}",
+                ha="center",
+                va="top",
+                transform=axes.transAxes,
+                fontsize=8,
+                color=LINES["bound"][1],
+            )
         axes.set_title(textwrap.fill(network["name"], 38), fontsize=8)
         axes.set_xlabel("iterations k")
         axes.spines[["top", "right"]].set_visible(False)
@@ -192,8 +220,12 @@ def networks(args: argparse.Namespace):
         yield name, model, data, trained.of_a_run(row)
     for name, small in SMALL.items() if not args.runs else ():
         model, data, loss = train(small, args.steps)
-        yield (f"{name}, {args.steps} training steps", model, data,
-               {"steps": args.steps, "train_loss": loss})
+        yield (
+            f"{name}, {args.steps} training steps",
+            model,
+            data,
+            {"steps": args.steps, "train_loss": loss},
+        )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -202,8 +234,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, help="the record; its tables and figure lie beside it")
     parser.add_argument("--steps", type=int, default=100, help="training steps without a run")
     parser.add_argument("--samples", type=int, default=8, help="of the batch that is looked at")
-    parser.add_argument("--root", default=os.environ.get("HIGHWAY_BP_DATA"),
-                        help="folder of the data sets, see data.root")
+    parser.add_argument(
+        "--root",
+        default=os.environ.get("HIGHWAY_BP_DATA"),
+        help="folder of the data sets, see data.root",
+    )
     args = parser.parse_args(argv)
     for name in ("steps", "samples"):
         if getattr(args, name) < 1:
@@ -213,7 +248,8 @@ def main(argv: Sequence[str]) -> None:
     for name, model, data, training in networks(args):
         rows = errors(model, data, args.samples)
         record["networks"].append(
-            {"name": name, "trained": training, "samples": args.samples, "errors": rows})
+            {"name": name, "trained": training, "samples": args.samples, "errors": rows}
+        )
         pages.append(f"## {name}\n\n{table(rows)}\n")
         print(pages[-1], flush=True)
     if args.out:

@@ -59,11 +59,14 @@ def errors(model: nn.Module, batches: Sequence, task) -> list[dict]:
     for name, carry, method in cases:
         for k in KS:
             found = gradient(model, method(k), carry, batches, task)
-            rows.append({
-                "case": name, "k": k,
-                "cosine": torch.cosine_similarity(found, exact, dim=0).item(),
-                "relative_error": ((found - exact).norm() / exact.norm()).item(),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "case": name,
+                    "k": k,
+                    "cosine": torch.cosine_similarity(found, exact, dim=0).item(),
+                    "relative_error": ((found - exact).norm() / exact.norm()).item(),
+                }
+            )
     return rows
 
 
@@ -72,8 +75,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
     parser.add_argument("--out", type=Path, help="write the record here, and its tables as .md")
     parser.add_argument("--batches", type=int, default=4)
-    parser.add_argument("--root", default=os.environ.get("HIGHWAY_BP_DATA"),
-                        help="folder of the data sets, see data.root")
+    parser.add_argument(
+        "--root",
+        default=os.environ.get("HIGHWAY_BP_DATA"),
+        help="folder of the data sets, see data.root",
+    )
     args = parser.parse_args(argv)
     record: dict = {"environment": environment(torch.device("cpu")), "runs": []}
     pages = []
@@ -82,10 +88,14 @@ def main(argv: Sequence[str]) -> None:
         source = data.train_batches(row["batch_size"], seed=1, device="cpu")
         rows = errors(model, [source.batch(i) for i in range(args.batches)], data.task)
         record["runs"].append({"trained": of_a_run(row), "errors": rows})
-        title = (f"{row['model']} trained {row['steps']} steps by {row['grad']} on {row['data']} "
-                 f"({row['metric'].removeprefix('eval_')} {row[row['metric']]:.3f})")
-        pages.append(f"## {title}\n\n{error_table(rows, 'cosine')}\n\n"
-                     f"{error_table(rows, 'relative_error')}\n")
+        title = (
+            f"{row['model']} trained {row['steps']} steps by {row['grad']} on {row['data']} "
+            f"({row['metric'].removeprefix('eval_')} {row[row['metric']]:.3f})"
+        )
+        pages.append(
+            f"## {title}\n\n{error_table(rows, 'cosine')}\n\n"
+            f"{error_table(rows, 'relative_error')}\n"
+        )
         print(pages[-1], flush=True)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

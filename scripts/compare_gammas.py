@@ -44,9 +44,17 @@ def errors(model: torch.nn.Module, batches: Sequence, task) -> list[dict]:
                 chain.gammas.reset()  # estimated anew from these batches
             name = f"gamma {gamma}" + (f", {-(-L // size)} groups" if size > 1 else "")
             for e in hb.gradient_error(model, loss, KS, hb.Highway(0, gamma, size)):
-                rows.append({"case": name, "gamma": gamma, "group_size": size, "k": e.k,
-                             "cosine": e.cosine, "relative_error": e.relative_error})
-    return rows  # fmt: skip
+                rows.append(
+                    {
+                        "case": name,
+                        "gamma": gamma,
+                        "group_size": size,
+                        "k": e.k,
+                        "cosine": e.cosine,
+                        "relative_error": e.relative_error,
+                    }
+                )
+    return rows
 
 
 def main(argv: Sequence[str]) -> None:
@@ -55,18 +63,26 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--snapshots", type=Path, nargs="*", default=[], help="earlier weights")
     parser.add_argument("--out", type=Path, help="write the record here, and its tables as .md")
     parser.add_argument("--batches", type=int, default=2)
-    parser.add_argument("--root", default=os.environ.get("HIGHWAY_BP_DATA"),
-                        help="folder of the data sets, see data.root")
+    parser.add_argument(
+        "--root",
+        default=os.environ.get("HIGHWAY_BP_DATA"),
+        help="folder of the data sets, see data.root",
+    )
     args = parser.parse_args(argv)
     model, data, row = load(args.run, args.root)
     last = {name: t.clone() for name, t in model.state_dict().items()}
     source = data.train_batches(row["batch_size"], seed=1, device="cpu")
     batches = [source.batch(i) for i in range(args.batches)]
     moments = [(load_snapshot(model, file), file) for file in args.snapshots]
-    record = {"environment": environment(torch.device("cpu")), "trained": of_a_run(row),
-              "moments": []}  # fmt: skip
-    title = (f"{row['model']} trained by {row['grad']} on {row['data']}, {row['steps']} steps "
-             f"({row['metric'].removeprefix('eval_')} {row[row['metric']]:.3f} at the end)")
+    record = {
+        "environment": environment(torch.device("cpu")),
+        "trained": of_a_run(row),
+        "moments": [],
+    }
+    title = (
+        f"{row['model']} trained by {row['grad']} on {row['data']}, {row['steps']} steps "
+        f"({row['metric'].removeprefix('eval_')} {row[row['metric']]:.3f} at the end)"
+    )
     pages = [f"# Gradient errors by gamma: {title}\n"]
     for step, file in [*sorted(moments), (row["steps"], None)]:
         if file is None:
@@ -77,8 +93,10 @@ def main(argv: Sequence[str]) -> None:
         with torch.no_grad():
             loss = sum(data.task.loss(model, x, y)[0].item() for x, y in batches) / len(batches)
         record["moments"].append({"step": step, "train_loss": loss, "errors": rows})
-        pages.append(f"## After {step} steps, training loss {loss:.3f}\n\n"
-                     f"{error_table(rows, 'cosine')}\n\n{error_table(rows, 'relative_error')}\n")
+        pages.append(
+            f"## After {step} steps, training loss {loss:.3f}\n\n"
+            f"{error_table(rows, 'cosine')}\n\n{error_table(rows, 'relative_error')}\n"
+        )
         print(pages[-1], flush=True)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -21,9 +21,25 @@ from scripts.evidence.every_source import run
 from scripts.evidence.rows import read_json_lines
 
 COMPARED = ("train_loss", "grad_norm", "eval_loss")
-ABOUT = ("model", "grad", "k", "group_size", "processes", "replicas", "micro_batches", "data",
-         "steps", "batch_size", "seed", "commit", "dirty", "device", "torch", "config_hash",
-         "seconds_per_step")  # fmt: skip
+ABOUT = (
+    "model",
+    "grad",
+    "k",
+    "group_size",
+    "processes",
+    "replicas",
+    "micro_batches",
+    "data",
+    "steps",
+    "batch_size",
+    "seed",
+    "commit",
+    "dirty",
+    "device",
+    "torch",
+    "config_hash",
+    "seconds_per_step",
+)
 
 
 def difference(a: Sequence[dict], b: Sequence[dict], name: str) -> dict[str, float]:
@@ -42,10 +58,11 @@ def compared(a: tuple[str, Path], b: tuple[str, Path]) -> dict[str, Any]:
     records = [read_json_lines(path / "metrics.jsonl") for _, path in (a, b)]
     steps = [[(r["step"], sorted(r)) for r in found] for found in records]
     if steps[0] != steps[1]:
-        raise UserError(f"{a[1]} and {b[1]} have not recorded the same steps and scores; expected "
-                        "finished runs of equal length and intervals")  # fmt: skip
-    return {"run": b[0], "of": a[0],
-            **{name: difference(*records, name) for name in COMPARED}}  # fmt: skip
+        raise UserError(
+            f"{a[1]} and {b[1]} have not recorded the same steps and scores; expected "
+            "finished runs of equal length and intervals"
+        )
+    return {"run": b[0], "of": a[0], **{name: difference(*records, name) for name in COMPARED}}
 
 
 def about(path: Path) -> dict[str, Any]:
@@ -69,11 +86,15 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     args = parser.parse_args(argv)
     runs = [named(argument) for argument in args.runs]
-    record = {"runs": {label: about(path) for label, path in runs},
-              "differences": [compared(runs[0], other) for other in runs[1:]]}  # fmt: skip
+    record = {
+        "runs": {label: about(path) for label, path in runs},
+        "differences": [compared(runs[0], other) for other in runs[1:]],
+    }
     for found in record["differences"]:
-        shown = "; ".join(f"{name} {found[name]['largest']:.2g} (of {found[name]['records']})"
-                          for name in COMPARED)  # fmt: skip
+        shown = "; ".join(
+            f"{name} {found[name]['largest']:.2g} (of {found[name]['records']})"
+            for name in COMPARED
+        )
         print(f"{found['run']}: largest difference from {found['of']}: {shown}")
     if args.out:
         args.out.write_text(json.dumps(record, indent=1) + "\n")

@@ -56,8 +56,12 @@ def embedded(picture: Path) -> Markup:
 def table(page: Path) -> Markup:
     """A Markdown page as HTML, its headings two levels lower."""
     html = MarkdownIt("commonmark").enable("table").render(page.read_text())
-    return Markup(html.replace("<h2>", "<h4>").replace("</h2>", "</h4>")
-                      .replace("<h1>", "<h4>").replace("</h1>", "</h4>"))  # fmt: skip
+    return Markup(
+        html.replace("<h2>", "<h4>")
+        .replace("</h2>", "</h4>")
+        .replace("<h1>", "<h4>")
+        .replace("</h1>", "</h4>")
+    )
 
 
 def rows_behind(rows: dict[str, list[Row]]) -> list[str]:
@@ -66,8 +70,9 @@ def rows_behind(rows: dict[str, list[Row]]) -> list[str]:
     for key, used in rows.items():
         commits = sorted({row["commit"][:7] + ("*" if row["dirty"] else "") for row in used})
         runs = {run_of(row) for row in used}
-        lines.append(f"{key}.jsonl, {len(runs)} rows, commit {', '.join(commits)}, "
-                     f"{devices_of(used)}")
+        lines.append(
+            f"{key}.jsonl, {len(runs)} rows, commit {', '.join(commits)}, {devices_of(used)}"
+        )
     return lines
 
 
@@ -84,11 +89,16 @@ def experiments(evidence: Evidence, results: Path) -> list[dict]:
     """Every experiment of the paper and beyond: what was run, its pictures and tables."""
     titles = {key: row.title for key, row in paper_rows().items()}
     keys = list(dict.fromkeys([*titles, *map(key_of, evidence.results.setups)]))
-    return [{"key": key, "title": titles.get(key, f"{key}, beyond the paper"),
-             "runs": runs_of(list(evidence.results.of(key).values())),
-             "pictures": [embedded(p) for p in sorted((results / "figures").glob(f"{key}.*png"))],
-             "tables": [table(t) for t in sorted((results / "tables").glob(f"{key}.*md"))],
-             } for key in keys]  # fmt: skip
+    return [
+        {
+            "key": key,
+            "title": titles.get(key, f"{key}, beyond the paper"),
+            "runs": runs_of(list(evidence.results.of(key).values())),
+            "pictures": [embedded(p) for p in sorted((results / "figures").glob(f"{key}.*png"))],
+            "tables": [table(t) for t in sorted((results / "tables").glob(f"{key}.*md"))],
+        }
+        for key in keys
+    ]
 
 
 def runs_of(setups: list[list[Row]]) -> list[str]:
@@ -104,23 +114,35 @@ def page(claims: list[dict], evidence: Evidence, results: Path) -> str:
     figures, tables = results / "figures", results / "tables"
     papers = {f"table{n}" for n in (2, 3, 6)}
     keys = set(map(key_of, evidence.results.setups)) | set(paper_rows())
-    template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
-                           trim_blocks=True, lstrip_blocks=True).get_template(TEMPLATE)  # fmt: skip
+    template = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template(TEMPLATE)
     return template.render(
         claims=claims,
-        counts={v: sum(c["finding"].verdict == v for c in claims)
-                for v in VERDICTS},
+        counts={v: sum(c["finding"].verdict == v for c in claims) for v in VERDICTS},
         left_out=evidence.results.left_out,
         slack=SLACK_TEXT,
         made=environment(torch.device("cpu")),
-        figures=[{"picture": embedded(figures / f"{name}.png"), "caption": caption}
-                 for name, caption in CAPTIONS.items() if (figures / f"{name}.png").exists()],
-        tables=[table(tables / f"{name}.md") for name in sorted(papers)
-                if (tables / f"{name}.md").exists()],
+        figures=[
+            {"picture": embedded(figures / f"{name}.png"), "caption": caption}
+            for name, caption in CAPTIONS.items()
+            if (figures / f"{name}.png").exists()
+        ],
+        tables=[
+            table(tables / f"{name}.md")
+            for name in sorted(papers)
+            if (tables / f"{name}.md").exists()
+        ],
         experiments=experiments(evidence, results),
-        others=[table(t) for t in sorted(tables.glob("*.md"))
-                if t.stem.split(".")[0] not in keys | papers],
-    )  # fmt: skip
+        others=[
+            table(t)
+            for t in sorted(tables.glob("*.md"))
+            if t.stem.split(".")[0] not in keys | papers
+        ],
+    )
 
 
 def print_pdf(html: Path) -> Path | None:
@@ -136,10 +158,24 @@ def print_pdf(html: Path) -> Path | None:
     pdf.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as profile:
         done = subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-sync",
-             f"--user-data-dir={profile}", "--no-pdf-header-footer", f"--print-to-pdf={pdf}",
-             html.resolve().as_uri()], capture_output=True, text=True, check=False)  # fmt: skip
+            [
+                browser,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+                f"--user-data-dir={profile}",
+                "--no-pdf-header-footer",
+                f"--print-to-pdf={pdf}",
+                html.resolve().as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if not pdf.exists():
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise UserError(f"{html} is written, but {browser} made no PDF of it: {last}")

@@ -1,6 +1,6 @@
 """Compare the finished runs below a folder: final score, and training loss against time.
 
-    python scripts/plot_runs.py runs/demo --out runs/demo/demo.png
+python scripts/plot_runs.py runs/demo --out runs/demo/demo.png
 """
 
 from __future__ import annotations
@@ -51,8 +51,13 @@ def draw_scores(axes: Axes, rows: list[Row]) -> None:
     for x, group in enumerate(groups.values()):
         values = [score(row) for row in group]
         axes.plot([x] * len(values), values, **look_of_k(group[0]) | {"ls": ""}, ms=6)
-        axes.annotate(f"{fmean(values):.{metric.digits}f}", (x, max(values)), (0, 6), ha="center",
-                      textcoords="offset points")
+        axes.annotate(
+            f"{fmean(values):.{metric.digits}f}",
+            (x, max(values)),
+            (0, 6),
+            ha="center",
+            textcoords="offset points",
+        )
     axes.margins(x=0.15, y=0.2)
     axes.set_xticks(range(len(groups)), [name.replace(" k=", "\nk=") for name in groups])
     axes.set_ylabel(f"final {metric.label}")

@@ -67,8 +67,9 @@ def slots(P: int, micro: int, cores: float | None) -> float:
 
     In slot t the stages s with 0 <= t - s < micro are at work.
     """
-    return sum(stretch(min(t + 1, P, micro, micro + P - 1 - t), cores)
-               for t in range(micro + P - 1))  # fmt: skip
+    return sum(
+        stretch(min(t + 1, P, micro, micro + P - 1 - t), cores) for t in range(micro + P - 1)
+    )
 
 
 def model_parallel(net: Network, P: int, link: Link) -> float:
@@ -113,9 +114,12 @@ def highway(
     iteration m leaves out the last m states, which are exact already. The gradient at the input
     is not formed.
     """
-    passes = sum(net.L / P * net.inputs * stretch(P - 1 - m, cores)
-                 + link.message(net.state / micro) + scan(net, P, link)
-                 for m in range(min(k, P - 1)))  # fmt: skip
+    passes = sum(
+        net.L / P * net.inputs * stretch(P - 1 - m, cores)
+        + link.message(net.state / micro)
+        + scan(net, P, link)
+        for m in range(min(k, P - 1))
+    )
     ends = forward_pass(net, P, link, micro, cores) + last_pass(net, P, cores)
     return ends + inner_losses(net, P, link) + scan(net, P, link) + passes
 
@@ -171,9 +175,15 @@ def replicated(seconds: Strategy, net: Network, P: int, D: int, link: Link, micr
     """
     stages = P // D
     l = ceil(net.L / stages)  # noqa: E741
-    part = replace(net, L=stages * l, batch=net.batch // D, state=net.state / D,
-                   forward=net.forward / D, inputs=net.inputs / D,
-                   parameters=net.parameters / D)  # fmt: skip
+    part = replace(
+        net,
+        L=stages * l,
+        batch=net.batch // D,
+        state=net.state / D,
+        forward=net.forward / D,
+        inputs=net.inputs / D,
+        parameters=net.parameters / D,
+    )
     ring = 2 * (D - 1) * link.latency + 2 * (D - 1) / D * l * net.weights / link.bandwidth
     return max(seconds(part, stages, link, micro), l * part.forward + ring)
 
@@ -200,7 +210,11 @@ def transformer(layers: int, width: int, length: int, batch: int, flops: float) 
     attention = 2 * 2 * length * width * tokens
     forward = (products + attention) / flops
     return Network(
-        L=layers, forward=forward, inputs=(products + 2 * attention) / flops,
-        parameters=products / flops, state=2.0 * tokens * width, weights=2.0 * 12 * width**2,
+        L=layers,
+        forward=forward,
+        inputs=(products + 2 * attention) / flops,
+        parameters=products / flops,
+        state=2.0 * tokens * width,
+        weights=2.0 * 12 * width**2,
         batch=batch,
-    )  # fmt: skip
+    )

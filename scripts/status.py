@@ -30,11 +30,28 @@ from scripts.evidence.rows import method_name, read_rows, run_of
 
 # States of a planned run; of several runs of it the first of these counts.
 DONE, TO_COLLECT, RUNNING, INTERRUPTED, MISSING = STATES = (
-    "done", "to collect", "running", "interrupted", "missing")  # fmt: skip
+    "done",
+    "to collect",
+    "running",
+    "interrupted",
+    "missing",
+)
 # Runs beside the plan: shorter, of another preset, or by a method the paper's table does not have.
 REDUCED, STAND_IN, OTHER = BESIDE = ("reduced", "stand-in", "other")
-NEEDED = {"experiment", "grad", "k", "schedule", "tolerance", "gamma", "group_size", "window",
-          "steps", "seed", "config_hash", "reduced"}  # fmt: skip
+NEEDED = {
+    "experiment",
+    "grad",
+    "k",
+    "schedule",
+    "tolerance",
+    "gamma",
+    "group_size",
+    "window",
+    "steps",
+    "seed",
+    "config_hash",
+    "reduced",
+}
 TAIL = 4096  # bytes: the last lines of a metrics file
 
 Planned = tuple[str, int | None, int]  # grad, k, seed
@@ -82,7 +99,8 @@ class RowStatus:
 def plan_of(row: PaperRow) -> list[Planned]:
     """Every run a complete reproduction of the row has; backpropagation has no k."""
     methods = [("bp", None)] + [
-        (grad, k) for grad, ks in row.sweep.items() if grad != "seeds" for k in ks]
+        (grad, k) for grad, ks in row.sweep.items() if grad != "seeds" for k in ks
+    ]
     return [(grad, k, seed) for grad, k in methods for seed in row.sweep["seeds"]]
 
 
@@ -148,8 +166,9 @@ def collect(results: Path, runs: Path) -> tuple[list[RowStatus], list[str], int]
             broken.append(file.name)
             found[key] = []
     collected = {key: {run_of(one.about) for one in ones} for key, ones in found.items()}
-    of_preset = {preset: key for key, row in rows.items()
-                 for preset in (row.preset, *row.stand_ins)}  # fmt: skip
+    of_preset = {
+        preset: key for key, row in rows.items() for preset in (row.preset, *row.stand_ins)
+    }
     in_folders = [folder_run(folder) for folder in run_folders(runs)]
     for one in filter(None, in_folders):
         key = of_preset.get(one.about["experiment"])
@@ -170,8 +189,10 @@ def table(statuses: Sequence[RowStatus]) -> str:
     lines.append(("all", *_numbers(total)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        line[0].ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in zip(
-            line[1:], widths[1:], strict=True)) for line in lines)
+        line[0].ljust(widths[0])
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
+        for line in lines
+    )
 
 
 def _numbers(counts: Counter[str]) -> list[str]:
@@ -214,8 +235,14 @@ def next_command(statuses: Sequence[RowStatus], results: Path, runs: Path) -> st
         clean = [one for one in status.in_state(TO_COLLECT) if not _dirty(one.folder)]
         if clean:
             folder = _to_collect(clean[0], status, statuses)
-            return shlex.join(["python", "scripts/collect_rows.py", str(folder),
-                               str(results / f"{status.row.key}.jsonl")])  # fmt: skip
+            return shlex.join(
+                [
+                    "python",
+                    "scripts/collect_rows.py",
+                    str(folder),
+                    str(results / f"{status.row.key}.jsonl"),
+                ]
+            )
     return _next_sweep(statuses, runs)
 
 
@@ -241,15 +268,21 @@ def _dirty(folder: Path) -> bool:
 def _to_collect(one: Run, status: RowStatus, statuses: Sequence[RowStatus]) -> Path:
     """The folder around a run's if all runs in it are of its row, else the run's own."""
     around = one.folder.parent
-    strangers = [r for other in statuses if other is not status for r in other.runs()
-                 if r.folder and around in r.folder.parents]  # fmt: skip
+    strangers = [
+        r
+        for other in statuses
+        if other is not status
+        for r in other.runs()
+        if r.folder and around in r.folder.parents
+    ]
     return one.folder if strangers else around
 
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=Path("results"),
-                        help="folder with a NAME.jsonl per row")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder with a NAME.jsonl per row"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders")
     parser.add_argument("-v", "--verbose", action="store_true", help="list every run")
     args = parser.parse_args(argv)
@@ -259,8 +292,10 @@ def main(argv: Sequence[str]) -> None:
             print("\n".join(every_run(status)), end="\n\n")
     print(table(statuses))
     if unknown:
-        print(f"not counted: {unknown} folders in {args.runs} that do not say what they are "
-              "(damaged, or of a version without started.json)")  # fmt: skip
+        print(
+            f"not counted: {unknown} folders in {args.runs} that do not say what they are "
+            "(damaged, or of a version without started.json)"
+        )
     print(f"next: {next_command(statuses, args.results, args.runs)}")
     if broken:
         raise UserError(f"left out {', '.join(broken)}; all others are counted")

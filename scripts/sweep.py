@@ -32,11 +32,19 @@ def overrides(row: PaperRow, preset: str, root: Path, jobs: int) -> list[str]:
     methods = [name for name in row.sweep if name != "seeds"]
     ks = row.sweep[methods[0]]
     if any(row.sweep[name] != ks for name in methods):
-        raise UserError(f"results/paper.yaml: sweep of {row.key}: the k of {', '.join(methods)} "
-                        "differ; expected the same for all")
+        raise UserError(
+            f"results/paper.yaml: sweep of {row.key}: the k of {', '.join(methods)} "
+            "differ; expected the same for all"
+        )
     side_by_side = ["hydra/launcher=local", f"hydra.launcher.n_jobs={jobs}"] if jobs > 1 else []
-    return [f"experiment={preset}", f"grad={','.join(['bp', *methods])}", f"k={_listed(ks)}",
-            f"seed={_listed(row.sweep['seeds'])}", f"run_root={root}", *side_by_side]
+    return [
+        f"experiment={preset}",
+        f"grad={','.join(['bp', *methods])}",
+        f"k={_listed(ks)}",
+        f"seed={_listed(row.sweep['seeds'])}",
+        f"run_root={root}",
+        *side_by_side,
+    ]
 
 
 def _listed(numbers: list[int]) -> str:
@@ -46,8 +54,10 @@ def _listed(numbers: list[int]) -> str:
 def preset_of(row: PaperRow, stand_in: str | None) -> str:
     """The row's preset, or a stand-in of it; UserError naming those there are for another."""
     if stand_in and stand_in not in row.stand_ins:
-        raise UserError(f"stand-in {stand_in!r} of {row.key}; expected "
-                        f"{' or '.join(row.stand_ins) or 'none, the row has no stand-in'}")
+        raise UserError(
+            f"stand-in {stand_in!r} of {row.key}; expected "
+            f"{' or '.join(row.stand_ins) or 'none, the row has no stand-in'}"
+        )
     return stand_in or row.preset
 
 
@@ -62,14 +72,19 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("row", help="a key of results/paper.yaml, such as resnet32")
     parser.add_argument("overrides", nargs="*", help="arguments of train.py, such as steps=390")
-    parser.add_argument("--runs", type=Path, default=Path("runs"),
-                        help="the row's runs go to a folder of its name in this one")
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs"),
+        help="the row's runs go to a folder of its name in this one",
+    )
     parser.add_argument("--jobs", default="1", help="runs at a time on this machine")
     parser.add_argument("--stand-in", help="a preset that stands in for the row's own")
     args = parser.parse_intermixed_args(argv)
     row = paper_row(args.row)
-    asked = overrides(row, preset_of(row, args.stand_in), args.runs / row.key,
-                      whole_number(args.jobs))  # fmt: skip
+    asked = overrides(
+        row, preset_of(row, args.stand_in), args.runs / row.key, whole_number(args.jobs)
+    )
     command = ["-m", *asked, *args.overrides]
     print("python train.py", shlex.join(command), flush=True)
     train = str(REPOSITORY / "train.py")

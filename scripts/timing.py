@@ -56,8 +56,11 @@ def tensor_peak(step: Callable[[], object]) -> int:
 
 def _peak_of(profiler: profile) -> int:
     """The largest sum of tensor bytes allocated and not yet freed since the profiler's start."""
-    events = [(e.start_ns(), e.nbytes()) for e in profiler.profiler.kineto_results.events()
-              if e.name() == "[memory]"]
+    events = [
+        (e.start_ns(), e.nbytes())
+        for e in profiler.profiler.kineto_results.events()
+        if e.name() == "[memory]"
+    ]
     return max(accumulate(size for _, size in sorted(events, key=itemgetter(0))))
 
 

@@ -56,8 +56,10 @@ def of_a_run(row: dict) -> dict:
 def error_table(rows: Sequence[dict], score: str) -> str:
     """Markdown: a line per case, a column per k; rows have case, k and the score."""
     ks = sorted({row["k"] for row in rows})
-    lines = [f"| {score.replace('_', ' ')} | " + " | ".join(f"k = {k}" for k in ks) + " |",
-             "|---" * (len(ks) + 1) + "|"]  # fmt: skip
+    lines = [
+        f"| {score.replace('_', ' ')} | " + " | ".join(f"k = {k}" for k in ks) + " |",
+        "|---" * (len(ks) + 1) + "|",
+    ]
     for case in dict.fromkeys(row["case"] for row in rows):
         values = [f"{row[score]:.4f}" for row in rows if row["case"] == case]
         lines.append(f"| {case} | " + " | ".join(values) + " |")

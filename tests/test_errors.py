@@ -355,16 +355,18 @@ def the_gradient_error_of_a_method_without_iterations(*_):
 @situation
 def a_tokenizer_that_does_not_match_the_model(train, runs, tmp_path):
     folder = str(tmp_path / "m")
-    PairClassifier(vocabulary=9, padding=0, labels=LABELS, layers=1, hidden=8, heads=2,
-                   length=32).save_pretrained(folder)  # fmt: skip
+    PairClassifier(
+        vocabulary=9, padding=0, labels=LABELS, layers=1, hidden=8, heads=2, length=32
+    ).save_pretrained(folder)
     return train("experiment=grammar", f"model.pretrained={folder}").err
 
 
 @situation
 def label_names_in_another_order(train, runs, tmp_path):
     folder = str(tmp_path / "m")
-    PairClassifier(vocabulary=99, padding=0, labels=LABELS[::-1], layers=1, hidden=8, heads=2,
-                   length=32).save_pretrained(folder)  # fmt: skip
+    PairClassifier(
+        vocabulary=99, padding=0, labels=LABELS[::-1], layers=1, hidden=8, heads=2, length=32
+    ).save_pretrained(folder)
     return train("experiment=grammar", f"model.pretrained={folder}").err
 
 

@@ -53,9 +53,12 @@ def test_runs_to_the_end_and_draws(name, tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)  # ipykernel then draws into the notebook
     notebook = read(name)
     client = NotebookClient(
-        notebook, kernel_name="python3", kernel_manager_class=ThisPython, timeout=SECONDS_PER_CELL,
+        notebook,
+        kernel_name="python3",
+        kernel_manager_class=ThisPython,
+        timeout=SECONDS_PER_CELL,
         resources={"metadata": {"path": str(FOLDER)}},  # where Jupyter runs a notebook
-    )  # fmt: skip
+    )
     client.execute()  # raises with the cell and its traceback
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == FIGURES[name]

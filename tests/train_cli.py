@@ -42,7 +42,8 @@ def start(*arguments: str, output: Path | None = None) -> multiprocessing.Proces
     """train.py in a process of its own, which may be killed; what it prints goes to a file."""
     processes = multiprocessing.get_context("forkserver")  # imports done once
     processes.set_forkserver_preload(
-        ["experiments.jobs", "experiments.run", "models.resnet", "sklearn.datasets"])
+        ["experiments.jobs", "experiments.run", "models.resnet", "sklearn.datasets"]
+    )
     process = processes.Process(target=_into_file, args=[output, *arguments])
     process.start()
     return process

@@ -87,8 +87,10 @@ class FolderBatches:
         generator = generator_for("augment", self._seed, step)
         draws = torch.rand(self._batch_size, 5, generator=generator).tolist()
         files = [self._data.train[i][0] for i in self._rows(step)]
-        return [self._pool.submit(_random_crop, file, self._data.size, draw)
-                for file, draw in zip(files, draws, strict=True)]  # fmt: skip
+        return [
+            self._pool.submit(_random_crop, file, self._data.size, draw)
+            for file, draw in zip(files, draws, strict=True)
+        ]
 
     def _rows(self, step: int) -> list[int]:
         epoch, position = divmod(step, self.steps_per_epoch)
@@ -116,17 +118,25 @@ def load_image_folder(
         )
     names = sorted(p.name for p in (Path(root) / train).glob("*") if p.is_dir())
     return FolderData(
-        Path(root).name, _samples(Path(root) / train, names), _samples(Path(root) / test, names),
-        len(names), size, workers,
-    )  # fmt: skip
+        Path(root).name,
+        _samples(Path(root) / train, names),
+        _samples(Path(root) / test, names),
+        len(names),
+        size,
+        workers,
+    )
 
 
 def _samples(folder: Path, names: list[str]) -> list[Sample]:
     unknown = sorted({p.name for p in folder.glob("*") if p.is_dir()} - set(names))
     if unknown:
         raise UserError(f"{folder}: the classes {unknown[:3]} are not in the training split")
-    found = [(file, label) for label, name in enumerate(names)
-             for file in sorted((folder / name).glob("*")) if file.suffix.lower() in EXTENSIONS]
+    found = [
+        (file, label)
+        for label, name in enumerate(names)
+        for file in sorted((folder / name).glob("*"))
+        if file.suffix.lower() in EXTENSIONS
+    ]
     if not found:
         raise UserError(f"{folder}: no images in folders of classes ({', '.join(EXTENSIONS)})")
     return found

@@ -92,9 +92,15 @@ def load_hub_images(
     """
     splits, rows = list(splits), dict(rows) if rows else None
     settings = dict(
-        format=FORMAT, name=name, config=config, splits=splits, rows=rows, classes=classes,
-        image_column=image_column, label_column=label_column,
-    )  # fmt: skip
+        format=FORMAT,
+        name=name,
+        config=config,
+        splits=splits,
+        rows=rows,
+        classes=classes,
+        image_column=image_column,
+        label_column=label_column,
+    )
     folder = source.local_folder(root, name)
     if folder is None:
         dataset = source.load_hub(name, config, root)
@@ -115,9 +121,14 @@ def load_hub_images(
     tensors = cached(place / f"{stem}-{cache_key(files, settings)}.pt", build)
     mean, std = tensors.pop("mean"), tensors.pop("std")
     data = ImageData(
-        name=name, classes=classes, augment=augment, flip=flip,
-        mean=tuple(mean.tolist()), std=tuple(std.tolist()), **tensors,
-    )  # fmt: skip
+        name=name,
+        classes=classes,
+        augment=augment,
+        flip=flip,
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        **tensors,
+    )
     return hold_out(data, validation)
 
 
@@ -159,9 +170,12 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _decode(
-    dataset: "Mapping[str, Dataset]", splits: Sequence[str], image_column: str, label_column: str,
+    dataset: "Mapping[str, Dataset]",
+    splits: Sequence[str],
+    image_column: str,
+    label_column: str,
     classes: int,
-) -> Tensors:  # fmt: skip
+) -> Tensors:
     tensors = {}
     numbers = None
     for role, split in zip(("train", "test"), splits, strict=True):

@@ -119,8 +119,12 @@ def load_hub_pairs(
     tokens = _tokenizer(tokenizer)
     parts = [Split(root, **part) for part in (train, test)]
     content = hashlib.blake2b(tokens.backend_tokenizer.to_str().encode(), digest_size=8)
-    settings = {"parts": [dict(train), dict(test)], "format": FORMAT, "length": length,
-                "tokenizer": content.hexdigest()}  # fmt: skip
+    settings = {
+        "parts": [dict(train), dict(test)],
+        "format": FORMAT,
+        "length": length,
+        "tokenizer": content.hexdigest(),
+    }
     files = [file for part in parts for file in part.files]
     name = ", ".join(dict.fromkeys(part["name"] for part in (train, test)))
     stem = name.replace("/", "--").replace(", ", "+")
@@ -135,10 +139,14 @@ def load_hub_pairs(
     place = Path(cache_dir) if cache_dir else default_cache_dir()
     found = cached(place / f"{stem}-pairs-{cache_key(files, settings)}.pt", build)
     return PairData(
-        name, found["train"][:train_limit], found["train_labels"][:train_limit],
-        found["test"][:eval_limit], found["test_labels"][:eval_limit],
-        len(tokens), tokens.pad_token_id,
-    )  # fmt: skip
+        name,
+        found["train"][:train_limit],
+        found["train_labels"][:train_limit],
+        found["test"][:eval_limit],
+        found["test_labels"][:eval_limit],
+        len(tokens),
+        tokens.pad_token_id,
+    )
 
 
 def _tokenizer(name: str):
@@ -161,9 +169,14 @@ def _encoded(part: Split, tokenizer, length: int, kind: str) -> tuple[Tensor, Te
     _check_names(getattr(features["label"], "names", None), kind)
     kept = [i for i, label in enumerate(labels) if label >= 0]
     encoded = tokenizer(
-        [premises[i] for i in kept], [hypotheses[i] for i in kept], truncation=True,
-        max_length=length, padding="max_length", return_token_type_ids=True, return_tensors="pt",
-    )  # fmt: skip
+        [premises[i] for i in kept],
+        [hypotheses[i] for i in kept],
+        truncation=True,
+        max_length=length,
+        padding="max_length",
+        return_token_type_ids=True,
+        return_tensors="pt",
+    )
     pairs = torch.stack([encoded["input_ids"], encoded["token_type_ids"]], 1).int()
     return pairs, torch.tensor([labels[i] for i in kept])
 

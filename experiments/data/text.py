@@ -85,23 +85,32 @@ def load_hub_text(
     def texts() -> list[list[str]]:
         return [part.columns(column)[0][0] for part in parts]
 
-    return tokenised(name, texts, files, settings, place, tokenizer, vocabulary, length,
-                     train_limit, eval_limit)
+    return tokenised(
+        name, texts, files, settings, place, tokenizer, vocabulary, length, train_limit, eval_limit
+    )
 
 
 def tokenised(
-    name: str, texts: Callable[[], Sequence[list[str]]], files: Sequence[Path],
-    settings: Mapping[str, object], place: Path, tokenizer: str, vocabulary: int, length: int,
-    train_limit: int | None, eval_limit: int | None,
-) -> TextData:  # fmt: skip
+    name: str,
+    texts: Callable[[], Sequence[list[str]]],
+    files: Sequence[Path],
+    settings: Mapping[str, object],
+    place: Path,
+    tokenizer: str,
+    vocabulary: int,
+    length: int,
+    train_limit: int | None,
+    eval_limit: int | None,
+) -> TextData:
     """Training and test rows, which ``texts`` gives, as tokens kept in the folder ``place``."""
     if tokenizer not in TOKENIZERS:
         raise UserError(f"data.tokenizer: {tokenizer!r}; give one of {', '.join(TOKENIZERS)}")
     for key, value in (("vocabulary", vocabulary), ("length", length)):
         if type(value) is not int or value < 1:
             raise UserError(f"data.{key}: {value!r}; give a whole number, at least 1")
-    key = cache_key(files, {**settings, "format": FORMAT, "tokenizer": tokenizer,
-                            "vocabulary": vocabulary})  # fmt: skip
+    key = cache_key(
+        files, {**settings, "format": FORMAT, "tokenizer": tokenizer, "vocabulary": vocabulary}
+    )
     stem = f"{name.replace('/', '--').replace(', ', '+')}-{tokenizer}-{key}"
 
     def build() -> Tensors:
@@ -123,4 +132,3 @@ def tokenised(
                 f"data.length: {length}, but the {split} text has only {len(tokens)} tokens"
             )
     return TextData(name, train, test, size, length, characters)
-

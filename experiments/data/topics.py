@@ -20,5 +20,15 @@ def load_topics(
     lines = text.splitlines(keepends=True)
     split = len(lines) * 9 // 10
     place = Path(cache_dir) if cache_dir else default_cache_dir()
-    return tokenised("topics", lambda: [lines[:split], lines[split:]], [Path(topics.__file__)], {},
-                     place, tokenizer, vocabulary, length, None, None)  # fmt: skip
+    return tokenised(
+        "topics",
+        lambda: [lines[:split], lines[split:]],
+        [Path(topics.__file__)],
+        {},
+        place,
+        tokenizer,
+        vocabulary,
+        length,
+        None,
+        None,
+    )

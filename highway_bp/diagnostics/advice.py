@@ -110,9 +110,12 @@ class Advice:
 
 
 def choose(
-    trials: Iterable[Trial], seconds: Callable[[Highway], float], backprop: float,
-    least_cosine: float, margin: float,
-) -> Choice:  # fmt: skip
+    trials: Iterable[Trial],
+    seconds: Callable[[Highway], float],
+    backprop: float,
+    least_cosine: float,
+    margin: float,
+) -> Choice:
     """The smallest step time among methods exact enough, if it beats backprop by the margin.
 
     Of times that a measurement can hardly tell apart, the larger cosine.
@@ -126,15 +129,19 @@ def choose(
     enough = [t for t in trials if t.cosine >= least_cosine]
     if not enough:
         best = max(trials, key=lambda t: t.cosine)
-        return _stay(f"no cosine measured is {least_cosine:g} or more, the largest is "
-                     f"{best.cosine:.3f} at k = {best.method.k}")
+        return _stay(
+            f"no cosine measured is {least_cosine:g} or more, the largest is "
+            f"{best.cosine:.3f} at k = {best.method.k}"
+        )
     least = min(seconds(t.method) for t in enough)
     best = max((t for t in enough if seconds(t.method) <= SAME * least), key=lambda t: t.cosine)
     speed_up = backprop / seconds(best.method)
     fastest = f"the fastest with a cosine of {least_cosine:g} or more"
     if speed_up < 1 + margin:
-        return _stay(f"{fastest}, k = {best.method.k}, takes {1 / speed_up:.2f} times as long as "
-                     f"backprop; expected {margin:.0%} faster at least")
+        return _stay(
+            f"{fastest}, k = {best.method.k}, takes {1 / speed_up:.2f} times as long as "
+            f"backprop; expected {margin:.0%} faster at least"
+        )
     return Choice(best.method, speed_up, f"{fastest}: {best.cosine:.3f}")
 
 
@@ -144,5 +151,4 @@ def _stay(reason: str) -> Choice:
 
 def _has_all_paths_of(one: Highway, other: Highway) -> bool:
     """Nearly all, where the groups of one are not runs of the other's."""
-    return (one.gamma == other.gamma and one.k >= other.k
-            and one.group_size >= other.group_size)
+    return one.gamma == other.gamma and one.k >= other.k and one.group_size >= other.group_size

@@ -18,9 +18,11 @@ def text_of(advice: Advice) -> str:
 
 
 def _time_line(times: StepTimes) -> str:
-    return (f"A step: backprop {times.backprop:.3g} s, of which forward {times.forward:.3g} s; "
-            f"Highway {times.here(Highway(0)):.3g} s at k = 0, each iteration "
-            f"{times.iteration:.2g} s more (lower quartiles of {times.rounds}).")
+    return (
+        f"A step: backprop {times.backprop:.3g} s, of which forward {times.forward:.3g} s; "
+        f"Highway {times.here(Highway(0)):.3g} s at k = 0, each iteration "
+        f"{times.iteration:.2g} s more (lower quartiles of {times.rounds})."
+    )
 
 
 def _table(advice: Advice) -> list[str]:
@@ -32,14 +34,24 @@ def _table(advice: Advice) -> list[str]:
     rows = [["groups", "k", "gamma", "cosine", "error", "time here", *(f"on {P}" for P in devices)]]
     for (_, k), trial in sorted(best.items()):
         method = trial.method
-        rows.append([
-            _groups(times, method), str(k), str(method.gamma), f"{trial.cosine:.3f}",
-            f"{trial.relative_error:.3f}", f"{times.here(method) / times.backprop:.2f}",
-            *(f"{times.backprop / times.on_devices(method, P):.2f}" for P in devices)])
+        rows.append(
+            [
+                _groups(times, method),
+                str(k),
+                str(method.gamma),
+                f"{trial.cosine:.3f}",
+                f"{trial.relative_error:.3f}",
+                f"{times.here(method) / times.backprop:.2f}",
+                *(f"{times.backprop / times.on_devices(method, P):.2f}" for P in devices),
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    return [*lines, "time here: of a step, in steps of backprop" + (
-        "; on P: expected speed-up on P devices" if devices else "")]
+    return [
+        *lines,
+        "time here: of a step, in steps of backprop"
+        + ("; on P: expected speed-up on P devices" if devices else ""),
+    ]
 
 
 def _left_out(advice: Advice) -> list[str]:
@@ -53,8 +65,10 @@ def _left_out(advice: Advice) -> list[str]:
         ks.setdefault(f"{_groups(advice.times, m)} groups{gamma}", {})[m.k] = None
     listed = "; ".join(f"{where}: k = {', '.join(map(str, ks[where]))}" for where in sorted(ks))
     might = any(advice.may_win(m) for m in advice.left_out)
-    return [f"Not measured, as the time was up: {listed}. "
-            f"{'More seconds might' if might else 'None of them could'} change the advice."]
+    return [
+        f"Not measured, as the time was up: {listed}. "
+        f"{'More seconds might' if might else 'None of them could'} change the advice."
+    ]
 
 
 def _verdicts(advice: Advice) -> list[str]:
@@ -66,7 +80,8 @@ def _verdicts(advice: Advice) -> list[str]:
         lines.append(
             "Several devices: expected, with consecutive layers on each, beside backprop through "
             "the same devices, communication left out (hb.shard spreads layers over processes). "
-            "Data parallelism may use them better.")
+            "Data parallelism may use them better."
+        )
     return lines
 
 
@@ -75,8 +90,10 @@ def _verdict(times: StepTimes, choice: Choice) -> str:
     if not isinstance(method, Highway):
         return f"stay with backprop ({choice.reason})."
     groups = "" if times.layers is None else f" in {_groups(times, method)} groups"
-    return (f"Highway, k = {method.k}{groups}, gamma = {method.gamma}: "
-            f"{choice.speed_up:.2f} times as fast ({choice.reason}).")
+    return (
+        f"Highway, k = {method.k}{groups}, gamma = {method.gamma}: "
+        f"{choice.speed_up:.2f} times as fast ({choice.reason})."
+    )
 
 
 def _devices(advice: Advice) -> Sequence[int]:

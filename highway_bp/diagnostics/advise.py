@@ -64,8 +64,10 @@ def advise(
         TypeError: the loss is no tensor, a value is no number.
     """
     if sharded_chains(model):
-        raise ValueError(f"{type(model).__name__} has its layers on several processes; expected it "
-                         "before hb.shard, as advise measures one process")  # fmt: skip
+        raise ValueError(
+            f"{type(model).__name__} has its layers on several processes; expected it "
+            "before hb.shard, as advise measures one process"
+        )
     devices, ks = _whole("devices", devices, least=2), _whole("ks", ks, least=0)
     if isinstance(gammas, str) or not isinstance(gammas, Iterable):
         raise TypeError(f"gammas={gammas!r}; expected a list of them")
@@ -147,15 +149,22 @@ def _methods(
 ) -> list[Highway]:
     """What to try, k upwards, at each from coarse groups to fine; no k that is exact anyway."""
     sizes = {1} if layers is None else {1, *(math.ceil(layers / P) for P in devices)}
-    return [Highway(k, gamma, size) for k in ks for size in sorted(sizes, reverse=True)
-            for gamma in gammas if layers is None or k < math.ceil(layers / size)]  # fmt: skip
+    return [
+        Highway(k, gamma, size)
+        for k in ks
+        for size in sorted(sizes, reverse=True)
+        for gamma in gammas
+        if layers is None or k < math.ceil(layers / size)
+    ]
 
 
 def _next(advice: Advice) -> Highway:
     """The first that can still change the advice, if any can; of the better gamma, if any is."""
     gamma = _better_gamma(advice.trials)
-    return min(advice.left_out,
-               key=lambda m: (not advice.may_win(m), gamma is not None and m.gamma != gamma))
+    return min(
+        advice.left_out,
+        key=lambda m: (not advice.may_win(m), gamma is not None and m.gamma != gamma),
+    )
 
 
 def _better_gamma(trials: Iterable[Trial]) -> Gamma | None:

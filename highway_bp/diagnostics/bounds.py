@@ -17,9 +17,12 @@ from highway_bp.check import check_whole
 
 
 def remainder_bound(
-    block_norms: Sequence[float], carry_norms: Sequence[float], b_norms: Sequence[float], k: int,
+    block_norms: Sequence[float],
+    carry_norms: Sequence[float],
+    b_norms: Sequence[float],
+    k: int,
     layer_norms: Sequence[float] | None = None,
-) -> list[float]:  # fmt: skip
+) -> list[float]:
     """At least ||w_i - w_i^k||, i = 0..L: all paths through more than k blocks.
 
     Args:

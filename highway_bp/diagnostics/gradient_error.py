@@ -82,8 +82,9 @@ def _copy(gradient: Tensor) -> Tensor:
     return gradient.clone(memory_format=torch.contiguous_format)
 
 
-def sums_of(found: dict[str, Tensor], last: dict[str, Tensor],
-            exact: dict[str, Tensor]) -> dict[str, Tensor]:  # fmt: skip
+def sums_of(
+    found: dict[str, Tensor], last: dict[str, Tensor], exact: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """Of every parameter that has an exact gradient, the five sums that the scores are made of."""
     sums: dict[str, Tensor] = {}
     for name, g in exact.items():
@@ -99,9 +100,14 @@ def error_of(k: int, sums: dict[str, Tensor]) -> GradientError:
         layer = layer_name(name)
         by_layer[layer] = by_layer.get(layer, 0) + s
     cosine, relative_error, increment = _scores(torch.stack(list(sums.values())).sum(0))
-    return GradientError(k, cosine, relative_error, increment,
-                         {name: _scores(s)[:2] for name, s in sums.items()},
-                         {name: _scores(s)[:2] for name, s in by_layer.items()})
+    return GradientError(
+        k,
+        cosine,
+        relative_error,
+        increment,
+        {name: _scores(s)[:2] for name, s in sums.items()},
+        {name: _scores(s)[:2] for name, s in by_layer.items()},
+    )
 
 
 def layer_name(parameter: str) -> str:
@@ -112,11 +118,21 @@ def layer_name(parameter: str) -> str:
 
 
 def _sums(f: Tensor, before: Tensor, e: Tensor) -> Tensor:
-    return torch.stack([torch.sum(e * f), torch.sum(e * e), torch.sum(f * f),
-                        torch.sum((f - e) ** 2), torch.sum((f - before) ** 2)])
+    return torch.stack(
+        [
+            torch.sum(e * f),
+            torch.sum(e * e),
+            torch.sum(f * f),
+            torch.sum((f - e) ** 2),
+            torch.sum((f - before) ** 2),
+        ]
+    )
 
 
 def _scores(sums: Tensor) -> tuple[float, float, float]:
     dot, exact, found, difference, change = sums
-    return ((dot / (exact * found).sqrt()).item(), (difference / exact).sqrt().item(),
-            (change / exact).sqrt().item())
+    return (
+        (dot / (exact * found).sqrt()).item(),
+        (difference / exact).sqrt().item(),
+        (change / exact).sqrt().item(),
+    )

@@ -33,10 +33,18 @@ def block(segment: Segment, K: Carry, gamma: float) -> LinearMap:
     """w -> w (J + gamma K), differentiable in w while gradients are enabled."""
 
     def product(w: Tensor) -> Tensor:
-        (v,) = torch.autograd.grad(
-            segment.h_out, segment.h_in, w, retain_graph=True, allow_unused=True,
-            create_graph=torch.is_grad_enabled(),
-        ) if segment.h_out.requires_grad else (None,)  # fmt: skip
+        (v,) = (
+            torch.autograd.grad(
+                segment.h_out,
+                segment.h_in,
+                w,
+                retain_graph=True,
+                allow_unused=True,
+                create_graph=torch.is_grad_enabled(),
+            )
+            if segment.h_out.requires_grad
+            else (None,)
+        )
         v = torch.zeros_like(segment.h_in) if v is None else v
         share = gamma if segment.split else gamma - 1
         return v + share * carried(K)(w) if share else v
@@ -48,7 +56,8 @@ def carried(K: Carry) -> LinearMap:
     """w -> w K, differentiable in w while gradients are enabled."""
     if isinstance(K, RecordedMap):
         return lambda w: torch.autograd.grad(
-            K.y, K.x, w, retain_graph=True, create_graph=torch.is_grad_enabled())[0]
+            K.y, K.x, w, retain_graph=True, create_graph=torch.is_grad_enabled()
+        )[0]
     if not isinstance(K, Product):
         return K.vecmat
 
@@ -82,11 +91,13 @@ def layer_norms(system: ModuleSystem, gammas: Sequence[float]) -> LayerNorms:
         K, like = system.carry(i), segment.h_out.detach()
         generator = torch.Generator(like.device).manual_seed(i)  # leaves the global stream alone
         J, A = block(segment, K, gamma), block(segment, K, 1.0)
-        rows.append((
-            spectral_norm(J, like, generator),
-            abs(1 - gamma) * carry_norm(K, like, generator),
-            spectral_norm(A, like, generator),
-            gain(J, like, generator),
-            abs(1 - gamma) * gain(carried(K), like, generator),
-        ))  # fmt: skip
+        rows.append(
+            (
+                spectral_norm(J, like, generator),
+                abs(1 - gamma) * carry_norm(K, like, generator),
+                spectral_norm(A, like, generator),
+                gain(J, like, generator),
+                abs(1 - gamma) * gain(carried(K), like, generator),
+            )
+        )
     return LayerNorms(*([*column] for column in zip(*rows, strict=True)))

@@ -109,10 +109,15 @@ def measure_steps(
     plain, zero, one = ([r[m] for r in rounds] for m in (Backprop(), Highway(0), Highway(1)))
     iteration = typical(p.solving for p in one) - typical(p.solving for p in zero)
     times = StepTimes(
-        forward=typical(p.forward for p in plain), backward=typical(p.backward for p in plain),
-        cut_forward=typical(p.forward for p in zero), head=typical(p.head for p in zero),
-        iteration=max(iteration, 0.0), parameters=typical(p.backward - p.head for p in zero),
-        layers=layers, rounds=len(plain))
+        forward=typical(p.forward for p in plain),
+        backward=typical(p.backward for p in plain),
+        cut_forward=typical(p.forward for p in zero),
+        head=typical(p.head for p in zero),
+        iteration=max(iteration, 0.0),
+        parameters=typical(p.backward - p.head for p in zero),
+        layers=layers,
+        rounds=len(plain),
+    )
     return times, gradients
 
 

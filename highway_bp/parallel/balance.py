@@ -62,8 +62,11 @@ def _most_equal(ends: Sequence[Fraction], P: int, bound: Fraction) -> list[int]:
     for _ in range(P):
         longer = {}
         for i in range(L):
-            cuts = [((j - i) ** 2 + best[j][0], [i - j, *best[j][1]])
-                    for j in range(i + 1, stops[i] + 1) if j in best]
+            cuts = [
+                ((j - i) ** 2 + best[j][0], [i - j, *best[j][1]])
+                for j in range(i + 1, stops[i] + 1)
+                if j in best
+            ]
             if cuts:
                 longer[i] = min(cuts)
         best = longer

@@ -22,10 +22,14 @@ def arrive(ranks: Ranks, own: Sequence[Tensor], shares: Sequence[range] | None) 
     A gradient goes to its state's owner alone.
     """
     last = [(ranks.size - 1, len(own) - 1)]
-    owned = [(rank, i) for rank, share in enumerate(shares) for i in range(len(share))] \
-        if shares else last  # fmt: skip
-    return [_arrived(ranks, own[i] if rank == ranks.rank else None, own[-1], rank)
-            for rank, i in owned]  # fmt: skip
+    owned = (
+        [(rank, i) for rank, share in enumerate(shares) for i in range(len(share))]
+        if shares
+        else last
+    )
+    return [
+        _arrived(ranks, own[i] if rank == ranks.rank else None, own[-1], rank) for rank, i in owned
+    ]
 
 
 def _arrived(ranks: Ranks, mine: Tensor | None, anchor: Tensor, source: int) -> Tensor:

@@ -53,8 +53,10 @@ def _only_chain(model: nn.Module) -> tuple[ResidualChain, int]:
     chain = taker.chain if isinstance(taker, Trunk) else taker
     if others or not isinstance(chain, ResidualChain):
         names = ", ".join(type(t).__name__ for t in (chain, *others))
-        raise ValueError(f"{type(model).__name__} has {names}; expected one ResidualChain or "
-                         "converted trunk, before hb.shard")  # fmt: skip
+        raise ValueError(
+            f"{type(model).__name__} has {names}; expected one ResidualChain or "
+            "converted trunk, before hb.shard"
+        )
     return chain, len(taker.layers) if isinstance(taker, Trunk) else len(chain)
 
 

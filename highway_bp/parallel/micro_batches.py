@@ -46,13 +46,18 @@ class MicroBatches:
 
     def vjp(self, w: Tensor) -> Tensor | None:
         """As `Segment.vjp`."""
-        return self._whole([part.vjp(w_m) for part, w_m in
-                            zip(self.parts, self.of_each(w), strict=True)])  # fmt: skip
+        return self._whole(
+            [part.vjp(w_m) for part, w_m in zip(self.parts, self.of_each(w), strict=True)]
+        )
 
     def inner_cotangent(self, b: Sequence[Tensor | None]) -> Tensor | None:
         """As `Segment.inner_cotangent`."""
-        return self._whole([part.inner_cotangent(b_m) for part, b_m in
-                            zip(self.parts, self.cotangents_of_each(b), strict=True)])  # fmt: skip
+        return self._whole(
+            [
+                part.inner_cotangent(b_m)
+                for part, b_m in zip(self.parts, self.cotangents_of_each(b), strict=True)
+            ]
+        )
 
     def cotangents_of_each(self, b: Sequence[Tensor | None]) -> list[list[Tensor | None]]:
         """Of every micro-batch those of its states."""
@@ -61,14 +66,19 @@ class MicroBatches:
 
     def carry(self) -> Carry:
         """K of the whole batch."""
-        return stacked([part.carry() for part in self.parts],
-                       [len(part.h_out) for part in self.parts])  # fmt: skip
+        return stacked(
+            [part.carry() for part in self.parts], [len(part.h_out) for part in self.parts]
+        )
 
     def _whole(self, v: list[Tensor | None]) -> Tensor | None:
         if all(v_m is None for v_m in v):
             return None
-        return joined([torch.zeros_like(part.h_in) if v_m is None else v_m
-                       for part, v_m in zip(self.parts, v, strict=True)])  # fmt: skip
+        return joined(
+            [
+                torch.zeros_like(part.h_in) if v_m is None else v_m
+                for part, v_m in zip(self.parts, v, strict=True)
+            ]
+        )
 
 
 class Stacked(Carry):
@@ -107,8 +117,10 @@ def sizes_of(h: Tensor, micro_batches: int) -> list[int]:
     if micro_batches == 1:
         return [len(h) if h.ndim else 1]
     if h.ndim == 0 or len(h) < micro_batches:
-        raise ValueError(f"micro_batches={micro_batches} for a state of shape {tuple(h.shape)}; "
-                         "expected at most one per example, along the first dimension")  # fmt: skip
+        raise ValueError(
+            f"micro_batches={micro_batches} for a state of shape {tuple(h.shape)}; "
+            "expected at most one per example, along the first dimension"
+        )
     return [len(part) for part in h.tensor_split(micro_batches)]
 
 

@@ -23,18 +23,28 @@ def owners(model: nn.Module) -> dict[int, int]:
         ValueError: a parameter is in layers of two processes, or in one and outside the chains:
             each would have a part of its gradient.
     """
-    inside = {id(module) for chain in sharded_chains(model) for layer in chain
-              for module in layer.modules()}  # fmt: skip
-    everywhere = {id(t): -1 for module in model.modules() if id(module) not in inside
-                  for t in _tensors(module)}  # fmt: skip
+    inside = {
+        id(module)
+        for chain in sharded_chains(model)
+        for layer in chain
+        for module in layer.modules()
+    }
+    everywhere = {
+        id(t): -1
+        for module in model.modules()
+        if id(module) not in inside
+        for t in _tensors(module)
+    }
     found: dict[int, int] = {}
     for rank, t in _in_layers(model):
         other = found.setdefault(id(t), everywhere.get(id(t), rank))
         if other != rank:
             if isinstance(t, nn.Parameter):
-                raise ValueError(f"{_name(model, t)} is shared by layers of different processes, "
-                                 "or with what is outside the chain; expected one process to have "
-                                 "its whole gradient")  # fmt: skip
+                raise ValueError(
+                    f"{_name(model, t)} is shared by layers of different processes, "
+                    "or with what is outside the chain; expected one process to have "
+                    "its whole gradient"
+                )
             found[id(t)] = -1
     return {t: rank for t, rank in found.items() if rank >= 0}
 

@@ -26,8 +26,10 @@ class Ranks:
 
     def __init__(self, group: dist.ProcessGroup | None = None):
         if not dist.is_initialized():
-            raise RuntimeError("torch.distributed is not initialised; call init_process_group() in "
-                               "processes started by torchrun")  # fmt: skip
+            raise RuntimeError(
+                "torch.distributed is not initialised; call init_process_group() in "
+                "processes started by torchrun"
+            )
         self.group = dist.group.WORLD if group is None else group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
 
@@ -56,23 +58,34 @@ class Ranks:
     ) -> Underway:
         """`exchange`, but returns at once; between two ranks, messages keep their order."""
         leaving = [(t.contiguous(), to) for t, to in sends]
-        arriving = [(t if t.is_contiguous() else torch.empty_like(t, memory_format=CONTIGUOUS),
-                     source) for t, source in receives]  # fmt: skip
-        copies = [(wanted, t) for (t, _), (wanted, _) in zip(arriving, receives, strict=True)
-                  if wanted is not t]  # channels last
+        arriving = [
+            (t if t.is_contiguous() else torch.empty_like(t, memory_format=CONTIGUOUS), source)
+            for t, source in receives
+        ]
+        copies = [
+            (wanted, t)
+            for (t, _), (wanted, _) in zip(arriving, receives, strict=True)
+            if wanted is not t
+        ]  # channels last
         alone = len(leaving) + len(arriving) == 1
         works = (self._one if alone else self._together)(leaving, arriving)
         return Underway([t for t, _ in leaving], works, copies)
 
     def _one(self, sends: list, receives: list) -> list[dist.Work]:
         """With NCCL on the two ranks' own stream, behind no message to or from a third."""
-        return [*(dist.isend(t, group=self.group, group_dst=to) for t, to in sends),
-                *(dist.irecv(t, group=self.group, group_src=source) for t, source in receives)]
+        return [
+            *(dist.isend(t, group=self.group, group_dst=to) for t, to in sends),
+            *(dist.irecv(t, group=self.group, group_src=source) for t, source in receives),
+        ]
 
     def _together(self, sends: list, receives: list) -> list[dist.Work]:
-        ops = [*(dist.P2POp(dist.isend, t, group=self.group, group_peer=to) for t, to in sends),
-               *(dist.P2POp(dist.irecv, t, group=self.group, group_peer=source)
-                 for t, source in receives)]  # fmt: skip
+        ops = [
+            *(dist.P2POp(dist.isend, t, group=self.group, group_peer=to) for t, to in sends),
+            *(
+                dist.P2POp(dist.irecv, t, group=self.group, group_peer=source)
+                for t, source in receives
+            ),
+        ]
         return dist.batch_isend_irecv(ops) if ops else []
 
     def send_note(self, text: str, to: int, device: torch.device) -> None:

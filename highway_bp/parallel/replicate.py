@@ -34,8 +34,11 @@ def replicate(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
     others = of_others(model)
     if not any(p.requires_grad and id(p) not in others for p in model.parameters()):
         return model
-    named = [*model.named_parameters(remove_duplicate=False),
-             *model.named_buffers(remove_duplicate=False)]  # fmt: skip
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
-        model, [name for name, tensor in named if id(tensor) in others])  # fmt: skip
+        model, [name for name, tensor in named if id(tensor) in others]
+    )
     return DistributedDataParallel(model, process_group=group)

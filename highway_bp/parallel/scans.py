@@ -62,8 +62,10 @@ def doubled(ranks: Ranks, M: Factor) -> list[Factor]:
         products.append(M)
         if M is not None:
             received = torch.ones_like(M)
-            ranks.exchange([(M, ranks.rank - m)] if ranks.rank >= m else [],
-                           [(received, ranks.rank + m)] if ranks.rank + m < ranks.size else [])
+            ranks.exchange(
+                [(M, ranks.rank - m)] if ranks.rank >= m else [],
+                [(received, ranks.rank + m)] if ranks.rank + m < ranks.size else [],
+            )
             M = M * received
         m *= 2
     return products

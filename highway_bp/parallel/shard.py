@@ -17,9 +17,12 @@ from highway_bp.set_method import takers
 
 
 def shard(
-    model: nn.Module, group: dist.ProcessGroup | None = None, sizes: Sequence[int] | None = None,
-    scan: str = "auto", micro_batches: int = 1,
-) -> list[ShardedChain]:  # fmt: skip
+    model: nn.Module,
+    group: dist.ProcessGroup | None = None,
+    sizes: Sequence[int] | None = None,
+    scan: str = "auto",
+    micro_batches: int = 1,
+) -> list[ShardedChain]:
     """Turn every `ResidualChain` and converted trunk of ``model`` into a `ShardedChain`, in place.
 
     All processes of the group build the same model (same weights), shard it, and train it alike:
@@ -41,14 +44,19 @@ def shard(
     """
     recurrent = [t for t in takers(model) if t not in list(chains(model)) + trunks(model)]
     if recurrent:
-        raise ValueError(f"{type(recurrent[0]).__name__} has time steps, not layers of its own; "
-                         "expected a model of residual layers")  # fmt: skip
+        raise ValueError(
+            f"{type(recurrent[0]).__name__} has time steps, not layers of its own; "
+            "expected a model of residual layers"
+        )
     check_weights(Ranks(group), model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, ResidualChain):
-                setattr(parent, name, ShardedChain(child, child.method, group, sizes, scan,
-                                                   micro_batches))  # fmt: skip
+                setattr(
+                    parent,
+                    name,
+                    ShardedChain(child, child.method, group, sizes, scan, micro_batches),
+                )
     for trunk in trunks(model):
         trunk.shard(group, sizes, scan, micro_batches)
     let_go(model)

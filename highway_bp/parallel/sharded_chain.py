@@ -57,9 +57,15 @@ class ShardedChain(TakesMethod, nn.ModuleList):
             micro-batches that are no number of at least 1.
     """
 
-    def __init__(self, layers: Iterable[nn.Module], method: Method | None = None,
-                 group: dist.ProcessGroup | None = None, sizes: Sequence[int] | None = None,
-                 scan: str = "auto", micro_batches: int = 1):  # fmt: skip
+    def __init__(
+        self,
+        layers: Iterable[nn.Module],
+        method: Method | None = None,
+        group: dist.ProcessGroup | None = None,
+        sizes: Sequence[int] | None = None,
+        scan: str = "auto",
+        micro_batches: int = 1,
+    ):
         super().__init__(layers)
         if scan not in SCANS:
             raise ValueError(f"scan={scan!r}; expected one of {', '.join(SCANS)}")
@@ -93,8 +99,10 @@ class ShardedChain(TakesMethod, nn.ModuleList):
     def check(self, method: Method) -> None:
         super().check(method)
         if getattr(method, "group_size", 1) != 1:
-            raise ValueError(f"group_size={method.group_size} in a ShardedChain; expected 1, as "
-                             "the layers of a process are a group already")  # fmt: skip
+            raise ValueError(
+                f"group_size={method.group_size} in a ShardedChain; expected 1, as "
+                "the layers of a process are a group already"
+            )
 
     def forward(
         self, h: Tensor, *args, return_states: bool = False, **kwargs
@@ -123,8 +131,9 @@ class ShardedChain(TakesMethod, nn.ModuleList):
         with self._own_randomness(x):
             if not torch.is_grad_enabled():
                 return wanted(self.run(x, args, kwargs), every)
-            return list(ShardedPass.apply(self, every, args, kwargs, x, self.token,
-                                            *self.own_parameters()))  # fmt: skip
+            return list(
+                ShardedPass.apply(self, every, args, kwargs, x, self.token, *self.own_parameters())
+            )
 
     def run(self, x: Tensor, args: tuple, kwargs: dict) -> MicroBatches:
         """This process's layers on every micro-batch as it arrives; each goes on at once."""
@@ -137,8 +146,11 @@ class ShardedChain(TakesMethod, nn.ModuleList):
         wants = torch.is_grad_enabled() and (x.requires_grad or not ranks.is_first)
         parts: list[Segment] = []
         sent: list[Underway] = []
-        for h, arguments in zip(self._arriving(x.detach(), sizes, call),
-                                arguments_of_each(args, kwargs, sizes), strict=True):  # fmt: skip
+        for h, arguments in zip(
+            self._arriving(x.detach(), sizes, call),
+            arguments_of_each(args, kwargs, sizes),
+            strict=True,
+        ):
             parts.append(self._run_one(h.requires_grad_(wants), *arguments))
             if not ranks.is_last:
                 out = parts[-1].h_out.detach()

@@ -32,16 +32,29 @@ class ShardedPass(torch.autograd.Function):
     def backward(ctx, *b):
         chain, segment = ctx.chain, ctx.segment
         if segment is None:
-            raise RuntimeError("Trying to backward through a ShardedChain a second time: its "
-                               "graph is freed")  # fmt: skip
+            raise RuntimeError(
+                "Trying to backward through a ShardedChain a second time: its graph is freed"
+            )
         if chain.kind is None:
             chain.kind = _largest_kind(chain.ranks, segment)
         b = [None] * (len(segment) - len(b)) + list(b)
-        system = ShardedSystem(chain.ranks, segment, b, chain.gammas,
-                               _scan_for(chain.scan, segment.h_out), chain.kind, chain.replicas)
+        system = ShardedSystem(
+            chain.ranks,
+            segment,
+            b,
+            chain.gammas,
+            _scan_for(chain.scan, segment.h_out),
+            chain.kind,
+            chain.replicas,
+        )
         w = ctx.method.solve(system)
-        grads = parameter_step(segment.parts, segment.cotangents_of_each(b),
-                               [w.first, *segment.of_each(w.out)], ctx.params, keep=False)
+        grads = parameter_step(
+            segment.parts,
+            segment.cotangents_of_each(b),
+            [w.first, *segment.of_each(w.out)],
+            ctx.params,
+            keep=False,
+        )
         ctx.segment = None
         return None, None, None, None, w.first, None, *grads
 

@@ -42,9 +42,16 @@ class ShardedSystem:
         replicas: the processes that have the same layers and other examples.
     """
 
-    def __init__(self, ranks: Ranks, segment: MicroBatches, b: Sequence[Tensor | None],
-                 gammas: GammaMemory, scan: str, kind: int,
-                 replicas: Ranks | None = None):  # fmt: skip
+    def __init__(
+        self,
+        ranks: Ranks,
+        segment: MicroBatches,
+        b: Sequence[Tensor | None],
+        gammas: GammaMemory,
+        scan: str,
+        kind: int,
+        replicas: Ranks | None = None,
+    ):
         self.length = ranks.size
         self._ranks, self._scan, self._kind, self._gammas = ranks, scan, kind, gammas
         self._replicas = replicas
@@ -62,14 +69,17 @@ class ShardedSystem:
         out = torch.zeros_like(self._segment.h_out) if out is None else out.clone()
         first = torch.zeros_like(self._segment.h_in) if inner is None else inner
         received = self._pass_down(first)
-        return Held(out if received is None else out + received,
-                    first if self._ranks.is_first else None)
+        return Held(
+            out if received is None else out + received, first if self._ranks.is_first else None
+        )
 
     def _pass_down(self, v: Tensor) -> Tensor | None:
         """Every rank's v to the rank before it; what has come from the one behind, if any."""
         ranks, received = self._ranks, torch.empty_like(self._segment.h_out)
-        ranks.exchange([] if ranks.is_first else [(v, ranks.rank - 1)],
-                       [] if ranks.is_last else [(received, ranks.rank + 1)])
+        ranks.exchange(
+            [] if ranks.is_first else [(v, ranks.rank - 1)],
+            [] if ranks.is_last else [(received, ranks.rank + 1)],
+        )
         return None if ranks.is_last else received
 
     def cotangents(self) -> Held:
@@ -95,8 +105,11 @@ class ShardedSystem:
         """
         ranks, r, segment = self._ranks, self._ranks.rank, self._segment
         received = torch.empty_like(segment.h_out) if r + 1 in senders else None
-        underway = [ranks.start([], [(part, r + 1)]) for part in segment.of_each(received)
-                    if part is not None]  # fmt: skip
+        underway = [
+            ranks.start([], [(part, r + 1)])
+            for part in segment.of_each(received)
+            if part is not None
+        ]
         own = []
         for v_m in v or ():
             own.append(v_m)
@@ -109,8 +122,10 @@ class ShardedSystem:
     @staticmethod
     def _plus(b: Held, v: Held, w: Held) -> Held:
         """b + v where there is a v, w elsewhere."""
-        return Held(w.out if v.out is None else b.out + v.out,
-                    w.first if v.first is None else b.first + v.first)
+        return Held(
+            w.out if v.out is None else b.out + v.out,
+            w.first if v.first is None else b.first + v.first,
+        )
 
     def scan(self, v: Held, gamma: Gamma, states: range) -> Held:
         n, ranks = states.stop - 1, self._ranks  # state n + 1 is whole, on rank n
@@ -143,8 +158,10 @@ class ShardedSystem:
             return None
         received = torch.ones_like(mine if kind == 1 else self._segment.h_out)
         ranks = self._ranks
-        ranks.exchange([] if ranks.is_first else [(mine, ranks.rank - 1)],
-                       [] if ranks.is_last else [(received, ranks.rank + 1)])
+        ranks.exchange(
+            [] if ranks.is_first else [(mine, ranks.rank - 1)],
+            [] if ranks.is_last else [(received, ranks.rank + 1)],
+        )
         return received
 
     # Steps of n groups, for `mgrit.MGRIT`: n messages, the first n - 1 along the carries.
@@ -168,8 +185,9 @@ class ShardedSystem:
         for j in reversed(range(1, n)):
             senders = range(states.start + j, states.stop + j, states.step)
             v = self._local.carry(0).vecmat(u).to(like.dtype) if r in senders else None
-            received = self._handed_down(self._segment.of_each(v) if r in senders else None,
-                                         senders).out  # fmt: skip
+            received = self._handed_down(
+                self._segment.of_each(v) if r in senders else None, senders
+            ).out
             u = u if received is None else received
         return self._handed_down(self._pushed(u, n, 1) if r in states else None, states)
 
@@ -178,8 +196,10 @@ class ShardedSystem:
 
     def change(self, w: Held, kept: Held) -> float:
         pairs = [(a, b) for a, b in ((w.out, kept.out), (w.first, kept.first)) if a is not None]
-        squares = [sum(float(torch.linalg.vector_norm(t) ** 2) for t in tensors) for tensors in (
-            [a - b for a, b in pairs], [a for a, _ in pairs])]  # fmt: skip
+        squares = [
+            sum(float(torch.linalg.vector_norm(t) ** 2) for t in tensors)
+            for tensors in ([a - b for a, b in pairs], [a for a, _ in pairs])
+        ]
         changed, whole = self._ranks.sum(squares, w.out.device)
         return math.sqrt(changed / whole) if whole else 0.0
 

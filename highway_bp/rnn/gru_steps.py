@@ -1,8 +1,8 @@
 """The GRU's step, differentiated over all time steps at once.
 
-    r = sigmoid(x W_ir + b_ir + h W_hr + b_hr)      z likewise
-    m = h W_hn + b_hn                               n = tanh(x W_in + b_in + r m)
-    h' = z h + (1 - z) n                            the carry is K = diag(z) (paper, Table 1)
+r = sigmoid(x W_ir + b_ir + h W_hr + b_hr)      z likewise
+m = h W_hn + b_hn                               n = tanh(x W_in + b_in + r m)
+h' = z h + (1 - z) n                            the carry is K = diag(z) (paper, Table 1)
 """
 
 from __future__ import annotations

@@ -151,7 +151,8 @@ class MethodRNN(TakesMethod, nn.RNNBase):
             for suffix in ("", "_reverse")[: 1 + self.bidirectional]:
                 way_in = by_length.reverse(x, lengths) if suffix else x
                 h, states = self._direction(
-                    method, way_in, [s[len(last)] for s in start], f"_l{layer}{suffix}", lengths)
+                    method, way_in, [s[len(last)] for s in start], f"_l{layer}{suffix}", lengths
+                )
                 outputs.append(by_length.reverse(h, lengths) if suffix else h)
                 last.append(states)
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
@@ -168,7 +169,8 @@ class MethodRNN(TakesMethod, nn.RNNBase):
         tile = B if x.is_cuda else max(1, min(B, TILE_BYTES // row))
         with torch.autocast(x.device.type, enabled=False):
             found = Steps.apply(
-                self.cells[self.carry], method, tile, ends, self.n_states, x, *start, *weights)
+                self.cells[self.carry], method, tile, ends, self.n_states, x, *start, *weights
+            )
         h, *states = found if isinstance(found, tuple) else (found,)
         h_n = by_length.last(h, lengths)
         return h if lengths is None else by_length.mask(h, lengths), (h_n, *states)

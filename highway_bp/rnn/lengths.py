@@ -21,7 +21,8 @@ def check_lengths(lengths: Tensor | Sequence[int], L: int, B: int) -> Tensor:
         raise TypeError(f"lengths are {t.dtype}; expected whole numbers")
     if t.shape != (B,):
         raise ValueError(
-            f"lengths have shape {tuple(t.shape)}; expected {B}, one for each sequence")
+            f"lengths have shape {tuple(t.shape)}; expected {B}, one for each sequence"
+        )
     for i, n in enumerate(t.tolist()):
         if not 1 <= n <= L:
             raise ValueError(f"lengths[{i}]={n}; expected 1 up to {L}, the steps of the input")

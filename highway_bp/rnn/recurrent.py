@@ -111,8 +111,13 @@ class Recurrent(TakesMethod, nn.Module):
                 f"carry of {type(self.cell).__name__} has {len(carry)} parts; expected "
                 f"{len(layout.sizes)}, one for each part of the state"
             )
-        return torch.cat([self._part(d, before, (L * B, size)) for d, size in
-                          zip(carry, layout.sizes, strict=True)], -1).unflatten(0, (L, B))
+        return torch.cat(
+            [
+                self._part(d, before, (L * B, size))
+                for d, size in zip(carry, layout.sizes, strict=True)
+            ],
+            -1,
+        ).unflatten(0, (L, B))
 
     def _part(self, d: object, like: Tensor, shape: tuple[int, int]) -> Tensor:
         d = torch.as_tensor(0.0 if d is None else d, dtype=like.dtype, device=like.device)
@@ -162,7 +167,8 @@ class _Solved(torch.autograd.Function):
 
         windows = Windows(size, before[::size], at_ends(b, size), K, run)
         grad_x, grad_start, grads = window_gradients(
-            ctx.method, windows, x, b, params, *ctx.needs_input_grad[3:5])
+            ctx.method, windows, x, b, params, *ctx.needs_input_grad[3:5]
+        )
         return None, None, None, grad_x, grad_start, *grads
 
 

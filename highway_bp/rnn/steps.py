@@ -48,8 +48,12 @@ class Rows:
 
         ends = None if self.ends is None else self.ends[first : first + size]
         return replace(
-            self, x=rows(self.x), start=[*map(rows, self.start)], h=rows(self.h),
-            b=[*map(rows, self.b)], ends=ends,
+            self,
+            x=rows(self.x),
+            start=[*map(rows, self.start)],
+            h=rows(self.h),
+            b=[*map(rows, self.b)],
+            ends=ends,
         )
 
 
@@ -60,8 +64,9 @@ Gradients = tuple[Tensor | None, Sequence[Tensor], Sequence[Tensor]]
 class Cell(Protocol):
     """What `Steps` needs of a cell: the library's forward pass, and the two ways back."""
 
-    def forward(self, x: Tensor, start: Sequence[Tensor], weights: Sequence[Tensor],
-                ends: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        self, x: Tensor, start: Sequence[Tensor], weights: Sequence[Tensor], ends: Tensor | None
+    ) -> tuple[Tensor, ...]:
         """Outputs (L, B, H), then the last states that are no output (B, H) each."""
 
     def gradients(self, method: Method, rows: Rows) -> Gradients:
@@ -102,8 +107,10 @@ class Steps(torch.autograd.Function):
         grad_x = torch.cat(by_x, 1) if wants_x else None
         grad_start = [torch.cat(parts) for parts in zip(*by_start, strict=True)]
         grad_weights = [torch.stack(parts).sum(0) for parts in zip(*by_weight, strict=True)]
-        grads = [g if g is None else g.to(t.dtype) for g, t in
-                 zip([grad_x, *grad_start, *grad_weights], [x, *tensors], strict=True)]
+        grads = [
+            g if g is None else g.to(t.dtype)
+            for g, t in zip([grad_x, *grad_start, *grad_weights], [x, *tensors], strict=True)
+        ]
         return None, None, None, None, None, *grads
 
 
@@ -114,7 +121,8 @@ def _way_back(cell: Cell, method: Method, L: int) -> Callable[[Rows], Gradients]
         leaves = [t.detach().requires_grad_() for t in rows.weights]
         windows = cell.windows(rows, size, leaves)
         grad_x, w_0, by_weight = window_gradients(
-            method, windows, rows.x, rows.b[0], leaves, rows.wants_x, rows.wants_start)
+            method, windows, rows.x, rows.b[0], leaves, rows.wants_x, rows.wants_start
+        )
         return grad_x, cell.initial(w_0), by_weight
 
     def by_step(rows: Rows) -> Gradients:

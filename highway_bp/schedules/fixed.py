@@ -60,8 +60,10 @@ class Milestones(Fixed):
         for k in self.ks:
             check_k(k)
         if len(self.at) != len(self.ks) - 1:
-            raise ValueError(f"at={list(self.at)}; expected {len(self.ks) - 1} milestones, one "
-                             f"less than ks={list(self.ks)}")  # fmt: skip
+            raise ValueError(
+                f"at={list(self.at)}; expected {len(self.ks) - 1} milestones, one "
+                f"less than ks={list(self.ks)}"
+            )
         for place in self.at:
             if isinstance(place, bool) or not isinstance(place, int | float) or place <= 0:
                 raise ValueError(f"at={list(self.at)}; expected fractions below 1, or steps")
@@ -75,8 +77,10 @@ class Milestones(Fixed):
     def method_for(self, step: int, steps: int, measure: Measure | None = None) -> Method:
         starts = [round(p * steps) if isinstance(p, float) else p for p in self.at]
         if starts and starts[-1] >= steps:
-            raise ValueError(f"at={list(self.at)}, steps {starts}; expected milestones within the "
-                             f"{steps} steps of training")  # fmt: skip
+            raise ValueError(
+                f"at={list(self.at)}, steps {starts}; expected milestones within the "
+                f"{steps} steps of training"
+            )
         return with_k(self.method, self.ks[sum(step >= start for start in starts)])
 
 

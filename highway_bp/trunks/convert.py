@@ -46,14 +46,17 @@ FAMILIES = (
     ),
     Family(("MambaBlock",), ("norm", "mixer"), opaque),
     Family(
-        ("ViTLayer",), ("layernorm_before", "attention", "layernorm_after", "mlp", "dropout"),
+        ("ViTLayer",),
+        ("layernorm_before", "attention", "layernorm_after", "mlp", "dropout"),
         encoders.vit,
     ),
     Family(
-        ("BasicBlock", "Bottleneck"), ("conv1", "bn1", "relu", "conv2", "bn2", "downsample"),
-        resnets.torchvision_block, joined=True,
+        ("BasicBlock", "Bottleneck"),
+        ("conv1", "bn1", "relu", "conv2", "bn2", "downsample"),
+        resnets.torchvision_block,
+        joined=True,
     ),
-)  # fmt: skip
+)
 
 
 def convert(model: nn.Module, method: Method, layers: str | None = None) -> nn.Module:
@@ -144,7 +147,8 @@ def _check_bare(model: nn.Module) -> None:
         kind = type(module).__name__
         if kind == "OptimizedModule" or module._compiled_call_impl is not None:
             raise ValueError(
-                f"{kind} is compiled; expected the model itself: convert, then compile")
+                f"{kind} is compiled; expected the model itself: convert, then compile"
+            )
         if kind in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
             raise ValueError(
                 f"the model is wrapped in {kind}; expected the model itself: convert, then wrap"

@@ -59,7 +59,8 @@ class Trunk(TakesMethod):
         if layers != self._wrapped:
             self._wrapped = layers
             self._chain = self._make(
-                [part for i, layer in enumerate(layers) for part in self._wrap(layer, i)])
+                [part for i, layer in enumerate(layers) for part in self._wrap(layer, i)]
+            )
         if self._chain.method is not self._method:
             self._chain.method = self._method
         return self._chain
@@ -71,8 +72,14 @@ class Trunk(TakesMethod):
         def sharded(parts: list[nn.Module]) -> ShardedChain:
             # the parts of a layer, which holds their parameters together, stay together
             per_layer = len(parts) // len(self._wrapped)
-            return ShardedChain(parts, self._method, group, [len(s) * per_layer for s in shares],
-                                scan, micro_batches)  # fmt: skip
+            return ShardedChain(
+                parts,
+                self._method,
+                group,
+                [len(s) * per_layer for s in shares],
+                scan,
+                micro_batches,
+            )
 
         self._make, self._wrapped = sharded, ()
 
@@ -104,8 +111,7 @@ class Trunk(TakesMethod):
             if c is container:
                 break
             start += len(c)
-        return [Turn(self, start + i, layer)
-                for i, layer in enumerate(container._modules.values())]
+        return [Turn(self, start + i, layer) for i, layer in enumerate(container._modules.values())]
 
     def take(self, turn: Turn, h: Tensor, args: tuple, kwargs: dict) -> Tensor:
         """The call of one layer; the last one returns the chain's result."""
@@ -166,8 +172,10 @@ def _without_cache(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if not hasattr(value, "get_seq_length"):
             return value
         if not torch.is_grad_enabled():
-            raise RuntimeError("a key-value cache in a sharded model, each process of which would "
-                               "fill a part; expected use_cache=False")  # fmt: skip
+            raise RuntimeError(
+                "a key-value cache in a sharded model, each process of which would "
+                "fill a part; expected use_cache=False"
+            )
         return None
 
     return tuple(map(kept, args)), {name: kept(value) for name, value in kwargs.items()}

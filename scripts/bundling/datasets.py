@@ -12,16 +12,21 @@ def chosen_datasets(root: str | None, names: Sequence[str]) -> dict[str, Path]:
     """Folder of every data set; all there are if no names are given, none without a root."""
     if not root:
         if names:
-            raise UserError(f"--datasets: {' '.join(names)}, but no data; give --data (or "
-                            f"HIGHWAY_BP_DATA)")  # fmt: skip
+            raise UserError(
+                f"--datasets: {' '.join(names)}, but no data; give --data (or HIGHWAY_BP_DATA)"
+            )
         return {}
     if not Path(root).is_dir():
-        raise UserError(f"--data (or HIGHWAY_BP_DATA): {root} is not a folder; give the one that "
-                        f"holds the data sets")  # fmt: skip
+        raise UserError(
+            f"--data (or HIGHWAY_BP_DATA): {root} is not a folder; give the one that "
+            f"holds the data sets"
+        )
     there = datasets_below(Path(root))
     if not there:
-        raise UserError(f"--data (or HIGHWAY_BP_DATA): {root} holds no folder with files; give the "
-                        f"one that holds the data sets")  # fmt: skip
+        raise UserError(
+            f"--data (or HIGHWAY_BP_DATA): {root} holds no folder with files; give the "
+            f"one that holds the data sets"
+        )
     for name in names:
         if name not in there:
             raise UserError(f"--datasets: {name} is not in {root}; give of {', '.join(there)}")

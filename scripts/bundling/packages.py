@@ -53,9 +53,10 @@ class Machine:
     def pip_options(self) -> list[str]:
         platforms = pip_platforms(self.platform) if self.platform else []
         return [
-            "--only-binary=:all:", f"--python-version={self.description['python']}",
+            "--only-binary=:all:",
+            f"--python-version={self.description['python']}",
             *(f"--platform={name}" for name in platforms),
-        ]  # fmt: skip
+        ]
 
     def markers(self) -> dict[str, str]:
         """What the conditions in requirements ask, as far as it differs from here."""
@@ -66,8 +67,12 @@ class Machine:
         if self.platform:
             match = PLATFORM.fullmatch(self.platform)
             system = "Darwin" if match["system"] == "macosx" else "Linux"
-            found |= {"platform_system": system, "sys_platform": system.lower(),
-                      "os_name": "posix", "platform_machine": match["processor"]}  # fmt: skip
+            found |= {
+                "platform_system": system,
+                "sys_platform": system.lower(),
+                "os_name": "posix",
+                "platform_machine": match["processor"],
+            }
         return found
 
 
@@ -120,9 +125,11 @@ def collect_wheels(
     constraints_file.write_text(constraints)
     common = ["--constraint", str(constraints_file), "--find-links", str(folder)]
     build = ["wheel", "--wheel-dir", str(folder), *common]
-    fetch = build if machine.here else [
-        "download", "--dest", str(folder), *common, *machine.pip_options()
-    ]  # fmt: skip
+    fetch = (
+        build
+        if machine.here
+        else ["download", "--dest", str(folder), *common, *machine.pip_options()]
+    )
     if not machine.here:
         build_pure(build, folder, constraints)
     if torch_args:
@@ -137,8 +144,9 @@ def build_pure(build: list[str], folder: Path, constraints: str) -> None:
             pip(*build, "--no-deps", name)
     compiled = [file.name for file in folder.iterdir() if not file.name.endswith("-none-any.whl")]
     if compiled:
-        raise UserError(f"{compiled[0]}: runs on this machine alone; make the bundle on one "
-                        f"like the other")  # fmt: skip
+        raise UserError(
+            f"{compiled[0]}: runs on this machine alone; make the bundle on one like the other"
+        )
 
 
 def pip(*arguments: str, markers: Mapping[str, str] | None = None) -> None:

@@ -40,8 +40,10 @@ class Pieces:
     def _next(self) -> None:
         self.close()
         if len(self.files) == MOST_PIECES:
-            raise UserError(f"--piece-mb: {self.limit / MB:g}, more than {MOST_PIECES} pieces of "
-                            f"{self.stem}; give a larger one")  # fmt: skip
+            raise UserError(
+                f"--piece-mb: {self.limit / MB:g}, more than {MOST_PIECES} pieces of "
+                f"{self.stem}; give a larger one"
+            )
         file = self.folder / f"{self.stem}.{len(self.files):04d}"
         self._file = file.open("xb")  # x: two data sets must not share a name
         self.files.append(file)
@@ -52,9 +54,12 @@ def pack(source: Path, name: str, pieces: Pieces) -> list[Path]:
 
     Parquet, wheels and git's packs are compressed already.
     """
-    with contextlib.closing(pieces), tarfile.open(
-        mode="w|", fileobj=pieces, format=tarfile.GNU_FORMAT, dereference=True, bufsize=MB
-    ) as tar:  # fmt: skip
+    with (
+        contextlib.closing(pieces),
+        tarfile.open(
+            mode="w|", fileobj=pieces, format=tarfile.GNU_FORMAT, dereference=True, bufsize=MB
+        ) as tar,
+    ):
         tar.add(source, name, filter=plain)
     report(name, pieces.files)
     return pieces.files

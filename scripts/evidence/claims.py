@@ -70,8 +70,11 @@ def together(comparisons: dict[str, list[Comparison]]) -> Finding:
     if not found:
         return NOTHING
     held = sum(c.holds for c in found)
-    parts = [f"{title(rows[key][0])}: " + "; ".join(c.text for c in several)
-             for key, several in comparisons.items() if several]
+    parts = [
+        f"{title(rows[key][0])}: " + "; ".join(c.text for c in several)
+        for key, several in comparisons.items()
+        if several
+    ]
     if len(found) > 1:
         parts.append(f"It holds in {held} of {len(found)} comparisons.")
     whole = all(is_papers(key, used) for key, used in rows.items())
@@ -94,6 +97,7 @@ def matches_backprop(key: str, k: int) -> Callable[[Evidence], Finding]:
         if not ours or not exact:
             return NOTHING
         return judged(key, matches(ours, exact))
+
     return judge
 
 
@@ -105,9 +109,11 @@ def too_short(key: str, exact: list[Row]) -> Finding:
 def theorem(_: Evidence) -> Finding:
     sums, exact = largest_errors()
     held = max(sums, exact) < EXACT
-    text = (f"six layers, float64, computed for this page: at every k within {sums:.0e} of the sum "
-            f"over paths, at k = L within {exact:.0e} of autograd; on many more architectures by "
-            "tests/highway_bp/test_paths.py")
+    text = (
+        f"six layers, float64, computed for this page: at every k within {sums:.0e} of the sum "
+        f"over paths, at k = L within {exact:.0e} of autograd; on many more architectures by "
+        "tests/highway_bp/test_paths.py"
+    )
     return Finding([text], REPRODUCED if held else NOT, {})
 
 
@@ -138,8 +144,9 @@ def plain_split_of_gpt2_fails(evidence: Evidence) -> Finding:
     """A run with gamma = 0 that scores as backpropagation does speaks against it."""
     rows = evidence.rows("gpt2")
     plain = [row for row in of_any_k(rows, "highway") if row["gamma"] == 0.0]
-    return fails("gpt2", of(plain, "highway", max((row["k"] for row in plain), default=0)),
-                 of(rows, "bp"))
+    return fails(
+        "gpt2", of(plain, "highway", max((row["k"] for row in plain), default=0)), of(rows, "bp")
+    )
 
 
 def fixed_point_fails_on_pixels(evidence: Evidence) -> Finding:
@@ -162,8 +169,10 @@ def better_than_fixed_point(evidence: Evidence) -> Finding:
     found = {}
     for key in RNNS:
         rows = evidence.rows(key)
-        ks = sorted({r["k"] for r in of_any_k(rows, "highway")} & {
-            r["k"] for r in of_any_k(rows, "fixed_point")})
+        ks = sorted(
+            {r["k"] for r in of_any_k(rows, "highway")}
+            & {r["k"] for r in of_any_k(rows, "fixed_point")}
+        )
         found[key] = [better(of(rows, "highway", k), of(rows, "fixed_point", k)) for k in ks]
     return together({key: several for key, several in found.items() if several})
 
@@ -178,8 +187,11 @@ def perplexity_of_k_0(evidence: Evidence) -> Finding:
         return NOTHING
     comparison = Comparison(shown(rows), abs(fmean(map(score, rows)) - 50.0) < 5.0, rows)
     if not is_papers("gru_words", rows):  # another vocabulary is another perplexity
-        return Finding([f"{title(rows[0])}: {shown(rows)}; another setting, not comparable"],
-                       TOO_SHORT, {"gru_words": rows})
+        return Finding(
+            [f"{title(rows[0])}: {shown(rows)}; another setting, not comparable"],
+            TOO_SHORT,
+            {"gru_words": rows},
+        )
     return judged("gru_words", comparison)
 
 
@@ -194,8 +206,10 @@ def speed_of_recurrence(evidence: Evidence) -> Finding:
         key = found["row"]
         loop = {k: found["ms"]["loop"] / found["ms"][f"k{k}"] for k in paper_rows()[key].speedup}
         held += [ratio > 1 for ratio in loop.values()]
-        shown_ = ", ".join(f"k = {k}: {ratio:.2f} (paper {paper_rows()[key].speedup[k]:g})"
-                           for k, ratio in loop.items())
+        shown_ = ", ".join(
+            f"k = {k}: {ratio:.2f} (paper {paper_rows()[key].speedup[k]:g})"
+            for k, ratio in loop.items()
+        )
         parts.append(f"{found['shape']}: {shown_}")
     parts.insert(0, f"times faster than a loop over cells, on {device}:")
     return Finding(parts, verdict_of(sum(held), len(held), whole="CPU" not in device), {})
@@ -210,8 +224,11 @@ def memory(evidence: Evidence) -> Finding:
     found = {load: w["memory"][name] for load, w in record["workloads"].items() if "memory" in w}
     text = ", ".join(f"{load} {value:.2f}" for load, value in found.items())
     held = sum(value <= 2.0 for value in found.values())
-    return Finding([f"hidden states per layer above backpropagation's peak, k = 2: {text}"],
-                   verdict_of(held, len(found), whole=True), {})
+    return Finding(
+        [f"hidden states per layer above backpropagation's peak, k = 2: {text}"],
+        verdict_of(held, len(found), whole=True),
+        {},
+    )
 
 
 def errors_fall(evidence: Evidence) -> Finding:
@@ -222,13 +239,22 @@ def errors_fall(evidence: Evidence) -> Finding:
     used = {key: rows for key, rows in used.items() if rows}
     if not used:
         return NOTHING
-    moments = [moment["cosine"] for rows in used.values() for row in rows
-               for moment in row["curve"]["gradient_error"]]  # fmt: skip
+    moments = [
+        moment["cosine"]
+        for rows in used.values()
+        for row in rows
+        for moment in row["curve"]["gradient_error"]
+    ]
     held = sum(all(b >= a - 1e-3 for a, b in pairwise(cosines)) for cosines in moments)
     whole = all(key in paper_rows() and is_papers(key, rows) for key, rows in used.items())
-    return Finding([f"the cosine with the exact gradient rises with every k at {held} of "
-                    f"{len(moments)} moments of training, in {len(used)} networks"],
-                   verdict_of(held, len(moments), whole), used)
+    return Finding(
+        [
+            f"the cosine with the exact gradient rises with every k at {held} of "
+            f"{len(moments)} moments of training, in {len(used)} networks"
+        ],
+        verdict_of(held, len(moments), whole),
+        used,
+    )
 
 
 def shared_backward(evidence: Evidence) -> Finding:
@@ -239,10 +265,12 @@ def shared_backward(evidence: Evidence) -> Finding:
     one = record["processes"]["1"]["seconds"]["bp_backward"]
     two = record["processes"]["2"]["seconds"]
     ratios = {name: two[f"{name}_backward"] / one for name in ("bp", "k0", "k1")}
-    text = (f"two processes on {record['environment']['device']}: backward pass over that of one "
-            f"process: k = 0 {ratios['k0']:.2f}, k = 1, which is exact, {ratios['k1']:.2f}, "
-            f"backpropagation {ratios['bp']:.2f}; parameters' gradients included, which Eq. 13 "
-            "leaves out; not measured on more devices")
+    text = (
+        f"two processes on {record['environment']['device']}: backward pass over that of one "
+        f"process: k = 0 {ratios['k0']:.2f}, k = 1, which is exact, {ratios['k1']:.2f}, "
+        f"backpropagation {ratios['bp']:.2f}; parameters' gradients included, which Eq. 13 "
+        "leaves out; not measured on more devices"
+    )
     (exact, least), *ours = fastest(two)
     shown = ", ".join(f"k = {k} {way[1] / least:.2f}" for k, way in enumerate(ours))
     steps = f"whole steps, over those of the fastest exact strategy ({called(exact)}): {shown}"
@@ -250,38 +278,106 @@ def shared_backward(evidence: Evidence) -> Finding:
 
 
 CLAIMS = [
-    Claim("k iterations give the sum over all paths through at most k blocks; k = L is exact",
-          "Theorems 1 and 2", "make test", theorem),
-    Claim("k = 0, the residual path alone, trains, and ends below backpropagation",
-          "Figure 2", "make sweep ROW=resnet32", residual_path_alone),
-    Claim("ResNet-32 matches backpropagation at k = 3", "Figure 2, review discussion",
-          "make sweep ROW=resnet32", matches_backprop("resnet32", 3)),
-    Claim("ResNet-110 matches backpropagation at k = 4, with L = 54", "section 4, Figure 2",
-          "make sweep ROW=resnet110", matches_backprop("resnet110", 4)),
-    Claim("ResNet-56 on ImageNet32 matches at k = 5", "Figure 2",
-          "make sweep ROW=resnet56", matches_backprop("resnet56", 5)),
-    Claim("GPT-2 diverges with the plain split, gamma = 0, and needs gamma = 0.2", "appendix C.3",
-          "python train.py -m experiment=gpt2_wikitext103 gamma=0,0.2", plain_split_of_gpt2_fails),
-    Claim("GPT-2 matches backpropagation at k = 5", "Figures 2 and 3",
-          "make sweep ROW=gpt2", matches_backprop("gpt2", 5)),
-    Claim("RoBERTa can be fine-tuned with few iterations (k = 3)", "Figure 2",
-          "make sweep ROW=roberta", matches_backprop("roberta", 3)),
-    Claim("about five iterations suffice in most cases", "section 4, conclusion",
-          "make sweep ROW=...", five_iterations),
-    Claim("Highway-BP is better than fixed-point iteration at equal k", "Figure 4",
-          "make sweep ROW=gru_chars", better_than_fixed_point),
-    Claim("the GRU on pixels matches backpropagation at k = 10", "Figure 4",
-          "make sweep ROW=gru_pixels", matches_backprop("gru_pixels", 10)),
-    Claim("fixed-point iteration fails on pixels, where the only loss is at the end", "Figure 4",
-          "make sweep ROW=gru_pixels", fixed_point_fails_on_pixels),
-    Claim("the 3-layer GRU reaches a perplexity of about 50 with k = 0", "section 4",
-          "make sweep ROW=gru_words", perplexity_of_k_0),
-    Claim("recurrent networks train up to 3.5 times faster than by a loop over cells",
-          "Tables 3 and 6", "python scripts/bench_rnn.py --parts paper", speed_of_recurrence),
-    Claim("memory: at most two more hidden states per layer than backpropagation", "appendix D",
-          "python scripts/bench_engine.py", memory),
-    Claim("the gradient comes closer to the exact one with every k, all through training",
-          "Figure 6", "python train.py grad=bp diagnostics=figure6", errors_fall),
-    Claim("with a device per layer, the backward pass takes k / L of its time",
-          "Eq. 13, appendix E", "python scripts/bench_sharded.py", shared_backward),
+    Claim(
+        "k iterations give the sum over all paths through at most k blocks; k = L is exact",
+        "Theorems 1 and 2",
+        "make test",
+        theorem,
+    ),
+    Claim(
+        "k = 0, the residual path alone, trains, and ends below backpropagation",
+        "Figure 2",
+        "make sweep ROW=resnet32",
+        residual_path_alone,
+    ),
+    Claim(
+        "ResNet-32 matches backpropagation at k = 3",
+        "Figure 2, review discussion",
+        "make sweep ROW=resnet32",
+        matches_backprop("resnet32", 3),
+    ),
+    Claim(
+        "ResNet-110 matches backpropagation at k = 4, with L = 54",
+        "section 4, Figure 2",
+        "make sweep ROW=resnet110",
+        matches_backprop("resnet110", 4),
+    ),
+    Claim(
+        "ResNet-56 on ImageNet32 matches at k = 5",
+        "Figure 2",
+        "make sweep ROW=resnet56",
+        matches_backprop("resnet56", 5),
+    ),
+    Claim(
+        "GPT-2 diverges with the plain split, gamma = 0, and needs gamma = 0.2",
+        "appendix C.3",
+        "python train.py -m experiment=gpt2_wikitext103 gamma=0,0.2",
+        plain_split_of_gpt2_fails,
+    ),
+    Claim(
+        "GPT-2 matches backpropagation at k = 5",
+        "Figures 2 and 3",
+        "make sweep ROW=gpt2",
+        matches_backprop("gpt2", 5),
+    ),
+    Claim(
+        "RoBERTa can be fine-tuned with few iterations (k = 3)",
+        "Figure 2",
+        "make sweep ROW=roberta",
+        matches_backprop("roberta", 3),
+    ),
+    Claim(
+        "about five iterations suffice in most cases",
+        "section 4, conclusion",
+        "make sweep ROW=...",
+        five_iterations,
+    ),
+    Claim(
+        "Highway-BP is better than fixed-point iteration at equal k",
+        "Figure 4",
+        "make sweep ROW=gru_chars",
+        better_than_fixed_point,
+    ),
+    Claim(
+        "the GRU on pixels matches backpropagation at k = 10",
+        "Figure 4",
+        "make sweep ROW=gru_pixels",
+        matches_backprop("gru_pixels", 10),
+    ),
+    Claim(
+        "fixed-point iteration fails on pixels, where the only loss is at the end",
+        "Figure 4",
+        "make sweep ROW=gru_pixels",
+        fixed_point_fails_on_pixels,
+    ),
+    Claim(
+        "the 3-layer GRU reaches a perplexity of about 50 with k = 0",
+        "section 4",
+        "make sweep ROW=gru_words",
+        perplexity_of_k_0,
+    ),
+    Claim(
+        "recurrent networks train up to 3.5 times faster than by a loop over cells",
+        "Tables 3 and 6",
+        "python scripts/bench_rnn.py --parts paper",
+        speed_of_recurrence,
+    ),
+    Claim(
+        "memory: at most two more hidden states per layer than backpropagation",
+        "appendix D",
+        "python scripts/bench_engine.py",
+        memory,
+    ),
+    Claim(
+        "the gradient comes closer to the exact one with every k, all through training",
+        "Figure 6",
+        "python train.py grad=bp diagnostics=figure6",
+        errors_fall,
+    ),
+    Claim(
+        "with a device per layer, the backward pass takes k / L of its time",
+        "Eq. 13, appendix E",
+        "python scripts/bench_sharded.py",
+        shared_backward,
+    ),
 ]

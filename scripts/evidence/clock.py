@@ -14,15 +14,24 @@ def one_device(rows: Sequence[Row]) -> tuple[list[Row], int]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row["device"], []).append(row)
-    kept = max(groups.values(), default=[], key=lambda group: (
-        any(row["grad"] == "bp" for row in group), len(group)))
+    kept = max(
+        groups.values(),
+        default=[],
+        key=lambda group: (any(row["grad"] == "bp" for row in group), len(group)),
+    )
     return kept, len(rows) - len(kept)
 
 
 def slowed(rows: Sequence[Row]) -> float:
     """The largest wall-clock by processor time among runs on a CPU; 0 where none is known."""
-    return max((row["seconds"] / row["cpu_seconds"] for row in rows
-                if row["cpu_seconds"] and row["device"].startswith("CPU")), default=0.0)
+    return max(
+        (
+            row["seconds"] / row["cpu_seconds"]
+            for row in rows
+            if row["cpu_seconds"] and row["device"].startswith("CPU")
+        ),
+        default=0.0,
+    )
 
 
 def axis_of(rows: Sequence[Row]) -> str:
@@ -31,8 +40,12 @@ def axis_of(rows: Sequence[Row]) -> str:
     Where other work slowed some of the runs, "processor": with one thread on a CPU it is what
     wall-clock would have been. It needs the processor time of all of them.
     """
-    known = all(row["cpu_seconds"] and row["device"].startswith("CPU")
-                and row["device"].endswith(" 1 threads") for row in rows)  # fmt: skip
+    known = all(
+        row["cpu_seconds"]
+        and row["device"].startswith("CPU")
+        and row["device"].endswith(" 1 threads")
+        for row in rows
+    )
     return "processor" if known and slowed(rows) > SHARED else "seconds"
 
 

@@ -69,8 +69,9 @@ def sources(results: Path) -> list[Path]:
     return found
 
 
-def make_all(description: str, outputs: str, jobs: Callable[[Results], Jobs],
-             argv: Sequence[str]) -> None:  # fmt: skip
+def make_all(
+    description: str, outputs: str, jobs: Callable[[Results], Jobs], argv: Sequence[str]
+) -> None:
     """Make all files of a program that takes a results folder, and print their paths.
 
     Args:
@@ -102,14 +103,16 @@ def make_all(description: str, outputs: str, jobs: Callable[[Results], Jobs],
 def jobs_of(programs: Iterable[ModuleType]) -> Callable[[Results], Jobs]:
     """The jobs of several modules that have a function ``jobs`` each."""
     return lambda results: {
-        name: job for program in programs for name, job in program.jobs(results).items()}
+        name: job for program in programs for name, job in program.jobs(results).items()
+    }
 
 
 def _chosen(jobs: Jobs, only: Sequence[str] | None) -> Iterator[tuple[str, Job]]:
     unknown = set(only or ()) - set(jobs)
     if unknown:
-        raise UserError(f"--only {' '.join(sorted(unknown))}; expected names among "
-                        f"{', '.join(jobs)}")
+        raise UserError(
+            f"--only {' '.join(sorted(unknown))}; expected names among {', '.join(jobs)}"
+        )
     return (item for item in jobs.items() if not only or item[0] in only)
 
 

@@ -39,8 +39,9 @@ class Evidence:
 
 def read_evidence(results: Path) -> Evidence:
     """Everything in a results folder; a file that cannot be read is told and left out."""
-    benches = {file.stem: json.loads(file.read_text())
-               for file in sorted(results.glob("bench_*.json"))}  # fmt: skip
+    benches = {
+        file.stem: json.loads(file.read_text()) for file in sorted(results.glob("bench_*.json"))
+    }
     return Evidence(read_results(results), benches)
 
 
@@ -77,8 +78,9 @@ def matches(rows: list[Row], exact: list[Row]) -> Comparison:
     a, b = [score(row) for row in rows], [score(row) for row in exact]
     error = sqrt(sum(variance(v) / len(v) for v in (a, b) if len(v) > 1))
     allowed = max(2 * error, SLACK[rows[0]["metric"]])
-    return Comparison(side_by_side(rows, exact), loss_of(rows) <= loss_of(exact) + allowed,
-                      [*rows, *exact])  # fmt: skip
+    return Comparison(
+        side_by_side(rows, exact), loss_of(rows) <= loss_of(exact) + allowed, [*rows, *exact]
+    )
 
 
 def better(rows: list[Row], other: list[Row]) -> Comparison:

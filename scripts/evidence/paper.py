@@ -50,8 +50,10 @@ class PaperRow:
 
 def paper_rows() -> dict[str, PaperRow]:
     """The nine rows by key, in the order of Table 2."""
-    return {key: PaperRow(key=key, **entry)
-            for key, entry in OmegaConf.to_container(OmegaConf.load(PAPER)).items()}
+    return {
+        key: PaperRow(key=key, **entry)
+        for key, entry in OmegaConf.to_container(OmegaConf.load(PAPER)).items()
+    }
 
 
 def paper_row(key: str) -> PaperRow:

@@ -17,9 +17,12 @@ from experiments.row import check_row
 
 Row = dict
 METHOD_NAMES = {
-    "bp": "BP", "truncated_bptt": "Truncated BPTT", "fixed_point": "FP", "mgrit": "MGRIT",
+    "bp": "BP",
+    "truncated_bptt": "Truncated BPTT",
+    "fixed_point": "FP",
+    "mgrit": "MGRIT",
     "highway": "Highway",
-}  # fmt: skip
+}
 CURVE_POINTS = 60
 Columns = dict[str, list[float]]
 
@@ -92,16 +95,18 @@ def read_rows(path: Path) -> list[Row]:
         first = lines.setdefault(run_of(row), number)
         if first != number:
             run = f"{row['config_hash']}, seed {row['seed']}"
-            raise UserError(f"{path} lines {first} and {number} are of one run ({run}); "
-                            "delete one of them")
+            raise UserError(
+                f"{path} lines {first} and {number} are of one run ({run}); delete one of them"
+            )
     return rows
 
 
 def check_method(row: Row, where: str) -> None:
     """UserError for a gradient method, or a word for gamma, that figures have no look for."""
     if row["grad"] not in METHOD_NAMES:
-        raise UserError(f"{where}: grad is {row['grad']!r}, expected one of "
-                        f"{', '.join(METHOD_NAMES)}")
+        raise UserError(
+            f"{where}: grad is {row['grad']!r}, expected one of {', '.join(METHOD_NAMES)}"
+        )
     if isinstance(row["gamma"], str) and row["gamma"] != "auto":
         raise UserError(f"{where}: gamma is {row['gamma']!r}, expected a number, auto or null")
 
@@ -113,14 +118,18 @@ def check_curve(row: Row, where: str) -> None:
         columns = curves[part] if isinstance(curves.get(part), dict) else {}
         lengths = {len(columns[name]) if name in columns else None for name in names}
         if len(lengths) > 1 or None in lengths:
-            raise UserError(f"{where}: curve, {part}: expected the columns {', '.join(names)}, "
-                            "all of one length")
+            raise UserError(
+                f"{where}: curve, {part}: expected the columns {', '.join(names)}, "
+                "all of one length"
+            )
 
 
 def curve_columns(row: Row) -> dict[str, tuple[str, ...]]:
     """The columns of a row's curve, those of its training and those of its evaluations."""
-    return {"train": ("step", "seconds", "train_loss"),
-            "eval": ("step", "seconds", "eval_loss", row["metric"])}
+    return {
+        "train": ("step", "seconds", "train_loss"),
+        "eval": ("step", "seconds", "eval_loss", row["metric"]),
+    }
 
 
 def run_of(row: Row) -> tuple[str, int]:
@@ -134,8 +143,10 @@ def setups(rows: Iterable[Row]) -> list[list[Row]]:
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault((row["setup"], title(row), row["lr"]), []).append(row)
-    return sorted(groups.values(), key=lambda g: (
-        g[0]["reduced"], -g[0]["steps"] * g[0]["batch_size"], -len(g)))
+    return sorted(
+        groups.values(),
+        key=lambda g: (g[0]["reduced"], -g[0]["steps"] * g[0]["batch_size"], -len(g)),
+    )
 
 
 def finished_runs(root: Path) -> list[tuple[Row, list[dict]]]:
@@ -237,8 +248,10 @@ def rows_used(used: Mapping[str, Iterable[Row]], picture: Path) -> str:
 
 def _provenance(row: Row) -> str:
     state = "dirty" if row["dirty"] else "clean"
-    return (f"{row['config_hash']} seed {row['seed']}: {method_name(row)}, commit {row['commit']} "
-            f"({state}), {row['device']}, torch {row['torch']}")
+    return (
+        f"{row['config_hash']} seed {row['seed']}: {method_name(row)}, commit {row['commit']} "
+        f"({state}), {row['device']}, torch {row['torch']}"
+    )
 
 
 def thin(records: list[dict], points: int = CURVE_POINTS) -> list[dict]:
@@ -256,17 +269,21 @@ def curve(row: Row, records: list[dict]) -> dict[str, Columns | list[dict]]:
     """
     measured = [r for r in records if "gradient_error" in r]
     return {
-        **{part: _columns(thin([r for r in records if f"{part}_loss" in r]), names)
-           for part, names in curve_columns(row).items()},
+        **{
+            part: _columns(thin([r for r in records if f"{part}_loss" in r]), names)
+            for part, names in curve_columns(row).items()
+        },
         **({"gradient_error": _moments(measured)} if measured else {}),
-    }  # fmt: skip
+    }
 
 
 def _moments(records: list[dict]) -> list[dict]:
     """A moment each: step, and a list over k of every score."""
     names = ("k", "cosine", "relative_error", "increment")
-    return [{"step": r["step"]} | {n: [e[n] for e in r["gradient_error"]] for n in names}
-            for r in records]  # fmt: skip
+    return [
+        {"step": r["step"]} | {n: [e[n] for e in r["gradient_error"]] for n in names}
+        for r in records
+    ]
 
 
 def _columns(records: list[dict], names: tuple[str, ...]) -> Columns:

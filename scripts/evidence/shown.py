@@ -61,8 +61,11 @@ class Shown:
     def missing(self, methods: Sequence[str] = METHODS) -> list[str]:
         """Those methods of the sweep that have no row, in words."""
         run = {row["grad"] for row in self.rows}
-        return [METHOD_NAMES[grad] for grad in methods
-                if grad not in run and grad in ("bp", *self.paper.sweep)]
+        return [
+            METHOD_NAMES[grad]
+            for grad in methods
+            if grad not in run and grad in ("bp", *self.paper.sweep)
+        ]
 
 
 def shown_rows(results: Results) -> dict[str, Shown]:
@@ -71,22 +74,33 @@ def shown_rows(results: Results) -> dict[str, Shown]:
 
 
 def _shown(paper: PaperRow, results: Results) -> Shown:
-    setups = [Shown(paper, name, plain) for name, rows in results.of(paper.key).items()
-              if (plain := [row for row in rows if is_plain(row)])]
+    setups = [
+        Shown(paper, name, plain)
+        for name, rows in results.of(paper.key).items()
+        if (plain := [row for row in rows if is_plain(row)])
+    ]
     complete = [shown for shown in setups if shown.complete]
     return next(iter(complete + setups), Shown(paper, paper.key, []))
 
 
 def is_plain(row: Row) -> bool:
     """Whether the run is backpropagation, or a method of the paper with one k and nothing else."""
-    return (row["grad"] in METHODS and not row["schedule"] and not row["tolerance"]
-            and (row["group_size"] or 1) == 1)
+    return (
+        row["grad"] in METHODS
+        and not row["schedule"]
+        and not row["tolerance"]
+        and (row["group_size"] or 1) == 1
+    )
 
 
 def is_complete(paper: PaperRow, row: Row) -> bool:
     """Whether a row is of the paper's own experiment, at full length, scored as the paper does."""
-    return (row["experiment"] == paper.preset and not is_reduced(paper, row)
-            and not stands_in(paper, row) and not row["validation"])
+    return (
+        row["experiment"] == paper.preset
+        and not is_reduced(paper, row)
+        and not stands_in(paper, row)
+        and not row["validation"]
+    )
 
 
 def is_reduced(paper: PaperRow, row: Row) -> bool:
@@ -110,8 +124,11 @@ def what_ran(shown: Shown, methods: Sequence[str] = METHODS) -> list[str]:
         return []
     *lines, length = origin(shown.paper, shown.rows[0])
     missing = shown.missing(methods)
-    return [*lines, f"{length}, {seeds_of(shown.rows)}",
-            *([f"not yet run: {', '.join(missing)}"] if missing else [])]
+    return [
+        *lines,
+        f"{length}, {seeds_of(shown.rows)}",
+        *([f"not yet run: {', '.join(missing)}"] if missing else []),
+    ]
 
 
 def origin(paper: PaperRow, row: Row) -> list[str]:

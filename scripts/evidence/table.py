@@ -8,11 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PREAMBLE = "% needs booktabs and graphicx; made by `make tables`, changes here are lost\n\n"
-LATEX = str.maketrans({
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
-    "_": r"\_", "%": r"\%", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"$<$", ">": r"$>$", "|": r"$|$", "±": r"$\pm$",
-})  # fmt: skip
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "{": r"\{",
+        "}": r"\}",
+        "$": r"\$",
+        "&": r"\&",
+        "#": r"\#",
+        "_": r"\_",
+        "%": r"\%",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"$<$",
+        ">": r"$>$",
+        "|": r"$|$",
+        "±": r"$\pm$",
+    }
+)
 NUMBER = re.compile(r"(\*\*)?[+-]?\d")
 NO_NUMBER = re.compile(r"-$|not ")  # gaps stand where numbers would
 LONG = 40  # characters from which on a column of text is broken into lines, in LaTeX
@@ -49,8 +62,11 @@ def markdown(table: Table) -> str:
     """A pipe table, below its heading and note."""
     rule = ["---:" if table.is_right(c) else "---" for c in range(len(table.columns))]
     lines = [table.columns, rule, *table.rows]
-    parts = [f"## {table.heading}" if table.heading else "", table.note,
-             "\n".join("| " + " | ".join(_in_markdown(cells)) + " |" for cells in lines)]
+    parts = [
+        f"## {table.heading}" if table.heading else "",
+        table.note,
+        "\n".join("| " + " | ".join(_in_markdown(cells)) + " |" for cells in lines),
+    ]
     return "\n\n".join(filter(None, parts))
 
 
@@ -65,13 +81,24 @@ def latex(table: Table, label: str, notes: Sequence[str] = ()) -> str:
     widths = [min(table.width(column), LONG) for column in columns]
     wide = sum(widths) > WIDE
     aligned = "".join(_latex_column(table, column) for column in columns)
-    return "\n".join([
-        r"\begin{table}", r"\centering", r"\footnotesize", rf"\caption{{{escaped(caption)}}}",
-        rf"\label{{tab:{label}}}", *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
-        rf"\begin{{tabular}}{{{aligned}}}", r"\toprule", _latex_line(table.columns), r"\midrule",
-        *map(_latex_line, table.rows), r"\bottomrule", r"\end{tabular}" + "}" * wide,
-        r"\end{table}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            r"\footnotesize",
+            rf"\caption{{{escaped(caption)}}}",
+            rf"\label{{tab:{label}}}",
+            *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
+            rf"\begin{{tabular}}{{{aligned}}}",
+            r"\toprule",
+            _latex_line(table.columns),
+            r"\midrule",
+            *map(_latex_line, table.rows),
+            r"\bottomrule",
+            r"\end{tabular}" + "}" * wide,
+            r"\end{table}",
+        ]
+    )
 
 
 def _latex_column(table: Table, column: int) -> str:
@@ -92,9 +119,12 @@ def escaped(text: str) -> str:
 def write_page(path: Path, title: str, notes: Sequence[str], tables: Sequence[Table]) -> Path:
     """A Markdown page of tables, and the same in LaTeX beside it; returns the page's path."""
     path.write_text("\n\n".join([f"# {title}", *notes, *map(markdown, tables)]) + "\n")
-    labels = [path.stem if number == 0 else f"{path.stem}-{number + 1}"
-              for number in range(len(tables))]  # fmt: skip
-    parts = [latex(table, label, [f"{title}.", *notes])
-             for table, label in zip(tables, labels, strict=True)]  # fmt: skip
+    labels = [
+        path.stem if number == 0 else f"{path.stem}-{number + 1}" for number in range(len(tables))
+    ]
+    parts = [
+        latex(table, label, [f"{title}.", *notes])
+        for table, label in zip(tables, labels, strict=True)
+    ]
     path.with_suffix(".tex").write_text(PREAMBLE + "\n\n".join(parts) + "\n")
     return path

@@ -42,15 +42,17 @@ def largest_errors(L: int = 6, width: int = 4) -> tuple[float, float]:
     chain = hb.ResidualChain(layers)
     states = [x.detach(), *chain(x.detach(), return_states=True)]
     jacobian = torch.autograd.functional.jacobian
-    blocks = [jacobian(lambda h, f=f: f(h) - h, h)
-              for f, h in zip(layers, states[:-1], strict=True)]  # fmt: skip
+    blocks = [
+        jacobian(lambda h, f=f: f(h) - h, h) for f, h in zip(layers, states[:-1], strict=True)
+    ]
 
     def gradient(method: hb.Method) -> Tensor:
         chain.method = method
         return torch.autograd.grad(chain(x).square().sum(), x)[0]
 
     b = 2 * states[-1].detach()
-    sums = max((gradient(hb.Highway(k)) - path_sum(b, blocks, k)).abs().max().item()
-               for k in range(L + 1))
+    sums = max(
+        (gradient(hb.Highway(k)) - path_sum(b, blocks, k)).abs().max().item() for k in range(L + 1)
+    )
     exact = (gradient(hb.Highway(L)) - gradient(hb.Backprop())).abs().max().item()
     return sums, exact

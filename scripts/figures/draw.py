@@ -26,8 +26,11 @@ LONG = 10  # k from which on the axis is one of square roots, so that small ones
 BARS = "bars and band: standard deviation over seeds; single seeds have none"
 SEEDS = "losses: means over seeds at equal steps"
 SMOOTHED = f"training losses: exponential averages over {SMOOTHING_SPAN} records, means over seeds"
-AXES = {"seconds": "training time (s)", "processor": "processor time of training (s)",
-        "step": "training steps"}  # fmt: skip
+AXES = {
+    "seconds": "training time (s)",
+    "processor": "processor time of training (s)",
+    "step": "training steps",
+}
 LOSSES = {"train": "training loss (nats)", "eval": "validation loss (nats)"}
 
 
@@ -56,12 +59,26 @@ def draw_series(axes: Axes, groups: Sequence[list[Row]], name: str) -> None:
     style = look(groups[0][0])
     ks = [group[0]["k"] for group in groups]
     means, deviations = zip(*map(mean_and_deviation, groups), strict=True)
-    axes.errorbar(ks, means, [nan if deviation is None else deviation for deviation in deviations],
-                  **style, label=name)  # fmt: skip
+    axes.errorbar(
+        ks,
+        means,
+        [nan if deviation is None else deviation for deviation in deviations],
+        **style,
+        label=name,
+    )
     for k, mean in zip(ks, means, strict=True):
         if not isfinite(mean):  # a gap that is none of rows
-            axes.text(k, 0.03, "diverged", rotation=90, ha="center", va="bottom", fontsize=SMALL,
-                      color=style["color"], transform=axes.get_xaxis_transform())  # fmt: skip
+            axes.text(
+                k,
+                0.03,
+                "diverged",
+                rotation=90,
+                ha="center",
+                va="bottom",
+                fontsize=SMALL,
+                color=style["color"],
+                transform=axes.get_xaxis_transform(),
+            )
 
 
 def draw_level(axes: Axes, group: list[Row]) -> None:
@@ -96,12 +113,24 @@ def draw_published(axes: Axes, published: dict) -> None:
         axes.axhline(published["bp"], color=PUBLISHED, ls=":", label="paper, BP")
     scores = published.get("highway", {})
     if scores:
-        axes.plot(list(scores), list(scores.values()), "o", mfc="none", color=PUBLISHED, zorder=4,
-                  label="paper, Highway")
+        axes.plot(
+            list(scores),
+            list(scores.values()),
+            "o",
+            mfc="none",
+            color=PUBLISHED,
+            zorder=4,
+            label="paper, Highway",
+        )
 
 
-def draw_losses(axes: Axes, rows: Sequence[Row], part: str = "train", x: str = "seconds",
-                name: Callable[[Row], str] = method_name) -> None:  # fmt: skip
+def draw_losses(
+    axes: Axes,
+    rows: Sequence[Row],
+    part: str = "train",
+    x: str = "seconds",
+    name: Callable[[Row], str] = method_name,
+) -> None:
     """A line per method and k, the mean over its seeds: ``part`` (train, eval) against ``x``.
 
     Args:
@@ -113,9 +142,14 @@ def draw_losses(axes: Axes, rows: Sequence[Row], part: str = "train", x: str = "
             style["marker"] = ""
         for number, line in enumerate(mean_curves(group, part)):
             known = line[np.isfinite(line[f"{part}_loss"])]
-            axes.plot(known[x], known[f"{part}_loss"], **style, ms=3,
-                      label=None if number else name(group[0]),
-                      markevery=0.13 if part == "train" and len(known) else None)
+            axes.plot(
+                known[x],
+                known[f"{part}_loss"],
+                **style,
+                ms=3,
+                label=None if number else name(group[0]),
+                markevery=0.13 if part == "train" and len(known) else None,
+            )
     log_axis(axes)
     axes.set_xlabel(AXES[x])
     axes.set_ylabel(LOSSES[part])

@@ -30,14 +30,31 @@ PUBLISHED = "0.5"
 SMALL = 7.0  # points
 LINE = 1.25 * SMALL  # height of a line of small text
 BOLD = 9.0  # points of plain text that are as wide as a panel's title
-plt.rcParams.update({
-    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 7.5, "figure.titlesize": 9,
-    "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "legend.fontsize": SMALL,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-    "axes.grid": True, "axes.grid.axis": "y", "grid.color": "0.9", "lines.linewidth": 1.2,
-    "lines.markersize": 4, "errorbar.capsize": 2.5, "legend.frameon": False, "savefig.dpi": 220,
-    "pdf.fonttype": 42, "ps.fonttype": 42, "svg.hashsalt": "highway_bp",
-})  # fmt: skip
+plt.rcParams.update(
+    {
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "axes.labelsize": 7.5,
+        "figure.titlesize": 9,
+        "xtick.labelsize": SMALL,
+        "ytick.labelsize": SMALL,
+        "legend.fontsize": SMALL,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "grid.color": "0.9",
+        "lines.linewidth": 1.2,
+        "lines.markersize": 4,
+        "errorbar.capsize": 2.5,
+        "legend.frameon": False,
+        "savefig.dpi": 220,
+        "pdf.fonttype": 42,
+        "ps.fonttype": 42,
+        "svg.hashsalt": "highway_bp",
+    }
+)
 # of nothing that changes with the day: the same rows give the same bytes
 METADATA = {
     ".png": {"Software": None},
@@ -86,8 +103,9 @@ def panels(rows: int, columns: int, height: float, title: str) -> tuple[Figure, 
 
     ``height``, in inches, is that of title and panels; `footer` adds its own.
     """
-    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, height), layout="constrained",
-                                squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(WIDTH, height), layout="constrained", squeeze=False
+    )
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
     figure.suptitle("\n".join(wrapped(title, WIDTH, 9)))
     return figure, axes.ravel()
@@ -102,11 +120,20 @@ def caption(axes: Axes, title: str, lines: Sequence[str]) -> None:
     """A panel's title, and small lines below it, wrapped to the panel's width."""
     width = WIDTH / axes.get_subplotspec().get_gridspec().ncols - TICK_LABELS
     parts = [part for line in lines for part in wrapped(line, width, SMALL)]
-    axes.set_title("\n".join(wrapped(title, width, BOLD)), loc="left", weight="bold",
-                   pad=4 + LINE * len(parts))
-    small = axes.annotate("\n".join(parts), (0, 1), (0, 3), xycoords="axes fraction",
-                          textcoords="offset points", va="bottom", fontsize=SMALL, color=GREY,
-                          linespacing=1.15)
+    axes.set_title(
+        "\n".join(wrapped(title, width, BOLD)), loc="left", weight="bold", pad=4 + LINE * len(parts)
+    )
+    small = axes.annotate(
+        "\n".join(parts),
+        (0, 1),
+        (0, 3),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="bottom",
+        fontsize=SMALL,
+        color=GREY,
+        linespacing=1.15,
+    )
     small.set_in_layout(False)  # the title's pad makes room for it
 
 
@@ -115,8 +142,17 @@ def gap(axes: Axes, text: str) -> None:
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[:].set(visible=True, color="0.8", linestyle=(0, (4, 4)))
-    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=GREY,
-              fontsize=SMALL, linespacing=1.6)
+    axes.text(
+        0.5,
+        0.5,
+        text,
+        ha="center",
+        va="center",
+        transform=axes.transAxes,
+        color=GREY,
+        fontsize=SMALL,
+        linespacing=1.6,
+    )
 
 
 def footer(figure: Figure, axes: Sequence[Axes], notes: Sequence[str] = ()) -> None:
@@ -136,9 +172,16 @@ def footer(figure: Figure, axes: Sequence[Axes], notes: Sequence[str] = ()) -> N
     figure.get_layout_engine().set(rect=(0, added / height, 1, 1 - added / height))
     figure.text(0.01, 3 / height, text, fontsize=SMALL, color=GREY, va="bottom", linespacing=1.15)
     if found:
-        figure.legend(found.values(), found, ncols=columns, loc="lower center",
-                      bbox_to_anchor=(0.5, note_height / height), borderpad=0.2, handlelength=2.6,
-                      columnspacing=1.2)  # fmt: skip
+        figure.legend(
+            found.values(),
+            found,
+            ncols=columns,
+            loc="lower center",
+            bbox_to_anchor=(0.5, note_height / height),
+            borderpad=0.2,
+            handlelength=2.6,
+            columnspacing=1.2,
+        )
 
 
 def save(figure: Figure, picture: Path) -> None:

@@ -28,8 +28,10 @@ SCORES = {"cosine": "cosine with exact", "increment": "increment / exact"}
 # without the palest end, which no print shows
 COLOURS = ListedColormap(matplotlib.colormaps["viridis"](range(0, 231)))
 COLUMNS = 4
-MEANING = ("cosine with the exact gradient; increment: norm of the change since the k before, "
-           "relative to the exact gradient's")
+MEANING = (
+    "cosine with the exact gradient; increment: norm of the change since the k before, "
+    "relative to the exact gradient's"
+)
 
 
 def measured(rows: Sequence[Row]) -> list[Row]:
@@ -42,7 +44,9 @@ def moments(rows: Sequence[Row]) -> pd.DataFrame:
     """Mean over seeds of every score, by (fraction of training, k)."""
     table = pd.concat(
         pd.DataFrame({**moment, "fraction": moment["step"] / row["steps"]})
-        for row in rows for moment in row["curve"]["gradient_error"])  # fmt: skip
+        for row in rows
+        for moment in row["curve"]["gradient_error"]
+    )
     return table.groupby(["fraction", "k"]).mean().sort_index()
 
 
@@ -57,8 +61,14 @@ def draw_panel(axes: Axes, table: pd.DataFrame, score: str) -> None:
 
 
 def draw_moments_bar(figure, axes: Sequence[Axes]) -> None:
-    figure.colorbar(ScalarMappable(Normalize(0, 100), COLOURS), ax=list(axes), location="bottom",
-                    shrink=0.5, aspect=45, label="of training (%)")
+    figure.colorbar(
+        ScalarMappable(Normalize(0, 100), COLOURS),
+        ax=list(axes),
+        location="bottom",
+        shrink=0.5,
+        aspect=45,
+        label="of training (%)",
+    )
 
 
 def note_on(group: Sequence[Row]) -> str:
@@ -86,15 +96,19 @@ def draw_all(results: Results) -> Path:
     blocks = -(-len(used) // COLUMNS) or 1
     columns = -(-len(used) // blocks) or 1
     short = any(not in_full(group[0], key_of(name)) for name, group in used.items())
-    figure, axes = panels(2 * blocks, columns, 4.3 * blocks if used else 2.2,
-                          "Figure 6: the gradient beside the exact one, at moments of training"
-                          f"{' (with reduced runs or stand-ins)' if short else ''}")  # fmt: skip
+    figure, axes = panels(
+        2 * blocks,
+        columns,
+        4.3 * blocks if used else 2.2,
+        "Figure 6: the gradient beside the exact one, at moments of training"
+        f"{' (with reduced runs or stand-ins)' if short else ''}",
+    )
     grid = axes.reshape(2 * blocks, columns)
     for part in axes:
         part.set_visible(not used)
     for number, (name, group) in enumerate(used.items()):
         block, column = divmod(number, columns)
-        draw_column(grid[2 * block: 2 * block + 2, column], name, group, labelled=column == 0)
+        draw_column(grid[2 * block : 2 * block + 2, column], name, group, labelled=column == 0)
     if used:
         draw_moments_bar(figure, axes)
     else:
@@ -129,4 +143,5 @@ def jobs(results: Results) -> Jobs:
     folder = results.folder / "figures"
     return {"figure6": partial(draw_all, results)} | {
         f"{name}.gradient": partial(draw, rows, name, folder)
-        for name, rows in results.setups.items()}  # fmt: skip
+        for name, rows in results.setups.items()
+    }

@@ -30,7 +30,7 @@ def draw(number: int, results: Results) -> Path:
     figure, axes = panels(lines, columns, 2.7 * lines + 0.2, TITLES[number] + state_of(chosen))
     for part, shown in zip(axes, chosen, strict=False):
         draw_panel(part, shown)
-    for part in axes[len(chosen):]:
+    for part in axes[len(chosen) :]:
         part.set_visible(False)
     footer(figure, axes, [f"{BARS}; ticks without a point: not yet run", sources_of(chosen)])
     used = {name: rows for shown in chosen for name, rows in shown.used.items()}
@@ -42,8 +42,9 @@ def state_of(chosen: list[Shown]) -> str:
     missing = sum(not shown.rows for shown in chosen)
     short = sum(not shown.complete for shown in chosen) - missing
     counts = {"with reduced runs or stand-ins": short, "not yet run": missing}
-    parts = [f"{count} {state}" if len(chosen) > 1 else state
-             for state, count in counts.items() if count]  # fmt: skip
+    parts = [
+        f"{count} {state}" if len(chosen) > 1 else state for state, count in counts.items() if count
+    ]
     return f" ({', '.join(parts)})" if parts else ""
 
 
@@ -75,8 +76,11 @@ def in_words(shown: Shown) -> list[str]:
 
 
 def sources_of(chosen: list[Shown]) -> str:
-    sources = [f"{shown.paper.title}: {shown.paper.published['source']}"
-               for shown in chosen if shown.paper.published]
+    sources = [
+        f"{shown.paper.title}: {shown.paper.published['source']}"
+        for shown in chosen
+        if shown.paper.published
+    ]
     return f"values of the paper: {'. '.join(sources)}" if sources else ""
 
 

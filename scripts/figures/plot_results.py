@@ -29,9 +29,16 @@ def draw(rows: list[Row], name: str, folder: Path) -> Path | None:
     draw_published(axes[0], published)
     timed, others = one_device(rows)
     draw_losses(axes[1], timed, x=axis_of(timed))
-    footer(figure, axes, [
-        f"times on {about_times(timed, others)}", SMOOTHED, BARS,
-        f"published: {published['source']}" if published else ""])
+    footer(
+        figure,
+        axes,
+        [
+            f"times on {about_times(timed, others)}",
+            SMOOTHED,
+            BARS,
+            f"published: {published['source']}" if published else "",
+        ],
+    )
     return save_with_rows(figure, folder / f"{name}.png", {name: rows})
 
 
@@ -42,5 +49,7 @@ def published_for(rows: list[Row], name: str) -> dict:
 
 
 def jobs(results: Results) -> Jobs:
-    return {name: partial(draw, rows, name, results.folder / "figures")
-            for name, rows in results.setups.items()}
+    return {
+        name: partial(draw, rows, name, results.folder / "figures")
+        for name, rows in results.setups.items()
+    }

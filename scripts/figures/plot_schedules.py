@@ -57,8 +57,14 @@ def draw_panel(axes: Axes, rows: Sequence[Row], cost: Callable[[Row], float], la
             axes.axhspan(y - deviation, y + deviation, color="0.9", lw=0, zorder=0)
         if has_k(first):
             fixed.setdefault(style["color"], []).append((x, y))
-            axes.annotate(f"k={first['k']}", (x, y), label_place(first), fontsize=SMALL,
-                          textcoords="offset points", zorder=1.5)  # below markers
+            axes.annotate(
+                f"k={first['k']}",
+                (x, y),
+                label_place(first),
+                fontsize=SMALL,
+                textcoords="offset points",
+                zorder=1.5,
+            )  # below markers
     for colour, points in fixed.items():
         axes.plot(*zip(*sorted(points), strict=True), color=colour, lw=1)
     axes.set_xlabel(label)
@@ -95,5 +101,7 @@ def draw(rows: list[Row], name: str, folder: Path) -> Path | None:
 
 
 def jobs(results: Results) -> Jobs:
-    return {f"{name}.schedules": partial(draw, rows, name, results.folder / "figures")
-            for name, rows in results.setups.items()}
+    return {
+        f"{name}.schedules": partial(draw, rows, name, results.folder / "figures")
+        for name, rows in results.setups.items()
+    }

@@ -34,11 +34,19 @@ class Pair:
 
 
 PAIRS = [
-    Pair("figure3", "gpt2", "Figure 3: validation loss of GPT-2 during training",
-         (("eval", "step"), ("eval", "time"))),
-    Pair("figure5", "gru_words", "Figure 5: loss of the 3-layer GRU against time",
-         (("train", "time"), ("eval", "time"))),
-]  # fmt: skip
+    Pair(
+        "figure3",
+        "gpt2",
+        "Figure 3: validation loss of GPT-2 during training",
+        (("eval", "step"), ("eval", "time")),
+    ),
+    Pair(
+        "figure5",
+        "gru_words",
+        "Figure 5: loss of the 3-layer GRU against time",
+        (("train", "time"), ("eval", "time")),
+    ),
+]
 
 
 def timed(shown: Shown, methods: Sequence[str] = METHODS) -> tuple[Shown, int]:
@@ -71,9 +79,15 @@ def draw_time(results: Results) -> Path:
         lines = [*what_ran(shown, methods), *about_lines(shown, found, others)]
         caption(axis, shown.paper.title, lines)
         used |= found.used
-    footer(figure, axes, [
-        "time: wall-clock of training steps; where other work slowed single-threaded runs, the "
-        "processor's", f"{SMOOTHED}; fixed point: in the pictures of single experiments"])
+    footer(
+        figure,
+        axes,
+        [
+            "time: wall-clock of training steps; where other work slowed single-threaded runs, the "
+            "processor's",
+            f"{SMOOTHED}; fixed point: in the pictures of single experiments",
+        ],
+    )
     return save_with_rows(figure, results.folder / "figures" / "time.png", used)
 
 
@@ -81,8 +95,13 @@ def draw_panel(axes: Axes, found: Shown, part: str, x: str) -> None:
     if not found.rows:
         gap(axes, f"not yet run\n\n{found.paper.command}")
         return
-    draw_losses(axes, [{**row, "gamma": None} for row in found.rows], part,
-                axis_of(found.rows) if x == "time" else x, without_gamma)  # fmt: skip
+    draw_losses(
+        axes,
+        [{**row, "gamma": None} for row in found.rows],
+        part,
+        axis_of(found.rows) if x == "time" else x,
+        without_gamma,
+    )
 
 
 def without_gamma(row: Row) -> str:

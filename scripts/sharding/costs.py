@@ -24,8 +24,11 @@ class Costs:
         self.rank, P = dist.get_rank(), dist.get_world_size()
         self.stage = nn.Sequential(*self.layers[: setting.layers // P])
         M = setting.micro_batches
-        self.cuts = {"whole": (setting.batch, 1), "micro": (setting.batch // M, M),
-                     "share": (setting.batch // P, 1)}  # examples, times  # fmt: skip
+        self.cuts = {
+            "whole": (setting.batch, 1),
+            "micro": (setting.batch // M, M),
+            "share": (setting.batch // P, 1),
+        }  # examples, times
 
     def take_turn(self) -> Seconds:
         """Seconds by name: an average layer's, by cut and pass, a stage's step, a message's."""

@@ -39,8 +39,9 @@ def worst(way: Strategy, expected: Mapping[str, Tensor]) -> Tensor:
     """The largest relative difference in this process, after one step."""
     way.zero_grad()
     way.step()
-    return torch.stack([_difference(p.grad, expected[name])
-                        for name, p in way.parameters.items()]).max()  # fmt: skip
+    return torch.stack(
+        [_difference(p.grad, expected[name]) for name, p in way.parameters.items()]
+    ).max()
 
 
 def _difference(found: Tensor | None, expected: Tensor) -> Tensor:

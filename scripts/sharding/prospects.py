@@ -24,19 +24,27 @@ MODELS = {  # layers, width, length; L of Highway-BP counts sublayers, a stage h
     "70B decoder (80 layers, width 8192)": (80, 8192, 4096),
 }
 BATCHES = (8, 1024)  # sequences
-EXACT = {"data parallel": "DP", "GPipe, 1F1B": "PP", "zero bubble (ZB-H1)": "ZB",
-         "model parallel": "MP"}  # fmt: skip
+EXACT = {
+    "data parallel": "DP",
+    "GPipe, 1F1B": "PP",
+    "zero bubble (ZB-H1)": "ZB",
+    "model parallel": "MP",
+}
 AHEAD = (
-    "The fastest exact strategy (" + "; ".join(f"{short}: {name}" for name, short in EXACT.items())
+    "The fastest exact strategy ("
+    + "; ".join(f"{short}: {name}" for name, short in EXACT.items())
     + "), then how many times as fast Highway-BP is, whose gradient is approximate, at k = 0 and "
     "at k = 1, its batch in micro-batches or in one piece, whichever takes less: **ahead** above 1."
-)  # fmt: skip
+)
 
 
 def networks() -> dict[tuple[str, int], Network]:
     """By title and batch."""
-    return {(title, batch): transformer(*shape, batch, H100)
-            for title, shape in MODELS.items() for batch in BATCHES}  # fmt: skip
+    return {
+        (title, batch): transformer(*shape, batch, H100)
+        for title, shape in MODELS.items()
+        for batch in BATCHES
+    }
 
 
 def devices(net: Network) -> list[int]:
@@ -54,7 +62,8 @@ def speedups(net: Network, P: int) -> dict[str, float]:
     mixes = [D for D in divisors(P) if net.batch >= D and 2 <= P // D <= net.L]
     for name, seconds in STRATEGIES.items() if mixes else ():
         faster[name] = net.step / min(
-            replicated(seconds, net, P, D, link, min(net.batch // D, 4 * P // D)) for D in mixes)
+            replicated(seconds, net, P, D, link, min(net.batch // D, 4 * P // D)) for D in mixes
+        )
     return faster
 
 

@@ -54,15 +54,21 @@ class Setting:
         if self.width % HEADS:
             raise UserError(f"--width {self.width}; expected a multiple of {HEADS}, the heads")
         if not processes <= self.micro_batches <= self.batch:
-            raise UserError(f"--micro-batches {self.micro_batches} with --batch {self.batch} on "
-                            f"{processes} processes; expected no fewer than processes, as 1F1B "
-                            "has it, and no more than examples")  # fmt: skip
+            raise UserError(
+                f"--micro-batches {self.micro_batches} with --batch {self.batch} on "
+                f"{processes} processes; expected no fewer than processes, as 1F1B "
+                "has it, and no more than examples"
+            )
         if self.batch % processes or self.batch % self.micro_batches:
-            raise UserError(f"--batch {self.batch}; expected a multiple of --processes {processes} "
-                            f"and of --micro-batches {self.micro_batches}")  # fmt: skip
+            raise UserError(
+                f"--batch {self.batch}; expected a multiple of --processes {processes} "
+                f"and of --micro-batches {self.micro_batches}"
+            )
         if self.layers < processes:
-            raise UserError(f"--layers {self.layers} on {processes} processes; expected at least "
-                            "one per process")  # fmt: skip
+            raise UserError(
+                f"--layers {self.layers} on {processes} processes; expected at least "
+                "one per process"
+            )
 
 
 def loss_of(h: Tensor, target: Tensor | None = None) -> Tensor:

@@ -39,8 +39,12 @@ class Strategy:
 
 def strategies(setting: Setting) -> dict[str, Strategy]:
     """All of them, by the names they have in the record; every process builds its own."""
-    return (sharded(setting, 1, "") | sharded(setting, setting.micro_batches, "_micro")
-            | pipelines(setting) | {"data_parallel": data_parallel(setting)})  # fmt: skip
+    return (
+        sharded(setting, 1, "")
+        | sharded(setting, setting.micro_batches, "_micro")
+        | pipelines(setting)
+        | {"data_parallel": data_parallel(setting)}
+    )
 
 
 def sharded(setting: Setting, micro_batches: int, suffix: str) -> dict[str, Strategy]:
@@ -83,9 +87,11 @@ def pipelines(setting: Setting) -> dict[str, Strategy]:
         return step
 
     M = setting.micro_batches
-    return {"model_parallel": Strategy(scheduled(ScheduleGPipe, 1), parameters),
-            "gpipe": Strategy(scheduled(ScheduleGPipe, M), parameters),
-            "1f1b": Strategy(scheduled(Schedule1F1B, M), parameters)}  # fmt: skip
+    return {
+        "model_parallel": Strategy(scheduled(ScheduleGPipe, 1), parameters),
+        "gpipe": Strategy(scheduled(ScheduleGPipe, M), parameters),
+        "1f1b": Strategy(scheduled(Schedule1F1B, M), parameters),
+    }
 
 
 def data_parallel(setting: Setting) -> Strategy:

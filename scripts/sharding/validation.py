@@ -17,15 +17,22 @@ from scripts.scaling_model import (
 
 PASSES = ("forward", "inputs", "backward")
 NEAR = 0.1  # of the measured time
-NAMES = {"model_parallel": "model parallel", "gpipe": "GPipe", "1f1b": "1F1B",
-         "data_parallel": "data parallel", "bp": "sharded backpropagation"}  # fmt: skip
+NAMES = {
+    "model_parallel": "model parallel",
+    "gpipe": "GPipe",
+    "1f1b": "1F1B",
+    "data_parallel": "data parallel",
+    "bp": "sharded backpropagation",
+}
 
 
 def check(record: dict) -> None:
     """Raise UserError for a record that lacks what a prediction needs."""
     if not all("costs" in found for found in record.get("processes", {"": {}}).values()):
-        raise UserError("the record has no costs of layers and messages for each number of "
-                        "processes; scripts/bench_sharded.py makes one that has")  # fmt: skip
+        raise UserError(
+            "the record has no costs of layers and messages for each number of "
+            "processes; scripts/bench_sharded.py makes one that has"
+        )
 
 
 def predictions(record: dict, P: int) -> dict[str, float]:
@@ -35,9 +42,12 @@ def predictions(record: dict, P: int) -> dict[str, float]:
     whole, micro = _network(record, costs, "whole"), _network(record, costs, "micro")
     share = _network(record, costs, "share", times=P)
     in_turns = pipeline(micro, P, link, M, cores)
-    found = {"model_parallel": model_parallel(whole, P, link), "gpipe": in_turns,
-             "1f1b": in_turns,
-             "data_parallel": data_parallel(share, P, link, cores)}  # fmt: skip
+    found = {
+        "model_parallel": model_parallel(whole, P, link),
+        "gpipe": in_turns,
+        "1f1b": in_turns,
+        "data_parallel": data_parallel(share, P, link, cores),
+    }
     for net, parts, suffix in ((whole, 1, ""), (micro, M, "_micro")):
         found[f"bp{suffix}"] = sharded_backprop(net, P, link, parts, cores)
         for k in range(P):
@@ -48,9 +58,15 @@ def predictions(record: dict, P: int) -> dict[str, float]:
 def _network(record: dict, costs: dict[str, float], cut: str, times: int = 1) -> Network:
     """By what was measured on a cut, ``times`` of which are the whole batch."""
     forward, inputs, backward = (times * costs[f"{cut}_{name}"] for name in PASSES)
-    return Network(L=record["layers"], forward=forward, inputs=inputs, parameters=backward - inputs,
-                   state=record["state_bytes"], weights=record["weight_bytes"],
-                   batch=record["batch"])  # fmt: skip
+    return Network(
+        L=record["layers"],
+        forward=forward,
+        inputs=inputs,
+        parameters=backward - inputs,
+        state=record["state_bytes"],
+        weights=record["weight_bytes"],
+        batch=record["batch"],
+    )
 
 
 def _link(record: dict, costs: dict[str, float]) -> Link:
@@ -84,7 +100,8 @@ def measured_part(record: dict) -> list[str]:
     env, rows = record["environment"], validation(record)
     near = sum(abs(predicted / measured - 1) <= NEAR for _, measured, predicted in rows)
     return [
-        "## Measured and predicted", "",
+        "## Measured and predicted",
+        "",
         f"Seconds of a step of {record['layers']} sublayers of width {record['width']}, "
         f"{record['batch']} x {record['length']} tokens, whole or in {record['micro_batches']} "
         f"micro-batches; {env['device']} per process on {record['cores']} cores, torch "
@@ -93,16 +110,24 @@ def measured_part(record: dict) -> list[str]:
         "knows the cost of a layer (on the whole batch, in micro-batches, on a process's share), "
         "of a message, and how much longer a step takes in all processes at once than in one "
         "(oversubscribed: there are too few cores). "
-        f"{near} of {len(rows)} predictions are within {NEAR:.0%}.", "",
-        "| | measured | predicted | predicted / measured |", "|---|---:|---:|---:|",
-        *(f"| {name} | {measured:.3f} | {predicted:.3f} | {predicted / measured:.2f} |"
-          for name, measured, predicted in rows),
-        "", "## Who is ahead, measured", "",
+        f"{near} of {len(rows)} predictions are within {NEAR:.0%}.",
+        "",
+        "| | measured | predicted | predicted / measured |",
+        "|---|---:|---:|---:|",
+        *(
+            f"| {name} | {measured:.3f} | {predicted:.3f} | {predicted / measured:.2f} |"
+            for name, measured, predicted in rows
+        ),
+        "",
+        "## Who is ahead, measured",
+        "",
         "The fastest exact strategy, then Highway-BP at k = 0 and k = 1, in micro-batches or not, "
-        "whichever takes less: seconds, and how many times as fast it is, **ahead** above 1.", "",
-        "| processes | exact | k = 0 | k = 1 |", "|---:|---|---|---|",
+        "whichever takes less: seconds, and how many times as fast it is, **ahead** above 1.",
+        "",
+        "| processes | exact | k = 0 | k = 1 |",
+        "|---:|---|---|---|",
         *(who_is_ahead(P, found["seconds"]) for P, found in record["processes"].items()),
-    ]  # fmt: skip
+    ]
 
 
 def who_is_ahead(P: str, seconds: dict[str, float]) -> str:
@@ -110,8 +135,9 @@ def who_is_ahead(P: str, seconds: dict[str, float]) -> str:
     (exact, least), *ours = fastest(seconds)
     cells = [P, f"{called(exact)}: {least:.3f}"]
     for best in ours:
-        cells.append("-" if best is None else f"{called(best[0])}: {best[1]:.3f}, "
-                     f"{marked(least / best[1])}")  # fmt: skip
+        cells.append(
+            "-" if best is None else f"{called(best[0])}: {best[1]:.3f}, {marked(least / best[1])}"
+        )
     return f"| {' | '.join(cells)} |"
 
 

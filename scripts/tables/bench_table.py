@@ -50,8 +50,12 @@ def speed_table(rows: list[dict], heading: str) -> Table:
     names = [name for name in rows[0]["speedup"] if name != "nn"]
     return Table(
         ["shape", "nn, ms", *names],
-        [[row["shape"], f"{row['ms']['nn']:.1f}", *(relative(row["speedup"][n]) for n in names)]
-         for row in rows], heading)  # fmt: skip
+        [
+            [row["shape"], f"{row['ms']['nn']:.1f}", *(relative(row["speedup"][n]) for n in names)]
+            for row in rows
+        ],
+        heading,
+    )
 
 
 def relative(value: float) -> str:
@@ -62,26 +66,37 @@ def memory_table(rows: list[dict]) -> Table:
     names = list(rows[0]["peak"])
     return Table(
         ["shape", *names],
-        [[row["shape"], *(f"{row['peak'][name]['tensors_mb']:.0f}" for name in names)]
-         for row in rows], "Peak memory of a step, MB of tensors")  # fmt: skip
+        [
+            [row["shape"], *(f"{row['peak'][name]['tensors_mb']:.0f}" for name in names)]
+            for row in rows
+        ],
+        "Peak memory of a step, MB of tensors",
+    )
 
 
 def page(record: dict) -> str:
     environment = record["environment"]
     state = "dirty" if environment["dirty"] else "clean"
-    tables = [speed_table(record[part], title) for part, title in TITLES.items()
-              if record.get(part)]  # fmt: skip
+    tables = [
+        speed_table(record[part], title) for part, title in TITLES.items() if record.get(part)
+    ]
     if record.get("memory"):
         tables.append(memory_table(record["memory"]))
-    return "\n\n".join([
-        "# Recurrent layers beside torch.nn's",
-        f"Forward and backward, times faster than `nn.GRU` or `nn.LSTM` in the same process; bold "
-        f"where they are faster. kN is Highway-BP with k = N, kNwS with windows of S steps, fpN "
-        f"the fixed point, bpttS truncated BPTT. {environment['device']}, torch "
-        f"{environment['torch']}, commit {environment['commit'][:7]} ({state}), median of "
-        f"{record['repeats']}.",
-        *map(markdown, tables),
-    ]) + "\n"  # fmt: skip
+    return (
+        "\n\n".join(
+            [
+                "# Recurrent layers beside torch.nn's",
+                "Forward and backward, times faster than `nn.GRU` or `nn.LSTM` in the same "
+                "process; bold where they are faster. kN is Highway-BP with k = N, kNwS with "
+                "windows of S steps, fpN the fixed point, bpttS truncated BPTT. "
+                f"{environment['device']}, torch {environment['torch']}, "
+                f"commit {environment['commit'][:7]} ({state}), median of "
+                f"{record['repeats']}.",
+                *map(markdown, tables),
+            ]
+        )
+        + "\n"
+    )
 
 
 def write(source: Path, folder: Path) -> Path:
@@ -91,5 +106,7 @@ def write(source: Path, folder: Path) -> Path:
 
 
 def jobs(results: Results) -> Jobs:
-    return {source.stem: partial(write, source, results.folder / "tables")
-            for source in sources(results.folder)}
+    return {
+        source.stem: partial(write, source, results.folder / "tables")
+        for source in sources(results.folder)
+    }

@@ -25,10 +25,14 @@ SIGNALS = ("relative_error", "one_minus_cosine", "next_increment")
 
 def signals(rows: Sequence[Row]) -> pd.DataFrame:
     """Mean over moments and seeds, a row per k."""
-    moments = [pd.DataFrame(moment).assign(
-        one_minus_cosine=lambda t: 1 - t["cosine"],
-        next_increment=lambda t: t["increment"].shift(-1))
-        for row in rows for moment in row["curve"].get("gradient_error", ())]  # fmt: skip
+    moments = [
+        pd.DataFrame(moment).assign(
+            one_minus_cosine=lambda t: 1 - t["cosine"],
+            next_increment=lambda t: t["increment"].shift(-1),
+        )
+        for row in rows
+        for moment in row["curve"].get("gradient_error", ())
+    ]
     return pd.concat(moments).groupby("k")[list(SIGNALS)].mean() if moments else pd.DataFrame()
 
 
@@ -45,8 +49,11 @@ def pairs(rows: Sequence[Row]) -> pd.DataFrame:
     """A row per k of one setup, empty where nothing was measured."""
     rows = [row for row in rows if not row["schedule"]]
     exact = [row for row in rows if row["grad"] == "bp"]
-    plain = [row for row in rows if row["grad"] == "highway" and not row["gamma"]
-             and row["group_size"] == 1]  # fmt: skip
+    plain = [
+        row
+        for row in rows
+        if row["grad"] == "highway" and not row["gamma"] and row["group_size"] == 1
+    ]
     table = signals(exact)
     if table.empty or not plain:
         return pd.DataFrame()
@@ -57,13 +64,18 @@ def pairs(rows: Sequence[Row]) -> pd.DataFrame:
 
 def page(table: pd.DataFrame) -> str:
     head = ["network", "k", *SIGNALS, "excess_loss"]
-    cells = [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row]
-             for row in table[head].itertuples(index=False)]  # fmt: skip
+    cells = [
+        [f"{v:.4f}" if isinstance(v, float) else str(v) for v in row]
+        for row in table[head].itertuples(index=False)
+    ]
     ranks = [f"- {name.replace('_', ' ')}: {correlation(table, name):.2f}" for name in SIGNALS]
-    return ("# What a measured signal tells of the final loss\n\n"
-            + markdown(Table([name.replace("_", " ") for name in head], cells))
-            + "\n\nRank correlation with the excess loss, over all lines that have both:\n\n"
-            + "\n".join(ranks) + "\n")  # fmt: skip
+    return (
+        "# What a measured signal tells of the final loss\n\n"
+        + markdown(Table([name.replace("_", " ") for name in head], cells))
+        + "\n\nRank correlation with the excess loss, over all lines that have both:\n\n"
+        + "\n".join(ranks)
+        + "\n"
+    )
 
 
 def correlation(table: pd.DataFrame, signal: str) -> float:
@@ -74,8 +86,10 @@ def write(results: Results) -> Path | None:
     """tables/signals.md; without runs that measured, only a word on what makes them."""
     found = [table for rows in results.setups.values() if not (table := pairs(rows)).empty]
     if not found:
-        print(f"no signals.md: no run in {results.folder} measured the gradient's error; run "
-              "backpropagation with diagnostics=figure6, and several k, and collect the rows")
+        print(
+            f"no signals.md: no run in {results.folder} measured the gradient's error; run "
+            "backpropagation with diagnostics=figure6, and several k, and collect the rows"
+        )
         return None
     path = results.folder / "tables" / "signals.md"
     path.write_text(page(pd.concat(found, ignore_index=True)))

@@ -19,9 +19,15 @@ from scripts.tables.bench_table import readable_records
 from scripts.tables.tables_of_setups import spread
 
 NOT_RUN, NOT_MEASURED, NOT_RECORDED, NOT_PRINTED = (
-    "not yet run", "not measured", "not recorded", "-")  # fmt: skip
-PAPERS_DEVICE = ("Paper: one A100-class GPU, a training step of the whole network of batch 128, "
-                 "against a loop over cells.")
+    "not yet run",
+    "not measured",
+    "not recorded",
+    "-",
+)
+PAPERS_DEVICE = (
+    "Paper: one A100-class GPU, a training step of the whole network of batch 128, "
+    "against a loop over cells."
+)
 BENCHMARK = "python scripts/bench_rnn.py --parts paper --out results/bench_rnn_paper.json"
 METHODS = {"fixed_point": ("FPI", "fp"), "highway": ("Highway", "k")}
 
@@ -32,15 +38,34 @@ def models_table(chosen: list[Shown]) -> Table:
     for shown in chosen:
         paper = shown.paper
         n = shown.rows[0]["parameters"] if shown.rows else None
-        rows.append([
-            paper.dataset, paper.model, str(paper.L), recorded(shown, "L", str),
-            in_short(paper.parameters), recorded(shown, "parameters", in_short),
-            ratio(n, paper.parameters), "yes" if paper.intermediate_losses else "no",
-            "; ".join(what_ran(shown)) or f"{NOT_RUN}: {paper.command}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                paper.dataset,
+                paper.model,
+                str(paper.L),
+                recorded(shown, "L", str),
+                in_short(paper.parameters),
+                recorded(shown, "parameters", in_short),
+                ratio(n, paper.parameters),
+                "yes" if paper.intermediate_losses else "no",
+                "; ".join(what_ran(shown)) or f"{NOT_RUN}: {paper.command}",
+            ]
+        )
     return Table(
-        ("dataset", "model", "L, paper", "L, here", "parameters, paper", "parameters, here",
-         "ratio", "losses in between", "runs here"), rows, "Networks")  # fmt: skip
+        (
+            "dataset",
+            "model",
+            "L, paper",
+            "L, here",
+            "parameters, paper",
+            "parameters, here",
+            "ratio",
+            "losses in between",
+            "runs here",
+        ),
+        rows,
+        "Networks",
+    )
 
 
 def recorded(shown: Shown, name: str, form) -> str:
@@ -66,17 +91,36 @@ def scores_table(chosen: list[Shown]) -> Table:
     for shown in chosen:
         k, exact = compared_k(shown), shown.of("bp")
         ours, papers = shown.of("highway", k), shown.paper.published.get("highway", {})
-        rows.append([
-            shown.paper.title, METRICS[shown.paper.metric].label,
-            *side_by_side(exact, shown.paper.published.get("bp")),
-            NOT_PRINTED if k is None else in_words(k, shown),
-            *side_by_side(ours, papers.get(k)), difference(ours, exact), state(shown),
-        ])  # fmt: skip
+        rows.append(
+            [
+                shown.paper.title,
+                METRICS[shown.paper.metric].label,
+                *side_by_side(exact, shown.paper.published.get("bp")),
+                NOT_PRINTED if k is None else in_words(k, shown),
+                *side_by_side(ours, papers.get(k)),
+                difference(ours, exact),
+                state(shown),
+            ]
+        )
     return Table(
-        ("experiment", "score", "BP, paper", "BP, here", "ratio", "k", "Highway, paper",
-         "Highway, here", "ratio", "here, Highway less BP", "runs here"), rows, "Final scores",
+        (
+            "experiment",
+            "score",
+            "BP, paper",
+            "BP, here",
+            "ratio",
+            "k",
+            "Highway, paper",
+            "Highway, here",
+            "ratio",
+            "here, Highway less BP",
+            "runs here",
+        ),
+        rows,
+        "Final scores",
         "Ratios of reduced runs and stand-ins compare other trainings: what they say of the method "
-        "is the difference to backpropagation in the same column of runs.")  # fmt: skip
+        "is the difference to backpropagation in the same column of runs.",
+    )
 
 
 def compared_k(shown: Shown) -> int | None:
@@ -93,8 +137,11 @@ def in_words(k: int, shown: Shown) -> str:
 def side_by_side(rows: list[Row], papers: float | None) -> list[str]:
     """The paper's score, ours, and the ratio."""
     mean = mean_and_deviation(rows)[0] if rows else None
-    return [NOT_PRINTED if papers is None else f"{papers:g}",
-            spread(rows) if rows else NOT_RUN, ratio(mean, papers)]
+    return [
+        NOT_PRINTED if papers is None else f"{papers:g}",
+        spread(rows) if rows else NOT_RUN,
+        ratio(mean, papers),
+    ]
 
 
 def difference(rows: list[Row], exact: list[Row]) -> str:
@@ -109,8 +156,14 @@ def state(shown: Shown) -> str:
     if not shown.rows:
         return NOT_RUN
     first = shown.rows[0]
-    parts = [name for name, is_so in (("stand-in", stands_in(shown.paper, first)),
-                                      ("reduced", is_reduced(shown.paper, first))) if is_so]
+    parts = [
+        name
+        for name, is_so in (
+            ("stand-in", stands_in(shown.paper, first)),
+            ("reduced", is_reduced(shown.paper, first)),
+        )
+        if is_so
+    ]
     return "complete" if shown.complete else ", ".join(parts) or "other settings"
 
 
@@ -118,16 +171,24 @@ def write_table2(results: Results) -> Path:
     chosen = list(shown_rows(results).values())
     devices = sorted({row["device"] for shown in chosen for row in shown.rows})
     return write_page(
-        results.folder / "tables" / "table2.md", "Table 2: networks and final scores",
-        [f"Paper: one A100-class GPU. Here: {', '.join(devices) or NOT_RUN}. Scores are means over "
-         "seeds, with their standard deviation; a single seed has none. A dash: the paper prints "
-         "no value, or there is none to compare.", sources(chosen)],
-        [models_table(chosen), scores_table(chosen)])  # fmt: skip
+        results.folder / "tables" / "table2.md",
+        "Table 2: networks and final scores",
+        [
+            f"Paper: one A100-class GPU. Here: {', '.join(devices) or NOT_RUN}. Scores are means "
+            "over seeds, with their standard deviation; a single seed has none. A dash: the paper "
+            "prints no value, or there is none to compare.",
+            sources(chosen),
+        ],
+        [models_table(chosen), scores_table(chosen)],
+    )
 
 
 def sources(chosen: list[Shown]) -> str:
-    parts = [f"{shown.paper.title}: {shown.paper.published['source']}"
-             for shown in chosen if shown.paper.published]
+    parts = [
+        f"{shown.paper.title}: {shown.paper.published['source']}"
+        for shown in chosen
+        if shown.paper.published
+    ]
     return f"Where the paper's scores come from: {'. '.join(parts)}."
 
 
@@ -145,11 +206,21 @@ def speedups_table(times: Mapping[str, dict], device: str) -> Table:
         for k, papers in paper.speedup.items():
             known = "loop" in ms and f"k{k}" in ms
             ours = ms["loop"] / ms[f"k{k}"] if known else None
-            rows.append([paper.title, str(k), f"{papers:.1f}", measured(ours), ratio(ours, papers),
-                         measured(over_nn.get(f"k{k}"))])  # fmt: skip
+            rows.append(
+                [
+                    paper.title,
+                    str(k),
+                    f"{papers:.1f}",
+                    measured(ours),
+                    ratio(ours, papers),
+                    measured(over_nn.get(f"k{k}")),
+                ]
+            )
     return Table(
-        ("network", "k", "over a loop, paper", "over a loop, here", "ratio",
-         "over torch.nn, here"), rows, f"Here: {device}")  # fmt: skip
+        ("network", "k", "over a loop, paper", "over a loop, here", "ratio", "over torch.nn, here"),
+        rows,
+        f"Here: {device}",
+    )
 
 
 def measured(value: float | None, digits: int = 2) -> str:
@@ -171,33 +242,56 @@ def milliseconds_table(times: Mapping[str, dict], device: str) -> Table:
                 [*head, "here", *(measured(value, 0) for value in ours)],
                 [*head, "ratio", *map(ratio, ours, papers)],
             ]
-    return Table(("network", "method", "ms per step", "BP, loop", "BP, torch.nn",
-                  *(f"k={k}" for k in ks)), rows, f"Here: {device}")  # fmt: skip
+    return Table(
+        ("network", "method", "ms per step", "BP, loop", "BP, torch.nn", *(f"k={k}" for k in ks)),
+        rows,
+        f"Here: {device}",
+    )
 
 
 def write_timing(name: str, title: str, table, results: Results) -> Path:
     """A page with a table per device that the paper's shapes were measured on."""
     records = [record for record in readable_records(results.folder) if record.get("paper")]
-    tables = [table({found.get("row"): found for found in record["paper"]},
-                    described(record)) for record in records]  # fmt: skip
-    return write_page(results.folder / "tables" / f"{name}.md", title, [
-        f"{PAPERS_DEVICE} Here: the device named with each table, forward and backward through the "
-        "recurrent layers alone, against a loop over cells and against nn.GRU or nn.LSTM. A ratio "
-        "is ours by the paper's; where times are of two devices it compares devices as well.",
-    ], tables or [table({}, f"{NOT_MEASURED}; {BENCHMARK}")])  # fmt: skip
+    tables = [
+        table({found.get("row"): found for found in record["paper"]}, described(record))
+        for record in records
+    ]
+    return write_page(
+        results.folder / "tables" / f"{name}.md",
+        title,
+        [
+            f"{PAPERS_DEVICE} Here: the device named with each table, forward and backward "
+            "through the recurrent layers alone, against a loop over cells and against nn.GRU or "
+            "nn.LSTM. A ratio is ours by the paper's; where times are of two devices it compares "
+            "devices as well.",
+        ],
+        tables or [table({}, f"{NOT_MEASURED}; {BENCHMARK}")],
+    )
 
 
 def described(record: dict) -> str:
     where = record["environment"]
-    return (f"{where['device']}, torch {where['torch']}, commit {where['commit'][:7]}, median of "
-            f"{record['repeats']}")
+    return (
+        f"{where['device']}, torch {where['torch']}, commit {where['commit'][:7]}, median of "
+        f"{record['repeats']}"
+    )
 
 
 def jobs(results: Results) -> Jobs:
     return {
         "table2": partial(write_table2, results),
-        "table3": partial(write_timing, "table3", "Table 3: times faster than backpropagation",
-                          speedups_table, results),
-        "table6": partial(write_timing, "table6", "Table 6: milliseconds per training step",
-                          milliseconds_table, results),
-    }  # fmt: skip
+        "table3": partial(
+            write_timing,
+            "table3",
+            "Table 3: times faster than backpropagation",
+            speedups_table,
+            results,
+        ),
+        "table6": partial(
+            write_timing,
+            "table6",
+            "Table 6: milliseconds per training step",
+            milliseconds_table,
+            results,
+        ),
+    }

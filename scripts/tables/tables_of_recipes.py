@@ -21,8 +21,21 @@ per epoch of the data at this pace, on the processor's clock where other work sl
 
 def table(chosen: list[Shown]) -> Table:
     rows = [line(shown, row) for shown in chosen for row in one_of_each(shown.main())]
-    return Table(("experiment", "run here", "method", "loss, 10 %", "25 %", "50 %",
-                  "first score", "last score", "hours per epoch", "device"), rows)  # fmt: skip
+    return Table(
+        (
+            "experiment",
+            "run here",
+            "method",
+            "loss, 10 %",
+            "25 %",
+            "50 %",
+            "first score",
+            "last score",
+            "hours per epoch",
+            "device",
+        ),
+        rows,
+    )
 
 
 def one_of_each(rows: list[Row]) -> list[Row]:
@@ -35,12 +48,20 @@ def one_of_each(rows: list[Row]) -> list[Row]:
 def line(shown: Shown, row: Row) -> list[str]:
     train = row["curve"]["train"]
     loss = pd.Series(train["train_loss"]).ewm(span=SMOOTHING_SPAN).mean()
-    moments = [f"{loss[_record(train['step'], part * row['steps'])]:.3f}"
-               for part in (0.1, 0.25, 0.5)]  # fmt: skip
+    moments = [
+        f"{loss[_record(train['step'], part * row['steps'])]:.3f}" for part in (0.1, 0.25, 0.5)
+    ]
     seconds = row["cpu_seconds"] if axis_of(shown.rows) == "processor" else row["seconds"]
-    return [shown.paper.title, "; ".join(origin(shown.paper, row)), method_name(row), *moments,
-            first_score(row), f"{score(row):.{metric_of([row]).digits}f} {metric_of([row]).label}",
-            f"{seconds / row['epochs'] / 3600:.2f}", devices_of([row])]  # fmt: skip
+    return [
+        shown.paper.title,
+        "; ".join(origin(shown.paper, row)),
+        method_name(row),
+        *moments,
+        first_score(row),
+        f"{score(row):.{metric_of([row]).digits}f} {metric_of([row]).label}",
+        f"{seconds / row['epochs'] / 3600:.2f}",
+        devices_of([row]),
+    ]
 
 
 def _record(steps: list[int], step: float) -> int:

@@ -24,8 +24,11 @@ def table(rows: list[Row]) -> Table:
     clock = "cpu_seconds" if axis_of(rows) == "processor" else "seconds"
     return Table(
         ("method", "seeds", metric.label, *COLUMNS),
-        [[name, str(len(group)), spread(group), *costs(group, groups.get("BP"), clock)]
-         for name, group in groups.items()])  # fmt: skip
+        [
+            [name, str(len(group)), spread(group), *costs(group, groups.get("BP"), clock)]
+            for name, group in groups.items()
+        ],
+    )
 
 
 def _mean(group: list[Row], clock: str) -> float:
@@ -69,5 +72,7 @@ def write(rows: list[Row], name: str, folder: Path) -> Path:
 
 
 def jobs(results: Results) -> Jobs:
-    return {name: partial(write, rows, name, results.folder / "tables")
-            for name, rows in results.setups.items()}
+    return {
+        name: partial(write, rows, name, results.folder / "tables")
+        for name, rows in results.setups.items()
+    }

@@ -21,9 +21,7 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def write_split(
-    folder: Path, split: str, columns: Mapping[str, list], **features: object
-) -> Path:
+def write_split(folder: Path, split: str, columns: Mapping[str, list], **features: object) -> Path:
     """A split in one parquet file, named as the hub does; features: of columns with a type."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = datasets.Dataset.from_dict(columns)
@@ -40,13 +38,19 @@ def write_readme(repository: Path, config: str, place: str, splits: Iterable[str
     files = "".join(f"  - split: {split}\n    path: {place}/{split}-*\n" for split in splits)
     repository.mkdir(parents=True, exist_ok=True)
     (repository / "README.md").write_text(
-        f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n")
+        f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n"
+    )
 
 
 def write_images(
-    root: Path, name: str, config: str, place: str, columns: tuple[str, str], classes: int,
+    root: Path,
+    name: str,
+    config: str,
+    place: str,
+    columns: tuple[str, str],
+    classes: int,
     rows: Mapping[str, int],
-) -> None:  # fmt: skip
+) -> None:
     """Random images; columns: of the images, and of the labels. rows: of each split."""
     random = np.random.default_rng(0)
     write_readme(root / name, config, place, rows)
@@ -55,8 +59,12 @@ def write_images(
         cells = [{"bytes": png(image), "path": None} for image in pixels]
         labels = random.integers(classes, size=count).tolist()
         names = datasets.ClassLabel(names=[f"class {n}" for n in range(classes)])
-        write_split(root / name / place, split, dict(zip(columns, (cells, labels), strict=True)),
-                    **dict(zip(columns, (datasets.Image(), names), strict=True)))  # fmt: skip
+        write_split(
+            root / name / place,
+            split,
+            dict(zip(columns, (cells, labels), strict=True)),
+            **dict(zip(columns, (datasets.Image(), names), strict=True)),
+        )
 
 
 def write_text(root: Path, name: str, config: str, rows: Mapping[str, int]) -> None:
@@ -73,8 +81,9 @@ def write_pairs(root: Path, name: str, config: str, rows: Mapping[str, int]) -> 
     """Pairs of random words, labels in turn; rows: of each split."""
     random = np.random.default_rng(0)
     for split, count in rows.items():
-        premises, hypotheses = ([" ".join(random.choice(LEXICON, words)) for _ in range(count)]
-                                for words in (12, 6))  # fmt: skip
+        premises, hypotheses = (
+            [" ".join(random.choice(LEXICON, words)) for _ in range(count)] for words in (12, 6)
+        )
         labels = [row % 3 for row in range(count)]
         columns = {"premise": premises, "hypothesis": hypotheses, "label": labels}
         write_split(root / name / config, split, columns, label=datasets.ClassLabel(names=LABELS))
@@ -89,7 +98,8 @@ def write_tokenizer(folder: Path, words: Iterable[str]) -> int:
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     quiet_transformers().PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(folder)
     return len(ids)
 
 
@@ -97,8 +107,14 @@ def write_roberta(folder: Path, layers: int, hidden: int, length: int) -> None:
     """A RoBERTa with random weights and its tokenizer, as in the hub's repository roberta-base."""
     vocabulary = write_tokenizer(folder, LEXICON)
     transformers = quiet_transformers()
-    transformers.RobertaForMaskedLM(transformers.RobertaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers,
-        num_attention_heads=2, intermediate_size=4 * hidden, type_vocab_size=1,
-        max_position_embeddings=length + 2,
-    )).save_pretrained(folder)  # fmt: skip
+    transformers.RobertaForMaskedLM(
+        transformers.RobertaConfig(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            intermediate_size=4 * hidden,
+            type_vocab_size=1,
+            max_position_embeddings=length + 2,
+        )
+    ).save_pretrained(folder)

@@ -18,16 +18,22 @@ def steps_of(folder) -> list[dict]:
 @pytest.mark.parametrize(
     ("schedule", "ks"),
     [
-        (["schedule=milestones", "schedule.ks=[0,2,bp]", "schedule.at=[0.25,0.75]"],
-         [0, 0, 2, 2, 2, 2, None, None]),
+        (
+            ["schedule=milestones", "schedule.ks=[0,2,bp]", "schedule.at=[0.25,0.75]"],
+            [0, 0, 2, 2, 2, 2, None, None],
+        ),
         (["schedule=milestones", "schedule.ks=[0,2]", "schedule.at=[6]"], [0] * 6 + [2] * 2),
-        (["schedule=linear", "schedule.end=2", "schedule.exact_from=null"],
-         [0, 0, 1, 1, 1, 1, 2, 2]),
-        (["schedule=cosine", "schedule.end=3", "schedule.exact_from=0.5"],
-         [0, 1, 2, 3, None, None, None, None]),
+        (
+            ["schedule=linear", "schedule.end=2", "schedule.exact_from=null"],
+            [0, 0, 1, 1, 1, 1, 2, 2],
+        ),
+        (
+            ["schedule=cosine", "schedule.end=3", "schedule.exact_from=0.5"],
+            [0, 1, 2, 3, None, None, None, None],
+        ),
         (["schedule=bp_every", "schedule.n=4", "k=1"], [1, 1, 1, None, 1, 1, 1, None]),
     ],
-)  # fmt: skip
+)
 def test_the_k_in_force_is_recorded_and_counted(train, runs, schedule, ks):
     assert train(*TEXT, *schedule).code == 0
     folder = only_run(runs)
@@ -59,8 +65,13 @@ def test_a_tolerance_stops_iterations_and_the_record_says_when(train, runs):
 
 
 def test_what_an_adaptive_schedule_measures_is_counted(train, runs):
-    train(*TEXT, "schedule=adaptive", "schedule.ks=[0,1,3]", "schedule.exact_from=0.99",
-          "schedule.tolerance=0.99")  # fmt: skip
+    train(
+        *TEXT,
+        "schedule=adaptive",
+        "schedule.ks=[0,1,3]",
+        "schedule.exact_from=0.99",
+        "schedule.tolerance=0.99",
+    )
     ks = [r["k"] for r in steps_of(only_run(runs))]
     row = row_of(only_run(runs))
     assert row["block_passes"] == sum(k or (k is None) for k in ks) + 1 + (0 + 1 + 3)
@@ -69,8 +80,15 @@ def test_what_an_adaptive_schedule_measures_is_counted(train, runs):
 
 @pytest.mark.parametrize("interrupted_at", [2, 5])
 def test_an_adaptive_run_goes_on_exactly(train, runs, tmp_path, interrupted_at):
-    adaptive = (*TEXT, "schedule=adaptive", "schedule.budget=0.9", "schedule.ks=[0,1,2]",
-                "schedule.tolerance=0.4", "diagnostics=figure6", "diagnostics.at=[0,0.5]")
+    adaptive = (
+        *TEXT,
+        "schedule=adaptive",
+        "schedule.budget=0.9",
+        "schedule.ks=[0,1,2]",
+        "schedule.tolerance=0.4",
+        "diagnostics=figure6",
+        "diagnostics.at=[0,0.5]",
+    )
     append = RunFolder.append
 
     def interrupted(self, record):
@@ -101,14 +119,24 @@ def test_diagnostics_are_records_of_the_run_and_leave_no_trace(train, runs, tmp_
     assert folder.name == without.name
     assert numbers(row_of(folder)) == numbers(row_of(without))
     assert [numbers(r) for r in records_of(folder) if "gradient_error" not in r] == [
-        numbers(r) for r in records_of(without)]  # fmt: skip
+        numbers(r) for r in records_of(without)
+    ]
 
 
 def test_a_converted_transformer_follows_a_schedule_too(train, runs):
     from tests.scripts.test_compare_gammas import TINY_GPT
 
-    assert train(*TINY_GPT, "schedule=adaptive", "schedule.budget=0.9", "gamma=auto",
-                 "schedule.ks=[0,1,6]", "schedule.exact_from=0.8").code == 0  # fmt: skip
+    assert (
+        train(
+            *TINY_GPT,
+            "schedule=adaptive",
+            "schedule.budget=0.9",
+            "gamma=auto",
+            "schedule.ks=[0,1,6]",
+            "schedule.exact_from=0.8",
+        ).code
+        == 0
+    )
     ks = [r["k"] for r in steps_of(only_run(runs))]
     assert ks[-1] is None and set(ks[:4]) <= {0, 1, 6, None} and len(ks) == 6
 

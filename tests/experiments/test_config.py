@@ -10,8 +10,11 @@ from experiments.config import config_hash, identity, register_schema
 from tests.train_cli import ROOT
 
 PRESETS = sorted(file.stem for file in (ROOT / "configs" / "experiment").glob("*.yaml"))
-RESNETS = sorted(file.stem for file in (ROOT / "configs" / "model").glob("resnet*.yaml")
-                 if file.stem != "resnet50")  # torchvision's
+RESNETS = sorted(
+    file.stem
+    for file in (ROOT / "configs" / "model").glob("resnet*.yaml")
+    if file.stem != "resnet50"
+)  # torchvision's
 
 
 @pytest.fixture
@@ -80,7 +83,12 @@ def test_methods_get_the_root_k(composed):
 
 def test_paths_and_devices_are_not_part_of_the_identity(composed, tmp_path: Path):
     here = composed("experiment=resnet32_cifar10")
-    there = composed("experiment=resnet32_cifar10", f"data.root={tmp_path}", "device=cpu",
-                     f"run_root={tmp_path}", "seed=3", "trainer.threads=1")  # fmt: skip
+    there = composed(
+        "experiment=resnet32_cifar10",
+        f"data.root={tmp_path}",
+        "device=cpu",
+        f"run_root={tmp_path}",
+        "seed=3",
+        "trainer.threads=1",
+    )
     assert config_hash(identity(here)) == config_hash(identity(there))
-

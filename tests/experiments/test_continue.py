@@ -12,8 +12,11 @@ from tests.train_cli import numbers, only_run, records_of, row_of
 
 def trained(record: dict) -> dict:
     """What the weights decide; passes are those of the method."""
-    return {key: numbers(record)[key] for key in ("step", "train_loss", "grad_norm", "lr")
-            if key in record}  # fmt: skip
+    return {
+        key: numbers(record)[key]
+        for key in ("step", "train_loss", "grad_norm", "lr")
+        if key in record
+    }
 
 
 def test_it_goes_on_as_the_other_would_have(train, tmp_path):
@@ -35,11 +38,21 @@ def test_it_goes_on_as_the_other_would_have(train, tmp_path):
 def test_another_method_and_a_schedule_may_take_over(train, tmp_path):
     first = ["grad=highway", "k=1", "gamma=auto", "steps=2"]
     assert train(*first, f"run_root={tmp_path / 'a'}").code == 0
-    told = train("grad=highway", "k=1", "schedule=adaptive", f"run_root={tmp_path / 'b'}",
-                 f"continue_from={only_run(tmp_path / 'a')}")  # fmt: skip
+    told = train(
+        "grad=highway",
+        "k=1",
+        "schedule=adaptive",
+        f"run_root={tmp_path / 'b'}",
+        f"continue_from={only_run(tmp_path / 'a')}",
+    )
     assert told.code == 0
-    again = train("grad=highway", "k=1", "schedule=adaptive", f"run_root={tmp_path / 'b'}",
-                  f"continue_from={only_run(tmp_path / 'a')}")  # fmt: skip
+    again = train(
+        "grad=highway",
+        "k=1",
+        "schedule=adaptive",
+        f"run_root={tmp_path / 'b'}",
+        f"continue_from={only_run(tmp_path / 'a')}",
+    )
     assert again.code == 0 and "finished already" in again.out
 
 
@@ -48,10 +61,12 @@ def test_another_method_and_a_schedule_may_take_over(train, tmp_path):
     [
         (["continue_from=nowhere"], "continue_from=nowhere has no checkpoint; expected a run's"),
         (["continue_from={run}", "model.depth=14"], "its checkpoint is of another model or optim"),
-        (["continue_from={run}", "optim.lr=0.01", "steps=2"],
-         "has come to step 2; expected less than this run's 2"),
+        (
+            ["continue_from={run}", "optim.lr=0.01", "steps=2"],
+            "has come to step 2; expected less than this run's 2",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_one_line(train, tmp_path, more, told):
     assert train("grad=bp", "steps=2", f"run_root={tmp_path / 'a'}").code == 0
     more = [m.format(run=only_run(tmp_path / "a")) for m in more]

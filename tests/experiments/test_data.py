@@ -28,9 +28,17 @@ def numbered(total: int, augment: bool = False, flip: bool = False) -> ImageData
     """Image n has the label n and random pixels: a batch tells which images it took."""
     images = torch.randint(256, (total, 3, 32, 32), dtype=torch.uint8)
     return ImageData(
-        "numbered", images, torch.arange(total), images[:7], torch.arange(7), total,
-        (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), augment, flip,
-    )  # fmt: skip
+        "numbered",
+        images,
+        torch.arange(total),
+        images[:7],
+        torch.arange(7),
+        total,
+        (0.5, 0.4, 0.3),
+        (0.2, 0.3, 0.4),
+        augment,
+        flip,
+    )
 
 
 # batches

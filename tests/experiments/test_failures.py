@@ -53,31 +53,40 @@ def test_a_mistake_of_one_is_told_with_its_rank():
 def test_a_process_that_is_lost_is_named(missing, teller):
     found = lines({rank: LOST for rank in range(3) if rank != missing}, 3)
     assert found == {
-        teller: f"lost touch with rank {missing}, which has died; expected all to be at work"}
+        teller: f"lost touch with rank {missing}, which has died; expected all to be at work"
+    }
     found = lines({rank: LATE for rank in range(3) if rank != missing}, 3)
-    assert found == {teller: f"lost touch with rank {missing}, which has not answered for 9 s; "
-                             "expected all to be at work"}  # fmt: skip
+    assert found == {
+        teller: f"lost touch with rank {missing}, which has not answered for 9 s; "
+        "expected all to be at work"
+    }
 
 
 def test_one_that_waits_for_another_is_not_taken_for_dead():
     assert lines({0: LOST, 1: LOST}, 4, waiting=[2]) == {
-        0: "lost touch with rank 3, which has died; expected all to be at work"}  # fmt: skip
+        0: "lost touch with rank 3, which has died; expected all to be at work"
+    }
 
 
 def test_one_whose_program_hangs_is_named():
     assert lines({0: LATE, 1: LATE}, 3, waiting=[2]) == {
-        0: "lost touch with rank 2, which has not answered for 9 s; expected all to be at work"}
+        0: "lost touch with rank 2, which has not answered for 9 s; expected all to be at work"
+    }
 
 
 def test_all_have_lost_touch():
     assert lines({0: LOST, 1: LOST}, 2) == {
-        0: "the processes have lost touch with each other; is the network up?"}  # fmt: skip
+        0: "the processes have lost touch with each other; is the network up?"
+    }
 
 
-@pytest.mark.parametrize(("error", "line"), [
-    (UserError("no data"), "rank 1: no data"),
-    (LOST, "lost touch with rank 2, which has died; expected all to be at work"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("no data"), "rank 1: no data"),
+        (LOST, "lost touch with rank 2, which has died; expected all to be at work"),
+    ],
+)
 def test_a_first_process_that_waits_in_vain_is_ended(monkeypatch, capfd, error, line):
     ended, codes = threading.Event(), []
     monkeypatch.setattr(failures.os, "_exit", lambda code: (codes.append(code), ended.set()))

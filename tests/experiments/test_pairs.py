@@ -11,8 +11,12 @@ from experiments.data.pairs import load_hub_pairs, model_input
 from experiments.errors import UserError
 from tests.experiments.hub_layout import LABELS, write_split, write_tokenizer
 
-ROWS = [("a dog runs", "an animal moves", 0), ("a dog runs", "a red dog runs", 1),
-        ("a dog runs", "nobody moves", 2), ("no label here", "at all", -1)]  # fmt: skip
+ROWS = [
+    ("a dog runs", "an animal moves", 0),
+    ("a dog runs", "a red dog runs", 1),
+    ("a dog runs", "nobody moves", 2),
+    ("no label here", "at all", -1),
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +28,9 @@ def tokenizer(tmp_path_factory):
 
 def hub_folder(root, names=LABELS):
     label = Value("int64") if names is None else ClassLabel(names=names)
-    columns = dict(zip(("premise", "hypothesis", "label"), map(list, zip(*ROWS, strict=True)),
-                       strict=True))  # fmt: skip
+    columns = dict(
+        zip(("premise", "hypothesis", "label"), map(list, zip(*ROWS, strict=True)), strict=True)
+    )
     for split in ("train", "test"):
         write_split(root / "pairs" / "data", split, columns, label=label)
     return str(root)
@@ -33,8 +38,15 @@ def hub_folder(root, names=LABELS):
 
 def load(root, tokenizer, tmp_path, **more):
     part = {"name": "pairs", "config": None}
-    return load_hub_pairs({**part, "split": "train"}, {**part, "split": "test"}, tokenizer, 12,
-                          root, cache_dir=str(tmp_path / "cache"), **more)  # fmt: skip
+    return load_hub_pairs(
+        {**part, "split": "train"},
+        {**part, "split": "test"},
+        tokenizer,
+        12,
+        root,
+        cache_dir=str(tmp_path / "cache"),
+        **more,
+    )
 
 
 @pytest.mark.parametrize("names", [LABELS, None])
@@ -42,7 +54,7 @@ def test_pairs_of_the_hubs_format(tmp_path, tokenizer, names):
     data = load(hub_folder(tmp_path, names), tokenizer, tmp_path)
     assert data.train_labels.tolist() == [0, 1, 2]  # the row without a label is left out
     assert data.train.shape == (3, 2, 12)
-    (x, y), = data.eval_batches(10, "cpu")
+    ((x, y),) = data.eval_batches(10, "cpu")
     assert x.shape == (3, 3, 11) and y.tolist() == [2, 0, 1]  # the shortest first
     tokens, mask, _ = x[0]
     assert mask.tolist() == [1] * 9 + [0] * 2 and tokens[9:].tolist() == [1, 1]
@@ -83,8 +95,9 @@ def test_the_grammar_is_balanced_and_its_test_pairs_are_new():
 
 
 def sizes(**more):
-    return dict(vocabulary=40, padding=0, labels=LABELS, layers=1, hidden=8, heads=2, length=8,
-                **more)  # fmt: skip
+    return dict(
+        vocabulary=40, padding=0, labels=LABELS, layers=1, hidden=8, heads=2, length=8, **more
+    )
 
 
 def test_a_classifier_can_be_saved_and_given_as_pretrained(tmp_path):
@@ -97,11 +110,14 @@ def test_a_classifier_can_be_saved_and_given_as_pretrained(tmp_path):
     torch.testing.assert_close(again(x), model(x))
 
 
-@pytest.mark.parametrize("wrong, line", [
-    ({"vocabulary": 41}, "knows 40 tokens; expected the tokenizer's 41"),
-    ({"padding": 1}, "pads with token 0; expected the tokenizer's 1"),
-    ({"labels": LABELS[::-1]}, "has the labels ['entailment', 'neutral', 'contradiction']"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, line",
+    [
+        ({"vocabulary": 41}, "knows 40 tokens; expected the tokenizer's 41"),
+        ({"padding": 1}, "pads with token 0; expected the tokenizer's 1"),
+        ({"labels": LABELS[::-1]}, "has the labels ['entailment', 'neutral', 'contradiction']"),
+    ],
+)
 def test_what_does_not_match_the_pretrained_model(tmp_path, wrong, line):
     from models.pair_classifier import PairClassifier
 

@@ -25,12 +25,25 @@ def torchrun(
 ) -> subprocess.Popen:
     given = {argument.split("=")[0] for argument in arguments}
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "train.py",
-        *(a for a in TINY if a.split("=")[0] not in given), f"run_root={root}", *arguments,
-    ]  # fmt: skip
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        f"--max-restarts={restarts}",
+        "train.py",
+        *(a for a in TINY if a.split("=")[0] not in given),
+        f"run_root={root}",
+        *arguments,
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_backprop_on_two_processes_is_that_of_one(train, runs, tmp_path):
@@ -62,9 +75,16 @@ def test_a_killed_process_costs_no_more_than_its_steps(tmp_path):
 
 
 def test_what_is_measured_on_two_processes_is_that_of_one_with_their_groups(train, runs, tmp_path):
-    arguments = ["grad=highway", "schedule=adaptive", "schedule.ks=[0,1,5]", "schedule.budget=0.9",
-                 "schedule.tolerance=0.4", "steps=12", "diagnostics=figure6",
-                 "diagnostics.at=[0,0.5]"]  # fmt: skip
+    arguments = [
+        "grad=highway",
+        "schedule=adaptive",
+        "schedule.ks=[0,1,5]",
+        "schedule.budget=0.9",
+        "schedule.tolerance=0.4",
+        "steps=12",
+        "diagnostics=figure6",
+        "diagnostics.at=[0,0.5]",
+    ]
     process = torchrun(tmp_path / "two", *arguments, "parallel=layers", "parallel.sizes=[2,1]")
     assert train(*arguments, *TINY[2:], "grad.group_size=2").code == 0
     _, err = process.communicate(timeout=300)
@@ -83,7 +103,8 @@ def test_what_is_measured_on_two_processes_is_that_of_one_with_their_groups(trai
 def assert_same_errors(a: Path, b: Path) -> None:
     """Of the gradients that two runs have measured."""
     found, expected = (
-        [e for r in records_of(run) for e in r.get("gradient_error", [])] for run in (a, b))
+        [e for r in records_of(run) for e in r.get("gradient_error", [])] for run in (a, b)
+    )
     assert expected
     for e, f in zip(found, expected, strict=True):
         assert e["relative_error"] == pytest.approx(f["relative_error"], rel=1e-3, abs=1e-4)
@@ -130,28 +151,50 @@ def test_what_cannot_be_shared_out(train, monkeypatch, argument, told):
     assert told in outcome.err
 
 
-TEXT = ["experiment=topics_tiny", "model=gpt2", "model.layers=4", "model.hidden=16",
-        "model.heads=2", "optim.batch_size=8", "steps=12"]  # fmt: skip
+TEXT = [
+    "experiment=topics_tiny",
+    "model=gpt2",
+    "model.layers=4",
+    "model.hidden=16",
+    "model.heads=2",
+    "optim.batch_size=8",
+    "steps=12",
+]
 
 
 def test_replicas_on_real_text_train_as_one_process_with_the_groups(train, runs, tmp_path):
     """Two replicas, each on two processes, in micro-batches."""
-    arguments = [*TEXT, "grad=highway", "k=0", "diagnostics=figure6", "diagnostics.at=[0.5]",
-                 "diagnostics.ks=[0,1]"]  # fmt: skip
-    four = torchrun(tmp_path / "four", *arguments, "parallel=layers",
-                    "parallel.data=2", "parallel.micro_batches=2", processes=4)  # fmt: skip
+    arguments = [
+        *TEXT,
+        "grad=highway",
+        "k=0",
+        "diagnostics=figure6",
+        "diagnostics.at=[0.5]",
+        "diagnostics.ks=[0,1]",
+    ]
+    four = torchrun(
+        tmp_path / "four",
+        *arguments,
+        "parallel=layers",
+        "parallel.data=2",
+        "parallel.micro_batches=2",
+        processes=4,
+    )
     assert train(*arguments, "grad.group_size=4", *TINY[2:]).code == 0
     _, err = four.communicate(timeout=300)
     assert four.returncode == 0, err
-    for a, b in zip(*(records_of(only_run(root)) for root in (tmp_path / "four", runs)),
-                    strict=True):  # fmt: skip
+    for a, b in zip(
+        *(records_of(only_run(root)) for root in (tmp_path / "four", runs)), strict=True
+    ):
         for key in a.keys() & {"train_loss", "eval_loss"}:
             assert a[key] == pytest.approx(b[key], abs=1e-6)
     row = row_of(only_run(tmp_path / "four"))
     assert (row["processes"], row["replicas"], row["micro_batches"]) == (4, 2, 2)
     assert row["sizes"] == [4, 4]
-    saved = [load_file(only_run(root) / "pretrained" / "model.safetensors")
-             for root in (tmp_path / "four", runs)]  # fmt: skip
+    saved = [
+        load_file(only_run(root) / "pretrained" / "model.safetensors")
+        for root in (tmp_path / "four", runs)
+    ]
     assert saved[0].keys() == saved[1].keys()
     for name, weight in saved[0].items():
         torch.testing.assert_close(weight, saved[1][name], rtol=1e-4, atol=1e-5)
@@ -176,16 +219,21 @@ def test_a_hanging_process_is_named(tmp_path):
         told = next(line for line in process.stderr if line.startswith("error:"))
     finally:
         os.kill(hanging, signal.SIGKILL)
-    assert told == ("error: lost touch with rank 1, which has not answered for 15 s; expected all "
-                    "to be at work\n")  # fmt: skip
+    assert told == (
+        "error: lost touch with rank 1, which has not answered for 15 s; expected all "
+        "to be at work\n"
+    )
     process.communicate(timeout=60)
     assert process.returncode != 0
 
 
 def pid_of_rank(torchrun: subprocess.Popen, rank: int) -> int:
     children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
-    return next(int(pid) for pid in children
-                if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text())  # fmt: skip
+    return next(
+        int(pid)
+        for pid in children
+        if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text()
+    )
 
 
 def test_measured_sizes_are_kept_whatever_is_measured_later(tmp_path):

@@ -29,93 +29,105 @@ TRAIN_TEST, TRAIN_VALIDATION = ["train", "test"], ["train", "validation"]
 # The paper's settings by key of the configuration. None: no such key, or the paper's dash.
 # The paper prints no beta1 and, for recurrent networks, no beta2, weight decay or clip: the usual.
 DEEP = {
-    "preset": ("resnet32_cifar10", "resnet110_cifar10", "resnet56_imagenet32",
-               "gpt2_wikitext103", "roberta_mnli"),
-    "optim.algorithm":      ("sgd",      "sgd",      "sgd",      "adamw",      "adamw"),
-    "optim.momentum":       (0.9,        0.9,        0.9,        None,         None),
-    "optim.epochs":         (200,        200,        100,        5.3,          2),
-    "optim.steps":          (None,       None,       None,       None,         None),
-    "optim.lr":             (0.1,        0.1,        0.1,        1e-3,         3e-5),
-    "optim.schedule":       ("drops",    "drops",    "drops",    "cosine",     "cosine"),
-    "optim.drops":          ([.5, .75],  [.5, .75],  [.5, .75],  None,         None),
-    "optim.final_lr":       (None,       None,       None,       1e-4,         3e-6),
-    "optim.batch_size":     (128,        128,        128,        128,          32),
-    "optim.warmup_steps":   (0,          0,          0,          2000,         2500),
-    "optim.betas":          (None,       None,       None,       [0.9, 0.98],  [0.9, 0.999]),
-    "optim.weight_decay":   (1e-4,       1e-4,       1e-4,       0.1,          0.1),
-    "optim.clip":           (None,       None,       None,       1.0,          1.0),
-    "gamma":                (0.0,        0.0,        0.0,        0.2,          0.8),
-    "model.depth":          (32,         110,        56,         None,         None),
-    "model.preact":         (True,       False,      False,      None,         None),
-    "model.downsampling":   ("paper",    "paper",    "paper",    None,         None),
-    "model.family":         (None,       None,       None,       "gpt2",       None),
-    "model.pretrained":     (None,       None,       None,       None,         "roberta-base"),
-    "model.layers":         (None,       None,       None,       12,           12),
-    "model.hidden":         (None,       None,       None,       256,          768),
-    "model.length":         (None,       None,       None,       256,          128),
-    "data.name":            (CIFAR10,    CIFAR10,    IMAGENET32, None,         None),
-    "data.splits":          (TRAIN_TEST, TRAIN_TEST, TRAIN_VALIDATION, None,   None),
-    "data.classes":         (10,         10,         1000,       None,         None),
-    "data.augment":         (True,       True,       True,       None,         None),
-    "data.flip":            (True,       True,       True,       None,         None),
-    "data.validation":      (0,          0,          0,          None,         None),
-    "data.train.name":      (None,       None,       None,       WIKITEXT,     GLUE),
-    "data.train.config":    (None,       None,       None,       "wikitext-103-v1", "mnli"),
-    "data.train.split":     (None,       None,       None,       "train",      "train"),
-    "data.test.name":       (None,       None,       None,       WIKITEXT,     GLUE),
-    "data.test.config":     (None,       None,       None,       "wikitext-103-v1", "mnli"),
-    "data.test.split":      (None,       None,       None,       "validation", MATCHED),
-    "data.tokenizer":       (None,       None,       None,       "bpe",        "roberta-base"),
-    "data.vocabulary":      (None,       None,       None,       16_000,       None),
-    "data.length":          (None,       None,       None,       256,          128),
-}  # fmt: skip
+    "preset": (
+        "resnet32_cifar10",
+        "resnet110_cifar10",
+        "resnet56_imagenet32",
+        "gpt2_wikitext103",
+        "roberta_mnli",
+    ),
+    "optim.algorithm": ("sgd", "sgd", "sgd", "adamw", "adamw"),
+    "optim.momentum": (0.9, 0.9, 0.9, None, None),
+    "optim.epochs": (200, 200, 100, 5.3, 2),
+    "optim.steps": (None, None, None, None, None),
+    "optim.lr": (0.1, 0.1, 0.1, 1e-3, 3e-5),
+    "optim.schedule": ("drops", "drops", "drops", "cosine", "cosine"),
+    "optim.drops": ([0.5, 0.75], [0.5, 0.75], [0.5, 0.75], None, None),
+    "optim.final_lr": (None, None, None, 1e-4, 3e-6),
+    "optim.batch_size": (128, 128, 128, 128, 32),
+    "optim.warmup_steps": (0, 0, 0, 2000, 2500),
+    "optim.betas": (None, None, None, [0.9, 0.98], [0.9, 0.999]),
+    "optim.weight_decay": (1e-4, 1e-4, 1e-4, 0.1, 0.1),
+    "optim.clip": (None, None, None, 1.0, 1.0),
+    "gamma": (0.0, 0.0, 0.0, 0.2, 0.8),
+    "model.depth": (32, 110, 56, None, None),
+    "model.preact": (True, False, False, None, None),
+    "model.downsampling": ("paper", "paper", "paper", None, None),
+    "model.family": (None, None, None, "gpt2", None),
+    "model.pretrained": (None, None, None, None, "roberta-base"),
+    "model.layers": (None, None, None, 12, 12),
+    "model.hidden": (None, None, None, 256, 768),
+    "model.length": (None, None, None, 256, 128),
+    "data.name": (CIFAR10, CIFAR10, IMAGENET32, None, None),
+    "data.splits": (TRAIN_TEST, TRAIN_TEST, TRAIN_VALIDATION, None, None),
+    "data.classes": (10, 10, 1000, None, None),
+    "data.augment": (True, True, True, None, None),
+    "data.flip": (True, True, True, None, None),
+    "data.validation": (0, 0, 0, None, None),
+    "data.train.name": (None, None, None, WIKITEXT, GLUE),
+    "data.train.config": (None, None, None, "wikitext-103-v1", "mnli"),
+    "data.train.split": (None, None, None, "train", "train"),
+    "data.test.name": (None, None, None, WIKITEXT, GLUE),
+    "data.test.config": (None, None, None, "wikitext-103-v1", "mnli"),
+    "data.test.split": (None, None, None, "validation", MATCHED),
+    "data.tokenizer": (None, None, None, "bpe", "roberta-base"),
+    "data.vocabulary": (None, None, None, 16_000, None),
+    "data.length": (None, None, None, 256, 128),
+}
 RECURRENT = {
-    "preset": ("lstm_wikitext103_chars", "gru_wikitext103_chars", "gru_wikitext103_words",
-               "gru_cifar10_pixels"),
-    "optim.algorithm":      ("adam",            "adam",            "adam",            "adam"),
-    "optim.epochs":         (None,              None,              None,              None),
-    "optim.steps":          (10_000,            10_000,            10_000,            2500),
-    "optim.lr":             (1e-3,              1e-3,              1e-3,              1e-3),
-    "optim.schedule":       ("cosine",          "cosine",          "cosine",          "cosine"),
-    "optim.final_lr":       (1e-4,              1e-4,              1e-4,              1e-4),
-    "optim.batch_size":     (128,               128,               128,               128),
-    "optim.warmup_steps":   (1000,              1000,              1000,              250),
-    "optim.betas":          ([0.9, 0.999],      [0.9, 0.999],      [0.9, 0.999],      [0.9, 0.999]),
-    "optim.weight_decay":   (0.0,               0.0,               0.0,               0.0),
-    "optim.clip":           (None,              None,              None,              None),
-    "gamma":                (0.0,               0.0,               0.0,               0.0),
-    "model.cell":           ("lstm",            "gru",             "gru",             None),
-    "model.layers":         (1,                 1,                 3,                 None),
-    "model.hidden":         (512,               512,               512,               64),
-    "data.name":            (None,              None,              None,              CIFAR10),
-    "data.splits":          (None,              None,              None,              TRAIN_TEST),
-    "data.classes":         (None,              None,              None,              10),
-    "data.augment":         (None,              None,              None,              False),
-    "data.validation":      (None,              None,              None,              0),
-    "data.train.name":      (WIKITEXT,          WIKITEXT,          WIKITEXT,          None),
-    "data.train.config":    ("wikitext-103-v1", "wikitext-103-v1", "wikitext-103-v1", None),
-    "data.train.split":     ("train",           "train",           "train",           None),
-    "data.test.name":       (WIKITEXT,          WIKITEXT,          WIKITEXT,          None),
-    "data.test.config":     ("wikitext-103-v1", "wikitext-103-v1", "wikitext-103-v1", None),
-    "data.test.split":      ("validation",      "validation",      "validation",      None),
-    "data.tokenizer":       ("characters",      "characters",      "bpe",             None),
-    "data.vocabulary":      (210,               210,               16_000,            None),
-    "data.length":          (256,               256,               256,               None),
-}  # fmt: skip
-SETTINGS = {preset: {key: values[column] for key, values in table.items() if key != "preset"}
-            for table in (DEEP, RECURRENT) for column, preset in enumerate(table["preset"])}
+    "preset": (
+        "lstm_wikitext103_chars",
+        "gru_wikitext103_chars",
+        "gru_wikitext103_words",
+        "gru_cifar10_pixels",
+    ),
+    "optim.algorithm": ("adam", "adam", "adam", "adam"),
+    "optim.epochs": (None, None, None, None),
+    "optim.steps": (10_000, 10_000, 10_000, 2500),
+    "optim.lr": (1e-3, 1e-3, 1e-3, 1e-3),
+    "optim.schedule": ("cosine", "cosine", "cosine", "cosine"),
+    "optim.final_lr": (1e-4, 1e-4, 1e-4, 1e-4),
+    "optim.batch_size": (128, 128, 128, 128),
+    "optim.warmup_steps": (1000, 1000, 1000, 250),
+    "optim.betas": ([0.9, 0.999], [0.9, 0.999], [0.9, 0.999], [0.9, 0.999]),
+    "optim.weight_decay": (0.0, 0.0, 0.0, 0.0),
+    "optim.clip": (None, None, None, None),
+    "gamma": (0.0, 0.0, 0.0, 0.0),
+    "model.cell": ("lstm", "gru", "gru", None),
+    "model.layers": (1, 1, 3, None),
+    "model.hidden": (512, 512, 512, 64),
+    "data.name": (None, None, None, CIFAR10),
+    "data.splits": (None, None, None, TRAIN_TEST),
+    "data.classes": (None, None, None, 10),
+    "data.augment": (None, None, None, False),
+    "data.validation": (None, None, None, 0),
+    "data.train.name": (WIKITEXT, WIKITEXT, WIKITEXT, None),
+    "data.train.config": ("wikitext-103-v1", "wikitext-103-v1", "wikitext-103-v1", None),
+    "data.train.split": ("train", "train", "train", None),
+    "data.test.name": (WIKITEXT, WIKITEXT, WIKITEXT, None),
+    "data.test.config": ("wikitext-103-v1", "wikitext-103-v1", "wikitext-103-v1", None),
+    "data.test.split": ("validation", "validation", "validation", None),
+    "data.tokenizer": ("characters", "characters", "bpe", None),
+    "data.vocabulary": (210, 210, 16_000, None),
+    "data.length": (256, 256, 256, None),
+}
+SETTINGS = {
+    preset: {key: values[column] for key, values in table.items() if key != "preset"}
+    for table in (DEEP, RECURRENT)
+    for column, preset in enumerate(table["preset"])
+}
 # Table 2: L, losses between the layers, parameters as printed.
 SIZES = {
-    "resnet32_cifar10":       (15,   False, "464k"),
-    "resnet110_cifar10":      (54,   False, "1.7M"),
-    "resnet56_imagenet32":    (27,   False, "917k"),
-    "gpt2_wikitext103":       (24,   False, "14.5M"),
-    "roberta_mnli":           (24,   False, "124M"),
-    "lstm_wikitext103_chars": (256,  True,  "2.3M"),
-    "gru_wikitext103_chars":  (256,  True,  "1.8M"),
-    "gru_wikitext103_words":  (256,  True,  "21.1M"),
-    "gru_cifar10_pixels":     (1024, False, "29.8k"),
-}  # fmt: skip
+    "resnet32_cifar10": (15, False, "464k"),
+    "resnet110_cifar10": (54, False, "1.7M"),
+    "resnet56_imagenet32": (27, False, "917k"),
+    "gpt2_wikitext103": (24, False, "14.5M"),
+    "roberta_mnli": (24, False, "124M"),
+    "lstm_wikitext103_chars": (256, True, "2.3M"),
+    "gru_wikitext103_chars": (256, True, "1.8M"),
+    "gru_wikitext103_words": (256, True, "21.1M"),
+    "gru_cifar10_pixels": (1024, False, "29.8k"),
+}
 OTHER_COUNTS = {"gpt2_wikitext103": "13.6M"}  # docs/reproduce.md: ours, with tied embeddings
 ROBERTA_TOKENS = {"vocabulary": 50_265, "padding": 1, "labels": LABELS}  # its tokenizer's
 
@@ -125,17 +137,26 @@ BOOKS = ["optim.batch_size=2", "data.eval_limit=600"]
 LAUNCHES = {
     "resnet32_cifar10": ("resnet32_preact", "eval_accuracy", IMAGES),
     "resnet110_cifar10": ("resnet110", "eval_accuracy", IMAGES),
-    "resnet56_imagenet32": ("resnet56", "eval_accuracy",
-                            ["optim.batch_size=4", "data.rows={train:12,validation:4}"]),
+    "resnet56_imagenet32": (
+        "resnet56",
+        "eval_accuracy",
+        ["optim.batch_size=4", "data.rows={train:12,validation:4}"],
+    ),
     "gpt2_wikitext103": ("gpt2", "eval_perplexity", [*BOOKS, "model.hidden=32"]),
-    "roberta_mnli": ("roberta", "eval_accuracy",
-                     ["optim.batch_size=4", "data.tokenizer=${data.root}/roberta-base",
-                      "model.pretrained=${data.root}/roberta-base"]),
+    "roberta_mnli": (
+        "roberta",
+        "eval_accuracy",
+        [
+            "optim.batch_size=4",
+            "data.tokenizer=${data.root}/roberta-base",
+            "model.pretrained=${data.root}/roberta-base",
+        ],
+    ),
     "lstm_wikitext103_chars": ("lstm_char", "eval_bits_per_char", BOOKS),
     "gru_wikitext103_chars": ("gru_char", "eval_bits_per_char", BOOKS),
     "gru_wikitext103_words": ("gru_words", "eval_perplexity", BOOKS),
     "gru_cifar10_pixels": ("gru_pixels", "eval_accuracy", IMAGES),
-}  # fmt: skip
+}
 
 each_preset = pytest.mark.parametrize("preset", SETTINGS)
 
@@ -200,11 +221,18 @@ def as_printed(count: int, like: str) -> str:
     return f"{count / {'k': 1e3, 'M': 1e6}[like[-1]]:.{decimals}f}{like[-1]}"
 
 
-@pytest.mark.parametrize(("preset", "steps", "printed"), [
-    ("lstm_wikitext103_chars", 10_000, "1.0k"),
-    ("gru_cifar10_pixels", 2500, "0.25k"),
-    ("roberta_mnli", 2 * (392_702 // 32), "2.5k"),  # MNLI's training pairs: 2454 steps of warm-up
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("preset", "steps", "printed"),
+    [
+        ("lstm_wikitext103_chars", 10_000, "1.0k"),
+        ("gru_cifar10_pixels", 2500, "0.25k"),
+        (
+            "roberta_mnli",
+            2 * (392_702 // 32),
+            "2.5k",
+        ),  # MNLI's training pairs: 2454 steps of warm-up
+    ],
+)
 def test_the_warm_up_of_a_whole_run_is_as_printed(shown, preset, steps, printed):
     optim = shown(preset).optim
     rates = [learning_rate(step, steps, optim) for step in range(steps)]
@@ -216,10 +244,18 @@ def test_the_warm_up_of_a_whole_run_is_as_printed(shown, preset, steps, printed)
 def hub(tmp_path_factory) -> Path:
     """What the nine rows read, in small."""
     root = tmp_path_factory.mktemp("hub")
-    write_images(root, CIFAR10, "plain_text", "plain_text", ("img", "label"), 10,
-                 {"train": 12, "test": 4})  # fmt: skip
-    write_images(root, IMAGENET32, "default", "data", ("image", "label"), 1000,
-                 {"train": 12, "validation": 4, "test": 1})  # fmt: skip
+    write_images(
+        root, CIFAR10, "plain_text", "plain_text", ("img", "label"), 10, {"train": 12, "test": 4}
+    )
+    write_images(
+        root,
+        IMAGENET32,
+        "default",
+        "data",
+        ("image", "label"),
+        1000,
+        {"train": 12, "validation": 4, "test": 1},
+    )
     write_text(root, WIKITEXT, "wikitext-103-v1", {"train": 60, "validation": 60})
     write_pairs(root, GLUE, "mnli", {"train": 24, MATCHED: 6})
     write_roberta(root / "roberta-base", layers=12, hidden=32, length=128)

@@ -28,8 +28,9 @@ def with_steps(path: Path, *steps: int) -> RunFolder:
 def test_records_come_back_as_they_were_written(tmp_path):
     with_steps(tmp_path / "run", 1, 3)
     assert RunFolder(tmp_path / "run", CONFIG).records() == [
-        {"step": 1, "loss": 1.0}, {"step": 3, "loss": 1 / 3},
-    ]  # fmt: skip
+        {"step": 1, "loss": 1.0},
+        {"step": 3, "loss": 1 / 3},
+    ]
 
 
 def test_a_new_folder_has_the_config_and_no_records(tmp_path):
@@ -142,5 +143,8 @@ def test_no_temporary_files_stay(tmp_path):
     folder.keep_until(1)
     folder.finish({})
     assert sorted(p.name for p in folder.path.iterdir()) == [
-        "DONE", "config.json", "metrics.jsonl", "row.json",
-    ]  # fmt: skip
+        "DONE",
+        "config.json",
+        "metrics.jsonl",
+        "row.json",
+    ]

@@ -52,8 +52,9 @@ def wait_until(condition: Callable[[], object], process=None, seconds: float = 6
 
 
 def written(runs: set[Path]) -> dict[Path, int]:
-    return {file: file.stat().st_mtime_ns for run in runs for file in run.iterdir()
-            if file.name != LOCK}  # fmt: skip
+    return {
+        file: file.stat().st_mtime_ns for run in runs for file in run.iterdir() if file.name != LOCK
+    }
 
 
 def assert_complete(root: Path, whole: Path) -> None:
@@ -162,8 +163,17 @@ def test_what_is_trained_where_is_written_before_it_begins(train, runs, monkeypa
     monkeypatch.setattr("experiments.trainer.Trainer.train", begin)
     assert train("k=2", "seed=7", "steps=5").code == 1
     about, busy = begun
-    expected = {"experiment": "digits_tiny", "model": "resnet20_preact", "grad": "highway", "k": 2,
-                "schedule": None, "seed": 7, "steps": 5, "reduced": True, "pid": os.getpid()}
+    expected = {
+        "experiment": "digits_tiny",
+        "model": "resnet20_preact",
+        "grad": "highway",
+        "k": 2,
+        "schedule": None,
+        "seed": 7,
+        "steps": 5,
+        "reduced": True,
+        "pid": os.getpid(),
+    }
     assert expected.items() <= about.items() and about["started"].endswith("+00:00")
     assert busy and not is_busy(only_run(runs))
 
@@ -258,10 +268,22 @@ def test_a_sweep_goes_through_slurm_and_comes_back(tmp_path, monkeypatch):
     for name, script in SLURM.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
         (tmp_path / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}",
-                   "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}  # fmt: skip
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, f"run_root={tmp_path / 'runs'}",
-               "model.depth=9", "hydra/launcher=slurm", "hydra.launcher.partition=gpu"]
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "-m",
+        *TINY,
+        f"run_root={tmp_path / 'runs'}",
+        "model.depth=9",
+        "hydra/launcher=slurm",
+        "hydra.launcher.partition=gpu",
+    ]
     seen = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert seen.returncode == 1 and seen.stderr.startswith("1 of 1 runs failed: ")
     assert "model.depth=9" in seen.stderr and seen.stderr.count("\n") == 1

@@ -78,13 +78,21 @@ def test_a_shorter_run_warms_up_for_a_tenth():
 
 def test_drops_divide_by_ten():
     assert [step_drops(t, 4, 1.0, [0.5, 0.75], 0, 0.0) for t in range(4)] == pytest.approx(
-        [1.0, 1.0, 0.1, 0.01])
+        [1.0, 1.0, 0.1, 0.01]
+    )
 
 
 # optimisers
 
-ADAM = {"algorithm": "adam", "schedule": "cosine", "lr": 0.1, "final_lr": 0.01,
-        "weight_decay": 0.0, "betas": [0.9, 0.99], "warmup_steps": 0}  # fmt: skip
+ADAM = {
+    "algorithm": "adam",
+    "schedule": "cosine",
+    "lr": 0.1,
+    "final_lr": 0.01,
+    "weight_decay": 0.0,
+    "betas": [0.9, 0.99],
+    "warmup_steps": 0,
+}
 
 
 def test_optimisers_leave_frozen_parameters_out():

@@ -45,8 +45,9 @@ def test_a_batch_is_a_pure_function_of_seed_and_step():
     forwards = [first.batch(step) for step in range(20)]
     torch.manual_seed(99)  # the global generator has no say
     for step in reversed(range(20)):
-        assert all(torch.equal(*pair) for pair in zip(second.batch(step), forwards[step],
-                                                      strict=True))
+        assert all(
+            torch.equal(*pair) for pair in zip(second.batch(step), forwards[step], strict=True)
+        )
     assert not torch.equal(TextBatches(tokens, 7, 4, 2, "cpu").batch(0)[0], forwards[0][0])
     assert not torch.equal(first.batch(0)[0], first.batch(first.steps_per_epoch)[0])
     assert forwards[0][0].dtype == torch.int64
@@ -61,8 +62,10 @@ def test_eval_batches_are_the_text_in_order():
 
 def test_windows_share_the_texts_memory():
     tokens = torch.arange(50)
-    assert all(w.untyped_storage().data_ptr() == tokens.untyped_storage().data_ptr()
-               for w in windows(tokens, 4))
+    assert all(
+        w.untyped_storage().data_ptr() == tokens.untyped_storage().data_ptr()
+        for w in windows(tokens, 4)
+    )
 
 
 @pytest.mark.parametrize("size", [0, 13])
@@ -133,8 +136,12 @@ class Folder:
         arguments = dict(
             train={"name": TRAIN, "config": None, "split": "train"},
             test={"name": TEST, "config": None, "split": "validation"},
-            tokenizer="characters", vocabulary=15, length=4, root=self.root, cache_dir=self.cache,
-        )  # fmt: skip
+            tokenizer="characters",
+            vocabulary=15,
+            length=4,
+            root=self.root,
+            cache_dir=self.cache,
+        )
         return load_hub_text(**(arguments | changes))
 
 
@@ -148,8 +155,7 @@ def test_the_vocabulary_is_the_training_texts(folder):
     data = folder.load()
     kept, tokens = counted(ROWS, 15)
     assert data.train_tokens.tolist() == tokens
-    assert data.test_tokens.tolist() == [
-        kept.index(c) for c in "".join(ROWS[:8]) if c in kept]
+    assert data.test_tokens.tolist() == [kept.index(c) for c in "".join(ROWS[:8]) if c in kept]
     assert data.vocabulary == 15 and data.model_arguments() == {"vocabulary": 15}
     assert data.task.metric == "eval_bits_per_char" and data.task.characters_per_token == 1
     assert data.name == f"{TRAIN}, {TEST}"
@@ -194,15 +200,18 @@ def test_a_missing_split_is_named(folder):
         folder.load()
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"tokenizer": "words"}, r"data.tokenizer: 'words'; give one of characters, bpe"),
-    ({"vocabulary": 0}, "data.vocabulary: 0; give a whole number"),
-    ({"length": 0}, "data.length: 0; give a whole number"),
-    ({"length": "long"}, "data.length: 'long'; give a whole number"),
-    ({"length": 200}, r"data.length: 200, but the test text has only \d+ tokens"),
-    ({"train_limit": 4}, r"data.length: 4, but the training text has only 4 tokens"),
-    ({"column": "words"}, r"data.column: 'words' is not a column.*\['text'\]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"tokenizer": "words"}, r"data.tokenizer: 'words'; give one of characters, bpe"),
+        ({"vocabulary": 0}, "data.vocabulary: 0; give a whole number"),
+        ({"length": 0}, "data.length: 0; give a whole number"),
+        ({"length": "long"}, "data.length: 'long'; give a whole number"),
+        ({"length": 200}, r"data.length: 200, but the test text has only \d+ tokens"),
+        ({"train_limit": 4}, r"data.length: 4, but the training text has only 4 tokens"),
+        ({"column": "words"}, r"data.column: 'words' is not a column.*\['text'\]"),
+    ],
+)
 def test_settings_that_do_not_fit_are_told_in_one_line(folder, change, says):
     with pytest.raises(UserError, match=says) as told:
         folder.load(**change)

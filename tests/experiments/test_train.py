@@ -29,7 +29,11 @@ def test_each_method_leaves_a_whole_run(train, runs, overrides, grad, k, gamma):
     row, records = row_of(folder), records_of(folder)
     assert (row["grad"], row["k"], row["gamma"]) == (grad, k, gamma)
     assert (row["model"], row["data"], row["steps"], row["seed"]) == (
-        "resnet20_preact", "digits", 6, 0)  # fmt: skip
+        "resnet20_preact",
+        "digits",
+        6,
+        0,
+    )
     assert row["reduced"] is True
     check_row(row, "row.json")
     of_mgrit = "cycles=1 coarsening=2 levels=2 relaxation=FCF"
@@ -49,12 +53,36 @@ def test_each_method_leaves_a_whole_run(train, runs, overrides, grad, k, gamma):
         (["grad=truncated_bptt", "grad.window=4"], "truncated_bptt", None, None),
         (["grad=fixed_point", "k=1"], "fixed_point", 1, 1),
         (["grad=highway", "k=1", "grad.group_size=4"], "highway", 1, 4),
-        (["grad=highway", "k=1", "model=lstm_char", "data=topics_chars", "data.length=16",
-          "model.hidden=8", "model.carry=literal"], "highway", 1, 1),
-        (["grad=highway", "k=1", "model=gru_words", "data=topics_words", "data.length=16",
-          "model.hidden=8", "data.vocabulary=300"], "highway", 1, 1),
+        (
+            [
+                "grad=highway",
+                "k=1",
+                "model=lstm_char",
+                "data=topics_chars",
+                "data.length=16",
+                "model.hidden=8",
+                "model.carry=literal",
+            ],
+            "highway",
+            1,
+            1,
+        ),
+        (
+            [
+                "grad=highway",
+                "k=1",
+                "model=gru_words",
+                "data=topics_words",
+                "data.length=16",
+                "model.hidden=8",
+                "data.vocabulary=300",
+            ],
+            "highway",
+            1,
+            1,
+        ),
     ],
-)  # fmt: skip
+)
 def test_language_models_leave_whole_runs(train, runs, overrides, grad, k, size):
     assert train("experiment=topics_tiny", *overrides).code == 0
     row, records = row_of(only_run(runs)), records_of(only_run(runs))
@@ -70,8 +98,12 @@ def test_language_models_leave_whole_runs(train, runs, overrides, grad, k, size)
 
 
 def test_pixels_are_read_by_a_gru(train, runs):
-    assert train("experiment=gru_cifar10_pixels", "data=digits", "steps=1", "k=1",
-                 "optim.batch_size=4").code == 0  # fmt: skip
+    assert (
+        train(
+            "experiment=gru_cifar10_pixels", "data=digits", "steps=1", "k=1", "optim.batch_size=4"
+        ).code
+        == 0
+    )
     assert row_of(only_run(runs))["metric"] == "eval_accuracy"
 
 
@@ -207,8 +239,14 @@ def test_nonfinite_gradients_name_the_parameter(train, runs, monkeypatch):
 
 def test_kill_minus_nine_at_ten_moments(tmp_path):
     """The same command until it ends; afterwards nothing tells the run from a whole one."""
-    arguments = ["experiment=digits_tiny", "steps=150", "grad=highway", "k=1", "logger=none",
-                 "trainer.threads=1"]  # fmt: skip
+    arguments = [
+        "experiment=digits_tiny",
+        "steps=150",
+        "grad=highway",
+        "k=1",
+        "logger=none",
+        "trainer.threads=1",
+    ]
     random_ = random.Random(0)
     root = tmp_path / "killed"
     for _ in range(10):

@@ -15,9 +15,20 @@ from experiments.wandb_writer import NoWriter, WandbWriter, group_name, method_n
 from tests.train_cli import only_run
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "logger"
-ABOUT = {"experiment": "digits", "model": "resnet20", "grad": "highway", "k": 3, "schedule": None,
-         "tolerance": None, "gamma": 0.0, "group_size": 1, "window": None, "seed": 2,
-         "setup": "0a1b2c3d", "reduced": True}  # fmt: skip
+ABOUT = {
+    "experiment": "digits",
+    "model": "resnet20",
+    "grad": "highway",
+    "k": 3,
+    "schedule": None,
+    "tolerance": None,
+    "gamma": 0.0,
+    "group_size": 1,
+    "window": None,
+    "seed": 2,
+    "setup": "0a1b2c3d",
+    "reduced": True,
+}
 RUN = {"config": {"learning_rate": 0.25}, "about": ABOUT}
 
 
@@ -69,12 +80,18 @@ def test_an_offline_run_is_whole_and_quiet(tmp_path, monkeypatch, capfd):
     found = by_kind(tmp_path)
     run = found["run"][0]
     assert (run.run_id, run.project, run.display_name, run.run_group, run.job_type, *run.tags) == (
-        "kept1234", "highway-bp", "highway k=3 s2", "digits-0a1b2c3d", "highway", "digits",
+        "kept1234",
+        "highway-bp",
+        "highway k=3 s2",
+        "digits-0a1b2c3d",
+        "highway",
+        "digits",
         "reduced",
-    )  # fmt: skip
+    )
     config = {c.key: c.value_json for c in run.config.update}
     assert {"learning_rate": "0.25", "k": "3", "seed": "2", "method": '"highway k=3"'}.items() <= (
-        config.items())
+        config.items()
+    )
     (history,) = found["history"]
     logged = {i.key or i.nested_key[0]: i.value_json for i in history.item}
     assert float(logged["train_loss"]) == 2.5
@@ -116,10 +133,12 @@ def test_a_run_killed_before_its_first_checkpoint_keeps_its_id(train, runs, monk
         ({}, "highway k=3"),
         ({"gamma": 0.2, "group_size": 4}, "highway gamma=0.2 group_size=4 k=3"),
         ({"gamma": "auto", "k": None, "schedule": "linear"}, "highway gamma=auto linear"),
-        ({"grad": "truncated_bptt", "k": None, "gamma": None, "window": 16},
-         "truncated_bptt window=16"),
+        (
+            {"grad": "truncated_bptt", "k": None, "gamma": None, "window": 16},
+            "truncated_bptt window=16",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_method_has_a_name(changes, name):
     assert method_name(ABOUT | changes) == name
 
@@ -146,8 +165,9 @@ class FakeWandb:
         self.kwargs = kwargs
         finish = lambda exit_code: self.exits.append(exit_code)  # noqa: E731
         nothing = lambda *_, **__: None  # noqa: E731
-        return SimpleNamespace(id=kwargs["id"] or "new", summary={}, finish=finish, log=nothing,
-                               define_metric=nothing)  # fmt: skip
+        return SimpleNamespace(
+            id=kwargs["id"] or "new", summary={}, finish=finish, log=nothing, define_metric=nothing
+        )
 
 
 def test_online_resumes_the_run_it_was(tmp_path, monkeypatch):
@@ -157,8 +177,14 @@ def test_online_resumes_the_run_it_was(tmp_path, monkeypatch):
     assert writer.run_id == "kept1234"
     keys = ("mode", "resume", "project", "entity", "dir", "group")
     asked = {key: fake.kwargs[key] for key in keys}
-    assert asked == {"mode": "online", "resume": "allow", "project": "highway-bp", "entity": None,
-                     "dir": str(tmp_path), "group": "digits-0a1b2c3d"}  # fmt: skip
+    assert asked == {
+        "mode": "online",
+        "resume": "allow",
+        "project": "highway-bp",
+        "entity": None,
+        "dir": str(tmp_path),
+        "group": "digits-0a1b2c3d",
+    }
 
 
 @pytest.mark.parametrize(("row", "code"), [({"eval_accuracy": 0.5}, 0), (None, 1)])

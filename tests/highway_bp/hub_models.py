@@ -33,14 +33,22 @@ class Case:
 
 
 def sizes(layers: int) -> dict:
-    return dict(vocab_size=V, hidden_size=H, num_hidden_layers=layers, num_attention_heads=2,
-                intermediate_size=12, max_position_embeddings=12, bos_token_id=None,
-                eos_token_id=None)  # fmt: skip
+    return dict(
+        vocab_size=V,
+        hidden_size=H,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=12,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
 
 
 def decoder(kind: str, layers: int, **more) -> nn.Module:
     config = getattr(tf, f"{kind}Config")(
-        **sizes(layers), num_key_value_heads=1, head_dim=4, pad_token_id=None, **more)
+        **sizes(layers), num_key_value_heads=1, head_dim=4, pad_token_id=None, **more
+    )
     model = getattr(tf, f"{kind}ForCausalLM")(config)
     for module in list(model.modules()):  # their own RMSNorm computes in float32 always
         for name, child in module.named_children():
@@ -51,29 +59,61 @@ def decoder(kind: str, layers: int, **more) -> nn.Module:
 
 def gpt2(layers: int, **more) -> nn.Module:
     still = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0) | more
-    return tf.GPT2LMHeadModel(tf.GPT2Config(
-        vocab_size=V, n_embd=H, n_layer=layers, n_head=2, n_positions=12, bos_token_id=None,
-        eos_token_id=None, **still))  # fmt: skip
+    return tf.GPT2LMHeadModel(
+        tf.GPT2Config(
+            vocab_size=V,
+            n_embd=H,
+            n_layer=layers,
+            n_head=2,
+            n_positions=12,
+            bos_token_id=None,
+            eos_token_id=None,
+            **still,
+        )
+    )
 
 
 def encoder(kind: str, layers: int) -> nn.Module:
     config = getattr(tf, f"{kind}Config")(
-        **sizes(layers), num_labels=3, pad_token_id=0, hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0)  # fmt: skip
+        **sizes(layers),
+        num_labels=3,
+        pad_token_id=0,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     return getattr(tf, f"{kind}ForSequenceClassification")(config)
 
 
 def mamba(layers: int) -> nn.Module:
-    return tf.MambaForCausalLM(tf.MambaConfig(
-        vocab_size=V, hidden_size=H, num_hidden_layers=layers, state_size=4, time_step_rank=2,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None, residual_in_fp32=False))
+    return tf.MambaForCausalLM(
+        tf.MambaConfig(
+            vocab_size=V,
+            hidden_size=H,
+            num_hidden_layers=layers,
+            state_size=4,
+            time_step_rank=2,
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=None,
+            residual_in_fp32=False,
+        )
+    )
 
 
 def vit(layers: int) -> nn.Module:
-    return tf.ViTForImageClassification(tf.ViTConfig(
-        hidden_size=H, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=12,
-        image_size=4, patch_size=2, num_labels=3, hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0))  # fmt: skip
+    return tf.ViTForImageClassification(
+        tf.ViTConfig(
+            hidden_size=H,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            intermediate_size=12,
+            image_size=4,
+            patch_size=2,
+            num_labels=3,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
 
 
 def resnet(block: str, layers: int) -> nn.Module:
@@ -108,23 +148,32 @@ MAKERS = {
     "llama": (lambda n: decoder("Llama", n), text_batch, ("model.layers",)),
     "mistral": (lambda n: decoder("Mistral", n), text_batch, ("model.layers",)),
     "qwen2": (
-        lambda n: decoder("Qwen2", n, use_sliding_window=True, sliding_window=2,
-                          max_window_layers=1),
-        text_batch, ("model.layers",)),
+        lambda n: decoder(
+            "Qwen2", n, use_sliding_window=True, sliding_window=2, max_window_layers=1
+        ),
+        text_batch,
+        ("model.layers",),
+    ),
     "qwen3": (lambda n: decoder("Qwen3", n), text_batch, ("model.layers",)),
     "bert": (lambda n: encoder("Bert", n), lambda: text_batch(CLASSES), ("bert.encoder.layer",)),
     "roberta": (
-        lambda n: encoder("Roberta", n), lambda: text_batch(CLASSES), ("roberta.encoder.layer",)),
+        lambda n: encoder("Roberta", n),
+        lambda: text_batch(CLASSES),
+        ("roberta.encoder.layer",),
+    ),
     "vit": (
-        lambda n: vit(n), lambda: {"pixel_values": torch.randn(2, 3, 4, 4), "labels": CLASSES},
-        ("vit.layers", "vit.encoder.layer")),
-    "mamba": (lambda n: mamba(n), lambda: {"input_ids": (x := tokens()), "labels": x},
-              ("backbone.layers",)),
-    "resnet-basic": (
-        lambda n: resnet("BasicBlock", n), images, ()),
-    "resnet-bottleneck": (
-        lambda n: resnet("Bottleneck", n), images, ()),
-}  # fmt: skip
+        lambda n: vit(n),
+        lambda: {"pixel_values": torch.randn(2, 3, 4, 4), "labels": CLASSES},
+        ("vit.layers", "vit.encoder.layer"),
+    ),
+    "mamba": (
+        lambda n: mamba(n),
+        lambda: {"input_ids": (x := tokens()), "labels": x},
+        ("backbone.layers",),
+    ),
+    "resnet-basic": (lambda n: resnet("BasicBlock", n), images, ()),
+    "resnet-bottleneck": (lambda n: resnet("Bottleneck", n), images, ()),
+}
 TRANSFORMERS = [name for name in MAKERS if not name.startswith(("resnet", "mamba"))]
 
 

@@ -12,8 +12,16 @@ from highway_bp.diagnostics.advise import advise
 from highway_bp.diagnostics.step_times import StepTimes
 from tests.highway_bp.hub_models import build
 
-CHAIN = StepTimes(forward=1.0, backward=2.0, cut_forward=1.0, head=0.2, iteration=0.9,
-                  parameters=1.2, layers=12, rounds=3)  # fmt: skip
+CHAIN = StepTimes(
+    forward=1.0,
+    backward=2.0,
+    cut_forward=1.0,
+    head=0.2,
+    iteration=0.9,
+    parameters=1.2,
+    layers=12,
+    rounds=3,
+)
 RECURRENT = dataclasses.replace(CHAIN, iteration=0.2, parameters=0.4, layers=None)
 COSINES = (0.5, 0.8, 0.95, 0.99)
 
@@ -38,8 +46,10 @@ def test_of_equal_times_the_larger_cosine_wins():
 def test_backprop_where_nothing_is_exact_enough(cosines):
     here = advice(RECURRENT, cosines).here
     assert here.method == hb.Backprop() and here.speed_up == 1.0
-    assert any(said in here.reason for said in (
-        "0.899 at k = 2", "could be compared", "L or more, where it is exact"))
+    assert any(
+        said in here.reason
+        for said in ("0.899 at k = 2", "could be compared", "L or more, where it is exact")
+    )
 
 
 def test_backprop_unless_the_margin_is_kept():
@@ -86,7 +96,8 @@ class Layer(nn.Module):
     def __init__(self, width):
         super().__init__()
         self.block = nn.Sequential(
-            nn.BatchNorm1d(width), nn.Linear(width, width), nn.Tanh(), nn.Dropout(0.2))
+            nn.BatchNorm1d(width), nn.Linear(width, width), nn.Tanh(), nn.Dropout(0.2)
+        )
 
     def forward(self, h):
         return h + self.block(h)
@@ -101,7 +112,8 @@ def state_of(model):
     return {
         "state": {n: t.clone() for n, t in model.state_dict().items()},
         "grads": [p.grad if p.grad is None else p.grad.clone() for p in model.parameters()],
-        "random": torch.get_rng_state(), "methods": hb.method_state(model),
+        "random": torch.get_rng_state(),
+        "methods": hb.method_state(model),
         "method": [getattr(m, "method", None) for m in model.modules()],
     }
 
@@ -152,8 +164,11 @@ def test_a_converted_gpt2():
     found = advise(model, case.batch, lambda m, batch: m(**batch).loss, ks=(0, 2, 3), seconds=60)
     assert_untouched(model, before)
     assert found.times.layers == 8
-    curve = {(t.method.k, t.method.group_size): t.relative_error for t in found.trials
-             if t.method.gamma == "auto"}  # fmt: skip
+    curve = {
+        (t.method.k, t.method.group_size): t.relative_error
+        for t in found.trials
+        if t.method.gamma == "auto"
+    }
     assert set(curve) == {(0, 1), (0, 2), (0, 4), (2, 1), (2, 2), (3, 1), (3, 2)}
     assert curve[3, 2] < curve[2, 2] < curve[2, 1]
     assert isinstance(found.for_devices(2).method, hb.Backprop | hb.Highway)
@@ -168,23 +183,26 @@ def test_what_was_not_measured_is_named():
     assert "the time was up: no groups: k = 9. None of them could change the advice." in str(slow)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(ks=()), "ks is empty; expected at least one"),
-    (dict(ks=(1, -1)), "ks=-1; expected a whole number, at least 0"),
-    (dict(devices=(1,)), "devices=1; expected a whole number, at least 2"),
-    (dict(devices=(2.5,)), r"devices=2\.5; expected a whole number"),
-    (dict(least_cosine=0), "least_cosine=0; expected a number above 0 and at most 1"),
-    (dict(least_cosine=1.1), r"least_cosine=1\.1; expected a number above 0"),
-    (dict(margin=-0.1), r"margin=-0\.1; expected a number of at least 0"),
-    (dict(seconds="all"), "seconds='all'; expected a number above 0"),
-    (dict(gammas=()), "gammas=.. for a model; expected a number among them"),
-    (dict(gammas=(1.5,)), r"gamma=1\.5; expected a number from 0 to 1"),
-    (dict(loss_fn=lambda m, x: m(x)), r"returned shape \(2, 4\); expected a scalar"),
-    (dict(loss_fn=lambda m, x: 1.0), "returned a float; expected a scalar tensor"),
-    (dict(loss_fn=lambda m, x: m(x).detach().sum()), "the loss needs no gradient"),
-    (dict(model=nn.Linear(4, 4)), "Linear holds no ResidualChain"),
-    (dict(model=hb.GRU(4, 4), gammas=("auto",)), "gammas=.'auto',. for recurrent layers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(ks=()), "ks is empty; expected at least one"),
+        (dict(ks=(1, -1)), "ks=-1; expected a whole number, at least 0"),
+        (dict(devices=(1,)), "devices=1; expected a whole number, at least 2"),
+        (dict(devices=(2.5,)), r"devices=2\.5; expected a whole number"),
+        (dict(least_cosine=0), "least_cosine=0; expected a number above 0 and at most 1"),
+        (dict(least_cosine=1.1), r"least_cosine=1\.1; expected a number above 0"),
+        (dict(margin=-0.1), r"margin=-0\.1; expected a number of at least 0"),
+        (dict(seconds="all"), "seconds='all'; expected a number above 0"),
+        (dict(gammas=()), "gammas=.. for a model; expected a number among them"),
+        (dict(gammas=(1.5,)), r"gamma=1\.5; expected a number from 0 to 1"),
+        (dict(loss_fn=lambda m, x: m(x)), r"returned shape \(2, 4\); expected a scalar"),
+        (dict(loss_fn=lambda m, x: 1.0), "returned a float; expected a scalar tensor"),
+        (dict(loss_fn=lambda m, x: m(x).detach().sum()), "the loss needs no gradient"),
+        (dict(model=nn.Linear(4, 4)), "Linear holds no ResidualChain"),
+        (dict(model=hb.GRU(4, 4), gammas=("auto",)), "gammas=.'auto',. for recurrent layers"),
+    ],
+)
 def test_wrong_arguments_get_one_clear_line(arguments, message):
     chain = hb.ResidualChain([nn.Linear(4, 4)])
     given = dict(model=chain, batch=torch.randn(2, 4), loss_fn=square) | arguments

@@ -97,11 +97,14 @@ def test_the_state_of_a_method_goes_into_a_checkpoint_and_back():
         hb.load_method_state(chain, [])
 
 
-@pytest.mark.parametrize("gamma, line", [
-    ("best", "gamma='best'; expected a number from 0 to 1, or 'auto'"),
-    (1.5, "gamma=1.5; expected a number from 0 to 1, or 'auto'"),
-    (True, "gamma=True; expected a number from 0 to 1, or 'auto'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "gamma, line",
+    [
+        ("best", "gamma='best'; expected a number from 0 to 1, or 'auto'"),
+        (1.5, "gamma=1.5; expected a number from 0 to 1, or 'auto'"),
+        (True, "gamma=True; expected a number from 0 to 1, or 'auto'"),
+    ],
+)
 def test_a_gamma_that_is_none_says_so(gamma, line):
     with pytest.raises((TypeError, ValueError)) as error:
         hb.Highway(1, gamma=gamma)

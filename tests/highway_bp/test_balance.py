@@ -13,8 +13,9 @@ from highway_bp.parallel.shares import shares_of
 def best_of_all(seconds: list[float], P: int) -> list[int]:
     """Of all cuts: the least largest share, then the most equal counts, then larger ones first."""
     L = len(seconds)
-    cuts = [[b - a for a, b in pairwise([0, *inner, L])]
-            for inner in combinations(range(1, L), P - 1)]  # fmt: skip
+    cuts = [
+        [b - a for a, b in pairwise([0, *inner, L])] for inner in combinations(range(1, L), P - 1)
+    ]
 
     def badness(sizes):
         shares = [seconds[share.start : share.stop] for share in shares_of(L, P, sizes)]
@@ -32,9 +33,10 @@ def test_no_other_cut_is_better(data):
 
 @given(st.lists(st.floats(1e-4, 1.0), min_size=3, max_size=9))
 def test_the_slowest_share_is_the_least_to_rounding(seconds):
-    largest = [max(sum(seconds[share.start : share.stop]) for share in shares_of(
-        len(seconds), 3, sizes)) for sizes in (hb.balanced_sizes(seconds, 3),
-                                               best_of_all(seconds, 3))]  # fmt: skip
+    largest = [
+        max(sum(seconds[share.start : share.stop]) for share in shares_of(len(seconds), 3, sizes))
+        for sizes in (hb.balanced_sizes(seconds, 3), best_of_all(seconds, 3))
+    ]
     assert largest[0] == pytest.approx(largest[1], rel=1e-12)
 
 
@@ -43,12 +45,15 @@ def test_equal_layers_are_shared_as_without_times():
         assert hb.balanced_sizes([0.1] * L, P) == [len(share) for share in shares_of(L, P)]
 
 
-@pytest.mark.parametrize(("seconds", "P", "line"), [
-    ([1.0, 2.0], 3, "3 processes for 2 layers; expected at most one per layer"),
-    ([1.0, 2.0], 0, "P=0; expected a whole number, at least 1"),
-    ([1.0, -2.0], 1, r"seconds=\[1.0, -2.0\]; expected finite numbers of at least 0"),
-    ([float("nan")], 1, r"seconds=\[nan\]; expected finite numbers of at least 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seconds", "P", "line"),
+    [
+        ([1.0, 2.0], 3, "3 processes for 2 layers; expected at most one per layer"),
+        ([1.0, 2.0], 0, "P=0; expected a whole number, at least 1"),
+        ([1.0, -2.0], 1, r"seconds=\[1.0, -2.0\]; expected finite numbers of at least 0"),
+        ([float("nan")], 1, r"seconds=\[nan\]; expected finite numbers of at least 0"),
+    ],
+)
 def test_what_cannot_be_shared_is_told(seconds, P, line):
     with pytest.raises(ValueError, match=line):
         hb.balanced_sizes(seconds, P)

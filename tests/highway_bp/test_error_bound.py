@@ -336,24 +336,47 @@ def chain_loss_of(models):
 
 WRONG = [
     (lambda: error_bound(nn.GRU(2, 2), chain_loss), "GRU holds no ResidualChain"),
-    (lambda: error_bound(nn.Sequential(hb.GRU(2, 2)), chain_loss),
-     "model=Sequential has a recurrent layer, GRU; expected chains of layers"),
-    (lambda: error_bound(chain_of(nn.Linear(3, 3)), chain_loss, method=hb.Backprop()),
-     r"method=Backprop\(\); expected Highway or FixedPoint"),
-    (lambda: error_bound(chain_of(nn.Linear(3, 3)), chain_loss, [-1]),
-     "ks=-1; expected a whole number, at least 0"),
-    (lambda: error_bound(chain_of(nn.Linear(3, 3)),
-                            lambda m: sum(p.sum() for p in m.parameters())),
-     "no gradient went through the chains of Module"),
-    (lambda: error_bound(nn.ModuleList([nn.Linear(3, 3), chain_of(CustomLayer(3, 3))]),
-                            chain_loss_of), "cannot be differentiated in the"),
-    (lambda: error_bound(nn.ModuleList([nn.Linear(3, 3), chain_of(Compiled(3, 3))]),
-                            chain_loss_of), "cannot be differentiated in the"),
-    (lambda: error_bound(nn.ModuleList([nn.Linear(3, 3), chain_of(ForeignCarry(3, 3))]),
-                            chain_loss_of), "cannot be differentiated in the"),
-    (lambda: bounds.remainder_bound([1.0], [1.0, 1.0], [1.0, 1.0], 0),
-     "1 block_norms, 2 carry_norms and 1 layer_norms for 2 b_norms; expected 1 of each"),
-]  # fmt: skip
+    (
+        lambda: error_bound(nn.Sequential(hb.GRU(2, 2)), chain_loss),
+        "model=Sequential has a recurrent layer, GRU; expected chains of layers",
+    ),
+    (
+        lambda: error_bound(chain_of(nn.Linear(3, 3)), chain_loss, method=hb.Backprop()),
+        r"method=Backprop\(\); expected Highway or FixedPoint",
+    ),
+    (
+        lambda: error_bound(chain_of(nn.Linear(3, 3)), chain_loss, [-1]),
+        "ks=-1; expected a whole number, at least 0",
+    ),
+    (
+        lambda: error_bound(
+            chain_of(nn.Linear(3, 3)), lambda m: sum(p.sum() for p in m.parameters())
+        ),
+        "no gradient went through the chains of Module",
+    ),
+    (
+        lambda: error_bound(
+            nn.ModuleList([nn.Linear(3, 3), chain_of(CustomLayer(3, 3))]), chain_loss_of
+        ),
+        "cannot be differentiated in the",
+    ),
+    (
+        lambda: error_bound(
+            nn.ModuleList([nn.Linear(3, 3), chain_of(Compiled(3, 3))]), chain_loss_of
+        ),
+        "cannot be differentiated in the",
+    ),
+    (
+        lambda: error_bound(
+            nn.ModuleList([nn.Linear(3, 3), chain_of(ForeignCarry(3, 3))]), chain_loss_of
+        ),
+        "cannot be differentiated in the",
+    ),
+    (
+        lambda: bounds.remainder_bound([1.0], [1.0, 1.0], [1.0, 1.0], 0),
+        "1 block_norms, 2 carry_norms and 1 layer_norms for 2 b_norms; expected 1 of each",
+    ),
+]
 
 
 @pytest.mark.parametrize("wrong, line", WRONG)

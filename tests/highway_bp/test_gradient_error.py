@@ -34,14 +34,22 @@ def test_every_score_is_what_it_says():
         layer = [n for n in exact if n.startswith("transformer.h.1.")]
         g_1, e_1 = (torch.cat([gs[n].flatten() for n in layer]) for gs in (grads, exact))
         assert found.layers["transformer.h.1"] == pytest.approx(
-            (torch.cosine_similarity(g_1, e_1, 0).item(), ((g_1 - e_1).norm() / e_1.norm()).item()))
+            (torch.cosine_similarity(g_1, e_1, 0).item(), ((g_1 - e_1).norm() / e_1.norm()).item())
+        )
 
 
-@pytest.mark.parametrize(("parameter", "layer"), [
-    ("transformer.h.3.attn.c_attn.weight", "transformer.h.3"), ("0.block.1.weight", "0"),
-    ("layer1.0.conv1.weight", "layer1.0"), ("classify.weight", "classify"), ("weight", ""),
-    ("layers.1.weight_ih_l0", "layers.1"), ("rnn.weight_ih_l0", "rnn"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("parameter", "layer"),
+    [
+        ("transformer.h.3.attn.c_attn.weight", "transformer.h.3"),
+        ("0.block.1.weight", "0"),
+        ("layer1.0.conv1.weight", "layer1.0"),
+        ("classify.weight", "classify"),
+        ("weight", ""),
+        ("layers.1.weight_ih_l0", "layers.1"),
+        ("rnn.weight_ih_l0", "rnn"),
+    ],
+)
 def test_layers_are_named_by_their_parameters(parameter, layer):
     assert layer_name(parameter) == layer
 

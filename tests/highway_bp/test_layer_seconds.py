@@ -13,8 +13,9 @@ class Wide(nn.Module):
 
     def __init__(self, inside: int):
         super().__init__()
-        self.body = nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, inside), nn.Dropout(0.5),
-                                  nn.Linear(inside, 16))  # fmt: skip
+        self.body = nn.Sequential(
+            nn.BatchNorm1d(16), nn.Linear(16, inside), nn.Dropout(0.5), nn.Linear(inside, 16)
+        )
 
     def forward(self, h):
         return h + 0.1 * self.body(h)
@@ -56,8 +57,10 @@ def ticks(monkeypatch):
     monkeypatch.setattr("highway_bp.parallel.layer_seconds.clock_of", lambda model: now.__next__)
 
 
-@pytest.mark.parametrize(("name", "parts"), [("gpt2", 2), ("llama", 2), ("roberta", 2),
-                                             ("mamba", 1), ("resnet-basic", 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("gpt2", 2), ("llama", 2), ("roberta", 2), ("mamba", 1), ("resnet-basic", 1)],
+)
 def test_sublayers_add_up_to_the_layers_of_the_model(ticks, name, parts):
     case = build(name, 4)
     model = hb.convert(case.model, hb.Backprop())
@@ -75,19 +78,30 @@ def test_layers_that_no_gradient_reaches_have_no_backward_pass(ticks):
 
 def test_every_call_of_the_chain_counts(ticks):
     model = model_of(4, 4)
-    twice = hb.layer_seconds(model, lambda m: sum(
-        h.mean() for h in m[1](m[1](torch.ones(3, 16)), return_states=True)))  # fmt: skip
+    twice = hb.layer_seconds(
+        model, lambda m: sum(h.mean() for h in m[1](m[1](torch.ones(3, 16)), return_states=True))
+    )
     assert twice == [3.0 + 1.0, 4.0]  # no gradient is wanted of the first call's input
 
 
-@pytest.mark.parametrize(("make", "loss", "line"), [
-    (lambda: nn.Linear(2, 2), loss_of, "Linear holds no ResidualChain"),
-    (lambda: nn.Sequential(*model_of(4), hb.GRU(16, 2)), loss_of,
-     "Sequential has ResidualChain, GRU; expected one ResidualChain or converted trunk"),
-    (lambda: hb.GRU(16, 2), loss_of, "GRU has GRU; expected one ResidualChain"),
-    (lambda: model_of(4), lambda m: m[0](torch.ones(2, 16)).sum(), "loss_fn did not run the model"),
-    (lambda: model_of(4), lambda m: m(torch.ones(2, 16)), "expected a scalar"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "loss", "line"),
+    [
+        (lambda: nn.Linear(2, 2), loss_of, "Linear holds no ResidualChain"),
+        (
+            lambda: nn.Sequential(*model_of(4), hb.GRU(16, 2)),
+            loss_of,
+            "Sequential has ResidualChain, GRU; expected one ResidualChain or converted trunk",
+        ),
+        (lambda: hb.GRU(16, 2), loss_of, "GRU has GRU; expected one ResidualChain"),
+        (
+            lambda: model_of(4),
+            lambda m: m[0](torch.ones(2, 16)).sum(),
+            "loss_fn did not run the model",
+        ),
+        (lambda: model_of(4), lambda m: m(torch.ones(2, 16)), "expected a scalar"),
+    ],
+)
 def test_what_cannot_be_measured_is_told(make, loss, line):
     model = make()
     with pytest.raises(ValueError, match=line):

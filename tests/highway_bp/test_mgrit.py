@@ -58,8 +58,10 @@ class Level:
         return w
 
     def c_relaxed(self, w, b):
-        return [b[i] + w[i + 1] @ self.A[i + 1] if i in self.C and i < self.N else w[i]
-                for i in range(self.N + 1)]
+        return [
+            b[i] + w[i + 1] @ self.A[i + 1] if i in self.C and i < self.N else w[i]
+            for i in range(self.N + 1)
+        ]
 
     def residuals(self, w, b):
         """At every point; that of the last is zero."""
@@ -93,11 +95,15 @@ def dense_mgrit(J, K, b, method: hb.MGRIT) -> list[Tensor]:
 
 
 METHODS = [
-    *(hb.MGRIT(cycles, coarsening, levels, relaxation)
-      for coarsening, levels in ((2, 2), (2, 3), (3, 2), (4, 2))
-      for cycles, relaxation in ((0, "F"), (1, "F"), (1, "FCF"))),
-    hb.MGRIT(2, 2, 2, "F"), hb.MGRIT(0, 2, 4), hb.MGRIT(1, 2, 1),
-]  # fmt: skip
+    *(
+        hb.MGRIT(cycles, coarsening, levels, relaxation)
+        for coarsening, levels in ((2, 2), (2, 3), (3, 2), (4, 2))
+        for cycles, relaxation in ((0, "F"), (1, "F"), (1, "FCF"))
+    ),
+    hb.MGRIT(2, 2, 2, "F"),
+    hb.MGRIT(0, 2, 4),
+    hb.MGRIT(1, 2, 1),
+]
 
 
 @every_architecture
@@ -264,16 +270,20 @@ def test_every_cycle_takes_most_of_the_error_of_small_steps(levels, relaxation):
 # -- passes ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method, passes", [
-    (hb.MGRIT(0, 4), 3 + 1 + 4 + 3),  # N = 5: F, residual, coarse steps but the first, F
-    (hb.MGRIT(1, 4, 2, "F"), 11 + 1 + 4 + 3),
-    (hb.MGRIT(1, 4, 2, "FCF"), 11 + 1 + 3 + 1 + 4 + 3),
-    (hb.MGRIT(9, 4, 2, "FCF"), 11 + 2 * (1 + 3 + 1 + 4 + 3)),  # exact after two
-    (hb.MGRIT(0, 2, 3), 1 + 1 + (1 + 1 + 4 + 1) + 1),  # the middle grid's 11 steps, 5 by twos
-    (hb.MGRIT(1, 2, 3, "FCF"), 10 + 1 + 1 + 1 + (1 + 1 + 1 + 1 + 4 + 1) + 1),
-    (hb.MGRIT(3, 24), 23),
-    (hb.MGRIT(3, 4, 1), 23),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "method, passes",
+    [
+        (hb.MGRIT(0, 4), 3 + 1 + 4 + 3),  # N = 5: F, residual, coarse steps but the first, F
+        (hb.MGRIT(1, 4, 2, "F"), 11 + 1 + 4 + 3),
+        (hb.MGRIT(1, 4, 2, "FCF"), 11 + 1 + 3 + 1 + 4 + 3),
+        (hb.MGRIT(9, 4, 2, "FCF"), 11 + 2 * (1 + 3 + 1 + 4 + 3)),  # exact after two
+        (hb.MGRIT(0, 2, 3), 1 + 1 + (1 + 1 + 4 + 1) + 1),  # the middle grid's 11 steps, 5 by twos
+        (hb.MGRIT(1, 2, 3, "FCF"), 10 + 1 + 1 + 1 + (1 + 1 + 1 + 1 + 4 + 1) + 1),
+        (hb.MGRIT(3, 24), 23),
+        (hb.MGRIT(3, 4, 1), 23),
+    ],
+    ids=str,
+)
 def test_iterations_are_the_passes_that_wait_for_each_other(method, passes):
     chain = hb.ResidualChain(long().layers, method)
     chain(long().x).sum().backward()
@@ -283,9 +293,14 @@ def test_iterations_are_the_passes_that_wait_for_each_other(method, passes):
 # -- other systems --------------------------------------------------------------------------------
 
 OVER_TIME = [
-    hb.MGRIT(0, 2), hb.MGRIT(0, 3, 2, "F"), hb.MGRIT(1, 2, 2, "F"), hb.MGRIT(0, 2, 3),
-    hb.MGRIT(1, 2, 3), hb.MGRIT(9, 2), hb.MGRIT(1, 4),
-]  # fmt: skip
+    hb.MGRIT(0, 2),
+    hb.MGRIT(0, 3, 2, "F"),
+    hb.MGRIT(1, 2, 2, "F"),
+    hb.MGRIT(0, 2, 3),
+    hb.MGRIT(1, 2, 3),
+    hb.MGRIT(9, 2),
+    hb.MGRIT(1, 4),
+]
 
 
 @test_rnns.every_carry
@@ -354,16 +369,19 @@ def test_a_run_of_it(train, runs):
 # -- bad input ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments, error, says", [
-    ({"cycles": -1}, ValueError, "cycles=-1; expected a whole number, at least 0"),
-    ({"cycles": 1.5}, TypeError, "cycles=1.5; expected a whole number"),
-    ({"coarsening": 1}, ValueError, "coarsening=1; expected a whole number, at least 2"),
-    ({"coarsening": None}, TypeError, "coarsening=None; expected a whole number"),
-    ({"levels": 0}, ValueError, "levels=0; expected a whole number, at least 1"),
-    ({"levels": True}, TypeError, "levels=True; expected a whole number"),
-    ({"relaxation": "FC"}, ValueError, "relaxation='FC'; expected one of F, FCF"),
-    ({"relaxation": None}, ValueError, "relaxation=None; expected one of F, FCF"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, error, says",
+    [
+        ({"cycles": -1}, ValueError, "cycles=-1; expected a whole number, at least 0"),
+        ({"cycles": 1.5}, TypeError, "cycles=1.5; expected a whole number"),
+        ({"coarsening": 1}, ValueError, "coarsening=1; expected a whole number, at least 2"),
+        ({"coarsening": None}, TypeError, "coarsening=None; expected a whole number"),
+        ({"levels": 0}, ValueError, "levels=0; expected a whole number, at least 1"),
+        ({"levels": True}, TypeError, "levels=True; expected a whole number"),
+        ({"relaxation": "FC"}, ValueError, "relaxation='FC'; expected one of F, FCF"),
+        ({"relaxation": None}, ValueError, "relaxation=None; expected one of F, FCF"),
+    ],
+)
 def test_bad_arguments(arguments, error, says):
     with pytest.raises(error, match=says):
         hb.MGRIT(**arguments)

@@ -55,8 +55,14 @@ def shared_and_collected(rank: int) -> list[tuple]:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             hb.load_whole_state_dict(again, other(make().state_dict()))
-        found.append((bytes_of(model) - outside, [p.shape for p in model.parameters()],
-                      hb.whole_state_dict(model), hb.whole_state_dict(again)))  # fmt: skip
+        found.append(
+            (
+                bytes_of(model) - outside,
+                [p.shape for p in model.parameters()],
+                hb.whole_state_dict(model),
+                hb.whole_state_dict(again),
+            )
+        )
     return found
 
 

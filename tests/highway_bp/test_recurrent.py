@@ -27,10 +27,17 @@ def build(name, method, seed=0):
 
 
 @every_cell
-@pytest.mark.parametrize("method", [
-    hb.Highway(L), hb.Highway(L, gamma=0.5), hb.FixedPoint(L), hb.TruncatedBPTT(L),
-    hb.Highway(3, group_size=3),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "method",
+    [
+        hb.Highway(L),
+        hb.Highway(L, gamma=0.5),
+        hb.FixedPoint(L),
+        hb.TruncatedBPTT(L),
+        hb.Highway(3, group_size=3),
+    ],
+    ids=str,
+)
 def test_with_k_of_L_it_is_autograd(name, method):
     network, x = build(name, hb.Backprop())
     exact = gradients(network, x)
@@ -77,10 +84,16 @@ def with_a_gru_cell_and_of_hb_gru(method: hb.Method) -> tuple[list, list]:
     return gradients(network, x, h_0), gradients(gru, x, h_0[None])
 
 
-@pytest.mark.parametrize("method", [
-    *(hb.Highway(k, gamma) for k in range(4) for gamma in (0.0, 0.3)),
-    hb.FixedPoint(2), hb.Highway(1, group_size=3), hb.TruncatedBPTT(3),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "method",
+    [
+        *(hb.Highway(k, gamma) for k in range(4) for gamma in (0.0, 0.3)),
+        hb.FixedPoint(2),
+        hb.Highway(1, group_size=3),
+        hb.TruncatedBPTT(3),
+    ],
+    ids=str,
+)
 def test_with_a_gru_cell_it_is_hb_gru(method):
     for a, b in zip(*with_a_gru_cell_and_of_hb_gru(method), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
@@ -101,11 +114,17 @@ def test_gradients_reach_the_initial_state():
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("carry", "says"), [
-    (lambda x, a, b: torch.ones(5), r"has shape \(5,\); expected a diagonal that broadcasts to a "
-                                    rf"state of shape \({L * B}, {H}\)"),
-    (lambda x, a, b: (1.0, 1.0), "has 2 parts; expected 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("carry", "says"),
+    [
+        (
+            lambda x, a, b: torch.ones(5),
+            r"has shape \(5,\); expected a diagonal that broadcasts to a "
+            rf"state of shape \({L * B}, {H}\)",
+        ),
+        (lambda x, a, b: (1.0, 1.0), "has 2 parts; expected 1"),
+    ],
+)
 def test_a_carry_of_the_wrong_shape(carry, says):
     network = hb.Recurrent(MinimalGatedCell(D, H), carry, hb.Highway(1))
     with pytest.raises(ValueError, match=f"carry of MinimalGatedCell {says}"):
@@ -137,8 +156,9 @@ def test_a_state_of_another_batch():
 
 
 def test_set_method_reaches_all_kinds():
-    model = nn.ModuleList([hb.GRU(2, 2), hb.LSTM(2, 2), hb.ResidualChain([]),
-                           hb.Recurrent(MinimalGatedCell(D, H))])  # fmt: skip
+    model = nn.ModuleList(
+        [hb.GRU(2, 2), hb.LSTM(2, 2), hb.ResidualChain([]), hb.Recurrent(MinimalGatedCell(D, H))]
+    )
     hb.set_method(model, hb.Highway(2))
     assert all(m.method == hb.Highway(2) for m in model)
     with pytest.raises(ValueError, match="Linear holds no ResidualChain, GRU, LSTM or Recurrent"):

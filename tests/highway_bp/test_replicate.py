@@ -64,8 +64,9 @@ def on_four(rank: int) -> tuple[dict[str, tuple], list]:
                 hb.set_method(model, method)
                 hb.shard(model, mesh["layers"].get_group(), micro_batches=micro_batches)
                 trained = hb.replicate(model, mesh["data"].get_group())
-                numbers = torch.tensor(losses(model, trained, part, next_tokens(part)),
-                                       dtype=torch.float64)  # fmt: skip
+                numbers = torch.tensor(
+                    losses(model, trained, part, next_tokens(part)), dtype=torch.float64
+                )
                 dist.all_reduce(numbers)
                 state = hb.whole_state_dict(model)
                 found[f"{name} {method} {micro_batches}"] = numbers / 4, state

@@ -25,10 +25,16 @@ OPTIONS = {
     "dropout 1": {"num_layers": 2, "dropout": 1.0},
 }
 EXACT = [  # as many iterations as layers, or windows
-    hb.Highway(L), hb.Highway(L, gamma=0.3), hb.FixedPoint(L), hb.Backprop(),
-    hb.Highway(3, group_size=2), hb.Highway(2, gamma=0.3, group_size=4),
-    hb.FixedPoint(2, group_size=4), hb.TruncatedBPTT(L), hb.TruncatedBPTT(2 * L),
-]  # fmt: skip
+    hb.Highway(L),
+    hb.Highway(L, gamma=0.3),
+    hb.FixedPoint(L),
+    hb.Backprop(),
+    hb.Highway(3, group_size=2),
+    hb.Highway(2, gamma=0.3, group_size=4),
+    hb.FixedPoint(2, group_size=4),
+    hb.TruncatedBPTT(L),
+    hb.TruncatedBPTT(2 * L),
+]
 
 every_carry = pytest.mark.parametrize(("kind", "carry"), CARRIES)
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -169,9 +175,12 @@ METHODS = [
     *(hb.Highway(k, gamma) for k, gamma in itertools.product(range(L), (0.0, 0.4))),
     *(hb.FixedPoint(k) for k in range(L)),
     *(hb.Highway(k, group_size=s) for k, s in itertools.product((0, 1), (2, 4, 5))),
-    hb.Highway(1, gamma=0.4, group_size=2), hb.FixedPoint(1, group_size=2),
-    hb.TruncatedBPTT(1), hb.TruncatedBPTT(2), hb.TruncatedBPTT(4),
-]  # fmt: skip
+    hb.Highway(1, gamma=0.4, group_size=2),
+    hb.FixedPoint(1, group_size=2),
+    hb.TruncatedBPTT(1),
+    hb.TruncatedBPTT(2),
+    hb.TruncatedBPTT(4),
+]
 
 
 def gradients_over_time(kind: str, carry: str, method: hb.Method) -> tuple[list, list]:
@@ -201,10 +210,15 @@ def matrix(linear, n: int) -> Tensor:
 
 
 @every_carry
-@pytest.mark.parametrize("method", [
-    *(hb.Highway(k, gamma) for k in range(5) for gamma in (0.0, 0.4)),
-    *(hb.Highway(k, group_size=2) for k in range(3)), *(hb.FixedPoint(k) for k in range(5)),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "method",
+    [
+        *(hb.Highway(k, gamma) for k in range(5) for gamma in (0.0, 0.4)),
+        *(hb.Highway(k, group_size=2) for k in range(3)),
+        *(hb.FixedPoint(k) for k in range(5)),
+    ],
+    ids=str,
+)
 def test_each_k_is_the_sum_over_paths(kind, carry, method):
     """One short sequence; dense Jacobians of its steps, then Theorem 2 path by path."""
     _, ours, x, states = pair(kind, method, carry)
@@ -315,12 +329,15 @@ def test_what_stands_behind_the_end_has_no_say(kind):
     assert_equal([*seen[0], *seen[1]], [*clean[0], *clean[1]], 0.0)
 
 
-@pytest.mark.parametrize(("lengths", "error", "says"), [
-    ([6, 6, 4, 2, 0], ValueError, r"lengths\[4\]=0; expected 1 up to 6"),
-    ([6, 7, 4, 2, 1], ValueError, r"lengths\[1\]=7; expected 1 up to 6"),
-    ([6, 6, 4], ValueError, r"lengths have shape \(3,\); expected 5"),
-    ([6.0, 6, 4, 2, 1], TypeError, "lengths are torch.float32; expected whole numbers"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("lengths", "error", "says"),
+    [
+        ([6, 6, 4, 2, 0], ValueError, r"lengths\[4\]=0; expected 1 up to 6"),
+        ([6, 7, 4, 2, 1], ValueError, r"lengths\[1\]=7; expected 1 up to 6"),
+        ([6, 6, 4], ValueError, r"lengths have shape \(3,\); expected 5"),
+        ([6.0, 6, 4, 2, 1], TypeError, "lengths are torch.float32; expected whole numbers"),
+    ],
+)
 @pytest.mark.parametrize("method", [hb.Highway(1), hb.Backprop()], ids=str)
 def test_lengths_that_do_not_fit(method, lengths, error, says):
     _, ours, x, _ = pair("GRU", method)
@@ -446,11 +463,20 @@ def test_proj_size_is_refused_but_with_backprop():
     assert hb.LSTM(D, H, proj_size=2)(torch.randn(L, B, D))[0].shape == (L, B, 2)
 
 
-@pytest.mark.parametrize(("shape", "state"), [
-    ((L, B, D + 1), None), ((L, B, D), (1, B + 1, H)), ((L, B, D), (2, B, H)),
-    ((L, B, D, 1), None), ((L, D), (1, 1, H)), ((L, B, D), (B, H)), ((L, B, D), (1, B, H + 1)),
-    ((0, B, D), None),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape", "state"),
+    [
+        ((L, B, D + 1), None),
+        ((L, B, D), (1, B + 1, H)),
+        ((L, B, D), (2, B, H)),
+        ((L, B, D, 1), None),
+        ((L, D), (1, 1, H)),
+        ((L, B, D), (B, H)),
+        ((L, B, D), (1, B, H + 1)),
+        ((0, B, D), None),
+    ],
+    ids=str,
+)
 @every_kind
 def test_what_torch_rejects_is_rejected_alike(kind, shape, state):
     theirs, ours = KINDS[kind]

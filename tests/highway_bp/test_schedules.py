@@ -44,8 +44,13 @@ def test_an_exact_step_every_n():
     assert ks(BpEvery(BASE, 3), 7) == [7, 7, "bp", 7, 7, "bp", 7]
 
 
-@given(st.integers(1, 300), st.integers(0, 9), st.integers(0, 9),
-       st.sampled_from([None, 0.3, 0.9]), st.sampled_from([Linear, Cosine]))  # fmt: skip
+@given(
+    st.integers(1, 300),
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.sampled_from([None, 0.3, 0.9]),
+    st.sampled_from([Linear, Cosine]),
+)
 def test_ramps_stay_between_their_ends_and_never_turn(steps, start, end, exact_from, kind):
     found = ks(kind(BASE, start, end, exact_from), steps)
     ramp = [k for k in found if k != "bp"]
@@ -65,8 +70,9 @@ class Errors:
     def __call__(self, method, ks):
         assert method == BASE
         self.asked.append(list(ks))
-        return [GradientError(k, 1 - self.table[k], self.table[k], self.table[k], {}, {})
-                for k in ks]
+        return [
+            GradientError(k, 1 - self.table[k], self.table[k], self.table[k], {}, {}) for k in ks
+        ]
 
 
 def chosen(adaptive, table, step=0, steps=10_000):
@@ -138,8 +144,10 @@ def test_the_state_goes_into_a_checkpoint_and_back():
     assert fixed == Milestones(BASE)
 
 
-@pytest.mark.parametrize("schedule", [
-    Constant(BASE), Milestones(BASE), Linear(BASE), Cosine(BASE), BpEvery(BASE), Adaptive(BASE)])
+@pytest.mark.parametrize(
+    "schedule",
+    [Constant(BASE), Milestones(BASE), Linear(BASE), Cosine(BASE), BpEvery(BASE), Adaptive(BASE)],
+)
 def test_all_of_them_are_schedules(schedule):
     assert isinstance(schedule, hb.schedules.Schedule)
 
@@ -169,37 +177,60 @@ def test_a_real_measurement_drives_the_ladder():
     assert exact[8] < 1e-6 < 0.2 < exact[0]
 
 
-@pytest.mark.parametrize("make, line", [
-    (lambda: Milestones(BASE, (1, 2), (0.5, 0.2)),
-     "at=[0.5, 0.2]; expected 1 milestones, one less than ks=[1, 2]"),
-    (lambda: Milestones(BASE, (1, 2, 3), (0.5, 0.2)),
-     "at=[0.5, 0.2]; expected increasing milestones"),
-    (lambda: Milestones(BASE, (1, 2, 3), (5, 0.2)),
-     "at=[5, 0.2]; expected all fractions, or all steps"),
-    (lambda: Milestones(BASE, (1, 2), (1.5,)),
-     "at=[1.5]; expected fractions below 1, or whole steps"),
-    (lambda: Milestones(BASE, (1, 2), (0,)), "at=[0]; expected fractions below 1, or steps"),
-    (lambda: Milestones(BASE, (1, 2), (50,)).method_for(0, 50),
-     "at=[50], steps [50]; expected milestones within the 50 steps of training"),
-    (lambda: Milestones(BASE, (1, "bq"), (0.5,)),
-     "ks: 'bq'; expected numbers of iterations, or 'bp'"),
-    (lambda: Milestones(BASE, (1, 2.5), (0.5,)), "ks=2.5; expected a whole number, at least 0"),
-    (lambda: Milestones(hb.Backprop()),
-     "method=Backprop(); expected one with iterations, such as Highway(k)"),
-    (lambda: Linear(BASE, 0, -1), "end=-1; expected a whole number, at least 0"),
-    (lambda: Cosine(BASE, exact_from=1.0), "exact_from=1.0; expected a number between 0 and 1"),
-    (lambda: BpEvery(BASE, 0), "n=0; expected a whole number, at least 1"),
-    (lambda: Adaptive(BASE, tolerance=0), "tolerance=0; expected a number between 0 and 1"),
-    (lambda: Adaptive(BASE, tolerance="low"),
-     "tolerance='low'; expected a number between 0 and 1"),
-    (lambda: Adaptive(BASE, ks=(3, 1)), "ks=[3, 1]; expected at least two increasing numbers"),
-    (lambda: Adaptive(BASE, ks=3), "ks=3; expected a list"),
-    (lambda: Milestones(BASE, at=0.5), "at=0.5; expected a list"),
-    (lambda: Adaptive(BASE, signal="loss"),
-     "signal='loss'; expected one of relative_error, cosine, increment"),
-    (lambda: Adaptive(hb.Backprop()),
-     "method=Backprop(); expected one with iterations, such as Highway(k)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, line",
+    [
+        (
+            lambda: Milestones(BASE, (1, 2), (0.5, 0.2)),
+            "at=[0.5, 0.2]; expected 1 milestones, one less than ks=[1, 2]",
+        ),
+        (
+            lambda: Milestones(BASE, (1, 2, 3), (0.5, 0.2)),
+            "at=[0.5, 0.2]; expected increasing milestones",
+        ),
+        (
+            lambda: Milestones(BASE, (1, 2, 3), (5, 0.2)),
+            "at=[5, 0.2]; expected all fractions, or all steps",
+        ),
+        (
+            lambda: Milestones(BASE, (1, 2), (1.5,)),
+            "at=[1.5]; expected fractions below 1, or whole steps",
+        ),
+        (lambda: Milestones(BASE, (1, 2), (0,)), "at=[0]; expected fractions below 1, or steps"),
+        (
+            lambda: Milestones(BASE, (1, 2), (50,)).method_for(0, 50),
+            "at=[50], steps [50]; expected milestones within the 50 steps of training",
+        ),
+        (
+            lambda: Milestones(BASE, (1, "bq"), (0.5,)),
+            "ks: 'bq'; expected numbers of iterations, or 'bp'",
+        ),
+        (lambda: Milestones(BASE, (1, 2.5), (0.5,)), "ks=2.5; expected a whole number, at least 0"),
+        (
+            lambda: Milestones(hb.Backprop()),
+            "method=Backprop(); expected one with iterations, such as Highway(k)",
+        ),
+        (lambda: Linear(BASE, 0, -1), "end=-1; expected a whole number, at least 0"),
+        (lambda: Cosine(BASE, exact_from=1.0), "exact_from=1.0; expected a number between 0 and 1"),
+        (lambda: BpEvery(BASE, 0), "n=0; expected a whole number, at least 1"),
+        (lambda: Adaptive(BASE, tolerance=0), "tolerance=0; expected a number between 0 and 1"),
+        (
+            lambda: Adaptive(BASE, tolerance="low"),
+            "tolerance='low'; expected a number between 0 and 1",
+        ),
+        (lambda: Adaptive(BASE, ks=(3, 1)), "ks=[3, 1]; expected at least two increasing numbers"),
+        (lambda: Adaptive(BASE, ks=3), "ks=3; expected a list"),
+        (lambda: Milestones(BASE, at=0.5), "at=0.5; expected a list"),
+        (
+            lambda: Adaptive(BASE, signal="loss"),
+            "signal='loss'; expected one of relative_error, cosine, increment",
+        ),
+        (
+            lambda: Adaptive(hb.Backprop()),
+            "method=Backprop(); expected one with iterations, such as Highway(k)",
+        ),
+    ],
+)
 def test_what_does_not_fit_is_told_in_one_line(make, line):
     with pytest.raises((TypeError, ValueError)) as told:
         make()

@@ -17,9 +17,15 @@ from tests.highway_bp.on_ranks import leave, on_ranks
 
 TOLERANCE = 1e-10
 METHODS = [
-    hb.Backprop(), hb.FixedPoint(1), hb.TruncatedBPTT(1), hb.Highway(0), hb.Highway(1),
-    hb.Highway(2, gamma=0.3), hb.Highway(3, tolerance=0.5), hb.Highway(1, gamma="auto"),
-]  # fmt: skip
+    hb.Backprop(),
+    hb.FixedPoint(1),
+    hb.TruncatedBPTT(1),
+    hb.Highway(0),
+    hb.Highway(1),
+    hb.Highway(2, gamma=0.3),
+    hb.Highway(3, tolerance=0.5),
+    hb.Highway(1, gamma="auto"),
+]
 
 
 class Relu(nn.Module):
@@ -200,11 +206,15 @@ def test_what_processes_disagree_on_is_named(tmp_path, differ):
     told = on_ranks(2, disagreeing, tmp_path, tmp_path, differ)
     assert told[0][0] == told[1][0]
     assert told[0][0].startswith("micro_batches=2 for a state of shape (1, 4, 8); expected at most")
-    call = "a state of float64 3 4 8, Highway(k={}, gamma=0.0, group_size=1, tolerance=None), " \
-           "sizes=[2, 2], micro_batches=1, without gradients"
+    call = (
+        "a state of float64 3 4 8, Highway(k={}, gamma=0.0, group_size=1, tolerance=None), "
+        "sizes=[2, 2], micro_batches=1, without gradients"
+    )
     if differ == "method":
-        assert told[1][1] == (f"a ShardedChain called on rank 1 with {call.format(1)}, on rank 0 "
-                              f"with {call.format(0)}; expected the same")  # fmt: skip
+        assert told[1][1] == (
+            f"a ShardedChain called on rank 1 with {call.format(1)}, on rank 0 "
+            f"with {call.format(0)}; expected the same"
+        )
     else:
         assert told[1][1].startswith("another state enters the ShardedChain on rank 1 than on rank")
     assert "rank 1" not in told[0][1]  # it finds its message not taken
@@ -235,8 +245,10 @@ def in_half_precision(rank: int) -> list[float]:
                 h = each(data("gpt").float())
             torch.sin(h).sum().backward()
             gradients.append([p.grad.clone() for p in chain.own_parameters()])
-        errors += [((found - exact).abs().max() / exact.abs().max()).item()
-                   for exact, found in zip(*gradients, strict=True)]  # fmt: skip
+        errors += [
+            ((found - exact).abs().max() / exact.abs().max()).item()
+            for exact, found in zip(*gradients, strict=True)
+        ]
     return errors
 
 

@@ -32,9 +32,12 @@ def trained(*parts: str) -> Callable:
 
 # model, gamma
 CASES = {
-    "gpt": (gpt, 0.1), "resnet": (resnet, 0.0), "gammas": (gpt, "auto"),
-    "first": (trained(*LAYERS[:2]), 0.0), "last": (trained(LAYERS[2]), 0.0),
-}  # fmt: skip
+    "gpt": (gpt, 0.1),
+    "resnet": (resnet, 0.0),
+    "gammas": (gpt, "auto"),
+    "first": (trained(*LAYERS[:2]), 0.0),
+    "last": (trained(LAYERS[2]), 0.0),
+}
 
 
 def loss_of(x: torch.Tensor, y: torch.Tensor) -> Callable[[nn.Module], torch.Tensor]:
@@ -55,18 +58,23 @@ def errors(model: nn.Module, x, y, method: hb.Highway) -> list[dict]:
 def trace(model: nn.Module) -> list:
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     buffers = [b.clone() for b in model.buffers() if not b.is_meta]
-    return [*gradients, *buffers, torch.get_rng_state(), hb.method_state(model),
-            hb.current_method(model)]  # fmt: skip
+    return [
+        *gradients,
+        *buffers,
+        torch.get_rng_state(),
+        hb.method_state(model),
+        hb.current_method(model),
+    ]
 
 
 def adaptive_ks(model: nn.Module, x, y, method: hb.Highway) -> list:
     """The k of every step (-1: exact), and the error that was last measured."""
-    schedule = hb.schedules.Adaptive(
-        method, tolerance=0.01, ks=(0, 1), budget=0.9, exact_from=0.9)  # fmt: skip
+    schedule = hb.schedules.Adaptive(method, tolerance=0.01, ks=(0, 1), budget=0.9, exact_from=0.9)
     optimizer, ks, steps = torch.optim.SGD(model.parameters(), lr=0.5), [], 16
     for step in range(steps):
         chosen = schedule.method_for(
-            step, steps, lambda m, ks: hb.gradient_error(model, loss_of(x, y), ks, m))
+            step, steps, lambda m, ks: hb.gradient_error(model, loss_of(x, y), ks, m)
+        )
         ks.append(getattr(chosen, "k", -1))
         hb.set_method(model, chosen)
         optimizer.zero_grad()

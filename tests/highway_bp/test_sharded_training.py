@@ -53,8 +53,9 @@ def two_chains() -> tuple[nn.Module, list[int], torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     chains = [hb.ResidualChain(Convolution() for _ in range(3)) for _ in range(2)]
     between = [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)]
-    model = nn.Sequential(between[0], chains[0], between[1], chains[1], nn.AdaptiveAvgPool2d(1),
-                          nn.Flatten()).double()  # fmt: skip
+    model = nn.Sequential(
+        between[0], chains[0], between[1], chains[1], nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).double()
     x = torch.randn(4, 3, 8, 8, dtype=torch.float64).to(memory_format=torch.channels_last)
     return model.to(memory_format=torch.channels_last), [2, 1], x, torch.arange(4)
 
@@ -63,9 +64,7 @@ MODELS = {"gpt": gpt, "resnet": resnet, "two chains": two_chains}
 METHODS = [hb.Backprop(), hb.Highway(0), hb.Highway(1)]
 
 
-def losses(
-    model: nn.Module, trained: nn.Module, x: torch.Tensor, y: torch.Tensor
-) -> list[float]:
+def losses(model: nn.Module, trained: nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[float]:
     """Of STEPS steps of AdamW with a clipped gradient, each followed by its norm.
 
     ``trained`` is called in the model's place: itself, or a wrapper of it.
@@ -93,8 +92,9 @@ def on_two(rank: int) -> dict[str, tuple]:
             chain, *_ = hb.shard(model)
             numbers = losses(model, model, x, y)
             state = copy.deepcopy(hb.whole_state_dict(model))  # the evaluation changes statistics
-            here = [i for i, layer in enumerate(chain)
-                    if not any(p.is_meta for p in layer.parameters())]  # fmt: skip
+            here = [
+                i for i, layer in enumerate(chain) if not any(p.is_meta for p in layer.parameters())
+            ]
             found[f"{name} {method}"] = list(chain.own), here, numbers, state
             with torch.no_grad():  # evaluation goes through both processes, too
                 assert model(x).isfinite().all()

@@ -20,7 +20,8 @@ def gradients(name: str, method: hb.Method):
     if not loss.requires_grad:
         return None, 0
     return or_zeros(torch.autograd.grad(loss, leaves, allow_unused=True), leaves), (
-        max(chain.iterations))
+        max(chain.iterations)
+    )
 
 
 @every_architecture
@@ -74,8 +75,13 @@ def test_recurrent_layers_stop_too(layer, group_size):
 def test_iterations_are_those_of_the_last_backward_pass():
     torch.manual_seed(0)
     rnn, x = hb.GRU(3, 4, method=hb.Highway(2)), torch.randn(9, 2, 3)
-    for method, wanted in ((hb.Highway(2), 2), (hb.FixedPoint(3), 3), (hb.Highway(0), 0),
-                           (hb.Highway(1), 1), (hb.Backprop(), 0)):  # fmt: skip
+    for method, wanted in (
+        (hb.Highway(2), 2),
+        (hb.FixedPoint(3), 3),
+        (hb.Highway(0), 0),
+        (hb.Highway(1), 1),
+        (hb.Backprop(), 0),
+    ):
         rnn.method = method
         rnn(x)[0].sum().backward()
         assert hb.iterations(rnn) == wanted
@@ -100,11 +106,14 @@ def test_a_gradient_of_zero_needs_one_iteration():
     assert chain.iterations == [1]
 
 
-@pytest.mark.parametrize("tolerance, line", [
-    (0, "tolerance=0; expected a number between 0 and 1"),
-    (1, "tolerance=1; expected a number between 0 and 1"),
-    (True, "tolerance=True; expected a number between 0 and 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tolerance, line",
+    [
+        (0, "tolerance=0; expected a number between 0 and 1"),
+        (1, "tolerance=1; expected a number between 0 and 1"),
+        (True, "tolerance=True; expected a number between 0 and 1"),
+    ],
+)
 def test_a_tolerance_that_is_none_says_so(tolerance, line):
     with pytest.raises((TypeError, ValueError)) as told:
         hb.Highway(3, tolerance=tolerance)

@@ -14,8 +14,13 @@ from tests.highway_bp.hub_models import MAKERS, TRANSFORMERS, Case, build, tf
 
 every_family = pytest.mark.parametrize("name", MAKERS)
 every_transformer = pytest.mark.parametrize("name", TRANSFORMERS)
-METHODS = [hb.Highway(99), hb.Highway(99, gamma=0.3), hb.Highway(99, group_size=3),
-           hb.FixedPoint(99), hb.Highway(99, gamma="auto")]  # fmt: skip
+METHODS = [
+    hb.Highway(99),
+    hb.Highway(99, gamma=0.3),
+    hb.Highway(99, group_size=3),
+    hb.FixedPoint(99),
+    hb.Highway(99, gamma="auto"),
+]
 pytestmark = pytest.mark.filterwarnings("ignore:k=99 is larger than L")
 
 
@@ -107,18 +112,27 @@ def parts(name, layer, args, kwargs):
         return [pre_ln(lambda h: layer.mixer(layer.norm(h)))]
     if name == "gpt2":
         mask = args[1]
-        return [pre_ln(lambda h: layer.attn(layer.ln_1(h), attention_mask=mask)[0]),
-                pre_ln(lambda h: layer.mlp(layer.ln_2(h)))]  # fmt: skip
+        return [
+            pre_ln(lambda h: layer.attn(layer.ln_1(h), attention_mask=mask)[0]),
+            pre_ln(lambda h: layer.mlp(layer.ln_2(h))),
+        ]
     if name in ("bert", "roberta"):
         a, out = layer.attention, layer.output
-        return [post_ln(lambda h: a.output.dense(a.self(h, attention_mask=args[0])[0]),
-                        a.output.LayerNorm),
-                post_ln(lambda h: out.dense(layer.intermediate(h)), out.LayerNorm)]  # fmt: skip
+        return [
+            post_ln(
+                lambda h: a.output.dense(a.self(h, attention_mask=args[0])[0]), a.output.LayerNorm
+            ),
+            post_ln(lambda h: out.dense(layer.intermediate(h)), out.LayerNorm),
+        ]
     if name == "vit":
-        return [pre_ln(lambda h: layer.attention(layer.layernorm_before(h))[0]),
-                pre_ln(lambda h: layer.mlp(layer.layernorm_after(h)))]  # fmt: skip
-    return [pre_ln(lambda h: layer.self_attn(layer.input_layernorm(h), **kwargs)[0]),
-            pre_ln(lambda h: layer.mlp(layer.post_attention_layernorm(h)))]  # fmt: skip
+        return [
+            pre_ln(lambda h: layer.attention(layer.layernorm_before(h))[0]),
+            pre_ln(lambda h: layer.mlp(layer.layernorm_after(h))),
+        ]
+    return [
+        pre_ln(lambda h: layer.self_attn(layer.input_layernorm(h), **kwargs)[0]),
+        pre_ln(lambda h: layer.mlp(layer.post_attention_layernorm(h))),
+    ]
 
 
 def layers_of(model, name, trunk):
@@ -149,10 +163,13 @@ class Dense:
             layer.register_forward_hook(note, with_kwargs=True)
         loss = case.loss(case.model)
         (b_L,) = torch.autograd.grad(loss, ends[-1])
-        made = [parts(name, layer, args[1:], kwargs)
-                for layer, (args, kwargs) in zip(self.layers, calls, strict=True)]  # fmt: skip
-        self.chain = oracle.DenseChain([p for group in made for p in group],
-                                       calls[0][0][0].detach())  # fmt: skip
+        made = [
+            parts(name, layer, args[1:], kwargs)
+            for layer, (args, kwargs) in zip(self.layers, calls, strict=True)
+        ]
+        self.chain = oracle.DenseChain(
+            [p for group in made for p in group], calls[0][0][0].detach()
+        )
         torch.testing.assert_close(self.chain.states[-1], ends[-1].detach(), rtol=1e-10, atol=1e-11)
         zeros = [torch.zeros_like(h).flatten() for h in self.chain.states[:-1]]
         self.b = [*zeros, b_L.flatten()]
@@ -164,8 +181,14 @@ class Dense:
 def test_below_L_gradients_are_the_sum_over_paths(name):
     dense = Dense(name)
     L = len(dense.chain.layers)
-    for method in (hb.Highway(0), hb.Highway(1), hb.Highway(2), hb.Highway(1, gamma=0.3),
-                   hb.FixedPoint(1), hb.Highway(1, group_size=2)):  # fmt: skip
+    for method in (
+        hb.Highway(0),
+        hb.Highway(1),
+        hb.Highway(2),
+        hb.Highway(1, gamma=0.3),
+        hb.FixedPoint(1),
+        hb.Highway(1, group_size=2),
+    ):
         if L < 4 and getattr(method, "k", 0) >= L:
             continue
         case = build(name, 2)
@@ -181,8 +204,11 @@ def test_below_L_gradients_are_the_sum_over_paths(name):
             w = oracle.inside_groups(w, dense.chain.A, dense.b, size)
         wanted = dense.chain.leaf_gradients(w, list(dense.leaves.values()))
         tolerance = 1e-5 if name == "mamba" else 1e-9  # its scan computes in float32
-        assert_same({n: found[n] for n in dense.leaves},
-                    dict(zip(dense.leaves, wanted, strict=True)), tolerance)  # fmt: skip
+        assert_same(
+            {n: found[n] for n in dense.leaves},
+            dict(zip(dense.leaves, wanted, strict=True)),
+            tolerance,
+        )
 
 
 @every_transformer
@@ -190,13 +216,16 @@ def test_hidden_states_may_be_asked_for_and_enter_the_loss(name):
     case = build(name)
     untouched = copy.deepcopy(case.model)
     hb.convert(case.model, hb.Highway(99))
-    found, wanted = (m(**case.batch, output_hidden_states=True).hidden_states
-                     for m in (case.model, untouched))  # fmt: skip
+    found, wanted = (
+        m(**case.batch, output_hidden_states=True).hidden_states for m in (case.model, untouched)
+    )
     assert len(found) == len(wanted) == 3
     for states in (found, wanted):
         sum((i + 1) * h.sin().sum() for i, h in enumerate(states)).backward()
-    assert_same({n: p.grad for n, p in case.model.named_parameters() if p.grad is not None},
-                {n: p.grad for n, p in untouched.named_parameters() if p.grad is not None})
+    assert_same(
+        {n: p.grad for n, p in case.model.named_parameters() if p.grad is not None},
+        {n: p.grad for n, p in untouched.named_parameters() if p.grad is not None},
+    )
 
 
 @every_transformer
@@ -226,9 +255,15 @@ def test_generate_and_its_cache_are_as_before(name):
     found, wanted = model.generate(prompt, **asked), untouched.generate(prompt, **asked)
     assert torch.equal(found, wanted)
     with_cache = model(input_ids=prompt, use_cache=True)  # gradients on: the cache is filled too
-    again = model(input_ids=case.batch["input_ids"][:1, 2:3], use_cache=True,
-                  **{key: getattr(with_cache, key) for key in ("cache", "past_key_values")
-                     if getattr(with_cache, key, None) is not None and key in with_cache})
+    again = model(
+        input_ids=case.batch["input_ids"][:1, 2:3],
+        use_cache=True,
+        **{
+            key: getattr(with_cache, key)
+            for key in ("cache", "past_key_values")
+            if getattr(with_cache, key, None) is not None and key in with_cache
+        },
+    )
     whole = untouched(input_ids=case.batch["input_ids"][:1, :3]).logits[:, -1]
     torch.testing.assert_close(again.logits[:, -1], whole)
 
@@ -312,26 +347,48 @@ def test_three_lines_and_the_trainer_of_transformers(tmp_path):
     pytest.importorskip("accelerate")
     torch.manual_seed(0)
     config = tf.LlamaConfig(
-        vocab_size=16, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
-        intermediate_size=64, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+        vocab_size=16,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
     model = tf.LlamaForCausalLM(config)
     hb.convert(model, hb.Highway(k=1))
     rows = [{"input_ids": (torch.arange(12) + i) % 16} for i in range(64)]
     data = [{**row, "labels": row["input_ids"]} for row in rows]
-    trainer = tf.Trainer(model, tf.TrainingArguments(
-        str(tmp_path), max_steps=60, per_device_train_batch_size=8, learning_rate=5e-3,
-        logging_steps=10, report_to=[], save_strategy="steps", save_steps=60, use_cpu=True,
-        disable_tqdm=True), train_dataset=data)  # fmt: skip
+    trainer = tf.Trainer(
+        model,
+        tf.TrainingArguments(
+            str(tmp_path),
+            max_steps=60,
+            per_device_train_batch_size=8,
+            learning_rate=5e-3,
+            logging_steps=10,
+            report_to=[],
+            save_strategy="steps",
+            save_steps=60,
+            use_cpu=True,
+            disable_tqdm=True,
+        ),
+        train_dataset=data,
+    )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.3 < 2 < losses[0]
     model.eval()
-    out = model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=5, do_sample=False,
-                         pad_token_id=0)  # fmt: skip
+    out = model.generate(
+        torch.tensor([[3, 4, 5]]), max_new_tokens=5, do_sample=False, pad_token_id=0
+    )
     assert out[0].tolist() == list(range(3, 11))
     back = tf.LlamaForCausalLM.from_pretrained(tmp_path / "checkpoint-60")
-    assert torch.equal(back.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=5, do_sample=False,
-                                     pad_token_id=0), out)  # fmt: skip
+    assert torch.equal(
+        back.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=5, do_sample=False, pad_token_id=0),
+        out,
+    )
 
 
 def test_a_state_between_layers_cannot_be_used_unnoticed():
@@ -343,8 +400,9 @@ def test_a_state_between_layers_cannot_be_used_unnoticed():
         states[0].sum()
 
 
-@pytest.mark.parametrize("name", [
-    "llama", "bert", pytest.param("resnet-basic", marks=pytest.mark.xfail(strict=True))])
+@pytest.mark.parametrize(
+    "name", ["llama", "bert", pytest.param("resnet-basic", marks=pytest.mark.xfail(strict=True))]
+)
 def test_torch_compile_around_a_trunk(name):
     case = build(name)
     model = hb.convert(case.model, hb.Highway(1))
@@ -423,8 +481,9 @@ class Scaled(nn.Module):
 
 
 def build_chain_of(model):
-    layers = [Scaled(copy.deepcopy(layer), 1 + i)
-              for i, layer in enumerate(trunks(model)[0].layers)]
+    layers = [
+        Scaled(copy.deepcopy(layer), 1 + i) for i, layer in enumerate(trunks(model)[0].layers)
+    ]
     return hb.ResidualChain(layers, hb.Highway(2, gamma=0.1))
 
 
@@ -466,11 +525,15 @@ def test_tied_layers_share_their_gradient():
 def test_frozen_layers_below_get_no_gradient():
     case, plain = build("gpt2"), build("gpt2")
     for model in (case.model, plain.model):
-        for p in [*model.transformer.wte.parameters(), *model.transformer.wpe.parameters(),
-                  *model.transformer.h[0].parameters()]:  # fmt: skip
+        for p in [
+            *model.transformer.wte.parameters(),
+            *model.transformer.wpe.parameters(),
+            *model.transformer.h[0].parameters(),
+        ]:
             p.requires_grad_(False)
-    assert_same(gradients(case, hb.convert(case.model, hb.Highway(99))),
-                gradients(plain, plain.model))
+    assert_same(
+        gradients(case, hb.convert(case.model, hb.Highway(99))), gradients(plain, plain.model)
+    )
 
 
 def test_gradient_error_of_a_converted_model_goes_to_zero_and_leaves_no_trace():

@@ -5,8 +5,9 @@ import torch
 
 from models.downsample import IRevNetDownsampling, RowDownsampling
 
-BOTH = pytest.mark.parametrize("kind", [RowDownsampling(), IRevNetDownsampling()],
-                               ids=["rows", "irevnet"])
+BOTH = pytest.mark.parametrize(
+    "kind", [RowDownsampling(), IRevNetDownsampling()], ids=["rows", "irevnet"]
+)
 SIZES = pytest.mark.parametrize("s", [1, 2, 4])
 
 

@@ -27,11 +27,14 @@ def test_decoders_look_back_alone(family):
     torch.testing.assert_close(model(x)[:, :5], model(y)[:, :5])
 
 
-@pytest.mark.parametrize("wrong, line", [
-    ({"family": "gpt9"}, "family='gpt9'; expected one of gpt2, llama"),
-    ({"heads": 3}, "heads=3; expected a divisor of hidden=16"),
-    ({"family": "llama", "dropout": 0.1}, "dropout=0.1; expected 0 for Llama"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong, line",
+    [
+        ({"family": "gpt9"}, "family='gpt9'; expected one of gpt2, llama"),
+        ({"heads": 3}, "heads=3; expected a divisor of hidden=16"),
+        ({"family": "llama", "dropout": 0.1}, "dropout=0.1; expected 0 for Llama"),
+    ],
+)
 def test_decoders_that_cannot_be(wrong, line):
     with pytest.raises(ValueError, match=line):
         Decoder(**{"vocabulary": 30, "hidden": 16, "heads": 2, "layers": 1, **wrong})

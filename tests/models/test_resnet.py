@@ -129,9 +129,7 @@ def test_the_stream_keeps_one_shape(preact, downsampling):
 def test_the_stream_halves_at_each_stage(preact, downsampling):
     model = small(preact, downsampling)
     states = model.chain(model.stem(images()), return_states=True)
-    assert [tuple(h.shape) for h in states] == [
-        (2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)
-    ]
+    assert [tuple(h.shape) for h in states] == [(2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)]
 
 
 @FORMS

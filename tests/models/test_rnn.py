@@ -19,7 +19,8 @@ class Plain(nn.Module):
         self.ours = ours
         kinds = {hb.GRU: nn.GRU, hb.LSTM: nn.LSTM}
         self.layers = nn.ModuleList(
-            kinds[type(layer)](H, H, dtype=torch.float64) for layer in ours.layers)
+            kinds[type(layer)](H, H, dtype=torch.float64) for layer in ours.layers
+        )
         self.layers.load_state_dict(ours.layers.state_dict())
 
     def forward(self, x):

@@ -16,8 +16,22 @@ from scripts.sharding.equivalence import TOLERANCE, worst
 from scripts.sharding.setting import Setting
 from scripts.sharding.strategies import Strategy, strategies
 
-TINY = ["--layers", "4", "--width", "8", "--batch", "4", "--length", "4", "--micro-batches", "2",
-        "--repeats", "2", "--processes", "2"]  # fmt: skip
+TINY = [
+    "--layers",
+    "4",
+    "--width",
+    "8",
+    "--batch",
+    "4",
+    "--length",
+    "4",
+    "--micro-batches",
+    "2",
+    "--repeats",
+    "2",
+    "--processes",
+    "2",
+]
 EXACT = {"bp", "k1", "bp_micro", "k1_micro", "model_parallel", "gpipe", "1f1b", "data_parallel"}
 IN_ONE_GO = {"model_parallel", "gpipe", "1f1b"}
 
@@ -41,10 +55,14 @@ def test_all_strategies_are_right_and_timed(tmp_path) -> None:
     assert found["backward_over_bp"].keys() == every - IN_ONE_GO
     assert found["step_over_model_parallel"]["model_parallel"] == 1.0
     times = {f"{name}_step" for name in every} | {
-        f"{name}_{part}" for name in every - IN_ONE_GO for part in ("forward", "backward")}
+        f"{name}_{part}" for name in every - IN_ONE_GO for part in ("forward", "backward")
+    }
     assert found["seconds"].keys() == times
-    costs = {f"{cut}_{part}" for cut in ("whole", "micro", "share")
-             for part in ("forward", "inputs", "backward")}  # fmt: skip
+    costs = {
+        f"{cut}_{part}"
+        for cut in ("whole", "micro", "share")
+        for part in ("forward", "inputs", "backward")
+    }
     assert found["costs"].keys() == costs | {"alone", "together", "exchange", "exchange_one"}
     seconds = found["seconds"]
     assert seconds["bp_step"] > max(seconds["bp_forward"], seconds["bp_backward"]) > 0
@@ -67,12 +85,15 @@ def test_no_gradient_and_no_number_are_wrong(found) -> None:
     assert worst(Strategy(step, {"p": p}), {"p": torch.ones(3)}) == inf
 
 
-@pytest.mark.parametrize(("setting", "message"), [
-    (Setting(width=6), "--width 6; expected a multiple of 4"),
-    (Setting(micro_batches=3), "--batch 8; expected a multiple"),
-    (Setting(micro_batches=1), "--micro-batches 1 .* on 2 processes"),
-    (Setting(layers=1), "--layers 1 on 2 processes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (Setting(width=6), "--width 6; expected a multiple of 4"),
+        (Setting(micro_batches=3), "--batch 8; expected a multiple"),
+        (Setting(micro_batches=1), "--micro-batches 1 .* on 2 processes"),
+        (Setting(layers=1), "--layers 1 on 2 processes"),
+    ],
+)
 def test_what_cannot_be_measured_is_told(setting, message) -> None:
     with pytest.raises(UserError, match=message):
         setting.check(2)

@@ -22,11 +22,11 @@ from scripts.bundling.packages import THIS_PYTHON, pip_platforms
 ROOT = Path(__file__).parents[2]
 LIMIT = 20_000  # bytes
 NAME = "uoft-cs/cifar10"
-TRAIN = '''
+TRAIN = """
 import os, dep
 size = os.path.getsize(os.environ["HIGHWAY_BP_DATA"] + "/uoft-cs/cifar10/plain_text/train.parquet")
 print("trained on", size, dep.__name__)
-'''
+"""
 
 
 def write_wheel(folder, name, tag="py3-none-any", more=""):
@@ -55,8 +55,13 @@ def build_editable(folder, settings=None, metadata=None):
 
 
 def sh(*command: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run([str(part) for part in command], cwd=cwd, env={**os.environ, **env},
-                          capture_output=True, text=True)  # fmt: skip
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+    )
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -72,11 +77,13 @@ def project(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     files = {
         "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\n'
-                          'backend-path = ["."]\n[project]\nname = "tiny"\nversion = "1.0"\n'
-                          'requires-python = ">=3.11"\ndependencies = ["dep"]\n',
-        "constraints.txt": "dep==1.0\n", "backend.py": BACKEND, "train.py": TRAIN,
+        'backend-path = ["."]\n[project]\nname = "tiny"\nversion = "1.0"\n'
+        'requires-python = ">=3.11"\ndependencies = ["dep"]\n',
+        "constraints.txt": "dep==1.0\n",
+        "backend.py": BACKEND,
+        "train.py": TRAIN,
         ".gitignore": ".venv/\n__pycache__/\n",
-    }  # fmt: skip
+    }
     for name, text in files.items():
         (folder / name).write_text(text)
     git(folder, "init", "-q")
@@ -90,10 +97,12 @@ def data(tmp_path_factory) -> Path:
     """Two data sets in the hub's layout, one of them in more than two pieces."""
     folder = tmp_path_factory.mktemp("data")
     for name, text in {
-        f"{NAME}/README.md": b"hello", f"{NAME}/.git/objects/pack": b"not data",
+        f"{NAME}/README.md": b"hello",
+        f"{NAME}/.git/objects/pack": b"not data",
         f"{NAME}/plain_text/train.parquet": bytes(range(256)) * 200,
-        "words/data/a b.parquet": b"spaces", "words/README.md": b"",
-    }.items():  # fmt: skip
+        "words/data/a b.parquet": b"spaces",
+        "words/README.md": b"",
+    }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(text)
     (folder / "blob").write_bytes(b"in the hub's cache, files are links")
@@ -107,10 +116,15 @@ def wheels(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("index")
     write_wheel(folder, "dep")
     write_wheel(folder, "there")
-    write_wheel(folder, "compiled", "cp399-cp399-manylinux_2_17_aarch64", (
-        "Requires-Dist: there; python_version >= '3.99' and platform_machine == 'aarch64'\n"
-        "Requires-Dist: here; python_version < '3.99' or platform_machine != 'aarch64'\n"
-    ))  # fmt: skip
+    write_wheel(
+        folder,
+        "compiled",
+        "cp399-cp399-manylinux_2_17_aarch64",
+        (
+            "Requires-Dist: there; python_version >= '3.99' and platform_machine == 'aarch64'\n"
+            "Requires-Dist: here; python_version < '3.99' or platform_machine != 'aarch64'\n"
+        ),
+    )
     return folder
 
 
@@ -207,8 +221,12 @@ def test_an_older_bundle_is_replaced(project, data, tmp_path):
     (out / ".partial").mkdir()  # of a run that was killed
     manifest = make(project, out, "--no-wheels")
     assert {file.name for file in out.iterdir()} == {
-        "README.txt", "SHA256SUMS", "unpack.sh", "manifest.json", "repository.tar.0000",
-    }  # fmt: skip
+        "README.txt",
+        "SHA256SUMS",
+        "unpack.sh",
+        "manifest.json",
+        "repository.tar.0000",
+    }
     assert manifest["datasets"] == []
 
 
@@ -218,14 +236,21 @@ def test_wheels_of_another_machine(project, tmp_path):
     pyproject.write_text(before.replace('["dep"]', '["dep", "compiled"]'))
     git(project, "commit", "-q", "-a", "-m", "compiled")
     try:
-        manifest = make(project, tmp_path / "b", "--platform", "manylinux_2_28_aarch64",
-                        "--python-version", "3.99")  # fmt: skip
+        manifest = make(
+            project,
+            tmp_path / "b",
+            "--platform",
+            "manylinux_2_28_aarch64",
+            "--python-version",
+            "3.99",
+        )
     finally:
         git(project, "reset", "-q", "--hard", "HEAD~1")
     assert manifest["wheels"] == [
-        "compiled-1.0-cp399-cp399-manylinux_2_17_aarch64.whl", "dep-1.0-py3-none-any.whl",
+        "compiled-1.0-cp399-cp399-manylinux_2_17_aarch64.whl",
+        "dep-1.0-py3-none-any.whl",
         "there-1.0-py3-none-any.whl",
-    ]  # fmt: skip
+    ]
     assert (manifest["platform"], manifest["python"]) == ("manylinux_2_28_aarch64", "3.99")
     done = unpack(tmp_path / "b", tmp_path / "there", PYTHON=script(tmp_path / "py", "echo 3.11"))
     assert "py is 3.11, the wheels of this bundle need 3.99" in done.stderr
@@ -332,27 +357,41 @@ def test_a_target_that_cannot_be_made(made, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--data", "DIR", "--datasets", "uoft-cs/cifar100"],
-         f"--datasets: uoft-cs/cifar100 is not in DIR; give of {NAME}, words"),
-        (["--data", "DIR", "--datasets", "../data"],
-         f"--datasets: ../data is not in DIR; give of {NAME}, words"),
-        (["--datasets", "words"],
-         "--datasets: words, but no data; give --data (or HIGHWAY_BP_DATA)"),
-        (["--data", "/nowhere"],
-         "--data (or HIGHWAY_BP_DATA): /nowhere is not a folder; give the one that holds the data "
-         "sets"),
+        (
+            ["--data", "DIR", "--datasets", "uoft-cs/cifar100"],
+            f"--datasets: uoft-cs/cifar100 is not in DIR; give of {NAME}, words",
+        ),
+        (
+            ["--data", "DIR", "--datasets", "../data"],
+            f"--datasets: ../data is not in DIR; give of {NAME}, words",
+        ),
+        (
+            ["--datasets", "words"],
+            "--datasets: words, but no data; give --data (or HIGHWAY_BP_DATA)",
+        ),
+        (
+            ["--data", "/nowhere"],
+            "--data (or HIGHWAY_BP_DATA): /nowhere is not a folder; give the one that holds the "
+            "data sets",
+        ),
         (["--piece-mb", "0"], "--piece-mb: 0; give a number above 0"),
         (["--piece-mb", "much"], "--piece-mb: much; give a number above 0"),
-        (["--python-version", "312"],
-         f"--python-version: 312; give two numbers, such as {THIS_PYTHON}"),
+        (
+            ["--python-version", "312"],
+            f"--python-version: 312; give two numbers, such as {THIS_PYTHON}",
+        ),
         (["--python-version", "3.10"], "--python-version: 3.10; pyproject.toml asks >=3.11"),
-        (["--platform", "win_amd64"],
-         "--platform: win_amd64; give one as in the names of wheels, such as "
-         "manylinux_2_28_x86_64, manylinux_2_28_aarch64 or macosx_14_0_arm64"),
-        (["--repository", "/nowhere"],
-         "--repository: /nowhere is not a folder; give a clone of the project"),
+        (
+            ["--platform", "win_amd64"],
+            "--platform: win_amd64; give one as in the names of wheels, such as "
+            "manylinux_2_28_x86_64, manylinux_2_28_aarch64 or macosx_14_0_arm64",
+        ),
+        (
+            ["--repository", "/nowhere"],
+            "--repository: /nowhere is not a folder; give a clone of the project",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_are_told_in_a_line(project, data, tmp_path, arguments, line):
     arguments = [argument.replace("DIR", str(data)) for argument in arguments]
     with pytest.raises(UserError) as error:
@@ -423,8 +462,14 @@ def test_the_command_line_says_error_and_no_traceback(tmp_path):
 
 
 def test_make_hands_its_variables_over():
-    variables = ("OUT=/tmp/o", "PLATFORM=p", "PYVER=3.12", "DATA=/d", "DATASETS=a b/c",
-                 "TORCH_PIP_ARGS=-i here")  # fmt: skip
+    variables = (
+        "OUT=/tmp/o",
+        "PLATFORM=p",
+        "PYVER=3.12",
+        "DATA=/d",
+        "DATASETS=a b/c",
+        "TORCH_PIP_ARGS=-i here",
+    )
     done = sh("make", "--no-print-directory", "-n", "bundle", *variables, cwd=ROOT)
     planned = done.stdout.replace("\\\n", " ")
     assert " ".join(planned.split()).endswith(

@@ -20,15 +20,24 @@ def test_times_are_of_the_device_that_backpropagation_ran_on() -> None:
     assert one_device([]) == ([], 0)
 
 
-@pytest.mark.parametrize(("rows", "axis", "said"), [
-    ([QUIET, QUIET], "seconds", "CPU x, 1 threads"),
-    ([QUIET, BUSY], "processor", "CPU x, 1 threads; processor time, as other work slowed runs"),
-    ([BUSY, QUIET | {"cpu_seconds": None}], "seconds",
-     "CPU x, 1 threads; other work slowed runs, up to 2.0 x"),
-    ([BUSY | {"device": "CPU x, 2 threads"}], "seconds",
-     "CPU x, 2 threads; other work slowed runs, up to 2.0 x"),
-    ([BUSY | {"device": "GPU"}], "seconds", "GPU"),  # waits for the device
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "axis", "said"),
+    [
+        ([QUIET, QUIET], "seconds", "CPU x, 1 threads"),
+        ([QUIET, BUSY], "processor", "CPU x, 1 threads; processor time, as other work slowed runs"),
+        (
+            [BUSY, QUIET | {"cpu_seconds": None}],
+            "seconds",
+            "CPU x, 1 threads; other work slowed runs, up to 2.0 x",
+        ),
+        (
+            [BUSY | {"device": "CPU x, 2 threads"}],
+            "seconds",
+            "CPU x, 2 threads; other work slowed runs, up to 2.0 x",
+        ),
+        ([BUSY | {"device": "GPU"}], "seconds", "GPU"),  # waits for the device
+    ],
+)
 def test_processor_time_stands_in_where_other_work_slowed_runs(rows, axis, said) -> None:
     found = [row("bp", None, seed, **changes) for seed, changes in enumerate(rows)]
     assert axis_of(found) == axis

@@ -37,7 +37,10 @@ def test_a_gru_s_steps_as_layers_are_the_gru():
 def test_networks_are_trained_and_judged(tmp_path, monkeypatch):
     small = compare_bound.Small(
         partial(load_topics, "characters", 50, 6),
-        partial(RNNLanguageModel, cell="gru", hidden=5), 1e-2, 4)  # fmt: skip
+        partial(RNNLanguageModel, cell="gru", hidden=5),
+        1e-2,
+        4,
+    )
     monkeypatch.setattr(compare_bound, "SMALL", {"tiny GRU": small})
     out = tmp_path / "bound.json"
     compare_bound.main(["--out", str(out), "--steps", "2", "--samples", "2"])

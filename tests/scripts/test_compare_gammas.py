@@ -8,9 +8,16 @@ from experiments.errors import UserError
 from scripts import advise_runs, compare_gammas
 from tests.train_cli import only_run, row_of
 
-TINY_GPT = ("experiment=topics_tiny", "model=gpt2_small", "data=topics_words", "data.length=16",
-            "data.vocabulary=300", "model.layers=3", "model.hidden=8",
-            "optim.batch_size=4")  # fmt: skip
+TINY_GPT = (
+    "experiment=topics_tiny",
+    "model=gpt2_small",
+    "data=topics_words",
+    "data.length=16",
+    "data.vocabulary=300",
+    "model.layers=3",
+    "model.hidden=8",
+    "optim.batch_size=4",
+)
 
 
 def test_gammas_are_compared_at_every_moment(train, runs, tmp_path):
@@ -18,8 +25,9 @@ def test_gammas_are_compared_at_every_moment(train, runs, tmp_path):
     folder, out = only_run(runs), tmp_path / "gammas.json"
     files = sorted((folder / "snapshots").glob("*.pt"))
     assert [f.name for f in files] == ["2.pt", "4.pt"]
-    compare_gammas.main([str(folder), "--snapshots", *map(str, files), "--out", str(out),
-                         "--batches", "1"])
+    compare_gammas.main(
+        [str(folder), "--snapshots", *map(str, files), "--out", str(out), "--batches", "1"]
+    )
     record = json.loads(out.read_text())
     assert [m["step"] for m in record["moments"]] == [2, 4, 6]
     assert record["trained"]["model"] == "gpt2_small"

@@ -21,11 +21,22 @@ from scripts.figures.draw import draw_losses, draw_scores, mean_curves
 from tests.scripts.synthetic_runs import METHODS, ROOT, of_paper, row, write_rows
 
 MOMENTS = [
-    {"step": step, "seconds": 0.0, "gradient_error": [
-        {"k": k, "cosine": 1 - 0.4 ** (k + 1), "relative_error": 0.5 ** k, "increment": 0.5 ** k,
-         "layers": {"chain.0": [0.9, 0.1]}} for k in (0, 1, 3)]}
+    {
+        "step": step,
+        "seconds": 0.0,
+        "gradient_error": [
+            {
+                "k": k,
+                "cosine": 1 - 0.4 ** (k + 1),
+                "relative_error": 0.5**k,
+                "increment": 0.5**k,
+                "layers": {"chain.0": [0.9, 0.1]},
+            }
+            for k in (0, 1, 3)
+        ],
+    }
     for step in (0, 150, 300)
-]  # fmt: skip
+]
 
 
 class Drawn(dict):
@@ -40,8 +51,9 @@ class Drawn(dict):
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch):
     figures = Drawn()
-    monkeypatch.setattr(figure_style, "save",
-                        lambda figure, path: figures.update({path.stem: figure}))
+    monkeypatch.setattr(
+        figure_style, "save", lambda figure, path: figures.update({path.stem: figure})
+    )
     yield figures
     plt.close("all")
 
@@ -81,8 +93,10 @@ def points(axes: Axes, label: str) -> dict:
 def bars(axes: Axes, label: str) -> list[float]:
     """Lengths of its error bars, above and below; nan where there is none."""
     (found,) = [c for c in axes.containers if c.get_label() == label]
-    return [ends[1][1] - ends[0][1] if len(ends) else math.nan
-            for ends in found.lines[2][0].get_segments()]  # fmt: skip
+    return [
+        ends[1][1] - ends[0][1] if len(ends) else math.nan
+        for ends in found.lines[2][0].get_segments()
+    ]
 
 
 def level(axes: Axes, label: str) -> float:
@@ -105,8 +119,10 @@ def test_a_figure_is_saved_in_three_formats_with_its_rows_and_the_same_bytes_aga
     assert b"/Type3" not in first[".pdf"]  # journals refuse it
     assert b"<svg" in first[".svg"] and b"<dc:date>" not in first[".svg"]
     lines = first[".txt"].decode().splitlines()
-    assert lines[:2] == ["rows of tiny in tiny.png:",
-                         "bpNone seed 0: BP, commit abc123 (clean), CPU, 2 threads, torch 2.13.0"]
+    assert lines[:2] == [
+        "rows of tiny in tiny.png:",
+        "bpNone seed 0: BP, commit abc123 (clean), CPU, 2 threads, torch 2.13.0",
+    ]
     assert len(lines) == 11
     make_figures.main([str(results), "--only", "tiny"])
     assert files() == first
@@ -116,11 +132,17 @@ def test_figure_2_has_the_rows_points_and_labelled_gaps(tmp_path: Path, drawn: D
     rows = [row(grad, k, seed) for grad, k in METHODS for seed in (0, 1)]
     write_rows(tmp_path / "resnet32.jsonl", [*rows, row("highway", 5)])
     figure = drawn.make(tmp_path, "figure2")
-    assert titles(figure) == ["pre-activation ResNet-32, CIFAR-10", "ResNet-110, CIFAR-10",
-                              "ResNet-56, ImageNet32", "GPT-2, WikiText-103", "RoBERTa-base, MNLI"]
+    assert titles(figure) == [
+        "pre-activation ResNet-32, CIFAR-10",
+        "ResNet-110, CIFAR-10",
+        "ResNet-56, ImageNet32",
+        "GPT-2, WikiText-103",
+        "RoBERTa-base, MNLI",
+    ]
     axes = figure.axes[0]
     assert points(axes, "Highway") == pytest.approx(
-        {0: 87.2, 1: 92.2, 3: 94.7, 5: 100 * (0.97 - 0.1 / 6)})
+        {0: 87.2, 1: 92.2, 3: 94.7, 5: 100 * (0.97 - 0.1 / 6)}
+    )
     assert points(axes, "FP") == pytest.approx({2: 100 * (0.77 - 0.1 / 3 + 0.002)})
     assert level(axes, "BP") == pytest.approx(97.2)
     *several, single = bars(axes, "Highway")
@@ -129,8 +151,9 @@ def test_figure_2_has_the_rows_points_and_labelled_gaps(tmp_path: Path, drawn: D
     assert "reduced: 300 steps of 64, 1-2 seeds" in words(axes)
     assert "paper, in full: BP 92.75, k=5 92.64" in words(axes)
     assert not labels(axes) & {"paper, BP", "paper, Highway"}
-    for gap, key in zip(figure.axes[1:5], ("resnet110", "resnet56", "gpt2", "roberta"),
-                        strict=True):  # fmt: skip
+    for gap, key in zip(
+        figure.axes[1:5], ("resnet110", "resnet56", "gpt2", "roberta"), strict=True
+    ):
         assert words(gap).endswith(f" not yet run  python scripts/sweep.py {key}")
         assert not gap.lines and not gap.containers
     assert "(1 with reduced runs or stand-ins, 4 not yet run)" in figure.get_suptitle()
@@ -159,16 +182,20 @@ def test_gammas_are_lines_of_their_own_and_variants_are_left_out(
 ) -> None:
     rows = [of_paper("gpt2", "bp")]
     rows += [of_paper("gpt2", "highway", k, gamma=g) for k in (0, 1) for g in (0.0, 0.2, "auto")]
-    rows += [of_paper("gpt2", "highway", 3, group_size=4, config_hash="groups"),
-             of_paper("gpt2", "highway", 3, tolerance=0.1, config_hash="tolerance"),
-             {**of_paper("gpt2", "highway", 3, schedule="linear", config_hash="x"), "k": None}]
+    rows += [
+        of_paper("gpt2", "highway", 3, group_size=4, config_hash="groups"),
+        of_paper("gpt2", "highway", 3, tolerance=0.1, config_hash="tolerance"),
+        {**of_paper("gpt2", "highway", 3, schedule="linear", config_hash="x"), "k": None},
+    ]
     write_rows(tmp_path / "gpt2.jsonl", rows)
     axes = panel(drawn.make(tmp_path, "figure2"), "GPT-2, WikiText-103")
     names = {"Highway", "Highway, gamma=0.2", "Highway, gamma=auto"}
     assert labels(axes) == {"BP", *names}
     assert all(set(points(axes, name)) == {0, 1} for name in names)
-    looks = [(c.lines[0].get_color(), c.lines[0].get_marker(), c.lines[0].get_linestyle())
-             for c in axes.containers]  # fmt: skip
+    looks = [
+        (c.lines[0].get_color(), c.lines[0].get_marker(), c.lines[0].get_linestyle())
+        for c in axes.containers
+    ]
     assert all(len(set(part)) == 3 for part in zip(*looks, strict=True))
 
 
@@ -201,8 +228,9 @@ def test_rows_of_a_figure_name_the_setup_that_was_chosen(tmp_path: Path) -> None
 def test_figure_3_draws_validation_losses_against_steps_and_seconds(
     tmp_path: Path, drawn: Drawn
 ) -> None:
-    rows = [of_paper("gpt2", "bp", None, seed, seconds_per_step=0.1 * (1 + seed))
-            for seed in (0, 1)]  # fmt: skip
+    rows = [
+        of_paper("gpt2", "bp", None, seed, seconds_per_step=0.1 * (1 + seed)) for seed in (0, 1)
+    ]
     rows += [of_paper("gpt2", "highway", k) for k in (0, 1)]
     rows += [of_paper("gpt2", "highway", 0, gamma=0.2)]
     rows += [of_paper("gpt2", "highway", 5, device="GPU")]
@@ -231,11 +259,15 @@ def test_figure_5_is_a_gap_until_there_are_rows(tmp_path: Path, drawn: Drawn) ->
 
 
 def test_time_has_a_panel_per_experiment_of_one_device_each(tmp_path: Path, drawn: Drawn) -> None:
-    write_rows(tmp_path / "gru_chars.jsonl", [
-        of_paper("gru_chars", "bp", seconds=20.0, cpu_seconds=10.0),
-        of_paper("gru_chars", "highway", 1, gamma="auto"),
-        of_paper("gru_chars", "fixed_point", 1), of_paper("gru_chars", "highway", 3, device="GPU"),
-    ])  # fmt: skip
+    write_rows(
+        tmp_path / "gru_chars.jsonl",
+        [
+            of_paper("gru_chars", "bp", seconds=20.0, cpu_seconds=10.0),
+            of_paper("gru_chars", "highway", 1, gamma="auto"),
+            of_paper("gru_chars", "fixed_point", 1),
+            of_paper("gru_chars", "highway", 3, device="GPU"),
+        ],
+    )
     figure = drawn.make(tmp_path, "time")
     assert len(titles(figure)) == 9
     axes = panel(figure, "GRU, WikiText-103 characters")
@@ -247,12 +279,19 @@ def test_time_has_a_panel_per_experiment_of_one_device_each(tmp_path: Path, draw
 
 def test_a_run_that_other_work_slowed_looks_no_slower(tmp_path: Path, drawn: Drawn) -> None:
     one = {"device": "CPU x, 1 threads", "cpu_seconds": 10.0}
-    write_rows(tmp_path / "gru_words.jsonl", [
-        of_paper("gru_words", "bp", seconds=30.0, seconds_per_step=0.1, **one),
-        of_paper("gru_words", "highway", 1, seconds=11.0, **one)])  # fmt: skip
+    write_rows(
+        tmp_path / "gru_words.jsonl",
+        [
+            of_paper("gru_words", "bp", seconds=30.0, seconds_per_step=0.1, **one),
+            of_paper("gru_words", "highway", 1, seconds=11.0, **one),
+        ],
+    )
     drawn.make(tmp_path)
-    for axes in (panel(drawn["time"], "3-layer GRU, WikiText-103"), drawn["figure5"].axes[0],
-                 drawn["gru_words"].axes[1]):  # fmt: skip
+    for axes in (
+        panel(drawn["time"], "3-layer GRU, WikiText-103"),
+        drawn["figure5"].axes[0],
+        drawn["gru_words"].axes[1],
+    ):
         assert axes.get_xlabel() == "processor time of training (s)"
         assert [line.get_xdata()[-1] for line in axes.lines] == pytest.approx([10.0, 10.0])
     assert "processor time, as other" in words(drawn["figure5"].axes[1])
@@ -323,9 +362,14 @@ def test_every_window_of_truncated_bptt_is_a_level_of_its_own() -> None:
 
 def test_a_run_that_diverged_is_drawn_as_far_as_it_goes(tmp_path: Path) -> None:
     away = {"eval_perplexity": math.inf, "eval_loss": math.nan, "train_loss": math.nan}
-    write_rows(tmp_path / "gpt2.jsonl", [
-        of_paper("gpt2", "bp"), of_paper("gpt2", "highway", 0, **away),
-        of_paper("gpt2", "highway", 1)])  # fmt: skip
+    write_rows(
+        tmp_path / "gpt2.jsonl",
+        [
+            of_paper("gpt2", "bp"),
+            of_paper("gpt2", "highway", 0, **away),
+            of_paper("gpt2", "highway", 1),
+        ],
+    )
     make_figures.main([str(tmp_path), "--only", "figure3", "gpt2"])
     assert (tmp_path / "figures" / "gpt2.png").exists()
     _, axes = plt.subplots()
@@ -341,18 +385,27 @@ def test_a_single_record_and_an_empty_curve_are_drawn() -> None:
     _, axes = plt.subplots()
     columns = {"step": [1], "seconds": [0.5], "train_loss": [2.0]}
     empty = {name: [] for name in columns}
-    draw_losses(axes, [row("bp", None) | {"curve": {"train": columns}},
-                       row("highway", 1) | {"curve": {"train": empty}}])  # fmt: skip
+    draw_losses(
+        axes,
+        [
+            row("bp", None) | {"curve": {"train": columns}},
+            row("highway", 1) | {"curve": {"train": empty}},
+        ],
+    )
     assert axes.lines[0].get_ydata().tolist() == [2.0]
     plt.close("all")
 
 
 def test_setups_of_one_file_are_pictures_of_their_own(tmp_path: Path, drawn: Drawn) -> None:
-    write_rows(tmp_path / "tiny.jsonl", [
-        row("bp", None), row("highway", 1),
-        row("bp", None, steps=400, setup="two", config_hash="two", device="GPU"),
-        row("highway", 1, steps=400, setup="two", config_hash="three"),
-    ])  # fmt: skip
+    write_rows(
+        tmp_path / "tiny.jsonl",
+        [
+            row("bp", None),
+            row("highway", 1),
+            row("bp", None, steps=400, setup="two", config_hash="two", device="GPU"),
+            row("highway", 1, steps=400, setup="two", config_hash="three"),
+        ],
+    )
     drawn.make(tmp_path)
     assert "400 steps" in drawn["tiny"].get_suptitle()
     assert "300 steps" in drawn["tiny.2"].get_suptitle()
@@ -378,15 +431,15 @@ def test_figure_6_is_drawn_from_the_moments_of_the_runs_that_measured(
     assert "bpNone seed 1" in (tmp_path / "figures" / "tiny.gradient.rows.txt").read_text()
     assert "other.gradient" not in drawn
     figure = drawn["figure6"]
-    assert [title for title in titles(figure) if title] == ["GPT-2, WikiText-103",
-                                                            "resnet20, digits"]
+    assert [title for title in titles(figure) if title] == [
+        "GPT-2, WikiText-103",
+        "resnet20, digits",
+    ]
     assert "with reduced runs" in figure.get_suptitle()
     assert "beyond the paper" in words(figure.axes[1])
 
 
-def test_figure_6_goes_on_below_where_there_are_many_networks(
-    tmp_path: Path, drawn: Drawn
-) -> None:
+def test_figure_6_goes_on_below_where_there_are_many_networks(tmp_path: Path, drawn: Drawn) -> None:
     for number in range(5):
         write_rows(tmp_path / f"net{number}.jsonl", [row("bp", None)], MOMENTS)
     figure = drawn.make(tmp_path, "figure6")
@@ -400,10 +453,17 @@ def test_without_measured_runs_figure_6_is_a_gap(results: Path, drawn: Drawn) ->
 
 def test_schedules_are_compared_by_their_passes(tmp_path: Path, drawn: Drawn) -> None:
     counted = {"block_passes": 600, "sequential_passes": 900}
-    linear = {**row("highway", 0, schedule="linear start=0 end=5 exact_from=0.9", **counted),
-              "k": None, "config_hash": "linear"}  # fmt: skip
-    rows = [row("bp", None, **counted), row("highway", 1, **counted),
-            row("highway", 3, **counted), linear]  # fmt: skip
+    linear = {
+        **row("highway", 0, schedule="linear start=0 end=5 exact_from=0.9", **counted),
+        "k": None,
+        "config_hash": "linear",
+    }
+    rows = [
+        row("bp", None, **counted),
+        row("highway", 1, **counted),
+        row("highway", 3, **counted),
+        linear,
+    ]
     write_rows(tmp_path / "tiny.jsonl", rows)
     figure = drawn.make(tmp_path, "tiny.schedules")
     assert set(legend(figure)) == {"BP", "Highway, one k throughout", "linear end=5"}
@@ -422,7 +482,8 @@ def test_a_broken_file_is_told_and_the_others_are_drawn(
         make_figures.main([str(results)])
     told = capsys.readouterr()
     assert told.err.splitlines() == [
-        f"error: {results / 'gpt2.jsonl'} line 1 is not JSON; expected one record"]
+        f"error: {results / 'gpt2.jsonl'} line 1 is not JSON; expected one record"
+    ]
     for name in ("figure2", "figure3", "figure4", "figure5", "figure6", "time", "tiny"):
         assert str(results / "figures" / f"{name}.png") in told.out
 
@@ -435,7 +496,8 @@ def test_a_picture_that_cannot_be_written_does_not_keep_the_others(
         make_figures.main([str(results), "--only", "tiny", "figure5"])
     told = capsys.readouterr()
     assert told.err.splitlines() == [
-        f"error: cannot write {results / 'figures' / 'tiny.png'} (Is a directory)"]
+        f"error: cannot write {results / 'figures' / 'tiny.png'} (Is a directory)"
+    ]
     assert "figure5.png" in told.out
     assert not plt.get_fignums()
 
@@ -451,8 +513,9 @@ def test_wrong_arguments_are_one_line_each(results: Path, tmp_path: Path) -> Non
         ([tmp_path / "file"], f"cannot write {tmp_path / 'file' / 'figures'} (File exists)"),
         ([results, "--only", "figure7"], "--only figure7; expected names among figure2"),
     ):
-        done = subprocess.run([sys.executable, program, *map(str, arguments)],
-                              capture_output=True, text=True)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, program, *map(str, arguments)], capture_output=True, text=True
+        )
         assert done.returncode == 1
         (line,) = done.stderr.splitlines()
         assert line.startswith("error: ") and said in line

@@ -28,7 +28,12 @@ def test_plot_runs_writes_picture_and_table(
     assert_picture(picture)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[1:6]] == [
-        "BP", "FP k=2", "Highway k=0", "Highway k=1", "Highway k=3"]
+        "BP",
+        "FP k=2",
+        "Highway k=0",
+        "Highway k=1",
+        "Highway k=3",
+    ]
     assert lines[3].split()[2:] == ["2", "87.20", "6.0", "0.60"]
     assert lines[-1] == f"picture: {picture}"
 
@@ -50,7 +55,8 @@ def test_no_finished_runs_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        f"error: no finished runs under {tmp_path}; expected run folders that contain DONE"]
+        f"error: no finished runs under {tmp_path}; expected run folders that contain DONE"
+    ]
 
 
 def test_runs_that_cannot_be_compared_are_refused(run_folders: Path) -> None:

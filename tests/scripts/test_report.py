@@ -19,16 +19,23 @@ from scripts.evidence.evidence import Evidence, matches, read_evidence
 from scripts.evidence.theorem_check import largest_errors
 from tests.scripts.synthetic_runs import ROOT, row, write_rows
 
-WHOLE = {"reduced": False, "experiment": "resnet32_cifar10", "data": "uoft-cs/cifar10",
-         "parameters": 464_000, "batch_size": 128}  # fmt: skip
+WHOLE = {
+    "reduced": False,
+    "experiment": "resnet32_cifar10",
+    "data": "uoft-cs/cifar10",
+    "parameters": 464_000,
+    "batch_size": 128,
+}
 
 
 def resnet32(k3: float, seeds: int = 2, **changes: object) -> list[dict]:
     """Runs of backpropagation that end at 92.0 and 93.0 %, and of k = 3."""
-    rows = [row("bp", None, seed, eval_accuracy=0.92 + 0.01 * seed, **changes)
-            for seed in range(seeds)]  # fmt: skip
-    return rows + [row("highway", 3, seed, eval_accuracy=k3 + 0.01 * seed, **changes)
-                   for seed in range(seeds)]
+    rows = [
+        row("bp", None, seed, eval_accuracy=0.92 + 0.01 * seed, **changes) for seed in range(seeds)
+    ]
+    return rows + [
+        row("highway", 3, seed, eval_accuracy=k3 + 0.01 * seed, **changes) for seed in range(seeds)
+    ]
 
 
 def evidence_of(**rows: list[dict]) -> Evidence:
@@ -143,11 +150,15 @@ def test_the_page_says_what_it_had_to_leave_out(results: Path, monkeypatch) -> N
 
 
 def test_no_results_is_one_line(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, ROOT / "scripts" / "make_report.py", tmp_path],
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "make_report.py", tmp_path],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        f"error: no *.jsonl in {tmp_path}; collect runs with scripts/collect_rows.py"]
+        f"error: no *.jsonl in {tmp_path}; collect runs with scripts/collect_rows.py"
+    ]
 
 
 @pytest.mark.skipif(not any(map(shutil.which, make_report.BROWSERS)), reason="no Chromium here")

@@ -25,8 +25,12 @@ def test_all_contestants_compute_the_same_outputs(cell):
     loop = CellLoop(shape)
     loop.cells[0].load_state_dict({n.removesuffix("_l0"): w for n, w in weights.items()})
     torch.testing.assert_close(loop(x)[0], plain(x)[0])
-    names = {"k3": "Highway(k=3", "k1w16": "group_size=16", "fp5": "FixedPoint(k=5",
-             "bptt16": "window=16"}  # fmt: skip
+    names = {
+        "k3": "Highway(k=3",
+        "k1w16": "group_size=16",
+        "fp5": "FixedPoint(k=5",
+        "bptt16": "window=16",
+    }
     for name, method in names.items():
         ours = network(shape, name)
         ours.load_state_dict(weights)
@@ -47,12 +51,22 @@ def test_memory_is_measured_in_a_fresh_process():
 
 
 def test_the_benchmarks_page_marks_where_torch_wins(tmp_path):
-    rows = [{"shape": "GRU, batch 8", "ms": {"nn": 90.0, "k0": 30.0, "k5": 100.0},
-             "speedup": {"nn": 1.0, "k0": 3.0, "k5": 0.9}}]  # fmt: skip
+    rows = [
+        {
+            "shape": "GRU, batch 8",
+            "ms": {"nn": 90.0, "k0": 30.0, "k5": 100.0},
+            "speedup": {"nn": 1.0, "k0": 3.0, "k5": 0.9},
+        }
+    ]
     peak = {"nn": {"tensors_mb": 23.0, "process_mb": 300.0}}
     environment = {"device": "CPU x", "torch": "2", "commit": "abcdef0123", "dirty": False}
-    record = {"environment": environment, "repeats": 7, "small": rows, "grid": rows,
-              "memory": [{"shape": "GRU, batch 8", "peak": peak}]}  # fmt: skip
+    record = {
+        "environment": environment,
+        "repeats": 7,
+        "small": rows,
+        "grid": rows,
+        "memory": [{"shape": "GRU, batch 8", "peak": peak}],
+    }
     source = tmp_path / "bench_rnn.json"
     source.write_text(json.dumps(record))
     text = bench_table.write(source, tmp_path).read_text()
@@ -78,8 +92,11 @@ def tiny_paper(monkeypatch):
     monkeypatch.setattr(bench_rnn, "names_for", lambda part: ["nn", "k0"])
     monkeypatch.setattr(bench_rnn, "memory", lambda shape, names: {"shape": str(shape), "peak": {}})
     measured = []
-    monkeypatch.setattr(bench_rnn, "compare", lambda shape, *rest: (
-        measured.append(str(shape)), compare(shape, *rest))[1])
+    monkeypatch.setattr(
+        bench_rnn,
+        "compare",
+        lambda shape, *rest: (measured.append(str(shape)), compare(shape, *rest))[1],
+    )
     return measured
 
 
@@ -113,16 +130,30 @@ def test_a_record_of_another_machine_is_not_gone_on_with(tiny_paper, tmp_path):
 
 
 def test_carries_are_compared_on_a_finished_run(train, runs, tmp_path, capsys):
-    assert train("experiment=topics_tiny", "model=lstm_char", "data=topics_chars",
-                 "data.length=24", "model.hidden=8", "grad=bp").code == 0  # fmt: skip
+    assert (
+        train(
+            "experiment=topics_tiny",
+            "model=lstm_char",
+            "data=topics_chars",
+            "data.length=24",
+            "model.hidden=8",
+            "grad=bp",
+        ).code
+        == 0
+    )
     out = tmp_path / "carries.json"
     compare_carries.main([str(only_run(runs)), "--out", str(out), "--batches", "2"])
     (found,) = json.loads(out.read_text())["runs"]
     assert found["trained"]["model"] == "lstm_char" and found["trained"]["steps"] == 6
     by_case = {(row["case"], row["k"]): row for row in found["errors"]}
     cases = {case for case, _ in by_case}
-    assert cases == {"Highway, gate carry", "Highway, literal carry", "Highway, diagonal carry",
-                     "Highway, windows of 16", "fixed point"}  # fmt: skip
+    assert cases == {
+        "Highway, gate carry",
+        "Highway, literal carry",
+        "Highway, diagonal carry",
+        "Highway, windows of 16",
+        "fixed point",
+    }
     for case in cases - {"Highway, windows of 16"}:
         relative = [by_case[case, k]["relative_error"] for k in (0, 5, 20)]
         assert relative[0] > relative[1] > relative[2]

@@ -50,8 +50,10 @@ def test_collect_refuses_dirty_commits_unless_allowed(tmp_path: Path) -> None:
 
 def test_setups_are_kept_apart_the_fullest_first(run_folders: Path, results: Path) -> None:
     for seed in (0, 1):
-        write_run(run_folders, row("bp", None, seed, setup="whole", steps=400, reduced=False,
-                            config_hash="whole"))  # fmt: skip
+        write_run(
+            run_folders,
+            row("bp", None, seed, setup="whole", steps=400, reduced=False, config_hash="whole"),
+        )
     collect_rows.main([str(run_folders), str(results / "tiny.jsonl")])
     found = read_results(results).setups
     assert {name: len(rows) for name, rows in found.items()} == {"tiny": 2, "tiny.2": 10}
@@ -87,7 +89,8 @@ def test_a_row_that_is_not_of_the_schema_is_told_and_the_others_go_on(
     with pytest.raises(UserError, match=r"left out bad.jsonl; all others are done"):
         make_tables.main([str(results)])
     assert f"bad.jsonl line 2{' ' if 'schema' in change else ': '}{told}" in (
-        capsys.readouterr().err)
+        capsys.readouterr().err
+    )
     assert (results / "tables" / "tiny.md").exists()
     assert not (results / "tables" / "bad.md").exists()
 
@@ -155,12 +158,15 @@ def test_thin_keeps_both_ends(count: int) -> None:
     assert len({r["step"] for r in kept}) == len(kept)
 
 
-@pytest.mark.parametrize("change", [
-    lambda curve: curve.pop("eval"),
-    lambda curve: curve["train"].pop("seconds"),
-    lambda curve: curve["train"]["step"].pop(),
-    lambda curve: curve.update(train=[]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda curve: curve.pop("eval"),
+        lambda curve: curve["train"].pop("seconds"),
+        lambda curve: curve["train"]["step"].pop(),
+        lambda curve: curve.update(train=[]),
+    ],
+)
 def test_a_curve_that_cannot_be_drawn_is_told(tmp_path: Path, change) -> None:
     write_rows(tmp_path / "bad.jsonl", [row("bp", None)])
     bad = json.loads((tmp_path / "bad.jsonl").read_text())

@@ -34,10 +34,15 @@ NET = Network(L=24, forward=1.0, inputs=1.0, parameters=1.0, state=1e6, weights=
 
 @pytest.mark.parametrize("cores", [None, 1])
 def test_on_one_device_all_take_as_long(cores) -> None:
-    for seconds in (model_parallel(NET, 1, FREE), pipeline(NET, 1, FREE, 4, cores), NET.step,
-                    zero_bubble(NET, 1, FREE, 4), data_parallel(NET, 1, FREE, cores),
-                    highway(NET, 1, FREE, 0, 4, cores),
-                    sharded_backprop(NET, 1, FREE, 4, cores)):  # fmt: skip
+    for seconds in (
+        model_parallel(NET, 1, FREE),
+        pipeline(NET, 1, FREE, 4, cores),
+        NET.step,
+        zero_bubble(NET, 1, FREE, 4),
+        data_parallel(NET, 1, FREE, cores),
+        highway(NET, 1, FREE, 0, 4, cores),
+        sharded_backprop(NET, 1, FREE, 4, cores),
+    ):
         assert seconds == 72.0
 
 
@@ -77,8 +82,9 @@ def test_one_core_does_all_work_in_turn() -> None:
 @pytest.mark.parametrize("cores", [1, 2, 3, 8])
 def test_both_pipelines_take_what_the_slots_say(schedule, cores) -> None:
     for P, micro in ((2, 4), (4, 4), (4, 8)):
-        net = Network(L=P, forward=micro, inputs=micro, parameters=micro, state=0.0, weights=0.0,
-                      batch=64)  # fmt: skip
+        net = Network(
+            L=P, forward=micro, inputs=micro, parameters=micro, state=0.0, weights=0.0, batch=64
+        )
         played = play([orders(schedule, s, P, micro) for s in range(P)], cores)
         assert pipeline(net, P, FREE, micro, cores) == pytest.approx(played)
 
@@ -87,8 +93,7 @@ def orders(schedule: str, s: int, P: int, micro: int) -> list[tuple[str, int]]:
     """What stage s does, as torch's schedules have it."""
     first = micro if schedule == "gpipe" else min(micro, P - s)
     rest = [task for m in range(micro - first) for task in (("B", m), ("F", first + m))]
-    return ([("F", m) for m in range(first)] + rest
-            + [("B", m) for m in range(micro - first, micro)])  # fmt: skip
+    return [("F", m) for m in range(first)] + rest + [("B", m) for m in range(micro - first, micro)]
 
 
 def play(stages: list[list[tuple[str, int]]], cores: int) -> float:
@@ -150,29 +155,44 @@ def test_a_transformer_counts_its_products() -> None:
 
 
 def test_a_cell_says_who_is_ahead() -> None:
-    faster = {"model parallel": 1.0, "data parallel": 2.0, "zero bubble (ZB-H1)": 1.5,
-              "Highway k=0": 1.0, "Highway k=0, micro-batches": 2.5, "Highway k=1": 1.2,
-              "Highway k=1, micro-batches": 1.1}  # fmt: skip
+    faster = {
+        "model parallel": 1.0,
+        "data parallel": 2.0,
+        "zero bubble (ZB-H1)": 1.5,
+        "Highway k=0": 1.0,
+        "Highway k=0, micro-batches": 2.5,
+        "Highway k=1": 1.2,
+        "Highway k=1, micro-batches": 1.1,
+    }
     assert ahead(faster) == "DP **1.25** 0.60"
     assert ahead({"data parallel": 2.0}) == "DP - -"
 
 
 def record() -> dict:
     """Two processes, and four on two cores; layers in micro-batches are dearer."""
-    costs = {f"{cut}_{name}": times * seconds
-             for cut, seconds in (("whole", 0.04), ("micro", 0.05), ("share", 0.02))
-             for name, times in (("forward", 1), ("inputs", 1), ("backward", 2))}
+    costs = {
+        f"{cut}_{name}": times * seconds
+        for cut, seconds in (("whole", 0.04), ("micro", 0.05), ("share", 0.02))
+        for name, times in (("forward", 1), ("inputs", 1), ("backward", 2))
+    }
     costs |= {"exchange": 0.002, "exchange_one": 0.002, "alone": 1.0}
     two = {"bp_step": 3.0, "k0_step": 1.92, "k0_micro_step": 2.0, "gpipe_step": 2.25}
     four = {"k1_step": 2.5, "1f1b_step": 1.0}
     return {
-        "environment": {"device": "CPU x", "torch": "2", "commit": "abcdef0123"}, "cores": 2,
-        "layers": 24, "width": 256, "batch": 8, "length": 256, "micro_batches": 4,
-        "state_bytes": 1.0, "weight_bytes": 1.0, "processes": {
+        "environment": {"device": "CPU x", "torch": "2", "commit": "abcdef0123"},
+        "cores": 2,
+        "layers": 24,
+        "width": 256,
+        "batch": 8,
+        "length": 256,
+        "micro_batches": 4,
+        "state_bytes": 1.0,
+        "weight_bytes": 1.0,
+        "processes": {
             "2": {"oversubscribed": False, "seconds": two, "costs": costs | {"together": 1.0}},
             "4": {"oversubscribed": True, "seconds": four, "costs": costs | {"together": 2.0}},
         },
-    }  # fmt: skip
+    }
 
 
 def test_the_page_holds_measured_against_predicted(tmp_path: Path) -> None:
@@ -189,15 +209,20 @@ def test_the_page_holds_measured_against_predicted(tmp_path: Path) -> None:
     # 0.96 + 2 * 0.48 + 1.5 * 0.24; forward 5 messages, losses inside 1, two scans of 2, one on
     assert "| 4 processes (oversubscribed), Highway k=1 | 2.500 | 2.302 | 0.92 |" in text
     assert "4 of 6 predictions are within 10%" in text
-    assert ("| 2 | GPipe: 2.250 | Highway k=0: 1.920, **1.17** | - |" in text
-            and "| 4 | 1F1B: 1.000 | - | Highway k=1: 2.500, 0.40 |" in text)  # fmt: skip
+    assert (
+        "| 2 | GPipe: 2.250 | Highway k=0: 1.920, **1.17** | - |" in text
+        and "| 4 | 1F1B: 1.000 | - | Highway k=1: 2.500, 0.40 |" in text
+    )
     assert "not measured" in text and "### Who is ahead" in text
     assert (tmp_path / "figures" / "scaling.png").exists()
 
 
 def test_without_a_record_it_is_one_line(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, ROOT / "scripts" / "scaling.py", tmp_path / "none.json"],
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "scaling.py", tmp_path / "none.json"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and "scripts/bench_sharded.py makes it" in done.stderr
     assert done.stderr.count("\n") == 1
 

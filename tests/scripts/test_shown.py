@@ -41,10 +41,15 @@ def test_else_the_fullest_setup_stands(tmp_path: Path) -> None:
     assert shown.rows[0]["steps"] == 900
 
 
-@pytest.mark.parametrize("change", [
-    {"schedule": "linear", "k": None}, {"tolerance": 0.1}, {"group_size": 4},
-    {"grad": "truncated_bptt", "window": 4, "k": None},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schedule": "linear", "k": None},
+        {"tolerance": 0.1},
+        {"group_size": 4},
+        {"grad": "truncated_bptt", "window": 4, "k": None},
+    ],
+)
 def test_only_methods_of_the_paper_with_one_k_are_shown(tmp_path: Path, change: dict) -> None:
     other = row("highway", 3, config_hash="other") | change
     shown = shown_of(tmp_path, "resnet32", [row("bp", None), other])
@@ -52,12 +57,21 @@ def test_only_methods_of_the_paper_with_one_k_are_shown(tmp_path: Path, change: 
     assert not shown_of(tmp_path, "resnet32", [other]).rows
 
 
-@pytest.mark.parametrize(("change", "complete"), [
-    ({}, True), ({"parameters": None}, True), ({"parameters": 487_000}, True),
-    ({"parameters": 270_000}, False), ({"reduced": True}, False), ({"batch_size": 64}, False),
-    ({"data": "digits"}, False), ({"experiment": None}, False), ({"validation": 5000}, False),
-    ({"experiment": "resnet110_cifar10"}, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "complete"),
+    [
+        ({}, True),
+        ({"parameters": None}, True),
+        ({"parameters": 487_000}, True),
+        ({"parameters": 270_000}, False),
+        ({"reduced": True}, False),
+        ({"batch_size": 64}, False),
+        ({"data": "digits"}, False),
+        ({"experiment": None}, False),
+        ({"validation": 5000}, False),
+        ({"experiment": "resnet110_cifar10"}, False),
+    ],
+)
 def test_what_is_the_paper_s_experiment_in_full(change: dict, complete: bool) -> None:
     found = of_paper("resnet32", "bp") | change
     assert is_complete(RESNET32, found) == in_full(found, "resnet32") == complete
@@ -69,8 +83,13 @@ def test_beyond_the_paper_full_length_is_in_full() -> None:
 
 
 def test_of_several_gammas_that_of_most_k_is_the_main_line() -> None:
-    rows = [row("bp", None), row("highway", 0), row("highway", 1, gamma=0.2),
-            row("highway", 0, gamma=0.2), row("highway", 0, gamma="auto")]  # fmt: skip
+    rows = [
+        row("bp", None),
+        row("highway", 0),
+        row("highway", 1, gamma=0.2),
+        row("highway", 0, gamma=0.2),
+        row("highway", 0, gamma="auto"),
+    ]
     shown = Shown(RESNET32, "resnet32", rows)
     assert shown.main() == [rows[0], rows[2], rows[3]]
     assert shown.gamma() == 0.2
@@ -82,7 +101,9 @@ def test_what_ran_says_what_stands_in_how_long_and_what_is_missing() -> None:
     rows = [row("highway", 0, seed, data="wikipedia-2015, Salesforce/wikitext") for seed in (0, 1)]
     assert what_ran(Shown(gru, "gru_chars", rows)) == [
         "stand-in: resnet20, 0.27M parameters, trained on wikipedia-2015",
-        "reduced: 300 steps of 64, 2 seeds", "not yet run: BP, FP"]  # fmt: skip
+        "reduced: 300 steps of 64, 2 seeds",
+        "not yet run: BP, FP",
+    ]
     whole = [of_paper("resnet32", "bp"), of_paper("resnet32", "highway", 3)]
     assert what_ran(Shown(RESNET32, "resnet32", whole)) == ["complete: 300 steps of 128, 1 seed"]
     assert what_ran(Shown(RESNET32, "resnet32", [])) == []

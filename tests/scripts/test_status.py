@@ -39,8 +39,9 @@ def folder(root: Path, about: dict, *, done: bool = False, step: int = 7) -> Pat
 
 
 def shown(tmp_path: Path, capsys, *arguments: str) -> list[str]:
-    status.main(["--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs"),
-                 *arguments])  # fmt: skip
+    status.main(
+        ["--results", str(tmp_path / "results"), "--runs", str(tmp_path / "runs"), *arguments]
+    )
     return capsys.readouterr().out.splitlines()
 
 
@@ -68,11 +69,16 @@ def test_without_results_all_is_missing(tmp_path, capsys, results):
 
 def test_every_state_is_told_apart(tmp_path, capsys, results):
     runs, key = tmp_path / "runs", "resnet32"
-    write_rows(results / f"{key}.jsonl", [
-        of_paper(key, "bp"), of_paper(key, "highway", 1),
-        of_paper(key, "highway", 9), of_paper(key, "highway", 2, reduced=True, config_hash="short"),
-        of_paper(key, "highway", 3, schedule="linear", config_hash="another"),
-    ])  # fmt: skip
+    write_rows(
+        results / f"{key}.jsonl",
+        [
+            of_paper(key, "bp"),
+            of_paper(key, "highway", 1),
+            of_paper(key, "highway", 9),
+            of_paper(key, "highway", 2, reduced=True, config_hash="short"),
+            of_paper(key, "highway", 3, schedule="linear", config_hash="another"),
+        ],
+    )
     folder(runs, of_paper(key, "bp"), done=True)  # collected: there already
     folder(runs / key, of_paper(key, "highway", 2), done=True)
     folder(runs / key, of_paper(key, "highway", 3))
@@ -84,17 +90,23 @@ def test_every_state_is_told_apart(tmp_path, capsys, results):
     with try_lock(at_work / LOCK):
         lines = shown(tmp_path, capsys, "-v")
     assert counts(lines, key) == {
-        "planned": 21, "done": 2, "collect": 1, "running": 1, "interrupted": 1, "missing": 16,
-        "reduced": 1, "other": 2,
-    }  # fmt: skip
+        "planned": 21,
+        "done": 2,
+        "collect": 1,
+        "running": 1,
+        "interrupted": 1,
+        "missing": 16,
+        "reduced": 1,
+        "other": 2,
+    }
     assert counts(lines, "gpt2") == {"planned": 7, "missing": 7, "stand-in": 1}
     assert f"  highway k=3 seed 0: interrupted, step 7 of 300, {runs / key}" in "\n".join(lines)
     assert "  highway k=4 seed 0: running since 2026-01-01T00:00:00+00:00 on here, step 7" in (
-        "\n".join(lines))
+        "\n".join(lines)
+    )
     assert "  other: Highway linear seed 0: done" in lines
     assert lines[-2].startswith(f"not counted: 1 folders in {runs} that do not say what they are")
-    assert lines[-1] == ("next: python scripts/collect_rows.py "
-                         f"{runs / key} {results / key}.jsonl")  # fmt: skip
+    assert lines[-1] == (f"next: python scripts/collect_rows.py {runs / key} {results / key}.jsonl")
 
 
 def test_runs_among_those_of_another_row_are_collected_one_by_one(tmp_path, capsys, results):
@@ -105,8 +117,7 @@ def test_runs_among_those_of_another_row_are_collected_one_by_one(tmp_path, caps
     assert f"collect_rows.py {runs}/gpt2-bp-kNone-s0 {results}/gpt2.jsonl" in lines[-1]
     for file in (runs / "gpt2-bp-kNone-s0").iterdir():
         file.unlink()
-    assert f"collect_rows.py {mine.parent} {results}/gru_chars.jsonl" in shown(
-        tmp_path, capsys)[-1]
+    assert f"collect_rows.py {mine.parent} {results}/gru_chars.jsonl" in shown(tmp_path, capsys)[-1]
 
 
 def test_what_cannot_be_collected_is_not_proposed(tmp_path, capsys, results):
@@ -128,8 +139,10 @@ def test_what_is_interrupted_comes_before_what_is_missing(tmp_path, capsys, resu
 
 def test_when_all_is_done_or_being_trained(tmp_path, capsys, results):
     for key, row in paper_rows().items():
-        write_rows(results / f"{key}.jsonl",
-                   [of_paper(key, *run, config_hash=f"{run}") for run in status.plan_of(row)])
+        write_rows(
+            results / f"{key}.jsonl",
+            [of_paper(key, *run, config_hash=f"{run}") for run in status.plan_of(row)],
+        )
     assert shown(tmp_path, capsys)[-1] == "next: make figures tables"
     write_rows(results / "gpt2.jsonl", [of_paper("gpt2", "bp")])
     at_work = folder(tmp_path / "runs", of_paper("gpt2", "highway", 1))
@@ -164,8 +177,16 @@ def test_it_is_quick_with_hundreds_of_folders(tmp_path, results):
             about = {**any_, "grad": grad, "k": k, "seed": seed, "config_hash": f"{root}{grad}{k}"}
             path = folder(tmp_path / "runs" / str(root), about, done=root % 2 == 0)
             (path / "wandb" / "offline-run-1" / "files").mkdir(parents=True)
-    command = [sys.executable, "-X", "importtime", str(ROOT / "scripts" / "status.py"),
-               "--results", str(ROOT / "results"), "--runs", str(tmp_path / "runs")]
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        str(ROOT / "scripts" / "status.py"),
+        "--results",
+        str(ROOT / "results"),
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
     seconds = []
     for _ in range(3):  # the machine may be busy
         start = time.perf_counter()
@@ -190,10 +211,17 @@ def test_a_row_is_one_sweep(tmp_path, capsys, executed):
     (command,) = executed
     assert command[:2] == [sys.executable, str(ROOT / "train.py")]
     assert command[2:] == [
-        "-m", "experiment=lstm_wikitext103_chars", "grad=bp,highway,fixed_point",
-        "k=0,1,2,3,5,10,20", "seed=0", f"run_root={tmp_path / 'lstm_chars'}",
-        "hydra/launcher=local", "hydra.launcher.n_jobs=3", "steps=390", "device=cpu",
-    ]  # fmt: skip
+        "-m",
+        "experiment=lstm_wikitext103_chars",
+        "grad=bp,highway,fixed_point",
+        "k=0,1,2,3,5,10,20",
+        "seed=0",
+        f"run_root={tmp_path / 'lstm_chars'}",
+        "hydra/launcher=local",
+        "hydra.launcher.n_jobs=3",
+        "steps=390",
+        "device=cpu",
+    ]
     assert shlex.split(capsys.readouterr().out) == ["python", "train.py", *command[2:]]
 
 
@@ -208,8 +236,10 @@ def test_the_sweep_of_a_row_is_its_plan(executed, key):
     sweep.main([key])
     swept = dict(argument.split("=") for argument in executed[0][4:7])
     grads, ks, seeds = (swept[name].split(",") for name in ("grad", "k", "seed"))
-    asked = {(grad, None if grad == "bp" else int(k), int(seed))
-             for grad, k, seed in itertools.product(grads, ks, seeds)}  # fmt: skip
+    asked = {
+        (grad, None if grad == "bp" else int(k), int(seed))
+        for grad, k, seed in itertools.product(grads, ks, seeds)
+    }
     assert asked == set(status.plan_of(paper_row(key)))
 
 

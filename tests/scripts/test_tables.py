@@ -21,13 +21,24 @@ NAMES = ("figure2", "table2", "table3", "table6")
 
 def bench(folder: Path, name: str, keys: tuple[str, ...], device: str = "CPU x") -> None:
     """A record of the paper's shapes: k iterations take 100 + k ms, the loop 220."""
-    ms = {"nn": 110.0, "loop": 220.0} | {f"k{k}": 100.0 + k for k in KS} | {
-        f"fp{k}": 90.0 + k for k in KS}  # fmt: skip
-    found = [{"row": key, "shape": key, "ms": ms,
-              "speedup": {n: 110.0 / value for n, value in ms.items()}} for key in keys]
+    ms = (
+        {"nn": 110.0, "loop": 220.0}
+        | {f"k{k}": 100.0 + k for k in KS}
+        | {f"fp{k}": 90.0 + k for k in KS}
+    )
+    found = [
+        {
+            "row": key,
+            "shape": key,
+            "ms": ms,
+            "speedup": {n: 110.0 / value for n, value in ms.items()},
+        }
+        for key in keys
+    ]
     where = {"device": device, "torch": "2", "commit": "abcdef0123", "dirty": False}
     (folder / f"bench_rnn{name}.json").write_text(
-        json.dumps({"environment": where, "repeats": 3, "paper": found}))
+        json.dumps({"environment": where, "repeats": 3, "paper": found})
+    )
 
 
 def page(folder: Path, name: str) -> str:
@@ -58,8 +69,13 @@ def check_latex(text: str) -> None:
 def test_one_table_has_two_renderings() -> None:
     table = Table(["name", "a_b"], [["50 % {x}", "1.0 ± 0.1"], ["p|q", "not measured"]], "Head")
     assert markdown(table).splitlines() == [
-        "## Head", "", "| name | a_b |", "| --- | ---: |", "| 50 % {x} | 1.0 ± 0.1 |",
-        r"| p\|q | not measured |"]  # fmt: skip
+        "## Head",
+        "",
+        "| name | a_b |",
+        "| --- | ---: |",
+        "| 50 % {x} | 1.0 ± 0.1 |",
+        r"| p\|q | not measured |",
+    ]
     text = latex(table, "one", ["On a CPU."])
     assert r"\begin{tabular}{lr}" in text and r"name & a\_b \\" in text
     assert r"50 \% \{x\} & 1.0 $\pm$ 0.1 \\" in text
@@ -91,30 +107,42 @@ def test_passes_are_in_the_table_where_they_were_counted(tmp_path: Path) -> None
     counted = {"block_passes": 600, "sequential_passes": 900}
     linear = {**row("highway", 0, schedule="linear start=0 end=5", **counted), "k": None}
     write_rows(tmp_path / "tiny.jsonl", [linear])
-    assert re.search(r"\| Highway linear start=0 end=5 \| 1 \|.* \| 2.00 \| 3.00 \|",
-                     page(tmp_path, "tiny"))  # fmt: skip
+    assert re.search(
+        r"\| Highway linear start=0 end=5 \| 1 \|.* \| 2.00 \| 3.00 \|", page(tmp_path, "tiny")
+    )
 
 
 def test_table_2_puts_the_paper_s_values_beside_ours(tmp_path: Path) -> None:
     write_rows(tmp_path / "resnet32.jsonl", [row(g, k, s) for g, k in METHODS for s in (0, 1)])
-    write_rows(tmp_path / "resnet110.jsonl", [
-        of_paper("resnet110", "bp", eval_accuracy=0.938),
-        of_paper("resnet110", "highway", 4, eval_accuracy=0.94),
-        of_paper("resnet110", "highway", 5, eval_accuracy=0.95)])  # fmt: skip
+    write_rows(
+        tmp_path / "resnet110.jsonl",
+        [
+            of_paper("resnet110", "bp", eval_accuracy=0.938),
+            of_paper("resnet110", "highway", 4, eval_accuracy=0.94),
+            of_paper("resnet110", "highway", 5, eval_accuracy=0.95),
+        ],
+    )
     write_rows(tmp_path / "roberta.jsonl", [of_paper("roberta", "highway", 3, gamma="auto")])
     text = page(tmp_path, "table2")
-    assert ("| CIFAR-10 | pre-activation ResNet-32 | 15 | 9 | 464k | 270k | 0.58 | no | stand-in: "
-            "resnet20, 0.27M parameters, trained on digits; reduced: 300 steps of 64, 2 seeds |"
-            ) in text  # fmt: skip
+    assert (
+        "| CIFAR-10 | pre-activation ResNet-32 | 15 | 9 | 464k | 270k | 0.58 | no | stand-in: "
+        "resnet20, 0.27M parameters, trained on digits; reduced: 300 steps of 64, 2 seeds |"
+    ) in text
     assert "| 54 | 54 | 1.7M | 1.7M | 1.00 | no | complete: 300 steps of 128, 1 seed |" in text
-    assert ("| pre-activation ResNet-32, CIFAR-10 | accuracy (%) | 92.75 | 97.20 ± 0.28 | 1.05 | 3 "
-            "| 92.68 | 94.70 ± 0.28 | 1.02 | -2.50 | stand-in, reduced |") in text
+    assert (
+        "| pre-activation ResNet-32, CIFAR-10 | accuracy (%) | 92.75 | 97.20 ± 0.28 | 1.05 | 3 "
+        "| 92.68 | 94.70 ± 0.28 | 1.02 | -2.50 | stand-in, reduced |"
+    ) in text
     # the paper prints k = 4 alone
-    assert ("| ResNet-110, CIFAR-10 | accuracy (%) | 93.8 | 93.80 | 1.00 | 4 | 93.8 | 94.00 | 1.00 "
-            "| +0.20 | complete |") in text
+    assert (
+        "| ResNet-110, CIFAR-10 | accuracy (%) | 93.8 | 93.80 | 1.00 | 4 | 93.8 | 94.00 | 1.00 "
+        "| +0.20 | complete |"
+    ) in text
     assert "| - | not yet run | - | 3 (gamma=auto) | - | 94.50 | - | - | complete |" in text
-    assert ("| 3-layer GRU, WikiText-103 | perplexity | - | not yet run | - | 0 | 50 | not yet run "
-            "| - | - | not yet run |") in text
+    assert (
+        "| 3-layer GRU, WikiText-103 | perplexity | - | not yet run | - | 0 | 50 | not yet run "
+        "| - | - | not yet run |"
+    ) in text
     assert "not yet run: python scripts/sweep.py gru_words" in text
     assert "Here: CPU, 2 threads." in text and "public review discussion" in text
     check_latex((tmp_path / "tables" / "table2.tex").read_text())
@@ -174,14 +202,18 @@ def test_a_table_that_cannot_be_written_does_not_keep_the_others(
     with pytest.raises(UserError, match="left out table2; all others are done"):
         make_tables.main([str(results)])
     assert capsys.readouterr().err == (
-        f"error: cannot write {results / 'tables' / 'table2.md'} (Is a directory)\n")
+        f"error: cannot write {results / 'tables' / 'table2.md'} (Is a directory)\n"
+    )
     assert (results / "tables" / "tiny.md").exists()
 
 
 def test_an_unwritable_output_is_one_line(results: Path) -> None:
     (results / "tables").write_text("a file where a folder should be")
-    done = subprocess.run([sys.executable, ROOT / "scripts" / "make_tables.py", results],
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "make_tables.py", results],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: cannot write {results / 'tables'}")
@@ -195,12 +227,24 @@ def test_no_results_is_an_error(tmp_path: Path) -> None:
 def test_signals_are_held_against_final_losses(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    moment = {"step": 0, "seconds": 0.0, "gradient_error": [
-        {"k": k, "cosine": 1 - 0.1 ** k, "relative_error": 0.5 ** k, "increment": 0.3 ** k,
-         "layers": {}} for k in (0, 1, 3)]}  # fmt: skip
+    moment = {
+        "step": 0,
+        "seconds": 0.0,
+        "gradient_error": [
+            {
+                "k": k,
+                "cosine": 1 - 0.1**k,
+                "relative_error": 0.5**k,
+                "increment": 0.3**k,
+                "layers": {},
+            }
+            for k in (0, 1, 3)
+        ],
+    }
     rows = [row("bp", None, eval_loss=0.5)]
-    rows += [row("highway", k, seed, eval_loss=0.5 + 0.1 / (1 + k)) for k in (0, 1, 3)
-             for seed in (0, 1)]  # fmt: skip
+    rows += [
+        row("highway", k, seed, eval_loss=0.5 + 0.1 / (1 + k)) for k in (0, 1, 3) for seed in (0, 1)
+    ]
     write_rows(tmp_path / "tiny.jsonl", rows, [moment])
     write_rows(tmp_path / "unmeasured.jsonl", rows)
     text = page(tmp_path, "signals")
