@@ -32,6 +32,7 @@ test: setup lint ## lint, then run all tests
 
 lint: setup ## check style
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 
 sweep: setup ## train a row of the paper: ROW=resnet32 JOBS= STANDIN= RUNS= ARGS="steps=390"
 	@$(BIN)/python scripts/sweep.py "$(ROW)" $(if $(JOBS),--jobs "$(JOBS)") \
