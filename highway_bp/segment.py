@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ class Segment:
         carries: what each layer's ``with_carry`` gave as its K, else None.
         split: True when the graph holds the path through the block alone (the residual path is
             cut), so that a vector-Jacobian product gives w J; otherwise it gives w (J + K).
+        autocast: gives the autocast state of the forward pass, under which carries are formed.
         z: what the block of a split layer returned, until it has been checked.
     """
 
@@ -32,6 +35,7 @@ class Segment:
     states: list[Tensor]
     carries: list[object]
     split: bool
+    autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext
     z: Tensor | None = None
 
     @property
@@ -60,7 +64,8 @@ class Segment:
         h_out = self.states[i].detach()
         given, carry = self.carries[i], getattr(self.layers[i], "carry", None)
         if given is None and carry is not None:
-            given = carry(h_in, h_out)
+            with self.autocast():
+                given = carry(h_in, h_out)
         K = as_carry(given, h_out, self.names[i])
         if h_in.shape != h_out.shape:
             _check_maps(K, h_in, h_out, self.names[i])
@@ -105,7 +110,20 @@ def run_segment(
             raise RuntimeError(_IN_PLACE.format(name))
         states.append(out)
         carries.append(K)
-    return Segment(layers, names, h_in, states, carries, split, z)
+    return Segment(layers, names, h_in, states, carries, split, autocast_here(h.device.type), z)
+
+
+def autocast_here(device: str) -> Callable[[], AbstractContextManager]:
+    """Enters, whenever it is called, the autocast state that a device is in now."""
+    if not torch.amp.is_autocast_available(device):
+        return contextlib.nullcontext
+    return partial(
+        torch.autocast,
+        device,
+        torch.get_autocast_dtype(device),
+        torch.is_autocast_enabled(device),
+        cache_enabled=False,
+    )
 
 
 _IN_PLACE = "{} changes its input in place; a layer of a ResidualChain returns a new tensor"

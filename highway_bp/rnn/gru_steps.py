@@ -118,5 +118,6 @@ class GRUJacobian:
 
 def _library_gru(x: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """h_1 .. h_L (L, B, H) by torch's own kernel (cuDNN on CUDA)."""
-    h, _ = torch._VF.gru(x, h_0[None], weights, len(weights) == 4, 1, 0.0, True, False, False)
+    h_0 = h_0[None].contiguous()  # cuDNN asks for it
+    h, _ = torch._VF.gru(x, h_0, weights, len(weights) == 4, 1, 0.0, True, False, False)
     return h

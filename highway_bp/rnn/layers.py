@@ -14,6 +14,7 @@ from highway_bp.rnn.steps import Cell, Steps
 from highway_bp.takes_method import TakesMethod
 from highway_bp.watch import Watched
 
+CUDNN_WITH_BFLOAT16 = 91300  # recurrent layers of that dtype
 TILE_BYTES = 2**21  # of one state tensor (L, tile, H): its few companions then fit a CPU's cache
 States = Tensor | tuple[Tensor, ...]
 
@@ -82,11 +83,34 @@ class MethodRNN(TakesMethod, nn.RNNBase):
     def _by_autograd(self, input, hx, lengths: Tensor | None):
         """``torch.nn``'s own forward pass; with lengths, around a packed sequence."""
         if lengths is None:
-            return super().forward(input, hx)
+            return self._library(input, hx)
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
-        output, states = super().forward(packed, hx)
+        output, states = self._library(packed, hx)
         L = input.shape[1 if self.batch_first else 0]
         return pad_packed_sequence(output, self.batch_first, total_length=L)[0], states
+
+    def _library(self, input, hx):
+        """``torch.nn``'s forward pass; under autocast on CUDA in the dtype that methods work in,
+        as torch's own wrapper of cuDNN knows float16 alone."""
+        dtype = self._autocast_dtype(_data(input).device)
+        if dtype is None:
+            return super().forward(input, hx)
+        weights = self._flat_weights
+        try:
+            self._flat_weights = [w.to(dtype) for w in weights]
+            with torch.autocast("cuda", enabled=False):
+                hx = None if hx is None else self._given([s.to(dtype) for s in self._listed(hx)])
+                return super().forward(input.to(dtype), hx)
+        finally:
+            self._flat_weights = weights
+
+    def _autocast_dtype(self, device: torch.device) -> torch.dtype | None:
+        """That of the autocast region on CUDA, float32 where cuDNN lacks it; None outside one."""
+        if device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
+            return None
+        dtype = torch.get_autocast_dtype("cuda")
+        has_it = dtype != torch.bfloat16 or torch.backends.cudnn.version() >= CUDNN_WITH_BFLOAT16
+        return dtype if has_it else torch.float32
 
     def _checked(self, lengths, input) -> Tensor:
         if isinstance(input, PackedSequence) or input.dim() != 3:
@@ -177,10 +201,12 @@ class MethodRNN(TakesMethod, nn.RNNBase):
 
     def _working_dtype(self, x: Tensor, start: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Under autocast that of the region on CUDA, that of the weights elsewhere."""
-        device, dtype = x.device.type, self.weight_ih_l0.dtype
-        if device == "cuda" and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
+        dtype = self._autocast_dtype(x.device) or self.weight_ih_l0.dtype
         return x.to(dtype), [s.to(dtype) for s in start]
+
+
+def _data(input: Tensor | PackedSequence) -> Tensor:
+    return input.data if isinstance(input, PackedSequence) else input
 
 
 def _steps(input: Tensor | PackedSequence, batch_first: bool) -> int:

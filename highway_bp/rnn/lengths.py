@@ -16,7 +16,7 @@ def check_lengths(lengths: Tensor | Sequence[int], L: int, B: int) -> Tensor:
         TypeError: they are not whole numbers.
         ValueError: there are not B of them, or one is not in 1 .. L.
     """
-    t = torch.as_tensor(lengths).cpu()
+    t = torch.as_tensor(lengths, device="cpu")
     if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
         raise TypeError(f"lengths are {t.dtype}; expected whole numbers")
     if t.shape != (B,):
@@ -47,14 +47,14 @@ def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
     """x (L, B, F) with the first ``lengths`` steps of each row in reverse; its own inverse."""
     if lengths is None:
         return x.flip(0)
-    t = torch.arange(len(x))[:, None]  # (L, 1)
+    t = torch.arange(len(x), device="cpu")[:, None]  # (L, 1)
     source = torch.where(t < lengths, lengths - 1 - t, t).to(x.device)  # (L, B)
     return x.gather(0, source[..., None].expand_as(x))
 
 
 def mask(x: Tensor, lengths: Tensor) -> Tensor:
     """x (L, B, F) with zeros behind each row's end."""
-    inside = (torch.arange(len(x))[:, None] < lengths).to(x.device)
+    inside = (torch.arange(len(x), device="cpu")[:, None] < lengths).to(x.device)
     return torch.where(inside[..., None], x, 0)
 
 

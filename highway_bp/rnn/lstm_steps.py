@@ -204,6 +204,14 @@ def _library_lstm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h_1 .. h_L (L, B, H), h_L and c_L (B, H) by torch's own kernel (cuDNN on CUDA)."""
     h, h_n, c_n = torch._VF.lstm(
-        x, (h_0[None], c_0[None]), weights, len(weights) == 4, 1, 0.0, True, False, False
+        x,
+        (h_0[None].contiguous(), c_0[None].contiguous()),  # cuDNN asks for it
+        weights,
+        len(weights) == 4,
+        1,
+        0.0,
+        True,
+        False,
+        False,
     )
     return h, h_n[0], c_n[0]

@@ -408,3 +408,31 @@ def test_nothing_of_a_step_outlives_it():
         assert [ref() for ref in seen] == [None] * 3
     finally:
         gc.enable()
+
+
+class Projected(nn.Module):
+    """f(h) = S h + W h; the carry is the module S itself."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.block, self.shortcut = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+
+    def forward(self, h):
+        return self.shortcut(h) + self.block(h)
+
+    def carry(self, h_in, h_out):
+        return hb.LinearMap(self.shortcut, h_in)
+
+
+def test_carries_are_formed_under_the_autocast_of_the_forward_pass():
+    chain = hb.ResidualChain([Projected(4) for _ in range(3)], hb.Highway(3))
+    x = torch.randn(2, 4)
+    found = []
+    for method in (hb.Highway(3), hb.Backprop()):
+        chain.method = method
+        chain.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = chain(x).square().sum()
+        loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in chain.parameters()]))
+    assert torch.linalg.vector_norm(found[0] - found[1]) < 0.02 * torch.linalg.vector_norm(found[1])
