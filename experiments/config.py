@@ -1,12 +1,8 @@
-"""The configuration's schema, and the identity of a run."""
+"""The configuration's schema: types and ranges."""
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import json
 import math
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,21 +10,6 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.errors import UserError
-
-# What may differ between two runs of one and the same experiment.
-_NOT_IDENTITY = ("run_root", "logger", "device", "seed", "k", "gamma", "advise", "diagnostics")
-_NOT_IDENTITY_INSIDE = {
-    "data": ("root", "cache_dir", "workers"),
-    "trainer": (
-        "eval_interval",
-        "checkpoint_interval",
-        "log_interval",
-        "progress",
-        "threads",
-        "eval_batch_size",
-        "snapshots",
-    ),
-}
 
 
 @dataclass
@@ -114,37 +95,11 @@ def check_values(cfg: DictConfig) -> None:
             continue  # of another optimiser
         if type(value) not in (int, float) or not 0 <= value < math.inf:
             raise UserError(f"{key}={value}; expected a number, at least 0")
-
-
-def identity(cfg: DictConfig) -> dict[str, Any]:
-    """What makes the run what it is: the resolved config without paths, device and loggers.
-
-    The root keys k and gamma count only where the gradient method uses them, so runs of backprop
-    coincide.
-    """
-    config = copy.deepcopy(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
-    for key in _NOT_IDENTITY:
-        config.pop(key, None)
-    for group, keys in _NOT_IDENTITY_INSIDE.items():
-        for key in keys:
-            config[group].pop(key, None)
-    if config["continue_from"] is None:
-        del config["continue_from"]
-    parallel = config.pop("parallel")
-    if parallel["layers"]:  # the layers of a process are a group, and groups are the method's
-        config["parallel"] = {
-            "processes": int(os.environ.get("WORLD_SIZE", 1)),
-            "sizes": parallel["sizes"],
-            # which batch normalisation sees
-            **{key: parallel[key] for key in ("data", "micro_batches") if parallel[key] != 1},
-        }
-    return config
-
-
-def setup_hash(config: dict[str, Any]) -> str:
-    """The hash of what runs share that may be compared: all but gradient method and schedule."""
-    return config_hash({key: v for key, v in config.items() if key not in ("grad", "schedule")})
-
-
-def config_hash(config: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+    for key in ("trainer.amp", "trainer.channels_last"):
+        value = OmegaConf.select(cfg, key)
+        if value not in (True, False, "auto"):
+            raise UserError(f"{key}={value}; expected auto, true or false")
+    for key in ("trainer.tf32", "trainer.deterministic"):
+        value = OmegaConf.select(cfg, key)
+        if type(value) is not bool:
+            raise UserError(f"{key}={value}; expected true or false")

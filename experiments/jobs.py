@@ -60,7 +60,8 @@ def _attempt(cfg: DictConfig) -> Outcome:
     job = "" if alone else f" ({in_short(HydraConfig.get().overrides.task)})"
     try:
         with checkpoint_before_requeue() as requeue:
-            run(cfg, dict(HydraConfig.get().runtime.choices))
+            hydra = HydraConfig.get()
+            run(cfg, dict(hydra.runtime.choices), list(hydra.overrides.task))
         return Outcome.DONE
     except BeingTrained as elsewhere:
         print(f"{elsewhere}, skipped")

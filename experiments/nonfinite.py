@@ -8,6 +8,14 @@ from torch import Tensor, nn
 from highway_bp.parallel.owners import from_owners
 
 
+class Diverged(Exception):
+    """Loss or gradient stopped being finite after step ``last_finite_step``."""
+
+    def __init__(self, last_finite_step: int, message: str):
+        super().__init__(message)
+        self.last_finite_step = last_finite_step
+
+
 def first_nonfinite_gradient(model: nn.Module) -> str | None:
     """The first parameter, in the model's order, whose gradient is not finite.
 

@@ -1,13 +1,27 @@
-"""A finished run as one flat row: how it is made, and what it must be to be read again."""
+"""A finished run as one row: the list of its fields, how they are filled, how they are checked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
+import highway_bp as hb
 from experiments.errors import UserError
 
-SCHEMA = 2  # 1: rows without a field "schema"; scripts/upgrade_rows.py makes 2 of them
+SCHEMA = 3
+
+GRAD_NAMES = {
+    hb.Backprop: "bp",
+    hb.FixedPoint: "fixed_point",
+    hb.Highway: "highway",
+    hb.TruncatedBPTT: "truncated_bptt",
+    hb.MGRIT: "mgrit",
+}
+# Keys of a configuration that are places on a machine; rows do not have them.
+PLACES = ("run_root", "data.root", "data.cache_dir", "logger", "device")
 
 
 @dataclass(frozen=True)
@@ -19,40 +33,40 @@ class Field:
 
 
 TEXT, NUMBER, WHOLE, YES_NO = (str,), (float, int), (int,), (bool,)
+MAYBE_NUMBER = (float, int, None)
 
 FIELDS: dict[str, Field] = {
     "schema": Field(WHOLE, "version of this list"),
+    "config_hash": Field(TEXT, "of the fields that change the result, experiments/identity.py"),
+    "setup": Field(TEXT, "the same without gradient method and schedule"),
+    "seed": Field(WHOLE, "of the weights, batches and augmentation"),
+    "device_kind": Field(TEXT, "cpu or cuda; with config_hash and seed, a run's key"),
     "experiment": Field((str, None), "preset of configs/experiment, null where none was named"),
+    "overrides": Field((list,), "arguments of train.py that make the run again, but for the seed"),
+    "config": Field((dict,), "the whole configuration, without places on the machine"),
     "model": Field(TEXT, "choice of configs/model"),
-    "parameters": Field((int, None), "trained parameters"),
-    "L": Field((int, None), "layers of the longest chain; of a recurrent network, time steps"),
+    "parameters": Field(WHOLE, "trained parameters"),
+    "L": Field(WHOLE, "layers of the longest chain; of a recurrent network, time steps"),
     "grad": Field(TEXT, "gradient method: bp, truncated_bptt, fixed_point, mgrit, highway"),
     "k": Field((int, None), "iterations; null for methods without, and with a schedule"),
     "schedule": Field((str, None), "schedule of k and its numbers; null for one k throughout"),
-    "tolerance": Field((float, int, None), "change below which iterations stop early"),
+    "tolerance": Field(MAYBE_NUMBER, "change below which iterations stop early"),
     "gamma": Field((float, int, str, None), 'share of the residual path in the block, or "auto"'),
     "group_size": Field((int, None), "layers or time steps that count as one, exact inside"),
     "window": Field((int, None), "window of truncated BPTT"),
+    "mgrit": Field((str, None), "numbers of grad=mgrit, which has no k"),
+    "precision": Field(TEXT, "float32, tf32 or bfloat16"),
     "data": Field(TEXT, "training data, and those it is scored on if others"),
-    "validation": Field((float, int, None), "part of the training data held out for the score"),
     "steps": Field(WHOLE, "training steps"),
     "epochs": Field(NUMBER, "training steps by steps per epoch"),
     "batch_size": Field(WHOLE, "examples or sequences per step"),
-    "lr": Field(NUMBER, "largest learning rate"),
-    "seed": Field(WHOLE, "of the weights, batches and augmentation"),
-    "config_hash": Field(TEXT, "of the resolved configuration without seed, paths and device"),
-    "setup": Field(
-        (str, None),
-        "the same without gradient method and schedule: rows that share "
-        "it may be compared; null in rows of schema 1",
-    ),
-    "reduced": Field(YES_NO, "fewer steps than the recipe's"),
+    "diverged": Field(YES_NO, "loss or gradient stopped being finite; then there are no scores"),
+    "last_finite_step": Field(WHOLE, "steps after which both were finite; all, if not diverged"),
     "metric": Field(TEXT, "the score that stands for the run: one of the eval_ fields"),
-    "train_loss": Field(NUMBER, "of the last step, nats"),
-    "eval_loss": Field(NUMBER, "at the end, nats"),
+    "train_loss": Field(MAYBE_NUMBER, "of the last recorded step, nats"),
+    "eval_loss": Field(MAYBE_NUMBER, "at the end, nats"),
     "seconds": Field(NUMBER, "wall-clock seconds of training steps; no evaluation, no checkpoints"),
-    "seconds_per_step": Field(NUMBER, "seconds / steps"),
-    "cpu_seconds": Field((float, int, None), "processor seconds of the same, all threads"),
+    "cpu_seconds": Field(NUMBER, "processor seconds of the same, all threads"),
     "block_passes": Field((int, None), "passes through all blocks, summed over the steps"),
     "sequential_passes": Field(
         (int, None), "those that wait for each other when every layer has its own device"
@@ -66,25 +80,74 @@ FIELDS: dict[str, Field] = {
     "versions": Field((dict,), "versions of packages that may change a result"),
 }
 SCORES: dict[str, Field] = {
-    "eval_accuracy": Field(NUMBER, "right answers / all, 0 to 1"),
-    "eval_perplexity": Field(NUMBER, "exp of the loss per token"),
-    "eval_bits_per_char": Field(NUMBER, "loss per character of text, bits"),
+    "eval_accuracy": Field(MAYBE_NUMBER, "right answers / all, 0 to 1"),
+    "eval_perplexity": Field(MAYBE_NUMBER, "exp of the loss per token"),
+    "eval_bits_per_char": Field(MAYBE_NUMBER, "loss per character of text, bits"),
 }
 SOMETIMES: dict[str, Field] = {
-    "mgrit": Field(TEXT, "numbers of grad=mgrit, which has no k"),
     "continued_from": Field(TEXT, "config_hash and step of the run this one has gone on from"),
     "processes": Field(WHOLE, "of this run; this and the next three with parallel=layers alone"),
     "sizes": Field((list,), "layers of the chain that each process of a replica has"),
     "replicas": Field(WHOLE, "of those processes, with a part of every batch each"),
     "micro_batches": Field(WHOLE, "parts of a batch that follow one another through the layers"),
-}
-CURVE: dict[str, Field] = {
     "curve": Field(
         (dict,),
-        "columns over training (train, eval) and, if measured, the gradient's "
-        "error (gradient_error); in results files alone",
+        "in results files: columns over training (train, eval) and, if measured, the gradient's "
+        "error (gradient_error)",
     ),
 }
+
+
+def method_fields(cfg: DictConfig, schedule: str, method: hb.Method) -> dict[str, Any]:
+    """The fields of a row that its gradient method and the name of its schedule give."""
+    changes = schedule != "constant"
+    numbers = OmegaConf.to_container(cfg.schedule, resolve=True)
+    return {
+        "grad": GRAD_NAMES[type(method)],
+        "k": None if changes else getattr(method, "k", None),
+        "schedule": f"{schedule} {_in_words(numbers)}".rstrip() if changes else None,
+        "mgrit": _in_words(asdict(method)) if isinstance(method, hb.MGRIT) else None,
+        **{n: getattr(method, n, None) for n in ("tolerance", "gamma", "group_size", "window")},
+    }
+
+
+def _in_words(values: Mapping[str, Any]) -> str:
+    """Settings on one line, for instance "n=10 first=bp"."""
+    return " ".join(
+        f"{key}={str(value).replace(chr(39), '')}"
+        for key, value in values.items()
+        if key != "_target_"
+    )
+
+
+def stored_config(cfg: DictConfig) -> dict[str, Any]:
+    """A resolved configuration without places on the machine."""
+    config = OmegaConf.to_container(cfg, resolve=True)
+    for place in PLACES:
+        group, _, key = place.rpartition(".")
+        (config[group] if group else config).pop(key, None)
+    return config
+
+
+def stored_overrides(overrides: Iterable[str]) -> list[str]:
+    """Those arguments of a run that belong to its result, not to the machine or the seed."""
+    beside = (*PLACES, "seed", "hydra", "trainer.threads", "trainer.progress")
+    return [o for o in overrides if not o.lstrip("+~").startswith(beside)]
+
+
+def command(row: Mapping[str, Any]) -> str:
+    """What makes a row again, from the root of the repository."""
+    arguments = [*row["overrides"], f"seed={row['seed']}", f"device={row['device_kind']}"]
+    return " ".join(["python train.py", *map(_quoted, arguments)])
+
+
+def _quoted(argument: str) -> str:
+    return f"'{argument}'" if any(c in argument for c in " []{},$*") else argument
+
+
+def key_of(row: Mapping[str, Any]) -> tuple[str, str, int]:
+    """What a run is known by."""
+    return row["config_hash"], row["device_kind"], row["seed"]
 
 
 def check_row(row: Any, where: str) -> None:
@@ -95,12 +158,11 @@ def check_row(row: Any, where: str) -> None:
     """
     if not isinstance(row, dict):
         raise UserError(f"{where} is not a row; expected a JSON object")
-    if row.get("schema", 1) != SCHEMA:
+    if row.get("schema") != SCHEMA:
         raise UserError(
-            f"{where} is of schema {row.get('schema', 1)}, expected {SCHEMA}; "
-            "scripts/upgrade_rows.py brings schema 1 up to date"
+            f"{where} is of schema {row.get('schema', 1)}, expected {SCHEMA}; make it again"
         )
-    known = FIELDS | SCORES | SOMETIMES | CURVE
+    known = FIELDS | SCORES | SOMETIMES
     complaints = [f"{name} is missing" for name in FIELDS if name not in row]
     complaints += [f"{name} is unknown" for name in row if name not in known]
     complaints += [
@@ -110,6 +172,8 @@ def check_row(row: Any, where: str) -> None:
     ]
     if not complaints and row["metric"] not in row.keys() & SCORES.keys():
         complaints = [f"metric is {row['metric']!r}, expected the name of a score in the row"]
+    if not complaints and (row[row["metric"]] is None) != row["diverged"]:
+        complaints = [f"{row['metric']} is {row[row['metric']]} and diverged {row['diverged']}"]
     if complaints:
         raise UserError(f"{where}: {'; '.join(complaints)}")
 

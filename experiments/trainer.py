@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +20,9 @@ from experiments.atomic import write_atomically
 from experiments.data.images import ImageData
 from experiments.data.text import TextData
 from experiments.diagnostics import Diagnostics, flat
-from experiments.errors import UserError
+from experiments.identity import precision_of
 from experiments.interrupt import Interrupted, StopSignal
-from experiments.nonfinite import first_nonfinite_gradient, first_nonfinite_output
+from experiments.nonfinite import Diverged, first_nonfinite_gradient, first_nonfinite_output
 from experiments.optimizer import build_optimizer, learning_rate
 from experiments.passes import Passes
 from experiments.processes import OneProcess
@@ -40,6 +41,18 @@ TRAINED = (
     "rng",
     "cuda_rng",
 )
+
+
+@dataclass(frozen=True)
+class Unread:
+    """What step number ``step`` has measured: (2 + scores,) gradient norm, loss, training scores;
+    x: its batch."""
+
+    step: int
+    lr: float
+    method: hb.Method
+    values: Tensor
+    x: Tensor
 
 
 @dataclass
@@ -75,15 +88,18 @@ class Trainer:
     processes: OneProcess = field(default_factory=OneProcess)
     sizes: list[int] | None = None
     last: dict[str, Any] = field(default_factory=dict)
+    _unread: list[Unread] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.task = self.data.task
         self.batches = self.data.train_batches(self.optim["batch_size"], self.seed, self.device)
         self.model.to(self.device)
-        if self.settings["channels_last"]:
+        self.amp = precision_of(self.settings, self.device.type) == "bfloat16"
+        wanted, slower = self.settings["channels_last"], self.amp and self.device.type == "cpu"
+        self.channels_last = not slower if wanted == "auto" else wanted
+        if self.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.model.train()
-        self.amp = self.settings["amp"] and self.device.type == "cuda"
         self.processes.share(
             self.model, lambda model: self._loss_of(*self._batch(0))(model), self.sizes
         )
@@ -139,39 +155,50 @@ class Trainer:
             self.model, self._batch(self.step), lambda model, batch: self._loss_of(*batch)(model)
         )
 
-    def train(self) -> dict[str, Any]:
-        """Run to the end and return the last training and evaluation records, merged.
+    def train(self) -> None:
+        """Run to the end; ``last`` then holds the last training and evaluation records, merged.
 
         Raises:
             Interrupted: a signal arrived; the finished step is in the checkpoint.
-            UserError: loss or gradients stopped being finite, or a file cannot be written.
+            Diverged: loss or gradients stopped being finite.
+            UserError: a file cannot be written.
         """
         with StopSignal() as stop, self._progress() as bar:
             if self.step == 0 and self.diagnostics.due(0, self.total_steps):
                 self._diagnose()
             while self.step < self.total_steps:
-                record = self._timed_step()
-                due = self.step % self.settings["log_interval"] == 0
-                if due or self.step == self.total_steps:
-                    self._record(record)
-                bar.set_postfix(self._shown(record), refresh=False)
+                self._step()
                 bar.update()
+                at_end = self.step == self.total_steps
+                if self._reads():
+                    self._read()
+                    bar.set_postfix(self._shown(), refresh=False)
                 if self.step in self.settings["snapshots"]:
                     self._snapshot()
-                at_end = self.step == self.total_steps
                 if at_end or self.step % self.eval_interval == 0:
                     self._evaluate()
                 if self.diagnostics.due(self.step, self.total_steps):
                     self._diagnose()
                 stopped = self.processes.agreed(stop.received)
                 if at_end or stopped or self.step % self.checkpoint_interval == 0:
+                    self._read()
                     self._save()
                 if stopped and not at_end:
                     raise Interrupted(stopped)
-        return self.last
 
-    def _timed_step(self) -> dict[str, Any]:
-        start, cpu_start = self._clock(), time.process_time()
+    def costs(self) -> dict[str, Any]:
+        """What training has cost so far."""
+        return {
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            **self.passes.state_dict(),
+            "peak_memory_mb": peak_memory_mb(self.device),
+        }
+
+    def _step(self) -> None:
+        """One step; what it measures stays on the device until `_read`."""
+        if not self._unread:
+            self._clocks = time.perf_counter(), time.process_time()
         lr = learning_rate(self.step, self.total_steps, self.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -184,29 +211,52 @@ class Trainer:
             loss, scores = self.task.loss(self.trained, x, y)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        loss, *means = self.processes.mean(torch.stack([loss.detach(), *scores.values()]))
+        means = self.processes.mean(torch.stack([loss.detach(), *scores.values()]))
         norm = hb.total_norm(self.model)
-        self._check_finite(loss, norm, x)
+        self._unread.append(Unread(self.step + 1, lr, method, torch.cat([norm[None], means]), x))
+        if self.device.type == "cpu":  # reading is free: weights are still what they were
+            self._check_finite(self._unread[-1])
         if self.optim["clip"] is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.optim["clip"], norm)
         self.optimizer.step()
         self.step += 1
-        iterations = self.passes.add(self.model, method)
-        self.seconds += self._clock() - start
-        self.cpu_seconds += time.process_time() - cpu_start
-        return {
-            "step": self.step,
-            "seconds": self.seconds,
-            "cpu_seconds": self.cpu_seconds,
-            "train_loss": loss.item(),
-            **{name: mean.item() for name, mean in zip(scores, means, strict=True)},
-            "lr": lr,
-            "k": getattr(method, "k", None),
-            "iterations": iterations,
-            **self.passes.state_dict(),
-            "grad_norm": norm.item(),
-            "peak_memory_mb": peak_memory_mb(self.device),
-        }
+        self._names = ["grad_norm", "train_loss", *scores]
+        self._iterations = self.passes.add(self.model, method)
+
+    def _reads(self) -> bool:
+        """Whether what steps have measured is needed now; a GPU is not to be waited for."""
+        intervals = (self.settings["log_interval"], self.eval_interval, self.checkpoint_interval)
+        return (
+            self.device.type == "cpu"
+            or self.step == self.total_steps
+            or any(self.step % interval == 0 for interval in intervals)
+            or self.step in self.settings["snapshots"]
+            or self.diagnostics.due(self.step, self.total_steps)
+        )
+
+    def _read(self) -> None:
+        """Wait for the device, stop the clocks, and record the last step if it is due."""
+        if not self._unread:
+            return
+        for unread in self._unread:
+            self._check_finite(unread)
+        wall, processor = self._clocks
+        self.seconds += time.perf_counter() - wall
+        self.cpu_seconds += time.process_time() - processor
+        last = self._unread[-1]
+        self._unread = []
+        self._read_last = dict(zip(self._names, last.values.tolist(), strict=True))
+        if self.step % self.settings["log_interval"] == 0 or self.step == self.total_steps:
+            self._record(
+                {
+                    "step": self.step,
+                    **self.costs(),
+                    **self._read_last,
+                    "lr": last.lr,
+                    "k": getattr(last.method, "k", None),
+                    "iterations": self._iterations,
+                }
+            )
 
     def _save(self) -> None:
         state = self.state()
@@ -217,7 +267,10 @@ class Trainer:
         batches = self.data.eval_batches(self.settings["eval_batch_size"], self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
             scores = self.task.evaluate(self.model, ((self._laid_out(x), y) for x, y in batches))
-        self._record({"step": self.step, "seconds": self.seconds, **scores})
+        finite = {name: score if math.isfinite(score) else None for name, score in scores.items()}
+        self._record({"step": self.step, "seconds": self.seconds, **finite})
+        if self.step == self.total_steps and None in finite.values():
+            raise Diverged(self.step, f"the final evaluation gave {scores}")
 
     def _diagnose(self) -> None:
         """The gradient's error on the batch to come."""
@@ -259,7 +312,7 @@ class Trainer:
             write_atomically(file, lambda f: torch.save(state, f))
 
     def _laid_out(self, x: Tensor) -> Tensor:
-        images = x.dim() == 4 and self.settings["channels_last"]
+        images = x.dim() == 4 and self.channels_last
         return x.contiguous(memory_format=torch.channels_last) if images else x
 
     def _record(self, record: dict[str, Any]) -> None:
@@ -268,26 +321,23 @@ class Trainer:
             self.log(record, self.step)
         self.last = {**self.last, **record}
 
-    def _check_finite(self, loss: Tensor, norm: Tensor, x: Tensor) -> None:
-        if bool(loss.isfinite()) and bool(norm.isfinite()):
+    def _check_finite(self, unread: Unread) -> None:
+        norm, loss, *_ = unread.values.tolist()
+        if math.isfinite(norm) and math.isfinite(loss):
             return
-        file, state = self.folder.path / "nonfinite.pt", {**self.state(), "x": x}
+        file, state = self.folder.path / "nonfinite.pt", {**self.state(), "x": unread.x}
         if self.processes.writes:
             write_atomically(file, lambda f: torch.save(state, f))
-        if loss.isfinite():
+        if math.isfinite(loss):
             where = f"the gradient is not finite, first in {first_nonfinite_gradient(self.model)}"
         else:
-            module = first_nonfinite_output(self.model, x) or "the loss itself"
-            where = f"the loss is {loss.item()}, first in the output of {module}"
-        raise UserError(
-            f"step {self.step + 1}: {where}; state saved in {file}, the last good checkpoint is "
-            "untouched; try a smaller optim.lr or a larger k"
+            module = first_nonfinite_output(self.model, unread.x) or "the loss itself"
+            where = f"the loss is {loss}, first in the output of {module}"
+        raise Diverged(
+            unread.step - 1,
+            f"step {unread.step}: {where}; state saved in {file}, the last good checkpoint is "
+            "untouched; try a smaller optim.lr or a larger k",
         )
-
-    def _clock(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
     def _progress(self) -> tqdm:
         wanted = self.settings["progress"]
@@ -302,8 +352,8 @@ class Trainer:
             mininterval=0.5,
         )
 
-    def _shown(self, record: dict[str, Any]) -> dict[str, str]:
-        shown = {"loss": f"{record['train_loss']:.3f}"}
-        if self.task.metric in self.last:
+    def _shown(self) -> dict[str, str]:
+        shown = {"loss": f"{self._read_last['train_loss']:.3f}"}
+        if self.last.get(self.task.metric) is not None:
             shown[self.task.metric] = f"{self.last[self.task.metric]:.4f}"
         return shown

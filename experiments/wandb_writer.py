@@ -20,7 +20,7 @@ def method_name(about: dict[str, Any]) -> str:
     if numbers["group_size"] == 1:
         numbers["group_size"] = None
     shown = [f"{name}={number}" for name, number in numbers.items() if number]
-    shown += [about["mgrit"]] if "mgrit" in about else []
+    shown += [about["mgrit"]] if about["mgrit"] else []
     k = [] if about["k"] is None else [f"k={about['k']}"]
     return " ".join([about["grad"], *shown, *([about["schedule"]] if about["schedule"] else k)])
 
@@ -63,7 +63,7 @@ class WandbWriter:
         os.environ.setdefault("WANDB_SILENT", "true")
         method = method_name(about)
         sorted_by = {"method": method, "k": about["k"], "seed": about["seed"]}
-        tags = [*filter(None, [about["experiment"]]), *["reduced"] * about["reduced"]]
+        tags = [*filter(None, [about["experiment"]])]
         try:
             self._run = wandb.init(
                 mode=mode,

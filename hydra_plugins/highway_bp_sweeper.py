@@ -17,8 +17,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config import config_hash, identity
 from experiments.errors import UserError
+from experiments.identity import config_hash, identity
 from experiments.interrupt import StopSignal
 from experiments.jobs import SWEEP, Outcome, in_short, tell
 
@@ -127,7 +127,7 @@ def run_of(cfg: DictConfig) -> Any:
     """What tells runs apart: two jobs with the same are one run."""
     only = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
     try:
-        return config_hash(identity(only)), cfg.seed, cfg.run_root
+        return config_hash(identity(only, cfg.device)), cfg.device, cfg.seed, cfg.run_root
     except OmegaConfBaseException:  # a value is missing: the job itself will say which
         return object()
 

@@ -444,7 +444,7 @@ def a_checkpoint_of_another_configuration(train, runs, tmp_path):
 def a_run_folder_of_another_configuration(train, runs, tmp_path):
     train("steps=1")
     file = only_run(runs) / "config.json"
-    file.write_text(file.read_text().replace('"lr": 0.05', '"lr": 0.5'))
+    file.write_text(file.read_text().replace('lr": 0.05', 'lr": 0.5'))
     return train("steps=1").err
 
 
@@ -511,18 +511,18 @@ def stop_after(train, steps: int) -> None:
     """A run whose process ended without a word after ``steps`` steps."""
     from experiments.trainer import Trainer
 
-    whole = Trainer._timed_step
+    whole = Trainer._step
 
     def dying(self):
         if self.step == steps:
             raise SystemExit(99)
         return whole(self)
 
-    Trainer._timed_step = dying
+    Trainer._step = dying
     try:
         assert train("steps=6").code == 99
     finally:
-        Trainer._timed_step = whole
+        Trainer._step = whole
 
 
 def damage(file: Path) -> None:

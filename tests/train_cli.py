@@ -16,7 +16,8 @@ from experiments import checkpoint
 
 ROOT = Path(__file__).parent.parent
 # Seconds and memory belong to the machine; all else of a run is repeated bit for bit.
-MACHINE = ("seconds", "cpu_seconds", "seconds_per_step", "peak_memory_mb", "wandb_id")
+MACHINE = ("seconds", "cpu_seconds", "peak_memory_mb", "wandb_id")
+ASKED = ("overrides", "config")  # how the run was asked for
 
 
 @dataclass
@@ -96,7 +97,7 @@ def count_lines(root: Path) -> int:
 
 def numbers(record: dict) -> dict:
     """What a repeated run has in common with the first, to the bit."""
-    return {key: value for key, value in record.items() if key not in MACHINE}
+    return {key: value for key, value in record.items() if key not in (*MACHINE, *ASKED)}
 
 
 def outcome(folder: Path) -> tuple[dict, list[dict], dict]:

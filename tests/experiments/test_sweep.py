@@ -171,7 +171,6 @@ def test_what_is_trained_where_is_written_before_it_begins(train, runs, monkeypa
         "schedule": None,
         "seed": 7,
         "steps": 5,
-        "reduced": True,
         "pid": os.getpid(),
     }
     assert expected.items() <= about.items() and about["started"].endswith("+00:00")

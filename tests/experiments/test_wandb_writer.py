@@ -27,7 +27,7 @@ ABOUT = {
     "window": None,
     "seed": 2,
     "setup": "0a1b2c3d",
-    "reduced": True,
+    "mgrit": None,
 }
 RUN = {"config": {"learning_rate": 0.25}, "about": ABOUT}
 
@@ -86,7 +86,6 @@ def test_an_offline_run_is_whole_and_quiet(tmp_path, monkeypatch, capfd):
         "digits-0a1b2c3d",
         "highway",
         "digits",
-        "reduced",
     )
     config = {c.key: c.value_json for c in run.config.update}
     assert {"learning_rate": "0.25", "k": "3", "seed": "2", "method": '"highway k=3"'}.items() <= (
@@ -111,7 +110,7 @@ def test_what_is_synced_later_has_group_name_and_row(train, runs):
     found = by_kind(only_run(runs))
     run, summary = found["run"][0], str(found["summary"])
     assert (run.display_name, run.run_group, run.job_type) == ("bp s0", "mine", "bp")
-    assert list(run.tags) == ["digits_tiny", "reduced"]
+    assert list(run.tags) == ["digits_tiny"]
     assert all(f'"{key}"' in summary for key in ("eval_accuracy", "config_hash", "seconds"))
 
 

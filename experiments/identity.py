@@ -1,0 +1,234 @@
+"""The identity of a run: those fields of its configuration that change its result.
+
+Hashes of it name run folders and rows, so they have to last. Names do not move when a class or a
+key moves, a field whose value is its default is left out, and numbers are compared by value. A
+field may be added at any time, its default being what was done before. `VERSION` changes when
+what a field means changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+VERSION = 1
+
+# The classes that configurations name, by names that stay. A user's own class is its own name.
+KINDS = {
+    "models.resnet.ResNet": "resnet",
+    "models.rnn.RNNLanguageModel": "rnn_language_model",
+    "models.rnn.PixelGRU": "pixel_gru",
+    "models.decoder.Decoder": "decoder",
+    "models.pair_classifier.PairClassifier": "pair_classifier",
+    "models.image_models.torchvision_resnet": "torchvision_resnet",
+    "models.image_models.VisionTransformer": "vit",
+    "experiments.data.images.load_hub_images": "images",
+    "experiments.data.digits.load_digits": "digits",
+    "experiments.data.image_folder.load_image_folder": "image_folder",
+    "experiments.data.text.load_hub_text": "text",
+    "experiments.data.topics.load_topics": "topics",
+    "experiments.data.pairs.load_hub_pairs": "pairs",
+    "experiments.data.grammar.load_grammar": "grammar",
+    "highway_bp.Backprop": "bp",
+    "highway_bp.FixedPoint": "fixed_point",
+    "highway_bp.Highway": "highway",
+    "highway_bp.TruncatedBPTT": "truncated_bptt",
+    "highway_bp.MGRIT": "mgrit",
+    "highway_bp.schedules.Constant": "constant",
+    "highway_bp.schedules.Milestones": "milestones",
+    "highway_bp.schedules.Linear": "linear",
+    "highway_bp.schedules.Cosine": "cosine",
+    "highway_bp.schedules.BpEvery": "bp_every",
+    "highway_bp.schedules.Adaptive": "adaptive",
+}
+
+ALWAYS = object()  # as a default: never left out
+
+# Every field that changes a result, and the value at which it is left out.
+FIELDS: dict[str, Any] = {
+    "precision": ALWAYS,  # as `precision_of` resolves it
+    "trainer.channels_last": "auto",
+    "continue_from": None,
+    "model": ALWAYS,  # the kind, as are data, grad and schedule
+    "model.depth": ALWAYS,
+    "model.preact": ALWAYS,
+    "model.downsampling": "paper",
+    "model.cell": ALWAYS,
+    "model.family": ALWAYS,
+    "model.name": ALWAYS,
+    "model.layers": ALWAYS,
+    "model.hidden": ALWAYS,
+    "model.heads": ALWAYS,
+    "model.length": ALWAYS,
+    "model.carry": "gate",
+    "model.dropout": 0.0,
+    "model.pretrained": None,
+    "model.image_size": ALWAYS,
+    "model.patch_size": ALWAYS,
+    "data": ALWAYS,
+    "data.name": ALWAYS,
+    "data.config": None,
+    "data.splits": ALWAYS,
+    "data.image_column": ALWAYS,
+    "data.label_column": ALWAYS,
+    "data.classes": ALWAYS,
+    "data.rows": ALWAYS,
+    "data.validation": 0,
+    "data.augment": ALWAYS,
+    "data.flip": ALWAYS,
+    "data.train": ALWAYS,
+    "data.test": ALWAYS,
+    "data.column": "text",
+    "data.tokenizer": ALWAYS,
+    "data.vocabulary": ALWAYS,
+    "data.length": ALWAYS,
+    "data.size": ALWAYS,
+    "data.train_limit": None,
+    "data.eval_limit": None,
+    "optim.algorithm": ALWAYS,
+    "optim.schedule": ALWAYS,
+    "optim.steps": None,
+    "optim.epochs": None,
+    "optim.batch_size": ALWAYS,
+    "optim.lr": ALWAYS,
+    "optim.final_lr": ALWAYS,
+    "optim.warmup_steps": 0,
+    "optim.warmup_lr": 0.01,
+    "optim.drops": ALWAYS,
+    "optim.momentum": ALWAYS,
+    "optim.betas": ALWAYS,
+    "optim.weight_decay": ALWAYS,
+    "optim.clip": None,
+    "grad": ALWAYS,
+    "grad.k": ALWAYS,
+    "grad.gamma": 0.0,
+    "grad.group_size": 1,
+    "grad.tolerance": None,
+    "grad.window": ALWAYS,
+    "grad.cycles": ALWAYS,
+    "grad.coarsening": ALWAYS,
+    "grad.levels": ALWAYS,
+    "grad.relaxation": ALWAYS,
+    "schedule": "constant",
+    "schedule.n": ALWAYS,
+    "schedule.start": ALWAYS,
+    "schedule.end": ALWAYS,
+    "schedule.exact_from": ALWAYS,
+    "schedule.ks": ALWAYS,
+    "schedule.at": ALWAYS,
+    "schedule.tolerance": ALWAYS,
+    "schedule.signal": ALWAYS,
+    "schedule.budget": ALWAYS,
+    "parallel": None,  # as `_parallel` resolves it
+}
+
+# What does not change a result, or is in FIELDS in another form; a group stands for all its keys.
+LEFT_OUT = {
+    "k",
+    "gamma",
+    "seed",
+    "steps",
+    "advise",
+    "device",
+    "run_root",
+    "logger",
+    "diagnostics",
+    "parallel",
+    "data.root",
+    "data.cache_dir",
+    "data.workers",
+    "trainer.amp",
+    "trainer.tf32",
+    "trainer.deterministic",
+    "trainer.threads",
+    "trainer.progress",
+    "trainer.log_interval",
+    "trainer.eval_interval",
+    "trainer.eval_batch_size",
+    "trainer.checkpoint_interval",
+    "trainer.snapshots",
+}
+
+
+def identity(cfg: DictConfig, device: str) -> dict[str, Any]:
+    """The fields of a run on a kind of device (cpu, cuda), by name.
+
+    The root keys k and gamma count only where the gradient method uses them, so that runs of
+    backpropagation coincide.
+    """
+    found = dict(_flat(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)))
+    if found.get("steps") is not None:  # it overrides the recipe's length
+        found["optim.steps"] = found["steps"]
+    if found.get("optim.steps") is not None:
+        found["optim.epochs"] = None
+    fields = {_name(key): _value(key, value) for key, value in found.items() if _counts(key)}
+    fields |= {"precision": precision_of(cfg.trainer, device), "parallel": _parallel(cfg.parallel)}
+    kept = {name: value for name, value in fields.items() if value != _default(name)}
+    return {"version": VERSION, **kept}
+
+
+def config_hash(fields: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits; runs of different fields have different ones."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def setup_hash(fields: Mapping[str, Any]) -> str:
+    """The hash of all but gradient method and schedule: runs that share it may be compared."""
+    shared = {n: v for n, v in fields.items() if n.partition(".")[0] not in ("grad", "schedule")}
+    return config_hash(shared)
+
+
+def precision_of(trainer: Mapping[str, Any], device: str) -> str:
+    """float32, tf32 or bfloat16: amp "auto" is bfloat16 autocast on CUDA and none on a CPU."""
+    amp = device == "cuda" if trainer["amp"] == "auto" else trainer["amp"]
+    if amp:
+        return "bfloat16"
+    return "tf32" if trainer["tf32"] and device == "cuda" else "float32"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Keys with dots; {"model": {"depth": 20}} gives "model.depth"."""
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _counts(key: str) -> bool:
+    return key not in LEFT_OUT and key.partition(".")[0] not in LEFT_OUT
+
+
+def _name(key: str) -> str:
+    return key.removesuffix("._target_")
+
+
+def _value(key: str, value: Any) -> Any:
+    """Numbers by value: 1, 1.0 and 1e0 are one. A class by its lasting name."""
+    if key.endswith("._target_"):
+        return KINDS.get(value, value)
+    if isinstance(value, list):
+        return [_value("", each) for each in value]
+    return float(value) if type(value) is int else value
+
+
+def _default(name: str) -> Any:
+    return FIELDS.get(name, ALWAYS)
+
+
+def _parallel(parallel: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Processes that share the layers: a process's layers are a group, exact inside."""
+    if not parallel["layers"]:
+        return None
+    sizes = parallel["sizes"]
+    return {
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "sizes": sizes if sizes is None or isinstance(sizes, str) else list(sizes),
+        # which batch normalisation sees
+        **{key: parallel[key] for key in ("data", "micro_batches") if parallel[key] != 1},
+    }
