@@ -146,7 +146,7 @@ def _run(plan: Plan) -> Path:
             return folder.path
         folder.check_idle()
     processes.meet(plan.device)
-    _prepare_torch(cfg.trainer)
+    prepare_torch(cfg.trainer)
     torch.manual_seed(cfg.seed)
     data = build(cfg, "data")
     model = build(cfg, "model", **data.model_arguments())
@@ -166,7 +166,7 @@ def _run(plan: Plan) -> Path:
         return _train(plan, folder, data, model, state or {})
 
 
-def _prepare_torch(settings: Mapping[str, Any]) -> None:
+def prepare_torch(settings: Mapping[str, Any]) -> None:
     """Threads, memory, and what CUDA's arithmetic may do."""
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])

@@ -33,6 +33,7 @@ import highway_bp as hb
 from experiments.atomic import write_text
 from experiments.errors import UserError
 from experiments.provenance import environment
+from experiments.run import prepare_torch
 from scripts.evidence.every_source import run
 from scripts.timing import DEVICE, high_water_mark, interleaved, medians, tensor_peak, timed
 
@@ -151,6 +152,9 @@ def memory(shape: Shape, names: Sequence[str]) -> dict:
     """Peak megabytes of tensors made in a step, and of the whole process on a CPU."""
     found = {}
     for name in names:
+        if DEVICE.type == "cuda":  # its allocator is told apart in one process
+            found[name] = {"tensors_mb": peak(shape, name)[0] / 1e6, "process_mb": 0.0}
+            continue
         arguments = ["--peak-of", name, *map(str, astuple(shape))]
         done = subprocess.run(
             [sys.executable, __file__, *arguments], capture_output=True, text=True, check=True
@@ -169,13 +173,13 @@ def row_of(shape: Shape) -> str | None:
     return next((key for key, paper in PAPER.items() if paper == shape), None)
 
 
-def begun(out: Path | None, repeats: int, resume: bool) -> dict:
+def begun(out: Path | None, repeats: int, resume: bool, tf32: bool) -> dict:
     """The record to go on with: what ``out`` has, or an empty one.
 
     Raises:
         UserError: what is there was measured elsewhere, by another torch or otherwise.
     """
-    record = {"environment": environment(DEVICE), "repeats": repeats}
+    record = {"environment": environment(DEVICE), "repeats": repeats, "tf32": tf32}
     if not (resume and out and out.exists()):
         return record
     there = json.loads(out.read_text())
@@ -243,13 +247,17 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="keep what --out has and measure the rest"
     )
+    parser.add_argument(
+        "--tf32", action="store_true", help="on CUDA, in cuDNN and in our products alike"
+    )
     parser.add_argument("--peak-of", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.peak_of:
         name, cell, *sizes = args.peak_of
         print(*peak(Shape(cell, *map(int, sizes)), name))
         return
-    record = begun(args.out, args.repeats, args.resume)
+    record = begun(args.out, args.repeats, args.resume, args.tf32)
+    prepare_torch({"threads": None, "tf32": args.tf32, "deterministic": False})
 
     def save() -> None:
         if args.out:

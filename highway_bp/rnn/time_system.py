@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from functools import cached_property
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 SAMPLE = 64  # states whose change is measured
 EVERY = slice(None)  # step
+KERNEL = "HIGHWAY_BP_SCAN_KERNEL"  # 1: Triton scans on CUDA
 
 
 def in_blocks(L: int) -> tuple[int, int]:
@@ -50,6 +52,19 @@ class DiagonalScan:
         return v
 
 
+def scan_of(K: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
+    """`DiagonalScan`, or on CUDA one kernel of Triton where the environment asks for it."""
+    if not (K.is_cuda and os.environ.get(KERNEL) == "1"):
+        return DiagonalScan(K, scale)
+    from highway_bp.rnn.scan_kernel import scan_
+
+    def scan(v: Tensor) -> Tensor:
+        scan_(v[: len(K) + 1], K, scale)
+        return v
+
+    return scan
+
+
 class TimeSystem:
     """States s_0 .. s_L of a cell with diagonal carry; methods see one padded tensor.
 
@@ -79,7 +94,7 @@ class TimeSystem:
     ):
         self.length, self._whole, self._first = len(b), whole, 0 if wants_start else 1
         self._b, self._form_K, self._vjp, self._b_0 = b, K, vjp, b_0
-        self._scans: dict[float, DiagonalScan] = {}
+        self._scans: dict[float, Callable[[Tensor], Tensor]] = {}
         self._products: dict[int, Tensor] = {}
 
     def cotangents(self) -> Tensor:
@@ -115,7 +130,7 @@ class TimeSystem:
             v[0, ..., :C].addcmul_(v[1, ..., :C], self._K[0], value=1.0 - gamma)
             return v
         if gamma not in self._scans:
-            self._scans[gamma] = DiagonalScan(self._K, 1.0 - gamma)
+            self._scans[gamma] = scan_of(self._K, 1.0 - gamma)
         return self._scans[gamma](v)
 
     def keep(self, w: Tensor) -> Tensor:

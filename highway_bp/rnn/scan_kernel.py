@@ -1,0 +1,82 @@
+"""The diagonal scan as one Triton kernel, for CUDA: u_i = v_i + scale u_{i+1} K_i (CumSumProd).
+
+Its naive twin is `time_system.DiagonalScan`, which takes about 2 sqrt(L) kernels and keeps the
+products of K. Each program has some lanes (a row of the batch, an element of the state) and walks
+them from the last step to the first, a chunk of steps at a time by an associative scan.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LANES, STEPS, WARPS = 32, 64, 4  # of a program: its lanes, and steps at a time
+
+
+@triton.jit
+def _after(k_1, u_1, k_2, u_2):
+    """u -> u_1 + k_1 u, then u -> u_2 + k_2 u."""
+    return k_1 * k_2, u_1 * k_2 + u_2
+
+
+@triton.jit(do_not_specialize=["n"])
+def _scan(
+    V,
+    K,
+    n,
+    lanes,
+    C,
+    v_step,
+    v_row,
+    k_step,
+    k_row,
+    scale,
+    STEPS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    inside = lane < lanes
+    row, c = lane // C, lane % C
+    v_lane = V + row.to(tl.int64) * v_row + c
+    k_lane = K + row.to(tl.int64) * k_row + c
+    u = tl.load(v_lane + n.to(tl.int64) * v_step, mask=inside, other=0.0)
+    last = tl.arange(0, STEPS)[:, None] == STEPS - 1
+    for start in range(0, n, STEPS):
+        i = (n - 1 - start - tl.arange(0, STEPS)[:, None]).to(tl.int64)  # from later to earlier
+        here = (i >= 0) & inside[None, :]
+        v = tl.load(v_lane[None, :] + i * v_step, mask=here, other=0.0)
+        k = tl.load(k_lane[None, :] + i * k_step, mask=here, other=1.0) * scale
+        P, s = tl.associative_scan((k, v), 0, _after)
+        s = s + P * u[None, :]
+        tl.store(v_lane[None, :] + i * v_step, s, mask=here)
+        u = tl.sum(tl.where(last, s, 0.0), 0)
+
+
+def scan_(v: Tensor, K: Tensor, scale: float = 1.0) -> Tensor:
+    """Scan v_0 .. v_n (n + 1, B, S) in place by diagonals K_0 .. K_{n-1} (n, B, C), C <= S.
+
+    K carries the first C elements of a state; the others stay as they are. Elements of a row lie
+    side by side (stride 1) in both; steps and rows may lie anywhere. Returns v.
+    """
+    n, B, C = K.shape
+    if v.dtype == torch.float64:  # a kernel's numbers are float32
+        K, scale = K * scale, 1.0
+    grid = (triton.cdiv(B * C, LANES),)
+    _scan[grid](
+        v,
+        K,
+        n,
+        B * C,
+        C,
+        v.stride(0),
+        v.stride(1),
+        K.stride(0),
+        K.stride(1),
+        scale,
+        STEPS=STEPS,
+        LANES=LANES,
+        num_warps=WARPS,
+    )
+    return v
