@@ -197,9 +197,15 @@ def begun(out: Path | None, repeats: int, resume: bool, tf32: bool) -> dict:
     return there
 
 
-def measure(record: dict, part: str, shapes: Sequence[Shape], save: Callable[[], None]) -> None:
+def measure(
+    record: dict,
+    part: str,
+    shapes: Sequence[Shape],
+    names: Sequence[str],
+    save: Callable[[], None],
+) -> None:
     """Add the times, then the peak memory, of every shape that the record does not have."""
-    parts = {part: lambda shape: compare(shape, names_for(part), record["repeats"])}
+    parts = {part: lambda shape: compare(shape, names, record["repeats"])}
     if part != "grid":
         parts["memory"] = lambda shape: memory(shape, ["nn", "k0", "k5"])
     order = list(map(str, SHAPES[part]))
@@ -244,6 +250,7 @@ def main(argv: Sequence[str]) -> None:
         default=list(PAPER),
         help='of the part "paper", the shapes of these experiments alone',
     )
+    parser.add_argument("--names", nargs="+", help='these alone, such as "nn k0 k5 fp5"')
     parser.add_argument(
         "--resume", action="store_true", help="keep what --out has and measure the rest"
     )
@@ -265,7 +272,7 @@ def main(argv: Sequence[str]) -> None:
 
     for part in args.parts:
         shapes = [PAPER[key] for key in args.rows] if part == "paper" else SHAPES[part]
-        measure(record, part, shapes, save)
+        measure(record, part, shapes, args.names or names_for(part), save)
 
 
 if __name__ == "__main__":
