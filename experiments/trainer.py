@@ -89,6 +89,7 @@ class Trainer:
     sizes: list[int] | None = None
     last: dict[str, Any] = field(default_factory=dict)
     _unread: list[Unread] = field(default_factory=list)
+    _method: hb.Method | None = None  # that the model has now
 
     def __post_init__(self) -> None:
         self.task = self.data.task
@@ -206,7 +207,9 @@ class Trainer:
         method = self.schedule.method_for(
             self.step, self.total_steps, lambda *asked: self._measured(x, y, *asked)
         )
-        hb.set_method(self.model, method)
+        if method != self._method:
+            hb.set_method(self.model, method)
+            self._method = method
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.amp):
             loss, scores = self.task.loss(self.trained, x, y)
         self.optimizer.zero_grad(set_to_none=True)

@@ -65,9 +65,9 @@ class LSTMCell:
 
         def run(x: Tensor, start: Tensor, where: slice) -> tuple[Tensor, Tensor]:
             c, y = start.chunk(2, -1)  # y = h - q c: see the coordinates above
-            h_start = y + q_start[where].flatten(0, 1) * c
+            h_start = (y + q_start[where].flatten(0, 1) * c).to(c.dtype)
             h, h_n, c_n = _library_lstm(x, h_start, c, weights)
-            return h, torch.cat([c_n, h_n - q_end[where].flatten(0, 1) * c_n], -1)
+            return h, torch.cat([c_n, (h_n - q_end[where].flatten(0, 1) * c_n).to(c_n.dtype)], -1)
 
         c, h = step.c_before[::size], rows.before[::size]
         starts = torch.cat([c, h - q_start * c], -1).to(rows.x.dtype)

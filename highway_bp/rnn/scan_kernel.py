@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LANES, STEPS, WARPS = 32, 64, 4  # of a program: its lanes, and steps at a time
+LANES, WARPS = 32, 4  # of a program
+LONG = 512  # steps from which on a program takes 128 at a time, before 64
 
 
 @triton.jit
@@ -75,7 +76,7 @@ def scan_(v: Tensor, K: Tensor, scale: float = 1.0) -> Tensor:
         K.stride(0),
         K.stride(1),
         scale,
-        STEPS=STEPS,
+        STEPS=128 if n >= LONG else 64,
         LANES=LANES,
         num_warps=WARPS,
     )

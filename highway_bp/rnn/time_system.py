@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from functools import cached_property
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 SAMPLE = 64  # states whose change is measured
 EVERY = slice(None)  # step
-KERNEL = "HIGHWAY_BP_SCAN_KERNEL"  # 1: Triton scans on CUDA
+KERNEL = "HIGHWAY_BP_SCAN_KERNEL"  # 0: no kernel of Triton on CUDA
 
 
 def in_blocks(L: int) -> tuple[int, int]:
@@ -53,8 +54,9 @@ class DiagonalScan:
 
 
 def scan_of(K: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
-    """`DiagonalScan`, or on CUDA one kernel of Triton where the environment asks for it."""
-    if not (K.is_cuda and os.environ.get(KERNEL) == "1"):
+    """On CUDA one kernel of Triton, if it is there and the environment allows it; else
+    `DiagonalScan`."""
+    if not (K.is_cuda and os.environ.get(KERNEL) != "0" and find_spec("triton")):
         return DiagonalScan(K, scale)
     from highway_bp.rnn.scan_kernel import scan_
 
