@@ -34,12 +34,11 @@ lint: setup ## check style
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 
-sweep: setup ## train a row of the paper: ROW=resnet32 JOBS= STANDIN= RUNS= ARGS="steps=390"
-	@$(BIN)/python scripts/sweep.py "$(ROW)" $(if $(JOBS),--jobs "$(JOBS)") \
-	  $(if $(STANDIN),--stand-in "$(STANDIN)") $(if $(RUNS),--runs "$(RUNS)") $(ARGS)
+sweep: setup ## make the runs of results/plan.yaml that are missing: ROW=resnet32 JOBS=2 ARGS=--gpu
+	@$(BIN)/python scripts/run_plan.py $(ROW) $(if $(JOBS),--jobs "$(JOBS)") $(ARGS)
 
-status: setup ## what of the paper is done, running, missing: RUNS= ARGS=-v
-	@$(BIN)/python scripts/status.py $(if $(RUNS),--runs "$(RUNS)") $(ARGS)
+status: setup ## which planned runs are done, running, missing: ARGS="-v --device cuda"
+	@$(BIN)/python scripts/status.py $(ARGS)
 
 figures: setup ## results/*.jsonl -> results/figures, PNG, PDF and SVG
 	$(BIN)/python scripts/make_figures.py results
@@ -47,7 +46,7 @@ figures: setup ## results/*.jsonl -> results/figures, PNG, PDF and SVG
 tables: setup ## results/*.jsonl, bench_rnn*.json -> results/tables, Markdown and LaTeX
 	$(BIN)/python scripts/make_tables.py results
 
-report: figures tables ## everything on one static page, results/report.html, and as PDF
+report: figures tables ## everything on one static page, results/report.html
 	$(BIN)/python scripts/make_report.py results
 
 bench: setup ## measure the engine, recurrent layers and conversion beside plain autograd and torch.nn

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
@@ -38,6 +40,16 @@ class RootKeys:
 def register_schema() -> None:
     """Make the types known to Hydra under the name the primary config uses."""
     ConfigStore.instance().store(name="schema", node=RootKeys)
+
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration that train.py makes of these arguments."""
+    register_schema()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("config", list(overrides))
 
 
 # Smallest value of whole numbers; None allowed where the type says so.

@@ -178,8 +178,10 @@ def config_hash(fields: Mapping[str, Any]) -> str:
 
 
 def setup_hash(fields: Mapping[str, Any]) -> str:
-    """The hash of all but gradient method and schedule: runs that share it may be compared."""
-    shared = {n: v for n, v in fields.items() if n.partition(".")[0] not in ("grad", "schedule")}
+    """The hash of all but the gradient method, its schedule and its carry: runs that share it may
+    be compared."""
+    method = ("grad", "schedule", "model.carry")
+    shared = {n: v for n, v in fields.items() if not {n, n.partition(".")[0]} & set(method)}
     return config_hash(shared)
 
 

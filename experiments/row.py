@@ -38,7 +38,7 @@ MAYBE_NUMBER = (float, int, None)
 FIELDS: dict[str, Field] = {
     "schema": Field(WHOLE, "version of this list"),
     "config_hash": Field(TEXT, "of the fields that change the result, experiments/identity.py"),
-    "setup": Field(TEXT, "the same without gradient method and schedule"),
+    "setup": Field(TEXT, "the same without gradient method, schedule and carry"),
     "seed": Field(WHOLE, "of the weights, batches and augmentation"),
     "device_kind": Field(TEXT, "cpu or cuda; with config_hash and seed, a run's key"),
     "experiment": Field((str, None), "preset of configs/experiment, null where none was named"),

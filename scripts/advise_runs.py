@@ -19,7 +19,7 @@ import torch
 
 import highway_bp as hb
 from experiments.provenance import environment
-from scripts.evidence.every_source import run
+from scripts.evidence.results_io import run
 from scripts.trained import load
 
 

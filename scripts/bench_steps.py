@@ -24,12 +24,13 @@ from omegaconf import DictConfig
 
 import highway_bp as hb
 from experiments.atomic import write_text
+from experiments.config import composed
 from experiments.identity import precision_of
 from experiments.optimizer import build_optimizer
 from experiments.provenance import environment
 from experiments.run import prepare_torch
-from scripts.evidence.every_source import run
-from scripts.surrogate import composed, surrogate
+from scripts.evidence.results_io import run
+from scripts.surrogate import surrogate
 from scripts.timing import DEVICE, interleaved, medians, timed
 
 ARMS = ["bp", "k0", "k1", "k2", "k3", "k5", "k10"]

@@ -27,11 +27,12 @@ from torch import nn
 
 import highway_bp as hb
 from experiments.atomic import write_text
+from experiments.config import composed
 from experiments.errors import UserError
 from experiments.provenance import environment
 from experiments.run import prepare_torch
-from scripts.evidence.every_source import run
-from scripts.surrogate import composed, surrogate
+from scripts.evidence.results_io import run
+from scripts.surrogate import surrogate
 from scripts.timing import DEVICE
 
 STEPS, BATCH = 3, 8

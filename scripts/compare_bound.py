@@ -38,7 +38,7 @@ from models.decoder import Decoder
 from models.resnet import ResNet
 from models.rnn import RNNLanguageModel
 from scripts import trained
-from scripts.figures.figure_style import plt, save
+from scripts.figures.style import plt, save
 
 KS = range(9)
 HIGHEST = 1e6  # of a figure

@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from experiments.errors import UserError
-from scripts.evidence.every_source import run
+from scripts.evidence.results_io import run
 from scripts.evidence.rows import read_json_lines
 
 COMPARED = ("train_loss", "grad_norm", "eval_loss")
@@ -38,7 +38,6 @@ ABOUT = (
     "device",
     "torch",
     "config_hash",
-    "seconds_per_step",
 )
 
 

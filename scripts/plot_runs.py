@@ -13,54 +13,68 @@ from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import pandas as pd
 from matplotlib.axes import Axes
 
-from scripts.evidence.every_source import run
-from scripts.evidence.rows import (
-    Row,
-    by_method,
-    curve,
-    devices_of,
-    finished_runs,
-    metric_of,
-    score,
-    setup_of,
-)
-from scripts.figures.draw import SMOOTHED, draw_losses
-from scripts.figures.figure_style import footer, look_of_k, panels, save
+from experiments.errors import UserError
+from scripts.evidence.results_io import run
+from scripts.evidence.rows import Arm, Row, by_arm, devices_of, finished_runs, metric_of, score
+from scripts.figures.draw import log_axis
+from scripts.figures.style import footer, look_of_k, panels, save
+
+SPAN = 8  # records over which a training loss is averaged: a batch's own is too noisy
 
 
-def table(rows: list[Row]) -> str:
+def table(arms: dict[Arm, list[Row]]) -> str:
     """One line per method: final score, training seconds, seconds relative to BP's."""
-    groups = by_method(rows)
-    seconds = {name: fmean(row["seconds"] for row in group) for name, group in groups.items()}
-    metric = metric_of(rows)
+    seconds = {arm: fmean(row["seconds"] for row in rows) for arm, rows in arms.items()}
+    exact = next((s for arm, s in seconds.items() if arm.grad == "bp"), None)
+    metric = metric_of(next(iter(arms.values()))[0])
     lines = [f"{'method':24} {'runs':>4} {metric.label:>18} {'seconds':>9} {'x BP':>6}"]
-    for name, group in groups.items():
-        mean = fmean(map(score, group))
-        ratio = f"{seconds[name] / seconds['BP']:.2f}" if "BP" in seconds else "-"
+    for arm, rows in arms.items():
+        mean = fmean(map(score, rows))
+        ratio = f"{seconds[arm] / exact:.2f}" if exact else "-"
         lines.append(
-            f"{name:24} {len(group):4} {mean:18.{metric.digits}f} {seconds[name]:9.1f} {ratio:>6}"
+            f"{arm!s:24} {len(rows):4} {mean:18.{metric.digits}f} {seconds[arm]:9.1f} {ratio:>6}"
         )
     return "\n".join(lines)
 
 
-def draw_scores(axes: Axes, rows: list[Row]) -> None:
+def draw_scores(axes: Axes, arms: dict[Arm, list[Row]]) -> None:
     """Every run a point, and the mean over seeds in figures."""
-    groups, metric = by_method(rows), metric_of(rows)
-    for x, group in enumerate(groups.values()):
-        values = [score(row) for row in group]
-        axes.plot([x] * len(values), values, **look_of_k(group[0]) | {"ls": ""}, ms=6)
-        axes.annotate(
-            f"{fmean(values):.{metric.digits}f}",
-            (x, max(values)),
-            (0, 6),
-            ha="center",
-            textcoords="offset points",
-        )
+    metric = metric_of(next(iter(arms.values()))[0])
+    for x, (arm, rows) in enumerate(arms.items()):
+        values = [score(row) for row in rows]
+        axes.plot([x] * len(values), values, **look_of_k(arm) | {"ls": ""}, ms=6)
+        text = f"{fmean(values):.{metric.digits}f}"
+        axes.annotate(text, (x, max(values)), (0, 6), ha="center", textcoords="offset points")
     axes.margins(x=0.15, y=0.2)
-    axes.set_xticks(range(len(groups)), [name.replace(" k=", "\nk=") for name in groups])
+    axes.set_xticks(range(len(arms)), [str(arm).replace(" k=", "\nk=") for arm in arms])
     axes.set_ylabel(f"final {metric.label}")
+
+
+def draw_losses(axes: Axes, arms: dict[Arm, list[Row]], records: dict[int, list[dict]]) -> None:
+    """The training loss of every run against its seconds of training."""
+    for arm, rows in arms.items():
+        for number, row in enumerate(rows):
+            curve = pd.DataFrame([r for r in records[id(row)] if "train_loss" in r])
+            axes.plot(
+                curve["seconds"],
+                curve["train_loss"].ewm(span=SPAN).mean(),
+                **look_of_k(arm) | {"marker": ""},
+                label=None if number else str(arm),
+            )
+    log_axis(axes)
+    axes.set_xlabel("training time (s)")
+    axes.set_ylabel("training loss (nats)")
+
+
+def title(rows: list[Row], root: Path) -> str:
+    """What all rows have trained; UserError where they differ."""
+    found = {f"{r['model']} on {r['data']}, {r['steps']} steps of {r['batch_size']}" for r in rows}
+    if len(found) != 1:
+        raise UserError(f"{root} mixes {' and '.join(sorted(found))}; expected only one of them")
+    return found.pop()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -69,14 +83,15 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, help="the picture (default: ROOT/comparison.png)")
     args = parser.parse_args(argv)
     runs = finished_runs(args.root)
-    rows = [{**row, "curve": curve(row, records)} for row, records in runs]
-    figure, (left, right) = panels(1, 2, 2.8, setup_of(rows, args.root))
-    draw_scores(left, rows)
-    draw_losses(right, rows)
-    footer(figure, [right], [f"{devices_of(rows)}; {SMOOTHED}"])
+    rows = [row for row, _ in runs]
+    arms, records = by_arm(rows), {id(row): found for row, found in runs}
+    figure, (left, right) = panels(1, 2, 2.8, title(rows, args.root))
+    draw_scores(left, arms)
+    draw_losses(right, arms, records)
+    footer(figure, [right], [f"{devices_of(rows)}; losses: averages over {SPAN} records"])
     out = args.out or args.root / "comparison.png"
     save(figure, out)
-    print(table(rows))
+    print(table(arms))
     print(f"picture: {out}")
 
 

@@ -18,54 +18,31 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from omegaconf import OmegaConf
-
 from experiments.errors import UserError
-from scripts.evidence.every_source import run
-from scripts.evidence.paper import REPOSITORY
+from experiments.provenance import REPOSITORY
+from scripts.evidence.paper import PlannedRun, paper_rows, plan
+from scripts.evidence.results_io import run
 
-PLAN = REPOSITORY / "results" / "plan.yaml"
 STOPPED = (0, 128 + signal.SIGTERM, -signal.SIGTERM)  # exit codes of a run that can go on
 
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run: the experiment whose rows it belongs to, train.py's arguments, the seed."""
-
-    key: str
-    overrides: tuple[str, ...]
-    seed: int
-
-    def command(self, root: Path, more: Sequence[str]) -> list[str]:
-        beside = [f"seed={self.seed}", f"run_root={root / self.key}", "logger=none"]
-        train = str(REPOSITORY / "train.py")
-        return [sys.executable, train, *self.overrides, *beside, "trainer.threads=1", *more]
-
-    def __str__(self) -> str:
-        return f"{self.key}: {' '.join(self.overrides)} seed={self.seed}"
+def command(one: PlannedRun, root: Path, more: Sequence[str]) -> list[str]:
+    beside = [f"seed={one.seed}", f"run_root={root / one.key}", "logger=none"]
+    train = str(REPOSITORY / "train.py")
+    return [sys.executable, train, *one.overrides, *beside, "trainer.threads=1", *more]
 
 
-def planned(plan: Path = PLAN) -> list[PlannedRun]:
-    """All runs of a plan, seed by seed."""
-    return [
-        PlannedRun(entry["key"], (f"experiment={entry['preset']}", *arm.split()), seed)
-        for entry in OmegaConf.to_container(OmegaConf.load(plan))
-        for seed in entry["seeds"]
-        for arm in entry["arms"]
-    ]
-
-
-def finished(root: Path) -> set[PlannedRun]:
+def finished(root: Path) -> set[tuple]:
     """The runs below ``root`` that have ended in a row."""
     found = set()
     for done in root.glob("*/*/DONE"):
         row = json.loads((done.parent / "row.json").read_text())
-        found.add(PlannedRun(done.parent.parent.name, tuple(row["overrides"]), row["seed"]))
+        one = PlannedRun(done.parent.parent.name, tuple(row["overrides"]), row["seed"])
+        found.add(one.result)
     return found
 
 
@@ -95,8 +72,9 @@ def work(todo: list[PlannedRun], root: Path, jobs: int, more: Sequence[str], sto
             while waiting and len(running) < jobs and not stop:
                 one = waiting.popleft()
                 print(f"{time.strftime('%H:%M:%S')} {one}", flush=True)
-                command = one.command(root, more)
-                running[one] = subprocess.Popen(command, stdout=log, stderr=log, cwd=REPOSITORY)
+                running[one] = subprocess.Popen(
+                    command(one, root, more), stdout=log, stderr=log, cwd=REPOSITORY
+                )
             for one, process in list(running.items()):
                 code = process.poll()
                 if code is None and stop:
@@ -116,18 +94,23 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--seconds", type=float, help="stop after so long")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders")
+    parser.add_argument("--gpu", action="store_true", help="those that take hours on a GPU as well")
     parser.add_argument("--set", nargs="+", default=[], help="more arguments of train.py")
     parser.add_argument("--list", action="store_true", help="say what is missing, run nothing")
     args = parser.parse_args(argv)
-    known = {one.key for one in planned()}
-    if unknown := set(args.keys) - known:
-        raise UserError(f"{', '.join(unknown)}; expected experiments of the plan: {sorted(known)}")
-    done = finished(args.runs)
-    todo = [one for one in planned() if one not in done and (not args.keys or one.key in args.keys)]
-    print(f"{len(todo)} runs are missing of {len(planned())}", flush=True)
+    if unknown := set(args.keys) - set(paper_rows()):
+        known = ", ".join(paper_rows())
+        raise UserError(f"{', '.join(sorted(unknown))}; expected some of {known}")
+    keys, done = args.keys or list(paper_rows()), finished(args.runs)
+    todo = [
+        one
+        for one in plan()
+        if one.key in keys and one.result not in done and (args.gpu or not one.gpu)
+    ]
+    print(f"{len(todo)} runs to make", flush=True)
     if args.list:
         for one in todo:
-            print(shlex.join(one.command(args.runs, args.set)))
+            print(shlex.join(command(one, args.runs, args.set)))
         return
     if failed := work(todo, args.runs.absolute(), args.jobs, args.set, Stop(args.seconds)):
         raise UserError(f"{failed} runs failed")

@@ -20,8 +20,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from experiments.errors import UserError
-from scripts.evidence.every_source import run
-from scripts.figures.figure_style import save
+from scripts.evidence.results_io import run
+from scripts.figures.style import save
 from scripts.scaling_model import Network
 from scripts.sharding.prospects import (
     AHEAD,

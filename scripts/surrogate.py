@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from experiments.config import register_schema
 from experiments.data.images import ImageData
 from experiments.data.pairs import LABELS, PairData
 from experiments.data.text import TextData
 from experiments.identity import KINDS
-from experiments.provenance import REPOSITORY
 
 Data = ImageData | TextData | PairData
-
-
-def composed(*overrides: str) -> DictConfig:
-    """The configuration that train.py makes of its arguments."""
-    register_schema()
-    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
-        return compose("config", list(overrides))
 
 
 def surrogate(data: DictConfig, rows: int = 2048) -> Data:

@@ -26,13 +26,14 @@ def load(folder: Path, root: str | None) -> tuple[nn.Module, Any, dict]:
     """
     if not (folder / "DONE").exists():
         raise UserError(f"{folder} is no finished run; expected a folder that contains DONE")
-    cfg = OmegaConf.create(json.loads((folder / "config.json").read_text()))
+    row = json.loads((folder / "row.json").read_text())
+    cfg = OmegaConf.create(row["config"])
     from_hub = "load_hub" in cfg.data._target_
     data = instantiate(cfg.data, **({"root": root} if from_hub else {}))
     model = instantiate(cfg.model, **data.model_arguments())
     state, _ = checkpoint.load(folder)
     model.load_state_dict(state["model"])
-    return model, data, json.loads((folder / "row.json").read_text())
+    return model, data, row
 
 
 def load_snapshot(model: nn.Module, file: Path) -> int:

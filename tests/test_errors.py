@@ -21,7 +21,7 @@ from experiments.locks import try_lock
 from experiments.run_folder import LOCK
 from models.cells import MinimalGatedCell
 from models.pair_classifier import PairClassifier
-from scripts import sweep
+from scripts import run_plan
 from tests.highway_bp import hub_models
 from tests.train_cli import only_run
 
@@ -493,18 +493,8 @@ def a_launcher_that_is_not_installed(train, *_):
 
 
 @situation
-def a_sweep_of_an_unknown_row(*_):
-    return raised(UserError, lambda: sweep.main(["resnet23"]))
-
-
-@situation
-def a_stand_in_that_is_none(*_):
-    return raised(UserError, lambda: sweep.main(["resnet56", "--stand-in", "digits"]))
-
-
-@situation
-def jobs_that_are_no_number(*_):
-    return raised(UserError, lambda: sweep.main(["resnet32", "--jobs", "two"]))
+def a_plan_of_an_unknown_experiment(*_):
+    return raised(UserError, lambda: run_plan.main(["resnet23"]))
 
 
 def stop_after(train, steps: int) -> None:

@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 from traitlets import default
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-FIGURES = {"1_sum_over_paths": 3, "2_iterations": 2, "3_real_run": 2}
+FIGURES = {"1_sum_over_paths": 3, "2_iterations": 2, "3_real_run": 1}
 SECONDS_PER_CELL = 120  # many times what one takes: the machine may be busy
 
 every_notebook = pytest.mark.parametrize("name", FIGURES)

@@ -2,109 +2,124 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
-from math import isfinite, nan
+from math import isfinite, sqrt
+from pathlib import Path
+from statistics import fmean, stdev
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
+from scipy import stats
 
-from scripts.evidence.rows import (
-    Row,
-    by_method,
-    has_k,
-    mean_and_deviation,
-    method_name,
-    metric_of,
-    series_name,
-)
-from scripts.figures.figure_style import PUBLISHED, SMALL, look, look_of_k
+from scripts.evidence.judge import LEVEL
+from scripts.evidence.paper import PaperRow, preset_gamma
+from scripts.evidence.rows import METRICS, Arm, Row, score
+from scripts.evidence.settings import ENOUGH, Setting, seeds_of
+from scripts.figures.style import PUBLISHED, SMALL, caption, gap, look, look_of_k
 
-SMOOTHING_SPAN = 8
 LONG = 10  # k from which on the axis is one of square roots, so that small ones stay apart
-BARS = "bars and band: standard deviation over seeds; single seeds have none"
+INTERVALS = (
+    f"small dots: single runs; bars and band: {LEVEL:.0%} interval of the mean, "
+    f"from {ENOUGH} seeds on"
+)
 SEEDS = "losses: means over seeds at equal steps"
-SMOOTHED = f"training losses: exponential averages over {SMOOTHING_SPAN} records, means over seeds"
-AXES = {
-    "seconds": "training time (s)",
-    "processor": "processor time of training (s)",
-    "step": "training steps",
-}
-LOSSES = {"train": "training loss (nats)", "eval": "validation loss (nats)"}
 
 
-def draw_scores(axes: Axes, rows: Sequence[Row], ks: Iterable[int] = ()) -> None:
-    """Final score against k: a line per series, BP as a horizontal line with its deviation.
+def open_panel(axes: Axes, paper: PaperRow, setting: Setting | None, lines: Sequence[str] = ()):
+    """A panel's title and the setting below it; returns whether there is something to draw."""
+    if setting is None:
+        caption(axes, paper.title, [])
+        gap(axes, f"not run\n\n{paper.command}")
+        return False
+    rows = setting.rows
+    where = "the paper's own setting" if setting.full else f"reduced: {spaced(setting.preset)}"
+    about = [
+        f"{where}, {'one GPU' if setting.device_kind == 'cuda' else 'CPU'}",
+        f"{rows[0]['steps']} steps of {rows[0]['batch_size']}, {seeds_of(setting.arms.values())}",
+    ]
+    caption(axes, paper.title, [*about, *lines])
+    if not setting.learned:
+        gap(axes, "not learned: backpropagation is\nhardly better than a guess")
+    return setting.learned
 
-    Args:
-        ks: ticks beside those of the rows, to show what is missing.
-    """
-    lines: dict[str, list[list[Row]]] = {}
-    for group in by_method(rows).values():
-        lines.setdefault(series_name(group[0]), []).append(group)
-    for name, groups in lines.items():
-        if has_k(groups[0][0]):
-            draw_series(axes, groups, name)
+
+def spaced(preset: str) -> str:
+    """A name that can be broken into lines."""
+    return preset.replace("_", " ")
+
+
+def interval(values: Sequence[float]) -> float | None:
+    """Half of the interval of a mean, of enough values."""
+    if len(values) < ENOUGH or not all(map(isfinite, values)):
+        return None
+    return float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stdev(values) / sqrt(len(values)))
+
+
+def draw_scores(axes: Axes, setting: Setting, arms: Iterable[Arm]) -> None:
+    """Final score against k: a line per series, backpropagation as a horizontal line."""
+    series: dict[Arm, dict[int, list[float]]] = {}
+    for arm in arms:
+        values = [score(row) for row in setting.arms[arm]]
+        if arm.k is None:
+            draw_level(axes, arm, values)
         else:
-            for group in groups:
-                draw_level(axes, group)
-    draw_k_axis(axes, {row["k"] for row in rows if has_k(row)} | set(ks))
+            series.setdefault(arm.series, {})[arm.k] = values
+    for arm, by_k in series.items():
+        draw_series(axes, arm, by_k)
+    draw_k_axis(axes, {arm.k for arm in setting.arms if arm.k is not None})
     axes.margins(y=0.08)
-    axes.set_ylabel(f"final {metric_of(rows).label}")
+    axes.set_ylabel(f"final {METRICS[setting.paper.metric].label}")
 
 
-def draw_series(axes: Axes, groups: Sequence[list[Row]], name: str) -> None:
-    """A line over k, a point per group, with a bar where there are several seeds."""
-    style = look(groups[0][0])
-    ks = [group[0]["k"] for group in groups]
-    means, deviations = zip(*map(mean_and_deviation, groups), strict=True)
-    axes.errorbar(
-        ks,
-        means,
-        [nan if deviation is None else deviation for deviation in deviations],
-        **style,
-        label=name,
-    )
-    for k, mean in zip(ks, means, strict=True):
-        if not isfinite(mean):  # a gap that is none of rows
+def draw_series(axes: Axes, arm: Arm, by_k: dict[int, list[float]]) -> None:
+    style = look(arm)
+    ks = sorted(by_k)
+    for k in ks:
+        known = [v for v in by_k[k] if isfinite(v)]
+        axes.plot([k] * len(known), known, ".", ms=2.5, color=style["color"], alpha=0.6)
+        if len(known) < len(by_k[k]):
+            place = axes.get_xaxis_transform()
             axes.text(
                 k,
                 0.03,
                 "diverged",
                 rotation=90,
                 ha="center",
-                va="bottom",
                 fontsize=SMALL,
                 color=style["color"],
-                transform=axes.get_xaxis_transform(),
+                transform=place,
             )
+    means = [fmean(by_k[k]) for k in ks]
+    bars = [interval(by_k[k]) or np.nan for k in ks]
+    axes.errorbar(ks, means, bars, **style, label=str(arm))
 
 
-def draw_level(axes: Axes, group: list[Row]) -> None:
-    """A method without k: a line across, with a band where there are several seeds."""
-    style = look(group[0])
-    mean, deviation = mean_and_deviation(group)
-    axes.axhline(mean, color=style["color"], ls=style["ls"], label=method_name(group[0]))
-    if deviation is not None:
-        axes.axhspan(mean - deviation, mean + deviation, color="0.88", lw=0, zorder=0)
+def draw_level(axes: Axes, arm: Arm, values: Sequence[float]) -> None:
+    """A method without k: a line across, with a band where there are enough seeds."""
+    style = look(arm)
+    mean, half = fmean(values), interval(values)
+    axes.axhline(mean, color=style["color"], ls=style["ls"], label=str(arm))
+    if half is not None:
+        axes.axhspan(mean - half, mean + half, color="0.88", lw=0, zorder=0)
 
 
 def draw_k_axis(axes: Axes, ks: set[int]) -> None:
-    largest = max(ks, default=0)
+    if not ks:
+        axes.set(xticks=[], xlabel="no run with iterations")
+        return
+    largest = max(ks)
     if largest >= LONG:
-        axes.set_xscale("function", functions=(_root, _square))
+        axes.set_xscale("function", functions=(_root, np.square))
     axes.set_xticks(sorted(ks), sorted(ks))
-    axes.set_xlim(-0.04 if largest >= LONG else -0.25, 1.05 * largest + 0.05)
+    axes.set_xlim(-0.04 if largest >= LONG else -0.25, 1.05 * largest + 0.1)
     axes.set_xlabel(f"iterations k{' (square-root scale)' if largest >= LONG else ''}")
 
 
 def _root(k: np.ndarray) -> np.ndarray:
     return np.sign(k) * np.sqrt(np.abs(k))
-
-
-def _square(x: np.ndarray) -> np.ndarray:
-    return np.sign(x) * np.square(x)
 
 
 def draw_published(axes: Axes, published: dict) -> None:
@@ -126,33 +141,39 @@ def draw_published(axes: Axes, published: dict) -> None:
 
 def draw_losses(
     axes: Axes,
-    rows: Sequence[Row],
-    part: str = "train",
-    x: str = "seconds",
-    name: Callable[[Row], str] = method_name,
+    setting: Setting,
+    arms: Iterable[Arm],
+    seconds: Callable[[Arm], float | None] | None = None,
+    less: Arm | None = None,
 ) -> None:
-    """A line per method and k, the mean over its seeds: ``part`` (train, eval) against ``x``.
+    """Evaluation loss of every arm against steps.
 
     Args:
-        x: one of AXES.
+        seconds: of a step of an arm; then against time.
+        less: an arm whose loss at the same step is subtracted.
     """
-    for group in by_method(rows).values():
-        style = look_of_k(group[0])
-        if part == "train" and not has_k(group[0]):
-            style["marker"] = ""
-        for number, line in enumerate(mean_curves(group, part)):
-            known = line[np.isfinite(line[f"{part}_loss"])]
+    base = None if less is None else mean_curve(setting.arms[less])
+    for arm in arms:
+        curve = mean_curve(setting.arms[arm])
+        if base is not None:
+            curve = (curve - base).dropna()
+        factor = 1.0 if seconds is None else seconds(arm)
+        if factor is not None and arm != less:
             axes.plot(
-                known[x],
-                known[f"{part}_loss"],
-                **style,
-                ms=3,
-                label=None if number else name(group[0]),
-                markevery=0.13 if part == "train" and len(known) else None,
+                curve.index * factor, curve, **look_of_k(arm), ms=3, markevery=0.13, label=str(arm)
             )
-    log_axis(axes)
-    axes.set_xlabel(AXES[x])
-    axes.set_ylabel(LOSSES[part])
+    axes.set_xlabel("training steps" if seconds is None else "training time (s)")
+    axes.set_ylabel("evaluation loss (nats)" if less is None else f"loss less {less}'s (nats)")
+    if base is None:
+        log_axis(axes)
+    else:
+        axes.axhline(0.0, color="black", lw=1)
+
+
+def mean_curve(rows: Sequence[Row]) -> pd.Series:
+    """The mean evaluation loss over seeds, by step."""
+    curves = [pd.DataFrame(row["curve"]["eval"]).set_index("step")["eval_loss"] for row in rows]
+    return pd.concat(curves, axis=1).astype(float).mean(axis=1, skipna=False).dropna()
 
 
 def log_axis(axes: Axes) -> None:
@@ -168,21 +189,19 @@ def log_axis(axes: Axes) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def mean_curves(group: Sequence[Row], part: str) -> list[pd.DataFrame]:
-    """The mean over seeds at the steps that all have; each seed alone where they share none."""
-    curves = [curve_of(row, part) for row in group]
-    steps = pd.concat(curves).groupby("step")
-    mean = steps.mean()[steps.size() == len(curves)].reset_index()
-    return curves if mean.empty else [mean]
+def step_times(folder: Path, setting: Setting) -> Callable[[Arm], float | None] | None:
+    """Seconds of a step of an arm, as bench_steps.py measured them; None where it did not."""
+    file = folder / f"steps_{setting.preset}.{setting.device_kind}.json"
+    if not file.exists():
+        return None
+    measured = json.loads(file.read_text())["seconds"]
 
+    def seconds(arm: Arm) -> float | None:
+        if arm.grad == "bp":
+            return measured.get("bp")
+        if arm.grad == "fixed_point":
+            return measured.get(f"fp{arm.k}")
+        own = arm.gamma == preset_gamma(setting.preset)
+        return measured.get(f"k{arm.k}" if own else f"k{arm.k}g{arm.gamma:g}")
 
-def curve_of(row: Row, part: str) -> pd.DataFrame:
-    """A row's curve with a column of processor time, a step's mean times the steps.
-
-    A batch's loss is too noisy to compare runs by, so the training loss is averaged over records.
-    """
-    curve = pd.DataFrame(row["curve"][part])
-    curve["processor"] = curve["step"] * (row["cpu_seconds"] or nan) / row["steps"]
-    if part == "train":
-        curve["train_loss"] = curve["train_loss"].ewm(span=SMOOTHING_SPAN).mean()
-    return curve
+    return seconds

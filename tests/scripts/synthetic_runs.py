@@ -1,4 +1,4 @@
-"""Synthetic runs: rows, records and files as training leaves them, for the tests of scripts."""
+"""Made-up rows, records and folders as training leaves them, for the tests of scripts."""
 
 from __future__ import annotations
 
@@ -7,119 +7,165 @@ import math
 from pathlib import Path
 
 from experiments.row import SCHEMA
-from scripts.evidence.paper import paper_row
-from scripts.evidence.rows import curve
+from scripts.evidence.paper import paper_row, preset_setup
+from scripts.evidence.rows import Arm, arm_of, by_arm, curve
+from scripts.evidence.settings import Setting
 
 ROOT = Path(__file__).parents[2]
-METHODS = [("bp", None), ("fixed_point", 2), ("highway", 0), ("highway", 1), ("highway", 3)]
+SCORES = {"eval_accuracy": 0.9, "eval_bits_per_char": 2.5, "eval_perplexity": 40.0}
 
 
-def row(grad: str, k: int | None, seed: int = 0, **changes: object) -> dict:
-    gap = 0.0 if grad == "bp" else 0.1 / (1 + k) + (0.2 if grad == "fixed_point" else 0.0)
-    seconds = 10.0 if k is None else 6.0 + k
-    return {
+def row(
+    key: str,
+    grad: str = "bp",
+    k: int | None = None,
+    seed: int = 0,
+    value: float | None = None,
+    preset: str | None = None,
+    device: str = "cpu",
+    **changes: object,
+) -> dict:
+    """A row of an experiment, in full by default; ``value``: its score as it is stored."""
+    paper = paper_row(key)
+    preset = preset or paper.preset
+    score = SCORES[paper.metric] if value is None else value
+    loss = math.log(score) if paper.metric == "eval_perplexity" else 1.0
+    arm = Arm(grad, k, changes.get("gamma"), schedule=changes.get("schedule"))
+    made = {
         "schema": SCHEMA,
-        "experiment": None,
-        "model": "resnet20",
-        "parameters": 270_000,
-        "L": 9,
+        "config_hash": f"{preset} {arm} {changes.get('carry', '')}",
+        "setup": preset_setup(preset, device),
+        "seed": seed,
+        "device_kind": device,
+        "experiment": preset,
+        "overrides": [f"experiment={preset}", f"grad={grad}", *([] if k is None else [f"k={k}"])],
+        "config": {
+            "model": {"carry": changes.pop("carry", "gate")},
+            "data": {"classes": paper.classes}
+            if paper.classes
+            else {"vocabulary": 4096 if paper.metric == "eval_perplexity" else 210},
+        },
+        "model": "network",
+        "parameters": paper.parameters,
+        "L": paper.L,
         "grad": grad,
         "k": k,
         "schedule": None,
         "tolerance": None,
-        "gamma": 0.0,
-        "group_size": 1,
+        "gamma": 0.0 if grad == "highway" else None,
+        "group_size": None if grad == "bp" else 1,
         "window": None,
-        "data": "digits",
-        "validation": None,
+        "mgrit": None,
+        "precision": "float32",
+        "data": "made up",
         "steps": 300,
-        "epochs": 10.0,
-        "batch_size": 64,
-        "lr": 0.1,
-        "seed": seed,
-        "config_hash": f"{grad}{k}",
-        "setup": "one",
-        "metric": "eval_accuracy",
-        "block_passes": None,
-        "sequential_passes": None,
-        "commit": "abc123",
-        "dirty": False,
-        "device": "CPU, 2 threads",
-        "torch": "2.13.0",
-        "python": "3.11",
-        "versions": {},
-        "reduced": True,
-        "eval_accuracy": 0.97 - gap + 0.004 * seed,
-        "eval_loss": 0.1,
-        "train_loss": 0.05 + gap,
-        "seconds": seconds,
-        "cpu_seconds": 0.75 * seconds,
-        "seconds_per_step": seconds / 300,
-        "peak_memory_mb": 400.0,
-        **changes,
-    }
-
-
-def of_paper(key: str, grad: str, k: int | None = None, seed: int = 0, **changes: object) -> dict:
-    """A row of the paper's own experiment, in full."""
-    paper = paper_row(key)
-    mine = {
-        "experiment": paper.preset,
-        "model": key,
-        "data": paper.data,
-        "L": paper.L,
-        "parameters": paper.parameters,
-        "batch_size": paper.batch_size,
-        "reduced": False,
+        "epochs": 3.0,
+        "batch_size": 128,
+        "diverged": False,
+        "last_finite_step": 300,
         "metric": paper.metric,
-        "config_hash": f"{grad}{k}{changes.get('gamma', '')}",
+        "train_loss": 1.0,
+        "eval_loss": loss,
+        paper.metric: score,
+        "seconds": 10.0 if k is None else 6.0 + k,
+        "cpu_seconds": 5.0,
+        "block_passes": 300 * (1 if k is None else k),
+        "sequential_passes": 300 * (paper.L if k is None else k),
+        "peak_memory_mb": 400.0,
+        "commit": "abc1234567",
+        "dirty": False,
+        "device": "CPU, 1 threads" if device == "cpu" else "a GPU",
+        "python": "3.11",
+        "torch": "2.13.0",
+        "versions": {},
     }
-    if paper.metric != "eval_accuracy":
-        mine[paper.metric] = 40.0 + (0.0 if k is None else 10.0 / (1 + k)) + 0.5 * seed
-    return row(grad, k, seed, **{**mine, **changes})
+    made |= changes
+    return made | {"curve": curve(made, records(made))}
+
+
+def diverged(key: str, *arm: object, **changes: object) -> dict:
+    """A row of a run whose loss became infinite."""
+    metric = paper_row(key).metric
+    lost = {"diverged": True, "last_finite_step": 120, metric: None, "eval_loss": None}
+    return row(key, *arm, **{**lost, **changes})
+
+
+def seeds(key: str, grad: str, k: int | None, values: list[float], **changes: object) -> list[dict]:
+    """A row per value, seeds 0, 1, ..."""
+    return [row(key, grad, k, seed, value, **changes) for seed, value in enumerate(values)]
+
+
+def setting(*arms: list[dict]) -> Setting:
+    """The setting that rows of one preset are of."""
+    rows = [one for arm in arms for one in arm]
+    preset, device = rows[0]["experiment"], rows[0]["device_kind"]
+    key = next(key for key in KEYS if preset in presets_of(key))
+    return Setting(paper_row(key), preset, device, by_arm(rows))
+
+
+def presets_of(key: str) -> list[str]:
+    paper = paper_row(key)
+    return [paper.preset, *paper.reduced]
+
+
+KEYS = (
+    "resnet32",
+    "resnet110",
+    "resnet56",
+    "gpt2",
+    "roberta",
+    "lstm_chars",
+    "gru_chars",
+    "gru_words",
+    "gru_pixels",
+)
 
 
 def records(row: dict) -> list[dict]:
     lines = []
     for step in range(1, row["steps"] + 1):
-        seconds = row["seconds_per_step"] * step
-        loss = row["train_loss"] + 2.3 * math.exp(-step / 60)
-        lines.append(
-            {
-                "step": step,
-                "seconds": seconds,
-                "train_loss": loss,
-                "lr": 0.1,
-                "k": row["k"],
-                "grad_norm": 1.0,
-                "peak_memory_mb": 400.0,
-            }
-        )
+        loss = 1.0 + 2.3 * math.exp(-step / 60)
+        seconds = row["seconds"] * step / row["steps"]
+        lines.append({"step": step, "seconds": seconds, "train_loss": loss, "k": row["k"]})
         if step % 100 == 0:
-            lines.append(
-                {
-                    "step": step,
-                    "seconds": seconds,
-                    "eval_loss": loss,
-                    row["metric"]: row[row["metric"]],
-                }
-            )
+            at_end = step == row["steps"]
+            final = row["eval_loss"] if at_end else (row["eval_loss"] or 1.0) + 0.1
+            scored = {row["metric"]: row[row["metric"]], "eval_loss": final}
+            lines.append({"step": step, "seconds": seconds, **scored})
     return lines
 
 
-def write_rows(file: Path, rows: list[dict], more: list[dict] | None = None) -> None:
-    """A results file of these rows; ``more`` records belong to every run."""
-    file.write_text(
-        "".join(
-            json.dumps({**r, "curve": curve(r, records(r) + (more or []))}) + "\n" for r in rows
-        )
-    )
+def moments(*cosines: list[float]) -> dict:
+    """Records of the gradient's error, spread over a run: a list over k = 0, 1, ... each."""
+    last = len(cosines) - 1
+    return [
+        {
+            "step": round(300 * number / last),
+            "gradient_error": [
+                {"k": k, "cosine": c, "relative_error": 1 - c, "increment": 0.5**k}
+                for k, c in enumerate(found)
+            ],
+        }
+        for number, found in enumerate(cosines)
+    ]
+
+
+def write_rows(folder: Path, key: str, rows: list[dict]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{key}.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return file
 
 
 def write_run(root: Path, row: dict) -> Path:
-    folder = root / f"{row['config_hash']}-{row['seed']}"
+    """The folder of a finished run, below a folder of its experiment."""
+    key = next(key for key in KEYS if row["experiment"] in presets_of(key))
+    name = f"{arm_of(row)}-{row['device_kind']}-s{row['seed']}".replace(" ", "-")
+    folder = root / key / name
     folder.mkdir(parents=True)
-    (folder / "row.json").write_text(json.dumps(row))
+    bare = {name: value for name, value in row.items() if name != "curve"}
+    for file in ("row.json", "started.json"):
+        (folder / file).write_text(json.dumps(bare))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records(row)))
     (folder / "DONE").touch()
     return folder

@@ -10,7 +10,8 @@ from experiments.errors import UserError
 from scripts import bench_rnn, compare_carries
 from scripts.bench_rnn import CellLoop, Shape, compare, network
 from scripts.evidence.paper import paper_rows
-from scripts.tables import bench_table
+from scripts.evidence.results_io import Results
+from scripts.tables import of_benchmarks
 from tests.train_cli import only_run
 
 TINY = Shape("LSTM", batch=2, length=5, hidden=3, layers=2)
@@ -60,18 +61,14 @@ def test_the_benchmarks_page_marks_where_torch_wins(tmp_path):
     ]
     peak = {"nn": {"tensors_mb": 23.0, "process_mb": 300.0}}
     environment = {"device": "CPU x", "torch": "2", "commit": "abcdef0123", "dirty": False}
-    record = {
-        "environment": environment,
-        "repeats": 7,
-        "small": rows,
-        "grid": rows,
-        "memory": [{"shape": "GRU, batch 8", "peak": peak}],
-    }
-    source = tmp_path / "bench_rnn.json"
-    source.write_text(json.dumps(record))
-    text = bench_table.write(source, tmp_path).read_text()
+    memory = [{"shape": "GRU, batch 8", "peak": peak}]
+    record = {"environment": environment, "repeats": 7}
+    record |= {"small": rows, "grid": rows, "memory": memory}
+    (tmp_path / "bench_rnn.json").write_text(json.dumps(record))
+    (tmp_path / "tables").mkdir()
+    text = of_benchmarks.write(Results(tmp_path, {})).read_text()
     assert text.count("| GRU, batch 8 | 90.0 | 3.00 | **0.90** |") == 2
-    assert "| GRU, batch 8 | 23 |" in text and "abcdef0 (clean)" in text
+    assert "| GRU, batch 8 | 23 |" in text and "commit abcdef0123" in text
 
 
 def test_the_paper_s_shapes_are_those_of_its_recurrent_networks():

@@ -1,156 +1,123 @@
-"""Rows of finished runs: collected, checked, upgraded, named and grouped."""
-
-from __future__ import annotations
+"""Rows of finished runs: checked, named, collected; and what is committed of them."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
-from experiments.config import config_hash
+from experiments.config import composed
 from experiments.errors import UserError
-from experiments.row import CURVE, FIELDS, SCORES, SOMETIMES
-from scripts import collect_rows, make_tables, upgrade_rows
-from scripts.evidence.every_source import key_of, read_results
-from scripts.evidence.paper import paper_rows
-from scripts.evidence.rows import method_name, read_rows, setups, thin
-from tests.scripts.synthetic_runs import ROOT, row, write_rows, write_run
+from experiments.identity import config_hash, identity, setup_hash
+from experiments.row import FIELDS, command
+from scripts import collect_rows, run_plan, status
+from scripts.evidence.paper import PlannedRun, paper_rows, plan, preset_setup
+from scripts.evidence.results_io import read_results
+from scripts.evidence.rows import arm_of, read_rows, thin
+from tests.scripts.synthetic_runs import KEYS, ROOT, row, write_rows, write_run
+
+COMMITTED = [
+    pytest.param(one, id=f"{file.stem}-{number}")
+    for file in sorted((ROOT / "results").glob("*.jsonl"))
+    for number, one in enumerate(map(json.loads, file.read_text().splitlines()))
+]
 
 
-def test_collect_keeps_rows_and_thinned_curves(results: Path) -> None:
-    rows = [json.loads(line) for line in (results / "tiny.jsonl").read_text().splitlines()]
-    assert len(rows) == 10
-    first = rows[0]
-    train = first.pop("curve")["train"]
-    assert first == row("bp", None)
-    assert len(train["step"]) == 60
-    assert (train["step"][0], train["step"][-1]) == (1, 300)
-    assert train["seconds"][-1] == pytest.approx(10.0)
+@pytest.mark.parametrize("committed", COMMITTED)
+def test_a_committed_rows_command_composes_to_its_hash(committed):
+    """From the printed text alone, without the stored configuration."""
+    python, train, *arguments = shlex.split(command(committed))
+    assert (python, train) == ("python", "train.py")
+    cfg = composed(*arguments)
+    assert (cfg.seed, cfg.device) == (committed["seed"], committed["device_kind"])
+    fields = identity(cfg, cfg.device)
+    assert config_hash(fields) == committed["config_hash"]
+    assert setup_hash(fields) == committed["setup"] or "model.carry" in command(committed)
 
 
-def test_collect_twice_adds_nothing(
-    run_folders: Path, results: Path, capsys: pytest.CaptureFixture
-) -> None:
-    before = (results / "tiny.jsonl").read_text()
-    collect_rows.main([str(run_folders), str(results / "tiny.jsonl")])
-    assert (results / "tiny.jsonl").read_text() == before
-    assert capsys.readouterr().out.count("already there") == 10
+def test_the_committed_rows_are_of_the_schema_of_presets_and_clean():
+    results = read_results(ROOT / "results")
+    assert not results.left_out
+    rows = [row for settings in results.settings.values() for s in settings for row in s.rows]
+    assert len(rows) == len(COMMITTED) > 10
+    assert not any(row["dirty"] for row in rows)
+    assert not any("/" in str(row["config"].get("run_root", "")) for row in rows)
 
 
-def test_collect_refuses_dirty_commits_unless_allowed(tmp_path: Path) -> None:
-    write_run(tmp_path / "runs", row("bp", None))
-    write_run(tmp_path / "runs", row("highway", 1, dirty=True))
-    file = tmp_path / "tiny.jsonl"
-    with pytest.raises(UserError, match="uncommitted changes: Highway k=1"):
-        collect_rows.main([str(tmp_path / "runs"), str(file)])
-    assert not file.exists()
-    collect_rows.main([str(tmp_path / "runs"), str(file), "--allow-dirty"])
-    assert len(file.read_text().splitlines()) == 2
-
-
-def test_setups_are_kept_apart_the_fullest_first(run_folders: Path, results: Path) -> None:
-    for seed in (0, 1):
-        write_run(
-            run_folders,
-            row("bp", None, seed, setup="whole", steps=400, reduced=False, config_hash="whole"),
-        )
-    collect_rows.main([str(run_folders), str(results / "tiny.jsonl")])
-    found = read_results(results).setups
-    assert {name: len(rows) for name, rows in found.items()} == {"tiny": 2, "tiny.2": 10}
-    make_tables.main([str(results)])
-    text = (results / "tables" / "tiny.md").read_text()
-    assert text.startswith("# resnet20 (0.27M parameters) on digits, 400 steps of batch 64\n")
-    assert "whole seed 1" in text and "bpNone" not in text
-
-
-def test_another_learning_rate_is_another_setup() -> None:
-    assert len(setups([row("bp", None), row("bp", None, lr=0.2)])) == 2
+def test_a_row_says_no_place_of_its_machine():
+    for one in COMMITTED:
+        assert "/work" not in json.dumps(one.values[0]) and "/home" not in json.dumps(one.values[0])
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"seed": None}, "seed is None, expected int"),
-        ({"k": 1.5}, "k is 1.5, expected int or null"),
-        ({"reduced": 1}, "reduced is 1, expected bool"),
-        ({"colour": "red"}, "colour is unknown"),
-        ({"schema": 1}, "is of schema 1, expected 2; scripts/upgrade_rows.py"),
-        ({"metric": "eval_perplexity"}, "metric is 'eval_perplexity', expected the name of"),
-        ({"grad": "magic"}, "grad is 'magic', expected one of bp, "),
-        ({"gamma": "big"}, "gamma is 'big', expected a number, auto or null"),
+        ({"schema": 2}, "is of schema 2, expected 3"),
+        ({"k": "3"}, "k is '3', expected int or null"),
+        ({"dirty": 0}, "dirty is 0, expected bool"),
+        ({"more": 1}, "more is unknown"),
+        ({"metric": "eval_magic"}, "metric is 'eval_magic'"),
+        ({"diverged": True}, "diverged True"),
+        ({"eval_accuracy": None}, "eval_accuracy is None and diverged False"),
     ],
 )
-def test_a_row_that_is_not_of_the_schema_is_told_and_the_others_go_on(
-    results: Path, capsys: pytest.CaptureFixture, change: dict, told: str
-) -> None:
-    good, other = (results / "tiny.jsonl").read_text().splitlines()[:2]
-    bad = json.dumps(json.loads(other) | change)
-    (results / "bad.jsonl").write_text(f"{good}\n{bad}\n")
-    with pytest.raises(UserError, match=r"left out bad.jsonl; all others are done"):
-        make_tables.main([str(results)])
-    assert f"bad.jsonl line 2{' ' if 'schema' in change else ': '}{told}" in (
-        capsys.readouterr().err
-    )
-    assert (results / "tables" / "tiny.md").exists()
-    assert not (results / "tables" / "bad.md").exists()
+def test_a_row_that_is_not_of_the_schema_is_told(tmp_path, change, told):
+    file = write_rows(tmp_path, "gru_pixels", [row("gru_pixels"), row("gru_pixels") | change])
+    with pytest.raises(UserError, match="line 2") as error:
+        read_rows(file)
+    assert told in str(error.value)
 
 
-def test_missing_fields_and_two_rows_of_one_run_are_told(tmp_path: Path) -> None:
-    short = row("bp", None)
-    del short["device"], short["lr"]
-    (tmp_path / "short.jsonl").write_text(json.dumps(short))
-    with pytest.raises(UserError, match="line 1: lr is missing; device is missing"):
-        read_rows(tmp_path / "short.jsonl")
-    write_rows(tmp_path / "twice.jsonl", [row("bp", None, s) for s in (0, 1, 0)])
-    with pytest.raises(UserError, match=r"lines 1 and 3 are of one run \(bpNone, seed 0\)"):
-        read_rows(tmp_path / "twice.jsonl")
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_has_to_be_there(tmp_path, name):
+    short = {key: value for key, value in row("gru_pixels").items() if key != name}
+    file = write_rows(tmp_path, "gru_pixels", [short])
+    with pytest.raises(UserError, match="is of schema" if name == "schema" else f"{name} is miss"):
+        read_rows(file)
+
+
+def test_two_rows_of_one_run_and_broken_files_are_told(tmp_path):
+    twice = write_rows(tmp_path, "resnet32", [row("resnet32", seed=s) for s in (0, 1, 0)])
+    with pytest.raises(UserError, match=r"lines 1 and 3 are of one run \(.*on cpu, seed 0\)"):
+        read_rows(twice)
+    on_both = [row("resnet32"), row("resnet32", device="cuda")]
+    assert len(read_rows(write_rows(tmp_path, "resnet32", on_both))) == 2
     (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(UserError, match=r"empty.jsonl is empty"):
+    with pytest.raises(UserError, match=r"empty\.jsonl is empty"):
         read_rows(tmp_path / "empty.jsonl")
+    (tmp_path / "broken.jsonl").write_text("{")
+    with pytest.raises(UserError, match="line 1 is not JSON"):
+        read_rows(tmp_path / "broken.jsonl")
 
 
-def test_rows_of_schema_1_are_brought_up_to_date(tmp_path: Path) -> None:
-    write_rows(tmp_path / "old.jsonl", [row("highway", 3)])
-    old = json.loads((tmp_path / "old.jsonl").read_text())
-    for later in ("schema", "setup", "metric", "parameters", "schedule", "cpu_seconds"):
-        del old[later]
-    (tmp_path / "old.jsonl").write_text(json.dumps(old) + "\n")
-    folder = tmp_path / "runs" / "resnet20-highway-k3-highway3-s0"
-    folder.mkdir(parents=True)
-    config = {"model": {"depth": 20}, "grad": {"k": 3}, "schedule": {}, "seed": 0}
-    (folder / "config.json").write_text(json.dumps(config))
-    upgrade_rows.main([str(tmp_path / "old.jsonl"), "--runs", str(tmp_path / "runs")])
-    (new,) = read_rows(tmp_path / "old.jsonl")
-    assert (new["schema"], new["metric"], new["cpu_seconds"]) == (2, "eval_accuracy", None)
-    assert new["setup"] == config_hash({"model": {"depth": 20}})
-    assert new["curve"]["train"]["step"][-1] == 300
-    before = (tmp_path / "old.jsonl").read_text()
-    upgrade_rows.main([str(tmp_path / "old.jsonl")])
-    assert (tmp_path / "old.jsonl").read_text() == before
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda curve: curve.pop("eval"),
+        lambda curve: curve["train"].pop("step"),
+        lambda curve: curve["train"]["step"].pop(),
+        lambda curve: curve.update(train=[]),
+    ],
+)
+def test_a_curve_that_cannot_be_drawn_is_told(tmp_path, change):
+    bad = row("gru_pixels")
+    change(bad["curve"])
+    with pytest.raises(UserError, match=r"line 1: curve, (train|eval): expected the columns step"):
+        read_rows(write_rows(tmp_path, "gru_pixels", [bad]))
 
 
-def test_the_committed_rows_are_of_the_schema_and_one_run_each() -> None:
-    known = set(paper_rows()) | {"resnet20"}  # beyond the paper: schedules
-    results = read_results(ROOT / "results")
-    assert not results.left_out
-    found = set(map(key_of, results.setups))
-    assert found <= known and len(found) > 5
-
-
-def test_the_schema_is_documented() -> None:
-    text = (ROOT / "results" / "README.md").read_text()
-    for name, field in (FIELDS | SCORES | SOMETIMES | CURVE).items():
-        assert f"| `{name}` | {field.meaning} |" in text
-
-
-def test_method_names_tell_variants_apart() -> None:
-    assert method_name(row("bp", None)) == "BP"
-    variant = row("highway", 3, gamma=0.2, group_size=4)
-    assert method_name(variant) == "Highway, gamma=0.2, groups of 4 k=3"
+def test_arms_are_named_as_people_call_them():
+    assert str(arm_of(row("gru_pixels"))) == "BP"
+    variant = row("gru_pixels", "highway", 3, gamma=0.2, group_size=4)
+    assert str(arm_of(variant)) == "Highway gamma=0.2 groups of 4 k=3"
+    assert str(arm_of(row("gru_pixels", "fixed_point", 3))) == "FP k=3"
+    literal = row("lstm_chars", "highway", 1, carry="literal")
+    assert str(arm_of(literal)) == "Highway carry=literal k=1"
 
 
 @pytest.mark.parametrize("count", [0, 1, 59, 60, 61, 500])
-def test_thin_keeps_both_ends(count: int) -> None:
+def test_thin_keeps_both_ends(count):
     steps = [{"step": step} for step in range(count)]
     kept = thin(steps)
     assert len(kept) == min(count, 60)
@@ -158,25 +125,90 @@ def test_thin_keeps_both_ends(count: int) -> None:
     assert len({r["step"] for r in kept}) == len(kept)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda curve: curve.pop("eval"),
-        lambda curve: curve["train"].pop("seconds"),
-        lambda curve: curve["train"]["step"].pop(),
-        lambda curve: curve.update(train=[]),
-    ],
-)
-def test_a_curve_that_cannot_be_drawn_is_told(tmp_path: Path, change) -> None:
-    write_rows(tmp_path / "bad.jsonl", [row("bp", None)])
-    bad = json.loads((tmp_path / "bad.jsonl").read_text())
-    change(bad["curve"])
-    (tmp_path / "bad.jsonl").write_text(json.dumps(bad))
-    with pytest.raises(UserError, match=r"line 1: curve, (train|eval): expected the columns step"):
-        read_rows(tmp_path / "bad.jsonl")
+@pytest.fixture
+def folders(tmp_path) -> Path:
+    """Run folders of two experiments."""
+    for one in (row("gru_pixels"), row("gru_pixels", "highway", 3), row("resnet32")):
+        write_run(tmp_path / "runs", one)
+    return tmp_path / "runs"
 
 
-def test_of_two_setups_of_one_length_that_of_more_rows_comes_first() -> None:
-    older = [row("bp", None, setup=None)]
-    newer = [row("bp", None), row("highway", 3)]
-    assert setups(older + newer) == [newer, older]
+def test_collecting_sorts_runs_into_their_files(folders, tmp_path, capsys):
+    arguments = [str(folders), "--results", str(tmp_path / "results")]
+    collect_rows.main(arguments)
+    pixels = read_rows(tmp_path / "results" / "gru_pixels.jsonl")
+    assert [str(arm_of(r)) for r in pixels] == ["BP", "Highway k=3"]
+    assert len(pixels[0]["curve"]["train"]["step"]) == 60
+    before = (tmp_path / "results" / "gru_pixels.jsonl").read_text()
+    collect_rows.main(arguments)
+    assert "0 rows added" in capsys.readouterr().out
+    assert (tmp_path / "results" / "gru_pixels.jsonl").read_text() == before
+
+
+def test_what_no_commit_or_no_preset_describes_is_refused(folders, tmp_path):
+    write_run(folders, row("gru_pixels", "highway", 5, dirty=True))
+    write_run(folders, row("gru_pixels", "highway", 7, setup="another"))
+    with pytest.raises(UserError, match=r"2 refused: .*(uncommitted|gives today)") as error:
+        collect_rows.main([str(folders), "--results", str(tmp_path / "results")])
+    assert "uncommitted changes" in str(error.value) and "gives today" in str(error.value)
+    assert len(read_rows(tmp_path / "results" / "gru_pixels.jsonl")) == 2
+    with pytest.raises(UserError, match="has no finished runs; expected folders named resnet32"):
+        collect_rows.main([str(tmp_path / "results")])
+
+
+def test_the_plan_names_presets_of_its_experiments_and_each_run_once():
+    assert {one.key for one in plan()} == set(KEYS) == set(paper_rows())
+    for one in plan():
+        preset = one.overrides[0].removeprefix("experiment=")
+        assert preset in (paper_rows()[one.key].preset, *paper_rows()[one.key].reduced)
+    results = [one.result for one in plan()]
+    assert len(set(results)) == len(results)
+
+
+def test_every_reduced_setting_is_another_one():
+    for paper in paper_rows().values():
+        setups = [preset_setup(preset, "cpu") for preset in (paper.preset, *paper.reduced)]
+        assert len(set(setups)) == len(setups)
+
+
+def test_a_plan_runs_what_is_missing_and_stops_in_good_order(tmp_path, monkeypatch, capsys):
+    tiny = "experiment=topics_tiny"
+    planned = [PlannedRun("gru_chars", (tiny, arm), 0) for arm in ("grad=bp", "k=1", "k=x")]
+    monkeypatch.setattr(run_plan, "plan", lambda: planned)
+    arguments = ["gru_chars", "--runs", str(tmp_path), "--jobs", "2"]
+    with pytest.raises(UserError, match="1 runs failed"):
+        run_plan.main(arguments)
+    assert len(list(tmp_path.glob("gru_chars/*/DONE"))) == 2
+    capsys.readouterr()
+    run_plan.main([*arguments, "--list"])
+    assert capsys.readouterr().out.splitlines()[0] == "1 runs to make"
+    run_plan.main([*arguments, "--seconds", "0"])
+    with pytest.raises(UserError, match="cats; expected some of resnet32"):
+        run_plan.main(["cats"])
+
+
+def test_status_counts_rows_and_folders_of_one_device(folders, tmp_path, capsys):
+    results = tmp_path / "results"
+    collect_rows.main([str(folders), "--results", str(results)])
+    (folders / "resnet32" / "broken").mkdir()
+    (folders / "resnet32" / "broken" / "started.json").write_text("{")
+    running = write_run(folders, row("gru_pixels", "highway", 5))
+    (running / "DONE").unlink()
+    write_run(folders, row("gru_pixels", "highway", 1))
+    arguments = ["--results", str(results), "--runs", str(folders)]
+    capsys.readouterr()
+    status.main(arguments)
+    out, err = capsys.readouterr()
+    line = next(line for line in out.splitlines() if "gru_pixels" in line).split()
+    planned = sum(one.key == "gru_pixels" for one in plan())
+    assert line[1:] == ["2", "1", "-", "1", str(planned - 4), "-"]
+    assert "next: python scripts/collect_rows.py" in out and "does not say what it is" in err
+    status.main([*arguments, "--device", "cuda", "-v"])
+    out = capsys.readouterr().out
+    assert f"gru_pixels     -           -        -            -       {planned}" in out
+    assert "missing      gru_pixels: experiment=gru_cifar10_pixels grad=highway k=10 seed=0" in out
+
+
+def test_papers_yaml_has_no_key_twice():
+    loaded = yaml.safe_load((ROOT / "results" / "paper.yaml").read_text())
+    assert tuple(loaded) == KEYS

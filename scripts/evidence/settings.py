@@ -1,0 +1,127 @@
+"""Settings: rows that may be compared, all of one preset on one kind of device.
+
+Rows of different settings are never pooled. A row belongs to the preset that it names, if its
+setup is what that preset gives today, freshly composed; otherwise to none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import isfinite, log
+from statistics import fmean
+
+from scripts.evidence.paper import PaperRow, preset_gamma, preset_setup
+from scripts.evidence.rows import Arm, Row, by_arm, name_of_run, score
+
+ENOUGH = 3  # seeds of an arm, for a verdict
+POINTS, SHARE = 5.0, 0.1  # that a network has to be better than a guess: accuracy, loss
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Rows of one preset on one kind of device, by arm."""
+
+    paper: PaperRow
+    preset: str
+    device_kind: str
+    arms: dict[Arm, list[Row]]
+
+    @property
+    def full(self) -> bool:
+        """Whether it is the paper's own."""
+        return self.preset == self.paper.preset
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for rows in self.arms.values() for row in rows]
+
+    @property
+    def margin(self) -> float:
+        return self.paper.margin_of(self.full)
+
+    def arm(self, grad: str, k: int | None = None, gamma: float | None = None) -> list[Row]:
+        """The seeds of a plain method; of Highway-BP by default at the preset's gamma."""
+        if grad == "highway" and gamma is None:
+            gamma = preset_gamma(self.preset)
+        found = (
+            rows
+            for arm, rows in self.arms.items()
+            if arm.plain and (arm.grad, arm.k) == (grad, k) and (arm.gamma or 0.0) == (gamma or 0.0)
+        )
+        return next(found, [])
+
+    def ks(self, grad: str, gamma: float | None = None) -> list[int]:
+        """The k that a plain method has rows of."""
+        every = {arm.k for arm in self.arms if arm.grad == grad and arm.k is not None}
+        return sorted(k for k in every if self.arm(grad, k, gamma))
+
+    @property
+    def learned(self) -> bool:
+        """Whether backpropagation is clearly better than a guess: before, nothing can be judged."""
+        exact = [row for row in self.arm("bp") if not row["diverged"]]
+        if not exact:
+            return False
+        if self.paper.classes is not None:
+            guess = 100.0 / exact[0]["config"]["data"].get("classes", self.paper.classes)
+            return fmean(map(score, exact)) >= guess + POINTS
+        guess = log(exact[0]["config"]["data"]["vocabulary"])
+        return fmean(row["eval_loss"] for row in exact) <= (1 - SHARE) * guess
+
+    def __str__(self) -> str:
+        return f"{self.preset}, {'one GPU' if self.device_kind == 'cuda' else 'CPU'}"
+
+
+def settings_of(paper: PaperRow, rows: Iterable[Row]) -> tuple[list[Setting], list[str]]:
+    """The settings of an experiment's rows, the best first, and which rows are of none.
+
+    The paper's own setting comes first, then the reduced ones in their order; of one preset on
+    several devices, that with the most seeds of its backpropagation, then the most rows.
+    """
+    presets = [paper.preset, *paper.reduced]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    strangers = []
+    for row in rows:
+        preset, device = row["experiment"], row["device_kind"]
+        if preset not in presets:
+            strangers.append(f"{name_of_run(row)} is of {preset}; expected {' or '.join(presets)}")
+        elif row["setup"] != own_setup(row):
+            strangers.append(f"{name_of_run(row)} is not what {preset} gives today; make it again")
+        else:
+            groups.setdefault((preset, device), []).append(row)
+    found = [Setting(paper, *which, by_arm(group)) for which, group in groups.items()]
+    found.sort(key=lambda s: (presets.index(s.preset), -len(s.arm("bp")), -len(s.rows)))
+    return found, strangers
+
+
+def own_setup(row: Row) -> str:
+    """The setup of the row's preset, with the row's carry, which is no part of it."""
+    return preset_setup(row["experiment"], row["device_kind"])
+
+
+def badness(row: Row) -> float:
+    """A score in which less is better, in the units of margins: points of error, bits, log of
+    perplexity; infinite of a run that diverged."""
+    if row["diverged"]:
+        return float("inf")
+    match row["metric"]:
+        case "eval_accuracy":
+            return 100.0 - score(row)
+        case "eval_perplexity":
+            return log(score(row))
+    return score(row)
+
+
+def seeds_of(arms: Iterable[Sequence[Row]]) -> str:
+    """For instance "1 seed" or "1-3 seeds", of all arms."""
+    counts = sorted({len(rows) for rows in arms})
+    least, most = counts[0], counts[-1]
+    return f"{least if least == most else f'{least}-{most}'} seed{'s' if most > 1 else ''}"
+
+
+def has_diverged(row: Row) -> bool:
+    """Loss or gradient became infinite, or the last evaluation is far worse than the best one."""
+    if row["diverged"]:
+        return True
+    losses = [v for v in row["curve"]["eval"]["eval_loss"] if v is not None and isfinite(v)]
+    return row["eval_loss"] > (1 + SHARE) * min(losses)

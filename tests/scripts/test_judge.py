@@ -1,0 +1,288 @@
+"""The judge on made-up rows: nothing is won by noise, by pooling, or by what has not learned."""
+
+import math
+
+import numpy as np
+import pytest
+
+from scripts.evidence import claims
+from scripts.evidence.claims import CLAIMS
+from scripts.evidence.judge import (
+    Outcome,
+    Verdict,
+    better_at_equal_k,
+    combined,
+    difference,
+    diverges,
+    holm,
+    matches,
+    verdict_of,
+    worse,
+)
+from scripts.evidence.paper import paper_row
+from scripts.evidence.results_io import Results
+from scripts.evidence.rows import curve
+from scripts.evidence.settings import settings_of
+from tests.scripts.synthetic_runs import KEYS, diverged, moments, row, seeds, setting
+
+
+def results_of(rows: dict[str, list[dict]], folder=None) -> Results:
+    """What results/ would hold with these rows."""
+    found = {key: settings_of(paper_row(key), rows.get(key, []))[0] for key in KEYS}
+    return Results(folder, found)
+
+
+BP = seeds("resnet32", "bp", None, [0.927, 0.926, 0.928])
+
+
+def finding(values: list[float], exact=BP, key="resnet32"):
+    ours = seeds(key, "highway", 3, values)
+    return matches(setting(exact, ours), ours)
+
+
+# The eight ways in which an audit won "reproduced" by scatter.
+
+
+def test_scatter_and_single_seeds_do_not_match():
+    assert finding([0.93, 0.89, 0.85]).outcome is Outcome.UNDECIDED
+    assert finding([0.927]).outcome is Outcome.TOO_FEW
+    assert finding([0.927, 0.926]).outcome is Outcome.TOO_FEW
+    assert finding([0.9265, 0.9270, 0.9275]).verdict is Verdict.REPRODUCED
+
+
+def test_gammas_are_never_pooled():
+    rows = [
+        *seeds("gpt2", "bp", None, [20.0, 20.1, 20.2]),
+        *seeds("gpt2", "highway", 5, [3000.0] * 3, gamma=0.0),
+        *seeds("gpt2", "highway", 5, [20.1, 20.0, 20.2], gamma=0.2),
+    ]
+    found = setting(rows)
+    assert [r["gamma"] for r in found.arm("highway", 5)] == [0.2] * 3  # the preset's
+    assert matches(found, found.arm("highway", 5, 0.0)).outcome is Outcome.FAILS
+    assert matches(found, found.arm("highway", 5, 0.2)).outcome is Outcome.HOLDS
+
+
+@pytest.mark.parametrize("change", [{"group_size": 4}, {"tolerance": 0.1}, {"schedule": "linear"}])
+def test_other_settings_of_a_method_are_other_arms(change):
+    rows = [*BP, *seeds("resnet32", "highway", 3, [0.9] * 3, **change)]
+    assert setting(rows).arm("highway", 3) == []
+
+
+def test_another_carry_is_another_arm():
+    rows = [
+        *seeds("lstm_chars", "bp", None, [2.5] * 3),
+        *seeds("lstm_chars", "highway", 1, [2.6] * 3, carry="literal"),
+    ]
+    assert setting(rows).arm("highway", 1) == []
+
+
+def test_a_hair_decides_nothing():
+    better = finding([0.92701, 0.92601, 0.92801])
+    assert better.outcome is Outcome.HOLDS  # equal is what is claimed
+    k_0 = seeds("resnet32", "highway", 0, [0.926, 0.925, 0.927])  # a tenth of a point worse
+    assert worse(setting(BP, k_0), k_0, BP).outcome is not Outcome.HOLDS
+    close = finding([0.9211, 0.9212, 0.9213])  # 0.58 points worse: beyond the margin of 0.5
+    assert close.outcome is not Outcome.HOLDS
+
+
+def test_a_speed_up_of_a_hundredth_is_none():
+    shape = {"row": "gru_chars", "shape": "GRU", "speedup": {"k0": 1.0, "k5": 1.0, "k10": 1.0}}
+    ms = {"loop": 101.0, "k0": 100.0, "k5": 100.0, "k10": 100.0}
+    record = {"environment": {"device": "a GPU"}, "paper": [{**shape, "ms": ms}]}
+
+    class Measured(Results):
+        def records(self, pattern):
+            return {"bench_rnn": record}
+
+    found = claims.speed_of_recurrence(Measured(None, {}))
+    assert found.outcome is Outcome.FAILS  # the paper has 3.2, 1.8 and 1.3
+
+
+def test_k_0_counts_among_the_k():
+    rows = [
+        *seeds("gru_chars", "bp", None, [2.5, 2.5, 2.5]),
+        *seeds("gru_chars", "highway", 0, [2.61, 2.60, 2.62], gamma=0.0),
+        *seeds("gru_chars", "highway", 1, [2.51, 2.52, 2.50], gamma=0.0),
+        *seeds("gru_chars", "fixed_point", 0, [2.70, 2.71, 2.69]),
+        *seeds("gru_chars", "fixed_point", 1, [2.51, 2.52, 2.50]),
+    ]
+    found = claims.worse_without_carry(results_of({"gru_chars": rows}))
+    assert found.verdict is Verdict.REPRODUCED
+    assert setting(rows).ks("highway") == [0, 1]
+
+
+def test_a_run_that_diverged_is_judged_at_every_k():
+    """gamma = 0 diverging is a finding, not "not run"; and not at the largest k alone."""
+
+    def verdict(*ks: int) -> Outcome:
+        rows = seeds("gpt2", "bp", None, [20.0, 20.1, 20.2])
+        for k in (1, 3):
+            rows += seeds("gpt2", "highway", k, [20.0] * 3, gamma=0.2)
+            if k in ks:
+                rows += [diverged("gpt2", "highway", k, seed, gamma=0.0) for seed in range(3)]
+            else:
+                rows += seeds("gpt2", "highway", k, [20.0] * 3, gamma=0.0)
+        return diverges(setting(rows), 0.0, 0.2).outcome
+
+    assert verdict(1, 3) is Outcome.HOLDS
+    assert verdict(3) is Outcome.UNDECIDED
+    assert verdict() is Outcome.FAILS
+
+
+def test_a_loss_that_climbs_without_end_has_diverged():
+    climbing = row("gpt2", "highway", 3, value=400.0, gamma=0.0)
+    climbing["curve"]["eval"]["eval_loss"][0] = 4.0
+    others = [*seeds("gpt2", "bp", None, [20.0]), row("gpt2", "highway", 3, gamma=0.2)]
+    found = diverges(setting([climbing], others), 0.0, 0.2)
+    assert found.outcome is Outcome.TOO_FEW and "1 of 1 runs diverged" in found.lines[0]
+
+
+def test_what_has_not_learned_carries_no_verdict():
+    guessing = seeds("resnet32", "bp", None, [0.13, 0.14, 0.15])
+    found = finding([0.14, 0.15, 0.13], exact=guessing)
+    assert found.verdict is Verdict.NOT_LEARNED
+    assert all(
+        claim.judge(results_of({"resnet32": guessing})).verdict
+        in (Verdict.NOT_LEARNED, Verdict.NOT_RUN, Verdict.NOT_MEASURED, Verdict.TOO_FEW)
+        for claim in CLAIMS
+        if claim.keys == ("resnet32",) and "reaches" not in claim.text
+    )
+
+
+def test_a_language_model_near_a_guess_has_not_learned():
+    exact = seeds("gru_chars", "bp", None, [2.5] * 3, eval_loss=0.95 * math.log(210))
+    assert not setting(exact).learned
+
+
+def test_a_cpu_says_nothing_of_a_gpus_speed():
+    shape = {"row": "gru_chars", "shape": "GRU", "speedup": {"k0": 0.1, "k5": 0.1, "k10": 0.1}}
+    ms = {"loop": 1.0, "k0": 100.0, "k5": 100.0, "k10": 100.0}
+    record = {"environment": {"device": "CPU x"}, "paper": [{**shape, "ms": ms}]}
+
+    class Measured(Results):
+        def records(self, pattern):
+            return {"bench_rnn": record}
+
+    assert claims.speed_of_recurrence(Measured(None, {})).verdict is Verdict.NOT_MEASURED
+
+
+def test_an_interval_that_straddles_the_margin_is_undecided():
+    found = finding([0.9215, 0.9275, 0.9245])
+    assert found.outcome is Outcome.UNDECIDED
+    none = seeds("resnet32", "highway", 0, [0.90, 0.93, 0.92])
+    assert worse(setting(BP, none), none, BP).outcome is Outcome.UNDECIDED
+
+
+# The rules one by one.
+
+
+def test_pixels_have_to_match_in_loss_as_well():
+    exact = seeds("gru_pixels", "bp", None, [0.48, 0.481, 0.482])
+    for loss, outcome in ((1.0, Outcome.HOLDS), (1.1, Outcome.FAILS)):
+        ours = seeds("gru_pixels", "highway", 10, [0.48, 0.481, 0.482], eval_loss=loss)
+        assert matches(setting(exact, ours), ours).outcome is outcome
+
+
+def test_pairing_pays_where_seeds_move_together():
+    exact = seeds("gru_chars", "bp", None, [2.4, 2.5, 2.6])
+    ours = seeds("gru_chars", "fixed_point", 1, [2.431, 2.530, 2.629])
+    paired, apart = (difference(ours, exact, paired) for paired in (True, False))
+    assert paired.mean == pytest.approx(apart.mean) == pytest.approx(0.03)
+    assert paired.low > 0 > apart.low
+    assert difference(ours[:1], exact, True) is None
+
+
+def test_differences_agree_with_their_definition():
+    a, b = [0.91, 0.92, 0.94], [0.90, 0.93, 0.95, 0.91]
+    ours = seeds("resnet32", "highway", 1, a)
+    found = difference(ours, seeds("resnet32", "bp", None, b), paired=False)
+    x, y = -100 * np.array(a), -100 * np.array(b)
+    assert found.mean == pytest.approx(x.mean() - y.mean())
+    assert found.low < found.at_least < found.mean < found.at_most < found.high
+    assert found.high - found.mean == pytest.approx(found.mean - found.low)
+
+
+def test_where_a_run_diverged_the_arm_is_infinitely_worse():
+    lost = [diverged("resnet32", "highway", 3, 0), *seeds("resnet32", "highway", 3, [0.9] * 3)[1:]]
+    assert matches(setting(BP, lost), lost).outcome is Outcome.FAILS
+
+
+def test_holms_correction():
+    assert holm({0: 0.04, 1: 0.04, 2: 0.04}) == []
+    assert holm({0: 0.01, 1: 0.02, 2: 0.04}) == [0, 1, 2]
+    assert holm({0: 0.01, 1: 0.03, 2: 0.04}) == [0]
+
+
+def test_the_fixed_point_is_compared_k_by_k():
+    def arms(gap: float) -> list[dict]:
+        rows = seeds("gru_chars", "bp", None, [2.5, 2.51, 2.52])
+        for k in (1, 3):
+            rows += seeds("gru_chars", "highway", k, [2.50, 2.51, 2.52])
+            rows += seeds("gru_chars", "fixed_point", k, [2.50 + gap, 2.511 + gap, 2.519 + gap])
+        return rows
+
+    assert better_at_equal_k(setting(arms(0.05)), [1, 3]).outcome is Outcome.HOLDS
+    assert better_at_equal_k(setting(arms(-0.05)), [1, 3]).outcome is Outcome.FAILS
+    assert better_at_equal_k(setting(arms(0.0)), [1, 3]).outcome is Outcome.UNDECIDED
+
+
+def test_the_papers_own_setting_alone_is_reproduced():
+    reduced = "resnet32_cifar10_20epochs"
+    exact = seeds("resnet32", "bp", None, [0.90, 0.901, 0.902], preset=reduced)
+    ours = seeds("resnet32", "highway", 3, [0.90, 0.901, 0.902], preset=reduced)
+    assert matches(setting(exact, ours), ours).verdict is Verdict.REDUCED
+    bad = seeds("resnet32", "highway", 3, [0.80, 0.801, 0.802], preset=reduced)
+    assert matches(setting(exact, bad), bad).verdict is Verdict.NOT_SEEN
+    assert verdict_of(Outcome.FAILS, full=True) is Verdict.CONTRADICTED
+
+
+def test_a_claim_on_several_is_as_open_as_the_most_open_one():
+    good, bad, open_ = finding([0.927] * 3), finding([0.8] * 3), finding([0.93, 0.89, 0.85])
+    assert combined([good, open_]).outcome is Outcome.UNDECIDED
+    assert combined([good, bad, open_]).outcome is Outcome.FAILS
+    assert combined([good, good]).verdict is Verdict.REPRODUCED
+    assert combined([]).verdict is Verdict.NOT_RUN
+
+
+def test_rows_of_no_preset_are_left_out():
+    stranger = row("resnet32", preset="resnet32_cifar10_20epochs") | {"setup": "other"}
+    found, left_out = settings_of(paper_row("resnet32"), [*BP, stranger])
+    assert [s.full for s in found] == [True] and len(left_out) == 1
+    assert "is not what resnet32_cifar10_20epochs gives today" in left_out[0]
+
+
+def test_devices_are_settings_of_their_own():
+    rows = [*BP, *seeds("resnet32", "bp", None, [0.93] * 2, device="cuda")]
+    found, _ = settings_of(paper_row("resnet32"), rows)
+    assert [(s.device_kind, len(s.rows)) for s in found] == [("cpu", 3), ("cuda", 2)]
+
+
+def test_figure_6_is_judged_by_its_moments():
+    def with_moments(*cosines: list[float]) -> Results:
+        one = row("gru_pixels", value=0.48)
+        one["curve"] = curve(one, [{"step": 300, "train_loss": 1.0}, *moments(*cosines)]) | {
+            "eval": {"step": [300], "eval_loss": [1.0], "eval_accuracy": [0.48]}
+        }
+        return results_of({"gru_pixels": [one]})
+
+    rising = with_moments([0.9, 0.99, 1.0], [0.8, 0.95, 0.99], [0.7, 0.9, 0.98])
+    falling = with_moments([0.9, 0.8, 0.7], [0.8, 0.7, 0.6], [0.7, 0.6, 0.5])
+    assert claims.errors_fall(rising).verdict is Verdict.REPRODUCED
+    assert claims.errors_fall(falling).outcome is Outcome.FAILS
+    assert claims.errors_grow(rising).outcome is Outcome.HOLDS
+    assert claims.increments_shrink(rising).outcome is Outcome.HOLDS
+
+
+def test_printed_scores_are_compared_in_full_alone():
+    found = claims.reaches("resnet32", {("bp", None): 92.75})
+    assert found(results_of({"resnet32": BP})).verdict is Verdict.REPRODUCED
+    reduced = seeds("resnet32", "bp", None, [0.93] * 3, preset="resnet32_cifar10_20epochs")
+    assert found(results_of({"resnet32": reduced})).verdict is Verdict.NOT_RUN
+
+
+def test_without_rows_every_claim_has_a_verdict(tmp_path):
+    for claim in CLAIMS:
+        found = claim.judge(results_of({}, tmp_path))
+        open_ = (Verdict.NOT_RUN, Verdict.NOT_MEASURED, Verdict.TOO_FEW)
+        assert found.verdict in open_ or claim.where == "Theorems 1 and 2"
+        assert claim.keys or claim.command

@@ -1,0 +1,163 @@
+"""Figures, tables and the page, from made-up rows."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from matplotlib import pyplot as plt
+
+from experiments.errors import UserError
+from scripts import make_figures, make_report, make_tables
+from scripts.evidence.rows import curve
+from tests.scripts.synthetic_runs import (
+    diverged,
+    moments,
+    records,
+    row,
+    seeds,
+    write_rows,
+)
+
+GPT = "gpt2_narrow_wikipedia2015"
+
+
+def measured(key: str, **changes) -> dict:
+    """A run of backpropagation that measured the gradient's error."""
+    one = row(key, **changes)
+    errors = moments([0.7, 0.9, 1.0], [0.6, 0.8, 0.9], [0.5, 0.7, 0.9])
+    return one | {"curve": curve(one, records(one) + errors)}
+
+
+@pytest.fixture
+def results(tmp_path) -> Path:
+    """Rows of five experiments: in full, reduced, not learned, diverged, with schedules."""
+    pixels = [
+        measured("gru_pixels", value=0.48),
+        *seeds("gru_pixels", "bp", None, [0.48, 0.481, 0.479])[1:],
+        *seeds("gru_pixels", "highway", 0, [0.46, 0.461, 0.459]),
+        *seeds("gru_pixels", "highway", 10, [0.48, 0.482, 0.478]),
+        *seeds("gru_pixels", "fixed_point", 10, [0.38, 0.381, 0.379]),
+        *seeds("gru_pixels", "highway", None, [0.47, 0.471, 0.472], schedule="linear start=0"),
+    ]
+    gpt2 = [
+        measured("gpt2", preset=GPT, value=140.0),
+        row("gpt2", "highway", 1, value=150.0, preset=GPT, gamma=0.2),
+        diverged("gpt2", "highway", 3, preset=GPT, gamma=0.0),
+    ]
+    words = [
+        row("gru_words", value=120.0),
+        row("gru_words", "highway", 1, value=121.0),
+    ]
+    guess = [row("resnet110", value=0.12), row("resnet110", "highway", 3, value=0.11)]
+    whole = [row("resnet32", value=0.93), row("resnet32", "highway", 3, value=0.925)]
+    found = {
+        "gru_pixels": pixels,
+        "gpt2": gpt2,
+        "gru_words": words,
+        "resnet110": guess,
+        "resnet32": whole,
+    }
+    for key, rows in found.items():
+        write_rows(tmp_path, key, rows)
+    times = {"seconds": {"bp": 0.02, "k0": 0.01, "k1": 0.012, "k10": 0.03}}
+    (tmp_path / "steps_gru_cifar10_pixels.cpu.json").write_text(json.dumps(times))
+    ms = {f"{m}{k}": 10.0 + k for m in ("k", "fp") for k in (0, 1, 2, 3, 5, 10, 20)}
+    shape = {
+        "row": "gru_chars",
+        "shape": "GRU, batch 128",
+        "ms": {"nn": 15.0, "loop": 100.0, **ms},
+        "speedup": {name: 15.0 / value for name, value in ms.items()} | {"nn": 1.0},
+    }
+    environment = {"device": "a GPU", "torch": "2.13", "commit": "abcdef012345"}
+    record = {"environment": environment, "repeats": 7, "paper": [shape], "small": [shape]}
+    (tmp_path / "bench_rnn.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_all_figures_are_drawn_and_say_what_they_show(results, capsys):
+    make_figures.main([str(results)])
+    names = {p.stem for p in (results / "figures").glob("*.png")}
+    assert names == {*(f"figure{n}" for n in range(2, 7)), "time", "schedules"}
+    for name in names:
+        pixels = plt.imread(results / "figures" / f"{name}.png")
+        assert pixels.shape[1] > 600 and pixels.std() > 0.01
+        assert (results / "figures" / f"{name}.pdf").exists()
+    four = texts(results / "figures" / "figure4.svg")
+    assert "the paper's own setting, CPU" in four and "300 steps of 128, 3 seeds" in four
+    assert "not run" in four and "python scripts/run_plan.py lstm_chars" in four
+    two = texts(results / "figures" / "figure2.svg")
+    assert "not learned" in two and "paper, Highway" in two and "diverged" in two
+    assert "reduced: gpt2 narrow wikipedia2015," in two
+    assert "python scripts/bench_steps.py" in texts(results / "figures" / "figure5.svg")
+    assert "linear" in texts(results / "figures" / "schedules.svg")
+    used = (results / "figures" / "figure6.rows.txt").read_text()
+    assert used.startswith("rows in figure6.png:\n") and used.count("BP") == 2
+
+
+def texts(picture: Path) -> str:
+    """What a picture says: matplotlib keeps the text of every glyph run as a comment."""
+    return "\n".join(re.findall(r"<!-- (.*?) -->", picture.read_text(), re.S))
+
+
+def test_the_same_rows_give_the_same_bytes(results):
+    make_figures.main([str(results), "--only", "figure4", "figure6"])
+    before = {p: p.read_bytes() for p in (results / "figures").iterdir()}
+    make_figures.main([str(results), "--only", "figure4", "figure6"])
+    assert before == {p: p.read_bytes() for p in (results / "figures").iterdir()}
+
+
+def test_tables_have_the_papers_values_beside_ours(results):
+    make_tables.main([str(results)])
+    tables = results / "tables"
+    pixels = (tables / "gru_pixels.md").read_text()
+    assert "## gru_cifar10_pixels, CPU: the paper's own setting" in pixels
+    assert "| Highway k=10 | 3 | 48.00 ± 0.50 | 30.0 | 1.50 | 10.00 | 10.0 | 400 |" in pixels
+    two = (tables / "table2.md").read_text()
+    assert "| 92.75 | 93.00 | 3 | 92.68 | 92.50 | 1.00 | in full |" in two
+    assert "| 93.8 | not learned | 3 | - | not learned | - | in full; not learned |" in two
+    three, six = ((tables / f"table{n}.md").read_text() for n in (3, 6))
+    assert "| GRU, WikiText-103 characters | 5 | 1.8 | 6.67 | 3.70 | 1.00 |" in three
+    assert "| LSTM, WikiText-103 characters | 0 | 3.0 | not measured | - | not measured |" in three
+    line = "| GRU, WikiText-103 characters | Highway | here | 100.0 | 15.0 | 10.0 | 11.0 |"
+    assert line in six
+    latex = (tables / "table2.tex").read_text()
+    assert r"\toprule" in latex and r"\label{tab:table2-2}" in latex and r"\%" in latex
+    assert "| GRU, batch 128 | 15.0 | " in (tables / "bench_rnn.md").read_text()
+
+
+def test_the_page_has_every_claim_with_verdict_rows_and_commands(results, capsys):
+    make_figures.main([str(results)])
+    make_tables.main([str(results)])
+    capsys.readouterr()
+    make_report.main([str(results)])
+    printed = capsys.readouterr().out
+    page = (results / "report.html").read_text()
+    assert page.count('class="claim"') == len(make_report.CLAIMS)
+    assert "reproduced                     the GRU on pixels matches" in printed
+    assert "reproduced                     fixed-point iteration fails on pixels" in printed
+    assert "not learned                    ResNet-110 matches" in printed
+    assert "not enough runs                ResNet-32 matches" in printed
+    assert "python train.py experiment=gru_cifar10_pixels grad=highway k=10 seed=0" in page
+    assert "python scripts/run_plan.py gru_pixels" in page
+    assert "+0 [-" in page and "margin 1.5" in page
+    assert page.count("<img") == 7 and "src=&#34;" not in page
+    assert "http" not in re.sub(r"data:image[^\"]*", "", page)  # nothing is fetched
+
+
+def test_a_file_that_cannot_be_read_is_told_and_the_others_go_on(results, capsys):
+    (results / "gru_words.jsonl").write_text("{")
+    with pytest.raises(UserError, match="left out some rows; all others are done"):
+        make_tables.main([str(results)])
+    assert "gru_words.jsonl line 1 is not JSON" in capsys.readouterr().err
+    assert (results / "tables" / "gru_pixels.md").exists()
+    with pytest.raises(UserError, match="some rows were left out"):
+        make_report.main([str(results)])
+    assert "gru_words.jsonl line 1" in (results / "report.html").read_text()
+
+
+def test_wrong_names_and_folders_are_told_in_one_line(results, tmp_path):
+    with pytest.raises(UserError, match="--only figure9; expected some of figure2"):
+        make_figures.main([str(results), "--only", "figure9"])
+    with pytest.raises(UserError, match=r"no KEY\.jsonl in"):
+        make_figures.main([str(tmp_path / "nowhere")])
