@@ -195,11 +195,19 @@ def test_a_sweep_goes_on_after_a_failure(train, runs):
     assert (only_run(runs) / "DONE").exists()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_step_and_the_run_goes_on_exactly(train, runs, tmp_path, sent):
+@pytest.mark.parametrize(
+    ("sent", "precision"),
+    [
+        (signal.SIGTERM, "trainer.amp=auto"),
+        (signal.SIGINT, "trainer.amp=auto"),
+        (signal.SIGTERM, "trainer.amp=true"),  # bfloat16, on a CPU as well
+    ],
+)
+def test_a_signal_ends_the_step_and_the_run_goes_on_exactly(train, runs, tmp_path, sent, precision):
     from experiments.run_folder import RunFolder
 
     append = RunFolder.append
+    asked = ("grad=highway", "k=1", precision)
 
     def interrupted(self, record):
         append(self, record)
@@ -208,14 +216,24 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_exactly(train, runs, tmp_pat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunFolder, "append", interrupted)
-        stopped = train("grad=highway", "k=1")
+        stopped = train(*asked)
     assert stopped.code == 128 + sent
     assert "goes on from here" in stopped.err
     assert torch.load(only_run(runs) / checkpoint.LATEST, weights_only=True)["step"] == 5
-    resumed = train("grad=highway", "k=1")
+    resumed = train(*asked)
     assert (resumed.code, "going on after step 5" in resumed.out) == (0, True)
-    train("grad=highway", "k=1", f"run_root={tmp_path / 'whole'}")
+    train(*asked, f"run_root={tmp_path / 'whole'}")
     assert_same(only_run(runs), only_run(tmp_path / "whole"))
+    bfloat16 = precision == "trainer.amp=true"
+    assert row_of(only_run(runs))["precision"] == ("bfloat16" if bfloat16 else "float32")
+
+
+def test_bfloat16_on_a_cpu_is_another_training(train, tmp_path):
+    losses = []
+    for precision in ("false", "true"):
+        train("grad=bp", f"trainer.amp={precision}", f"run_root={tmp_path / precision}")
+        losses.append(records_of(only_run(tmp_path / precision))[0]["train_loss"])
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_nonfinite_gradients_name_the_parameter(train, runs, monkeypatch):
@@ -234,6 +252,18 @@ def test_nonfinite_gradients_name_the_parameter(train, runs, monkeypatch):
     assert "step 1: the gradient is not finite, first in chain.1.block.body.2.weight" in seen.err
     state = torch.load(only_run(runs) / "nonfinite.pt", weights_only=True)
     assert state["step"] == 0
+
+
+@pytest.mark.parametrize(("rate", "last"), [("1e30", 1), ("0.05", 6)])
+def test_a_run_that_diverges_ends_as_a_row(train, runs, rate, last):
+    seen = train("grad=bp", f"optim.lr={rate}")
+    row = row_of(only_run(runs))
+    check_row(row, "row.json")
+    assert row["diverged"] == (rate == "1e30") and row["last_finite_step"] == last
+    if row["diverged"]:
+        assert seen.code == 1 and "the row says so" in seen.err
+        assert row["eval_accuracy"] is None and row["seconds"] > 0
+        assert "finished already" in train("grad=bp", f"optim.lr={rate}").out
 
 
 def test_kill_minus_nine_at_ten_moments(tmp_path):
