@@ -65,7 +65,7 @@ class Stop:
 def work(todo: list[PlannedRun], root: Path, jobs: int, more: Sequence[str], stop: Stop) -> int:
     """Run them in their order, ``jobs`` at a time; returns how many failed."""
     failed = 0
-    waiting, running = deque(todo), {}
+    waiting, running, asked = deque(todo), {}, set()
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "log.txt", "a") as log:
         while running or (waiting and not stop):
@@ -77,7 +77,8 @@ def work(todo: list[PlannedRun], root: Path, jobs: int, more: Sequence[str], sto
                 )
             for one, process in list(running.items()):
                 code = process.poll()
-                if code is None and stop:
+                if code is None and stop and one not in asked:
+                    asked.add(one)
                     process.send_signal(signal.SIGTERM)
                 if code is not None:
                     del running[one]
