@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sweep status figures tables report bench bundle clean
+.PHONY: help setup demo test lint sweep status figures tables report bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,15 +53,8 @@ bench: setup ## measure the engine, recurrent layers and conversion beside plain
 	$(BIN)/python scripts/bench_engine.py --out results/bench_engine.json
 	$(BIN)/python scripts/bench_rnn.py --out results/bench_rnn.json
 	$(BIN)/python scripts/bench_trunk.py --out results/bench_trunk.json
-	$(BIN)/python scripts/bench_batched.py --out results/bench_batched.json
 	$(BIN)/python scripts/bench_sharded.py --out results/bench_sharded.json
-	$(BIN)/python scripts/scaling.py results/bench_sharded.json
-
-bundle: setup ## pack all for a machine without network: OUT= PLATFORM= PYVER= DATA= DATASETS=
-	$(BIN)/python scripts/bundle.py $(if $(OUT),--out "$(OUT)") \
-	  $(if $(PLATFORM),--platform $(PLATFORM)) $(if $(PYVER),--python-version $(PYVER)) \
-	  $(if $(DATA),--data "$(DATA)") $(if $(DATASETS),--datasets $(DATASETS)) \
-	  $(if $(TORCH_PIP_ARGS),--torch-pip-args="$(TORCH_PIP_ARGS)")
+	@echo "make figures draws results/figures/scaling.png from these costs"
 
 clean: ## remove caches and build output; keeps .venv, runs and results
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis

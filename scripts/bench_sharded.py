@@ -7,8 +7,8 @@ processes: Highway-BP and backpropagation through a `ShardedChain`, its batch wh
 micro-batches; torch's pipelines (model parallelism, which is GPipe with one micro-batch, GPipe,
 1F1B); torch's DistributedDataParallel. Those that claim to be exact first have to find the
 gradients of one process; otherwise nothing is timed. Times run from a barrier to the moment when
-the last process is done. `costs`, measured between the steps, are what scripts/scaling.py predicts
-from.
+the last process is done. `costs`, measured between the steps, are what the performance model of
+scripts/figures/scaling.py knows.
 """
 
 from __future__ import annotations

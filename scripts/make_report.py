@@ -39,6 +39,7 @@ CAPTIONS = {
     "figure5": "Figure 5: loss of the three-layer GRU against time.",
     "figure6": "Figure 6: how near the gradient is to the exact one, at moments of training.",
     "time": "Beyond the paper: loss against time for every network.",
+    "scaling": "Beyond the paper: layers on several devices.",
     "schedules": "Beyond the paper: what changing k during training reaches.",
 }
 

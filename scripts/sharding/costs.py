@@ -21,24 +21,17 @@ class Costs:
 
     def __init__(self, setting: Setting):
         self.layers, self.x = setting.build(), setting.input()
-        self.rank, P = dist.get_rank(), dist.get_world_size()
-        self.stage = nn.Sequential(*self.layers[: setting.layers // P])
-        M = setting.micro_batches
-        self.cuts = {
-            "whole": (setting.batch, 1),
-            "micro": (setting.batch // M, M),
-            "share": (setting.batch // P, 1),
-        }  # examples, times
+        self.stage = nn.Sequential(*self.layers[: setting.layers // dist.get_world_size()])
 
     def take_turn(self) -> Seconds:
-        """Seconds by name: an average layer's, by cut and pass, a stage's step, a message's."""
+        """Seconds by name: an average layer's passes, a stage's step, a message's."""
         found = {}
-        for cut, (batch, pieces) in self.cuts.items() if self.rank == 0 else ():
-            seconds = passes(self.layers, self.x[:batch], pieces)
-            found |= {f"{cut}_{name}": value / len(self.layers) for name, value in seconds.items()}
+        if dist.get_rank() == 0:
+            seconds = passes(self.layers, self.x)
+            found = {f"whole_{name}": value / len(self.layers) for name, value in seconds.items()}
         found |= crowding(self.stage, self.x)
         if dist.get_world_size() > 1:
-            found |= {"exchange": exchange(self.x), "exchange_one": exchange(self.x[:1, :1])}
+            found |= {"exchange": exchange(self.x)}
         return found
 
 
@@ -52,13 +45,10 @@ class Run:
     w: Tensor
 
 
-def passes(layers: Sequence[nn.Module], x: Tensor, pieces: int) -> Seconds:
-    """Seconds of all layers on ``pieces`` times x: forward, w J, and backward with parameters.
-
-    All pieces go forward, then all backward, their gradients adding up, as micro-batches do.
-    """
+def passes(layers: Sequence[nn.Module], x: Tensor) -> Seconds:
+    """Seconds of all layers: forward, w J, and backward with parameters."""
     start = time.perf_counter()
-    runs = [run for _ in range(pieces) for run in _forward(layers, x)]
+    runs = _forward(layers, x)
     forward = time.perf_counter() - start
     inputs = _backward(runs, lambda run: [run.x], keep=True)
     backward = _backward(runs, lambda run: [run.x, *run.layer.parameters()], keep=False)

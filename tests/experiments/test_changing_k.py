@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from experiments.run_folder import RunFolder
+from tests.experiments.tiny import TINY_GPT
 from tests.train_cli import assert_same, numbers, only_run, records_of, row_of
 
 TEXT = ("experiment=topics_tiny", "steps=8")
@@ -124,8 +125,6 @@ def test_diagnostics_are_records_of_the_run_and_leave_no_trace(train, runs, tmp_
 
 
 def test_a_converted_transformer_follows_a_schedule_too(train, runs):
-    from tests.scripts.test_compare_gammas import TINY_GPT
-
     assert (
         train(
             *TINY_GPT,
@@ -152,3 +151,19 @@ def test_backprop_is_measured_by_the_plain_split(train, runs):
     train("steps=2", "grad=bp", "diagnostics=figure6", "diagnostics.at=[1]", "diagnostics.ks=[0]")
     (record,) = [r for r in records_of(only_run(runs)) if "gradient_error" in r]
     assert 0 < record["gradient_error"][0]["cosine"] < 1
+
+
+def test_estimates_of_gamma_survive_an_interruption(train, runs, tmp_path):
+    from tests.test_errors import stop_after
+
+    ask = (*TINY_GPT, "grad=highway", "k=1", "gamma=auto", "trainer.eval_interval=6")
+    assert train(*ask).code == 0
+    whole = row_of(only_run(runs))
+    again = tmp_path / "again"
+    stop_after(lambda *more: train(*ask, f"run_root={again}", *more), 3)
+    assert train(*ask, f"run_root={again}").code == 0
+    resumed = row_of(only_run(again))
+    assert resumed["gamma"] == "auto"
+    assert resumed["train_loss"] == whole["train_loss"]
+    assert resumed["eval_loss"] == whole["eval_loss"]
+    assert (only_run(again) / "pretrained" / "model.safetensors").exists()

@@ -78,11 +78,12 @@ def results(tmp_path) -> Path:
 def test_all_figures_are_drawn_and_say_what_they_show(results, capsys):
     make_figures.main([str(results)])
     names = {p.stem for p in (results / "figures").glob("*.png")}
-    assert names == {*(f"figure{n}" for n in range(2, 7)), "time", "schedules"}
+    assert names == {*(f"figure{n}" for n in range(2, 7)), "time", "schedules", "scaling"}
     for name in names:
         pixels = plt.imread(results / "figures" / f"{name}.png")
         assert pixels.shape[1] > 600 and pixels.std() > 0.01
         assert (results / "figures" / f"{name}.pdf").exists()
+    assert "python scripts/bench_sharded.py" in texts(results / "figures" / "scaling.svg")
     four = texts(results / "figures" / "figure4.svg")
     assert "the paper's own setting, CPU" in four and "300 steps of 128, 3 seeds" in four
     assert "not run" in four and "python scripts/run_plan.py lstm_chars" in four
@@ -141,7 +142,7 @@ def test_the_page_has_every_claim_with_verdict_rows_and_commands(results, capsys
     assert "python train.py experiment=gru_cifar10_pixels grad=highway k=10 seed=0" in page
     assert "python scripts/run_plan.py gru_pixels" in page
     assert "+0 [-" in page and "margin 1.5" in page
-    assert page.count("<img") == 7 and "src=&#34;" not in page
+    assert page.count("<img") == 8 and "src=&#34;" not in page
     assert "http" not in re.sub(r"data:image[^\"]*", "", page)  # nothing is fetched
 
 

@@ -4,15 +4,13 @@ import json
 
 import pytest
 import torch
-from torch import nn
 
 from experiments.errors import UserError
-from scripts import bench_rnn, compare_carries
+from scripts import bench_rnn
 from scripts.bench_rnn import CellLoop, Shape, compare, network
 from scripts.evidence.paper import paper_rows
 from scripts.evidence.results_io import Results
 from scripts.tables import of_benchmarks
-from tests.train_cli import only_run
 
 TINY = Shape("LSTM", batch=2, length=5, hidden=3, layers=2)
 
@@ -124,48 +122,3 @@ def test_a_record_of_another_machine_is_not_gone_on_with(tiny_paper, tmp_path):
         record["environment"] = bench_rnn.environment(bench_rnn.DEVICE)
         out.write_text(json.dumps(record))
         bench_rnn.main([*arguments, "--repeats", "2", "--resume"])
-
-
-def test_carries_are_compared_on_a_finished_run(train, runs, tmp_path, capsys):
-    assert (
-        train(
-            "experiment=topics_tiny",
-            "model=lstm_char",
-            "data=topics_chars",
-            "data.length=24",
-            "model.hidden=8",
-            "grad=bp",
-        ).code
-        == 0
-    )
-    out = tmp_path / "carries.json"
-    compare_carries.main([str(only_run(runs)), "--out", str(out), "--batches", "2"])
-    (found,) = json.loads(out.read_text())["runs"]
-    assert found["trained"]["model"] == "lstm_char" and found["trained"]["steps"] == 6
-    by_case = {(row["case"], row["k"]): row for row in found["errors"]}
-    cases = {case for case, _ in by_case}
-    assert cases == {
-        "Highway, gate carry",
-        "Highway, literal carry",
-        "Highway, diagonal carry",
-        "Highway, windows of 16",
-        "fixed point",
-    }
-    for case in cases - {"Highway, windows of 16"}:
-        relative = [by_case[case, k]["relative_error"] for k in (0, 5, 20)]
-        assert relative[0] > relative[1] > relative[2]
-    assert by_case["Highway, windows of 16", 1]["relative_error"] < 1e-5  # two windows: exact
-    page = out.with_suffix(".md").read_text()
-    assert "| Highway, literal carry |" in page and "lstm_char trained 6 steps by bp" in page
-
-
-def test_an_unfinished_run_is_told(tmp_path):
-    with pytest.raises(UserError, match="is no finished run; expected a folder that contains DONE"):
-        compare_carries.main([str(tmp_path)])
-
-
-def test_layers_are_found_wherever_they_are():
-    import highway_bp as hb
-
-    model = nn.Sequential(nn.Linear(1, 1), nn.Sequential(hb.GRU(1, 1)), hb.LSTM(1, 1))
-    assert len(compare_carries.layers(model)) == 2

@@ -1,1 +1,0 @@
-"""The parts of a bundle, for scripts/bundle.py."""

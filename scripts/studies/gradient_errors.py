@@ -1,0 +1,137 @@
+"""Gradient errors on a trained network, by gamma, groups and carry: which variant sees most.
+
+    python scripts/studies/gradient_errors.py runs/gpt2/RUN --out results/errors_gpt2.json
+
+On some training batches of a finished run, the gradient of all parameters by every variant and k
+is compared with backpropagation's. A recurrent network's variants are its carries and windows of
+steps, other chains' are gammas and groups. trainer.snapshots=[100,500] keeps weights on the way:
+--snapshots looks at those as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+import highway_bp as hb
+from experiments import checkpoint
+from experiments.atomic import write_text
+from experiments.errors import UserError
+from experiments.provenance import environment
+from scripts.evidence.results_io import run
+
+KS = (0, 1, 2, 3, 5)
+GAMMAS = (0.0, 0.2, 0.5, 0.8, "auto")
+WINDOW, GROUPS = 16, 4
+
+
+def load(folder: Path, root: str | None) -> tuple[nn.Module, object, dict]:
+    """The trained model of a finished run, its data, and the run's row."""
+    if not (folder / "DONE").exists():
+        raise UserError(f"{folder} is no finished run; expected a folder that contains DONE")
+    row = json.loads((folder / "row.json").read_text())
+    cfg = OmegaConf.create(row["config"])
+    from_hub = "load_hub" in cfg.data._target_
+    data = instantiate(cfg.data, **({"root": root} if from_hub else {}))
+    model = instantiate(cfg.model, **data.model_arguments())
+    model.load_state_dict(checkpoint.load(folder)[0]["model"])
+    return model, data, row
+
+
+def load_snapshot(model: nn.Module, file: Path) -> int:
+    """Put a snapshot's weights into the model; returns its step."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+    except (OSError, RuntimeError, KeyError, UnpicklingError) as error:
+        raise UserError(f"{file}: no snapshot of this model ({str(error)[:100]})") from error
+    return state["step"]
+
+
+def variants(model: nn.Module) -> dict[str, tuple[hb.Method, str]]:
+    """By name a method of any k, and the carry of recurrent layers."""
+    layers = recurrent(model)
+    if layers:
+        carries = {f"{carry} carry": (hb.Highway(0), carry) for carry in layers[0].cells}
+        windows = {f"windows of {WINDOW}": (hb.Highway(0, group_size=WINDOW), "gate")}
+        return carries | windows | {"fixed point": (hb.FixedPoint(0), "gate")}
+    size = -(-hb.chain_length(model) // GROUPS)
+    plain = {f"gamma {g}": (hb.Highway(0, g), "gate") for g in GAMMAS}
+    return plain | {f"{GROUPS} groups": (hb.Highway(0, group_size=size), "gate")}
+
+
+def recurrent(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if isinstance(m, hb.GRU | hb.LSTM)]
+
+
+def errors(model: nn.Module, batches: Sequence, task) -> list[dict]:
+    """A record per variant and k."""
+
+    def loss(model: nn.Module) -> torch.Tensor:
+        return sum(task.loss(model, x, y)[0] for x, y in batches) / len(batches)
+
+    found = []
+    warnings.filterwarnings("ignore", message=r"k=\d+ is larger than L=")  # of groups
+    for name, (method, carry) in variants(model).items():
+        for layer in recurrent(model):
+            layer.carry = carry
+        for chain in hb.chains(model):
+            chain.gammas.reset()  # estimated anew from these batches
+        found += [
+            {"variant": name, "k": e.k, "cosine": e.cosine, "relative_error": e.relative_error}
+            for e in hb.gradient_error(model, loss, KS, method)
+        ]
+    return found
+
+
+def table(found: Sequence[dict], score: str) -> str:
+    """Markdown: a line per variant, a column per k."""
+    lines = [f"| {score.replace('_', ' ')} | " + " | ".join(f"k = {k}" for k in KS) + " |"]
+    lines.append("|---" * (len(KS) + 1) + "|")
+    for name in dict.fromkeys(record["variant"] for record in found):
+        values = [f"{r[score]:.4f}" for r in found if r["variant"] == name]
+        lines.append(f"| {name} | " + " | ".join(values) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--snapshots", type=Path, nargs="*", default=[], help="earlier weights")
+    parser.add_argument("--out", type=Path, help="write the record here (JSON)")
+    parser.add_argument("--batches", type=int, default=2)
+    parser.add_argument("--root", default=os.environ.get("HIGHWAY_BP_DATA"), help="see data.root")
+    args = parser.parse_args(argv)
+    model, data, row = load(args.run, args.root)
+    last = {name: t.clone() for name, t in model.state_dict().items()}
+    source = data.train_batches(row["batch_size"], seed=1, device="cpu")
+    batches = [source.batch(i) for i in range(args.batches)]
+    moments = []
+    for file in [*args.snapshots, None]:
+        if file is None:
+            model.load_state_dict(last)
+        step = row["steps"] if file is None else load_snapshot(model, file)
+        found = errors(model, batches, data.task)
+        moments.append({"step": step, "errors": found})
+        print(f"after {step} steps of {row['grad']}\n{table(found, 'cosine')}", flush=True)
+    if args.out:
+        about = {n: row[n] for n in ("experiment", "grad", "k", "seed", "config_hash", "commit")}
+        record = {"environment": environment(torch.device("cpu")), "run": about}
+        write_text(args.out, json.dumps({**record, "moments": moments}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)
