@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import register_schema
 from experiments.errors import UserError
-from experiments.jobs import Outcome, attempt, leave, tell
+from experiments.jobs import Outcome, attempt, leave, report
 
 register_schema()
 
@@ -27,11 +27,11 @@ def main(cfg: DictConfig) -> Outcome:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on: told in one line
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors: reported in one line
     try:
         main()
     except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
-        tell(error)  # ValueError is Hydra's, for experiment=null and the like
+        report(error)  # ValueError is Hydra's, for experiment=null and the like
         sys.exit(1)
     except BrokenPipeError:  # train.py --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,14 +7,12 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 import torch
-
-from experiments.locks import try_lock
+from filelock import FileLock, Timeout
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-_held: list[TextIO] = []
+_held: list[FileLock] = []
 
 
 def take_one_gpu() -> None:
@@ -35,10 +33,13 @@ def take_one_gpu() -> None:
     os.environ[VISIBLE] = name
 
 
-def first_free(names: Sequence[str], folder: Path) -> tuple[str, TextIO]:
+def first_free(names: Sequence[str], folder: Path) -> tuple[str, FileLock]:
     """The name of which the fewest locks are taken, the first of equals, and one more lock."""
     for nth in itertools.count():
         for name in names:
-            lock = try_lock(folder / f"{name.strip().replace('/', '-')}.{nth}")
-            if lock is not None:
-                return name.strip(), lock
+            lock = FileLock(folder / f"{name.strip().replace('/', '-')}.{nth}")
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                continue
+            return name.strip(), lock

@@ -11,11 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from experiments.atomic import write_text
 from experiments.errors import UserError
-from experiments.locks import is_locked, try_lock
 
 LOCK, STARTED = "lock", "started.json"
+PATIENCE = 0.1  # seconds; `is_busy` of another process may hold the lock for an instant
 
 
 class BeingTrained(Exception):
@@ -27,7 +29,14 @@ class BeingTrained(Exception):
 
 def is_busy(path: Path) -> bool:
     """Whether a process is at work in a run's folder."""
-    return is_locked(path / LOCK)
+    try:
+        if (path / LOCK).exists():
+            FileLock(path / LOCK).acquire(blocking=False).lock.release()
+    except Timeout:
+        return True
+    except OSError:  # no locks here
+        return False
+    return False
 
 
 class RunFolder:
@@ -69,15 +78,17 @@ class RunFolder:
         Raises:
             BeingTrained: another process came first.
         """
+        lock = FileLock(self.path / LOCK)
         try:
-            lock = try_lock(self.path / LOCK)
+            lock.acquire(timeout=PATIENCE)
+        except Timeout as busy:
+            raise BeingTrained(self.path) from busy
         except OSError as error:
             print(f"{self.path}: cannot be locked ({error}); start it in one process alone")
-            lock = contextlib.nullcontext()
-        if lock is None:
-            raise BeingTrained(self.path)
-        with lock:
+        try:
             yield
+        finally:
+            lock.release()
 
     def start(self, about: dict[str, Any]) -> None:
         """Write started.json: what is trained here, since when, by which process."""

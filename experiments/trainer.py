@@ -21,7 +21,7 @@ from experiments.data.images import ImageData
 from experiments.data.text import TextData
 from experiments.diagnostics import Diagnostics, flat
 from experiments.identity import precision_of
-from experiments.interrupt import Interrupted, StopSignal
+from experiments.interrupt import Interrupted, stop_signal
 from experiments.nonfinite import Diverged, first_nonfinite_gradient, first_nonfinite_output
 from experiments.optimizer import build_optimizer, learning_rate
 from experiments.passes import Passes
@@ -164,7 +164,7 @@ class Trainer:
             Diverged: loss or gradients stopped being finite.
             UserError: a file cannot be written.
         """
-        with StopSignal() as stop, self._progress() as bar:
+        with stop_signal() as stop, self._progress() as bar:
             if self.step == 0 and self.diagnostics.due(0, self.total_steps):
                 self._diagnose()
             while self.step < self.total_steps:

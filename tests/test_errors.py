@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hydra.core.plugins import Plugins
 from torch import nn
 
@@ -17,7 +18,6 @@ import highway_bp as hb
 from experiments import checkpoint
 from experiments.data.pairs import LABELS
 from experiments.errors import UserError
-from experiments.locks import try_lock
 from experiments.run_folder import LOCK
 from models.cells import MinimalGatedCell
 from models.pair_classifier import PairClassifier
@@ -480,7 +480,7 @@ def in_one_line(said: str) -> str:
 def a_run_that_another_process_trains(train, runs, tmp_path):
     train("steps=1")
     (only_run(runs) / "DONE").unlink()
-    with try_lock(only_run(runs) / LOCK):
+    with FileLock(only_run(runs) / LOCK):
         return train("steps=1").out
 
 
