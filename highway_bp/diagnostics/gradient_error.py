@@ -63,7 +63,10 @@ def gradient_error(
 
     def gradients(method: Method) -> dict[str, Tensor]:
         own = gradients_of(model, loss_fn, method)
-        return own if mean is None else {name: mean(_copy(g)) for name, g in own.items()}
+        if mean is None:
+            return own
+        copies = {name: g.clone(memory_format=torch.contiguous_format) for name, g in own.items()}
+        return {name: mean(g) for name, g in copies.items()}
 
     found: list[GradientError] = []
     with unchanged(model):
@@ -77,19 +80,16 @@ def gradient_error(
     return found
 
 
-def _copy(gradient: Tensor) -> Tensor:
-    """Nobody else's, and in one piece, as messages have to be."""
-    return gradient.clone(memory_format=torch.contiguous_format)
-
-
 def sums_of(
     found: dict[str, Tensor], last: dict[str, Tensor], exact: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Of every parameter that has an exact gradient, the five sums that the scores are made of."""
     sums: dict[str, Tensor] = {}
     for name, g in exact.items():
-        f, before = (grads.get(name, torch.zeros_like(g)) for grads in (found, last))
-        sums[name] = _sums(f.double(), before.double(), g.double()).cpu()
+        f, before = (grads.get(name, torch.zeros_like(g)).double() for grads in (found, last))
+        e = g.double()
+        products = (e * f, e * e, f * f, (f - e) ** 2, (f - before) ** 2)
+        sums[name] = torch.stack([product.sum() for product in products]).cpu()
     return sums
 
 
@@ -99,40 +99,21 @@ def error_of(k: int, sums: dict[str, Tensor]) -> GradientError:
     for name, s in sums.items():
         layer = layer_name(name)
         by_layer[layer] = by_layer.get(layer, 0) + s
-    cosine, relative_error, increment = _scores(torch.stack(list(sums.values())).sum(0))
-    return GradientError(
-        k,
-        cosine,
-        relative_error,
-        increment,
-        {name: _scores(s)[:2] for name, s in sums.items()},
-        {name: _scores(s)[:2] for name, s in by_layer.items()},
+    parameters, layers = (
+        {name: _scores(s)[:2] for name, s in named.items()} for named in (sums, by_layer)
     )
+    return GradientError(k, *_scores(torch.stack([*sums.values()]).sum(0)), parameters, layers)
 
 
 def layer_name(parameter: str) -> str:
-    """The layer that a parameter's name tells: up to its first number, else all but the last."""
+    """A parameter's name up to its first number, else all but its last part."""
     parts = parameter.split(".")
     first = next((i for i, part in enumerate(parts[:-1]) if part.isdigit()), len(parts) - 2)
     return ".".join(parts[: first + 1])
 
 
-def _sums(f: Tensor, before: Tensor, e: Tensor) -> Tensor:
-    return torch.stack(
-        [
-            torch.sum(e * f),
-            torch.sum(e * e),
-            torch.sum(f * f),
-            torch.sum((f - e) ** 2),
-            torch.sum((f - before) ** 2),
-        ]
-    )
-
-
 def _scores(sums: Tensor) -> tuple[float, float, float]:
+    """Cosine, relative error and increment."""
     dot, exact, found, difference, change = sums
-    return (
-        (dot / (exact * found).sqrt()).item(),
-        (difference / exact).sqrt().item(),
-        (change / exact).sqrt().item(),
-    )
+    scores = dot / (exact * found).sqrt(), (difference / exact).sqrt(), (change / exact).sqrt()
+    return tuple(score.item() for score in scores)
