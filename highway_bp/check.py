@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Integral, Real
 
 
@@ -19,3 +20,13 @@ def check_share(name: str, value: object) -> None:
         raise TypeError(f"{name}={value!r}; expected a number between 0 and 1")
     if not 0 < value < 1:
         raise ValueError(f"{name}={value}; expected a number between 0 and 1")
+
+
+def whole_numbers(name: str, values: object, least: int) -> list[int]:
+    """``values`` as a list; TypeError or ValueError unless all are ints of at least ``least``."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{name}={values!r}; expected a list of whole numbers")
+    values = list(values)
+    for value in values:
+        check_whole(name, value, least)
+    return values

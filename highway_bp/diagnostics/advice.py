@@ -1,27 +1,59 @@
-"""`Advice`: from measured errors and times to a method, and why."""
+"""`Advice`: from measured step times and gradient errors to one method, and why."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 from highway_bp.check import check_whole
-from highway_bp.diagnostics.advice_text import text_of
-from highway_bp.diagnostics.step_times import StepTimes
+from highway_bp.diagnostics.gradient_error import GradientError
 from highway_bp.methods import Backprop, Highway, Method
 
-SAME = 1.05  # times as long is no difference
+MARGIN = 0.05  # a recommended method is at least this much faster than backpropagation
+SAME = 1.05  # times closer than this count as equal
 
 
 @dataclass(frozen=True)
-class Trial:
-    """How far the gradient of a method is from the exact one (as in `GradientError`)."""
+class StepTimes:
+    """Seconds of the parts of a training step on this device."""
 
-    method: Highway
-    cosine: float
-    relative_error: float
+    forward: float  # by plain backpropagation
+    backward: float  # by plain backpropagation
+    cut_forward: float  # by every other method
+    head: float  # backward pass from the loss to the chain
+    parameters: float  # the rest of the backward pass at k = 0: all layers' parameter gradients
+    iteration: float  # through all blocks once
+    layers: int | None  # L of a model whose one chain of modules can lie on devices; else None
+
+    @property
+    def backprop(self) -> float:
+        """A step of plain backpropagation: on one device, and on P that hold P runs of layers."""
+        return self.forward + self.backward
+
+    def groups(self, method: Highway) -> float:
+        """G, the number of groups in a chain of modules; infinite for time steps."""
+        return math.inf if self.layers is None else math.ceil(self.layers / method.group_size)
+
+    def of(self, method: Highway, devices: int = 1) -> float:
+        """A step on this device, or, predicted, on several as fast as this one.
+
+        On this device iteration m leaves out the last m groups, which are exact. On P devices each
+        holds a run of whole groups of s layers, the fullest m = ceil(G / P) of them, a share
+        m s / L of the work. The forward pass visits them in turn; communication is left out::
+
+            T_forward + T_head + (m s / L) (T_parameters(s) + k T_iteration)
+
+        P = L and s = 1 is the paper's Eq. 13 without the scan. T_parameters(s) grows with s up to
+        a whole backward pass, as it goes through all but one layer of a group.
+        """
+        k, s, G = method.k, method.group_size, self.groups(method)
+        inside = max(self.backward - self.head - self.parameters, 0.0)
+        parameters = self.parameters + (1 - 1 / s) * inside
+        if devices == 1:
+            passes = sum(1 - m / G for m in range(min(k, G)))
+            return self.cut_forward + self.head + parameters + passes * self.iteration
+        share = min(1.0, math.ceil(G / devices) * s / self.layers)
+        return self.forward + self.head + share * (parameters + k * self.iteration)
 
 
 @dataclass(frozen=True)
@@ -35,120 +67,97 @@ class Choice:
 
 @dataclass(frozen=True)
 class Advice:
-    """What `advise` found; its text is a table and a recommendation.
-
-    Attributes:
-        times: of the parts of a step on this device.
-        trials: every method measured.
-        left_out: methods that were asked for and not measured, as the time was up.
-        devices: the numbers of devices the text speaks of.
-        least_cosine: with the exact gradient, of any method that is recommended.
-        margin: by how much it has to be faster than backpropagation.
-    """
+    """What `advise` found; printed, it is a table and a recommendation."""
 
     times: StepTimes
-    trials: tuple[Trial, ...]
-    left_out: tuple[Highway, ...]
-    devices: tuple[int, ...]
-    least_cosine: float
-    margin: float
-
-    @property
-    def here(self) -> Choice:
-        """What to do on this device."""
-        return self._choose(self.times.here)
+    errors: dict[Highway, GradientError]  # of every method measured
+    left_out: tuple[Highway, ...]  # methods that were not measured, as the time was up
+    devices: tuple[int, ...]  # numbers of devices, above 1, that the text predicts for
+    least_cosine: float  # of a recommended method with the exact gradient
 
     @property
     def method(self) -> Method:
         """The method for this device; `Backprop()` where no other is worth it."""
-        return self.here.method
+        return self.for_devices(1).method
 
     def for_devices(self, devices: int) -> Choice:
-        """What to do with the layers in consecutive runs on several devices.
+        """The fastest method exact enough, if it beats backpropagation by `MARGIN`.
 
-        Compared, by `StepTimes.on_devices`, with backpropagation on the same devices, which goes
-        through them in turn, the parameters' gradients included. Data parallelism may be the
-        better use of the same devices.
+        Of about equal times the larger cosine wins. On this device (1), or, as a prediction, with
+        the layers in consecutive runs on several (`StepTimes.of`), where backpropagation visits
+        them in turn.
 
         Raises:
-            ValueError: the model is no single chain of modules, or ``devices`` is below 2.
+            TypeError, ValueError: ``devices`` is no whole number, at least 1, or is above 1 for a
+                model that is no single chain of modules.
         """
-        check_whole("devices", devices, least=2)
-        if self.times.layers is None:
+        check_whole("devices", devices, least=1)
+        if devices > 1 and self.times.layers is None:
             raise ValueError(
                 f"devices={devices} for a model with recurrent layers or several chains; expected "
                 "one chain of modules, whose layers can lie on several devices"
             )
-        return self._choose(partial(self.times.on_devices, devices=devices))
-
-    def with_trial(self, trial: Trial) -> Advice:
-        """The advice with one method more measured."""
-        left_out = tuple(m for m in self.left_out if m != trial.method)
-        return replace(self, trials=(*self.trials, trial), left_out=left_out)
-
-    def may_win(self, method: Highway) -> bool:
-        """Whether its error, not measured yet, could make it the choice here or on devices."""
-        if any(self._too_far_off(t) and _has_all_paths_of(t.method, method) for t in self.trials):
-            return False
-        places = [self.times.here]
-        if self.times.layers is not None:
-            places += [partial(self.times.on_devices, devices=P) for P in self.devices]
-        return any(self._beats_choice(method, seconds) for seconds in places)
-
-    def _too_far_off(self, trial: Trial) -> bool:
-        return not trial.cosine >= self.least_cosine  # nan is
-
-    def _beats_choice(self, method: Highway, seconds: Callable[[Highway], float]) -> bool:
-        speed_up = self.times.backprop / seconds(method)
-        return speed_up >= 1 + self.margin and speed_up > self._choose(seconds).speed_up
-
-    def _choose(self, seconds: Callable[[Highway], float]) -> Choice:
-        return choose(self.trials, seconds, self.times.backprop, self.least_cosine, self.margin)
+        cosines = {m: e.cosine for m, e in self.errors.items() if not math.isnan(e.cosine)}
+        enough = [m for m, cosine in cosines.items() if cosine >= self.least_cosine]
+        exact_enough = f"a cosine of {self.least_cosine:g} or more"
+        if not enough:
+            largest = f"{max(cosines.values()):.3f}" if cosines else "unknown"
+            reason = f"no k below L measured has {exact_enough}, the largest is {largest}"
+            return Choice(Backprop(), 1.0, reason)
+        seconds = {m: self.times.of(m, devices) for m in enough}
+        fast = [m for m in enough if seconds[m] <= SAME * min(seconds.values())]
+        best = max(fast, key=cosines.get)
+        speed_up = self.times.backprop / seconds[best]
+        reason = f"the fastest with {exact_enough}: {cosines[best]:.3f}"
+        if speed_up >= 1 + MARGIN:
+            return Choice(best, speed_up, reason)
+        reason += f" at k = {best.k}, takes {1 / speed_up:.2f} times as long as backprop"
+        return Choice(Backprop(), 1.0, f"{reason}; expected {MARGIN:.0%} faster at least")
 
     def __str__(self) -> str:
-        return text_of(self)
+        times, ks = self.times, ", ".join(map(str, sorted({m.k for m in self.left_out})))
+        lines = [
+            f"A step: backprop {times.backprop:.3g} s, of which forward {times.forward:.3g} s; "
+            f"Highway {times.of(Highway(0)):.3g} s at k = 0, an iteration {times.iteration:.2g} s.",
+            *self._table(),
+            "cosine, error: for the weights as they are; both change during training.",
+            "time: of a step, in steps of backprop.",
+        ]
+        if self.devices:
+            lines.append(
+                "on P: predicted speed-up on P devices with consecutive layers on each (hb.shard), "
+                "over backprop through the same devices, communication left out; data parallelism "
+                "may use them better."
+            )
+        if ks:
+            n = len(self.left_out)
+            lines.append(f"Not measured, as the time was up: {n} methods with k = {ks}.")
+        lines.append(f"On this device: {self._verdict(1)}")
+        return "\n".join(lines + [f"On {P} devices: {self._verdict(P)}" for P in self.devices])
 
-
-def choose(
-    trials: Iterable[Trial],
-    seconds: Callable[[Highway], float],
-    backprop: float,
-    least_cosine: float,
-    margin: float,
-) -> Choice:
-    """The smallest step time among methods exact enough, if it beats backprop by the margin.
-
-    Of times that a measurement can hardly tell apart, the larger cosine.
-    """
-    trials = list(trials)
-    if not trials:
-        return _stay("every k that was asked for is L or more, where it is exact")
-    trials = [t for t in trials if not math.isnan(t.cosine)]
-    if not trials:
-        return _stay("the gradient of no k could be compared with the exact one")
-    enough = [t for t in trials if t.cosine >= least_cosine]
-    if not enough:
-        best = max(trials, key=lambda t: t.cosine)
-        return _stay(
-            f"no cosine measured is {least_cosine:g} or more, the largest is "
-            f"{best.cosine:.3f} at k = {best.method.k}"
+    def _verdict(self, devices: int) -> str:
+        choice = self.for_devices(devices)
+        method = choice.method
+        if not isinstance(method, Highway):
+            return f"stay with backprop ({choice.reason})."
+        groups = "" if self.times.layers is None else f" in {self.times.groups(method)} groups"
+        return (
+            f"Highway, k = {method.k}{groups}, gamma = {method.gamma}: "
+            f"{choice.speed_up:.2f} times as fast ({choice.reason})."
         )
-    least = min(seconds(t.method) for t in enough)
-    best = max((t for t in enough if seconds(t.method) <= SAME * least), key=lambda t: t.cosine)
-    speed_up = backprop / seconds(best.method)
-    fastest = f"the fastest with a cosine of {least_cosine:g} or more"
-    if speed_up < 1 + margin:
-        return _stay(
-            f"{fastest}, k = {best.method.k}, takes {1 / speed_up:.2f} times as long as "
-            f"backprop; expected {margin:.0%} faster at least"
-        )
-    return Choice(best.method, speed_up, f"{fastest}: {best.cosine:.3f}")
 
-
-def _stay(reason: str) -> Choice:
-    return Choice(Backprop(), 1.0, reason)
-
-
-def _has_all_paths_of(one: Highway, other: Highway) -> bool:
-    """Nearly all, where the groups of one are not runs of the other's."""
-    return one.gamma == other.gamma and one.k >= other.k and one.group_size >= other.group_size
+    def _table(self) -> list[str]:
+        """A row for every k and number of groups, with the gamma of the larger cosine."""
+        times, best = self.times, {}
+        for method, error in sorted(self.errors.items(), key=lambda item: item[1].cosine):
+            best[times.groups(method), method.k] = method, error
+        rows = [["groups", "k", "gamma", "cosine", "error", "time"]]
+        rows[0] += [f"on {P}" for P in self.devices]
+        for (groups, k), (method, error) in sorted(best.items()):
+            row = ["-" if times.layers is None else str(groups), str(k), str(method.gamma)]
+            row += [f"{x:.3f}" for x in (error.cosine, error.relative_error)]
+            row += [f"{times.of(method) / times.backprop:.2f}"]
+            row += [f"{times.backprop / times.of(method, P):.2f}" for P in self.devices]
+            rows.append(row)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return ["  ".join(c.rjust(n) for c, n in zip(row, widths, strict=True)) for row in rows]

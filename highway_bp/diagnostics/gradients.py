@@ -1,8 +1,9 @@
-"""A model's gradients by any method, taken without leaving a trace in it."""
+"""A model's gradients by any method, and their times, with the model left as it was."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from highway_bp.method_state import load_method_state, method_state, sharded_chains
 from highway_bp.methods import Method
 from highway_bp.set_method import set_method, takers
+
+Clock = Callable[[], float]
 
 
 @contextlib.contextmanager
@@ -63,9 +66,13 @@ def gradients_of(
     return {name: g for name, g in zip(named, grads, strict=False) if g is not None}
 
 
-def cuda_devices(model: nn.Module) -> list[torch.device]:
-    """Those that hold parameters of the model."""
-    return list({p.device for p in model.parameters() if p.is_cuda})
+def check_one_process(model: nn.Module, function: str) -> None:
+    """Raise ValueError for a model whose layers are spread over processes."""
+    if sharded_chains(model):
+        raise ValueError(
+            f"{type(model).__name__} has its layers on several processes; expected it "
+            f"before hb.shard, as {function} measures one process"
+        )
 
 
 def checked_loss(loss: object) -> Tensor:
@@ -77,3 +84,20 @@ def checked_loss(loss: object) -> Tensor:
     if not loss.requires_grad:
         raise ValueError("the loss needs no gradient; expected one that parameters lead to")
     return loss
+
+
+def clock_of(model: nn.Module) -> Clock:
+    """Seconds, once the devices of the model have finished their work so far."""
+    devices = cuda_devices(model)
+
+    def clock() -> float:
+        for device in devices:
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return clock
+
+
+def cuda_devices(model: nn.Module) -> list[torch.device]:
+    """Those that hold parameters of the model."""
+    return list({p.device for p in model.parameters() if p.is_cuda})

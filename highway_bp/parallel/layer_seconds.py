@@ -10,8 +10,13 @@ from torch import Tensor, nn
 
 from highway_bp.chain import ResidualChain
 from highway_bp.check import check_whole
-from highway_bp.diagnostics.gradients import checked_loss, cuda_devices, unchanged
-from highway_bp.diagnostics.step_times import Clock, clock_of
+from highway_bp.diagnostics.gradients import (
+    Clock,
+    checked_loss,
+    clock_of,
+    cuda_devices,
+    unchanged,
+)
 from highway_bp.methods import Highway
 from highway_bp.set_method import set_method, takers
 from highway_bp.trunks.trunk import Trunk
