@@ -13,7 +13,7 @@ from highway_bp.carry import Carry, Diagonal, Identity, LinearMap, Permutation, 
 from highway_bp.chain import ResidualChain
 from highway_bp.diagnostics.advice import Advice
 from highway_bp.diagnostics.advise import advise
-from highway_bp.diagnostics.error_bound import ErrorBound, error_bound
+from highway_bp.diagnostics.estimated_error import EstimatedError, estimated_error
 from highway_bp.diagnostics.gradient_error import GradientError, gradient_error
 from highway_bp.method_state import chains, load_method_state, method_state
 from highway_bp.methods import Backprop, FixedPoint, Highway, Method, TruncatedBPTT
@@ -43,7 +43,7 @@ __all__ = [
     "Backprop",
     "Carry",
     "Diagonal",
-    "ErrorBound",
+    "EstimatedError",
     "FixedPoint",
     "GradientError",
     "Highway",
@@ -63,7 +63,7 @@ __all__ = [
     "convert",
     "cumsumprod",
     "current_method",
-    "error_bound",
+    "estimated_error",
     "gradient_error",
     "iterations",
     "layer_seconds",

@@ -256,9 +256,11 @@ def a_trunk_of_which_a_part_is_used(*_):
 
 
 @situation
-def the_error_bound_of_a_recurrent_layer(*_):
-    model = nn.Sequential(hb.GRU(3, 4))
-    return raised(ValueError, lambda: hb.error_bound(model, lambda m: m(X)[0].sum()))
+def the_estimated_error_of_a_method_without_iterations(*_):
+    rnn = hb.GRU(3, 4)
+    return raised(
+        ValueError, lambda: hb.estimated_error(rnn, lambda m: m(X)[0].sum(), method=hb.Backprop())
+    )
 
 
 @situation

@@ -1,1 +1,1 @@
-"""What k does to a model's gradients and times: measured, bounded, and turned into advice."""
+"""What k does to a model's gradients and times: measured, estimated, and turned into advice."""

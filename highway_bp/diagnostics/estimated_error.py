@@ -1,0 +1,116 @@
+"""`estimated_error`: how far w^k seems to be from the exact w, without knowing w."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+from highway_bp.auto_gamma import AutoGamma
+from highway_bp.check import whole_numbers
+from highway_bp.diagnostics.gradients import check_one_process, gradients_of, unchanged
+from highway_bp.methods import FixedPoint, Highway, States
+from highway_bp.mgrit import GridSystem
+
+
+@dataclass(frozen=True)
+class EstimatedError:
+    """Of one k: an estimate, no bound, of ||w - w^k|| / ||w|| over all states."""
+
+    k: int
+    relative_error: float
+
+
+def estimated_error(
+    model: nn.Module,
+    loss_fn: Callable[[nn.Module], Tensor],
+    ks: Iterable[int] = range(6),
+    method: Highway | FixedPoint | None = None,
+) -> list[EstimatedError]:
+    """Estimate the error in the gradients of the states at every k, without the exact gradient.
+
+    With A = J + K, the error obeys the same equations as w, with the residual r of w^k for b::
+
+        r_i = b_i + w^k_{i+1} A_{i+1} - w^k_i        (w - w^k)_i = (w - w^k)_{i+1} A_{i+1} + r_i
+
+    The estimate is e_i = ||r_i|| + l_{i+1} e_{i+1} with l_i = ||w^k_i A_i|| / ||w^k_i||. With
+    l_i = ||A_i|| it would be a bound; as it is, it may be too low (docs/theory.md, section 5).
+    For ||w|| stands ||w^k|| of the largest k, so one small k alone says little. A k takes its
+    iteration and one more pass through the blocks. Where a model solves several systems (chains,
+    recurrent layers, directions), each is judged for the cotangents that arrive at its end: errors
+    in these are not counted.
+
+    Args:
+        model: as of `gradient_error`; it is afterwards what it was.
+        loss_fn: ``loss_fn(model)`` runs the model on a batch and returns a scalar loss.
+        ks: numbers of iterations.
+        method: `Highway` (the default) or `FixedPoint`; its k and tolerance do not count.
+
+    Raises:
+        TypeError, ValueError: another method; no chain, or one that no gradient reaches; layers on
+            several processes; gamma="auto" with a recurrent layer; a k that is no whole number, at
+            least 0; a loss that is no scalar tensor with a gradient.
+    """
+    method = Highway(0) if method is None else method
+    if not isinstance(method, Highway | FixedPoint):
+        raise ValueError(f"method={method!r}; expected Highway or FixedPoint, with any k")
+    check_one_process(model, "estimated_error")
+    iterating = _Iterating(method, whole_numbers("ks", ks, least=0))
+    with unchanged(model):
+        gradients_of(model, loss_fn, iterating)
+    whole = math.hypot(*iterating.sizes)
+    errors = {k: math.hypot(*found) for k, found in iterating.errors.items()}
+    return [EstimatedError(k, e / whole if whole else math.nan) for k, e in errors.items()]
+
+
+class _Iterating:
+    """A method that iterates up to the largest of ``ks`` and judges w^k on the way.
+
+    Attributes:
+        errors: for every k, of every solution, the estimate of ||w - w^k||.
+        sizes: of every solution ||w^k|| at the largest k.
+    """
+
+    def __init__(self, method: Highway | FixedPoint, ks: list[int]):
+        self.groups, self.gamma = method.groups, getattr(method, "gamma", 1.0)  # the fixed point's
+        self.errors: dict[int, list[float]] = {k: [] for k in ks}
+        self.sizes: list[float] = []
+
+    def solve(self, system: GridSystem) -> States:
+        L, b, gamma, every = system.length, system.cotangents(), self.gamma, range(system.length)
+        if not isinstance(gamma, Real):
+            gamma = system.smallest_blocks(AutoGamma() if gamma == "auto" else gamma)
+        w = system.scan(system.cotangents(), gamma, every)
+        for k in range(max(self.errors, default=0) + 1):
+            if 0 < k <= L:
+                w = system.scan(system.through_blocks(w, gamma, every), gamma, every)
+            if k in self.errors:
+                r = system.residual(w, b, 1, every)
+                error = _estimate(*(_states(x, L) for x in (w, b, r))) if k < L else 0.0
+                self.errors[k].append(error)
+        self.sizes.append(_norm(*_states(w, L)))
+        return w
+
+
+def _estimate(w: list[Tensor], b: list[Tensor], r: list[Tensor]) -> float:
+    """||e|| over all states, from e_L = 0 down: e_i = ||r_i|| + l_{i+1} e_{i+1}."""
+    e = [0.0]
+    for i in reversed(range(len(w) - 1)):
+        size = _norm(w[i + 1])
+        gain = _norm(r[i] + w[i] - b[i]) / size if size else 0.0
+        e.append(_norm(r[i]) + gain * e[-1])
+    return math.hypot(*e)
+
+
+def _states(w: States, L: int) -> list[Tensor]:
+    """w_0 .. w_L, a list or the first rows of one tensor; a scalar zero for one that is None."""
+    return [torch.zeros(()) if v is None else v for v in list(w)[: L + 1]]
+
+
+def _norm(*states: Tensor) -> float:
+    norms = (torch.linalg.vector_norm(v, dtype=torch.float64).item() for v in states)
+    return math.hypot(*norms)
