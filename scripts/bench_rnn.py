@@ -34,7 +34,7 @@ from experiments.atomic import write_text
 from experiments.errors import UserError
 from experiments.provenance import environment
 from experiments.run import prepare_torch
-from scripts.evidence.results_io import run
+from scripts.program import run
 from scripts.timing import DEVICE, high_water_mark, interleaved, medians, tensor_peak, timed
 
 CELLS = {"GRU": (nn.GRU, hb.GRU, nn.GRUCell), "LSTM": (nn.LSTM, hb.LSTM, nn.LSTMCell)}

@@ -32,7 +32,7 @@ import torch.multiprocessing as mp
 
 from experiments.errors import UserError
 from experiments.provenance import environment
-from scripts.evidence.results_io import run
+from scripts.program import run
 from scripts.sharding.costs import Costs
 from scripts.sharding.equivalence import TOLERANCE, gradient_errors
 from scripts.sharding.setting import Setting

@@ -29,7 +29,7 @@ from experiments.identity import precision_of
 from experiments.optimizer import build_optimizer
 from experiments.provenance import environment
 from experiments.run import prepare_torch
-from scripts.evidence.results_io import run
+from scripts.program import run
 from scripts.surrogate import surrogate
 from scripts.timing import DEVICE, interleaved, medians, timed
 

@@ -31,7 +31,7 @@ from experiments.config import composed
 from experiments.errors import UserError
 from experiments.provenance import environment
 from experiments.run import prepare_torch
-from scripts.evidence.results_io import run
+from scripts.program import run
 from scripts.surrogate import surrogate
 from scripts.timing import DEVICE
 

@@ -12,6 +12,7 @@ import base64
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -25,13 +26,13 @@ from experiments.errors import UserError
 from experiments.provenance import environment
 from experiments.row import command
 from scripts.evidence.claims import CLAIMS, Claim
-from scripts.evidence.hours import estimated, measured
 from scripts.evidence.judge import Finding, Verdict
-from scripts.evidence.paper import paper_rows
-from scripts.evidence.results_io import Results, read_results, run
-from scripts.evidence.rows import arm_of, name_of_run
+from scripts.evidence.paper import PaperRow, paper_rows
+from scripts.evidence.results import Results, read_results
+from scripts.evidence.rows import Row, arm_of, name_of_run
+from scripts.program import run
 
-TEMPLATE = "report.html.j2"
+PAPERS = ("table2", "table3", "table6")
 CAPTIONS = {
     "figure2": "Figure 2: final score of the deep networks against k.",
     "figure3": "Figure 3: GPT-2's evaluation loss during training.",
@@ -44,29 +45,31 @@ CAPTIONS = {
 }
 
 
-def judged(results: Results) -> list[dict]:
-    """Every claim with its finding, the rows behind it and what makes them."""
-    return [_shown(results, claim, claim.judge(results)) for claim in CLAIMS]
+def hours_of(claim: Claim, found: Finding, results: Results) -> str:
+    """What the rows took, and what runs in full would take, where one experiment lacks them."""
+    hours: dict[str, float] = {}  # of training alone, by device
+    for row in found.rows:
+        hours[row["device"]] = hours.get(row["device"], 0.0) + row["seconds"] / 3600
+    parts = [", ".join(f"{value:.2g} h on {device}" for device, value in hours.items())]
+    if len(claim.keys) == 1 and not found.full:
+        parts.append(hours_in_full(paper_rows()[claim.keys[0]], results))
+    return "; ".join(filter(None, parts))
 
 
-def _shown(results: Results, claim: Claim, finding: Finding) -> dict:
-    commands = [claim.command] if claim.command else []
-    commands += [paper_rows()[key].command for key in claim.keys]
-    hours = [measured(finding.rows)] if finding.rows else []
-    if len(claim.keys) == 1 and not finding.full:
-        hours.append(estimated(results, paper_rows()[claim.keys[0]]))
-    return {
-        "text": claim.text,
-        "where": claim.where,
-        "verdict": finding.verdict.value,
-        "lines": finding.lines,
-        "commands": list(dict.fromkeys(commands)),
-        "hours": "; ".join(filter(None, hours)),
-        "rows": [
-            f"{arm_of(row)}, {name_of_run(row)}, commit {row['commit'][:10]}: {command(row)}"
-            for row in finding.rows
-        ],
-    }
+def hours_in_full(paper: PaperRow, results: Results) -> str:
+    """Of one run in the paper's own setting, on one GPU: steps times seconds of a step."""
+    for preset in paper.presets:
+        name = f"steps_{preset}.cuda"
+        record = results.records(f"{name}.json").get(name)
+        if record and "small" not in preset and "narrow" not in preset:
+            seconds = record["seconds"]
+            bp = paper.steps * seconds["bp"] / 3600
+            ours = fmean(s for arm, s in seconds.items() if arm.startswith("k")) / seconds["bp"]
+            return (
+                f"in full about {bp:.1g} h a run of backpropagation and {ours:.1f} times that of "
+                f"Highway-BP, estimated from steps on {record['environment']['device']}"
+            )
+    return "in full: hours not estimated"
 
 
 def embedded(picture: Path) -> Markup:
@@ -85,29 +88,31 @@ def in_html(page: Path) -> Markup:
     return Markup(html)
 
 
-def page(claims: list[dict], results: Results) -> str:
+def page(claims: list[tuple[Claim, Finding]], results: Results) -> str:
     figures, tables = results.folder / "figures", results.folder / "tables"
-    papers = [f"table{n}" for n in (2, 3, 6)]
-    own = sorted(p.stem for p in tables.glob("*.md") if p.stem not in papers)
-    template = Environment(
+    pages = {file.stem: in_html(file) for file in sorted(tables.glob("*.md"))}
+    templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
-    ).get_template(TEMPLATE)
-    return template.render(
-        claims=claims,
-        counts={v.value: sum(c["verdict"] == v for c in claims) for v in Verdict},
-        left_out=results.left_out,
-        made=environment(torch.device("cpu")),
-        figures=[
-            {"picture": embedded(figures / f"{name}.png"), "caption": text}
-            for name, text in CAPTIONS.items()
-            if (figures / f"{name}.png").exists()
-        ],
-        tables=[in_html(tables / f"{n}.md") for n in papers if (tables / f"{n}.md").exists()],
-        others={name: in_html(tables / f"{name}.md") for name in own},
     )
+    pictures = {figures / f"{name}.png": text for name, text in CAPTIONS.items()}
+    return templates.get_template("report.html.j2").render(
+        claims=claims,
+        counts={verdict: sum(f.verdict is verdict for _, f in claims) for verdict in Verdict},
+        results=results,
+        made=environment(torch.device("cpu")),
+        figures={embedded(file): text for file, text in pictures.items() if file.exists()},
+        tables=[pages.pop(name) for name in PAPERS if name in pages],
+        others=pages,
+        row_text=row_text,
+        hours_of=hours_of,
+    )
+
+
+def row_text(row: Row) -> str:
+    return f"{arm_of(row)}, {name_of_run(row)}, commit {row['commit'][:10]}: {command(row)}"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -117,13 +122,13 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     out = args.out or args.results / "report.html"
     results = read_results(args.results)
-    claims = judged(results)
+    claims = [(claim, claim.judge(results)) for claim in CLAIMS]
     write_text(out, page(claims, results))
     print(out)
-    for claim in claims:
-        print(f"{claim['verdict']:30} {claim['text']}")
+    for claim, found in claims:
+        print(f"{found.verdict:30} {claim.text}")
     if results.left_out:
-        raise UserError("some rows were left out; the page says which")
+        raise UserError("some rows were left out; the page lists them")
 
 
 if __name__ == "__main__":

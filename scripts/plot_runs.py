@@ -17,10 +17,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from experiments.errors import UserError
-from scripts.evidence.results_io import run
 from scripts.evidence.rows import Arm, Row, by_arm, devices_of, finished_runs, metric_of, score
-from scripts.figures.draw import log_axis
-from scripts.figures.style import footer, look_of_k, panels, save
+from scripts.figures.panels import Drawing, footer, log_axis, panels
+from scripts.figures.style import look_of_k
+from scripts.program import run
 
 SPAN = 8  # records over which a training loss is averaged: a batch's own is too noisy
 
@@ -56,14 +56,11 @@ def draw_scores(axes: Axes, arms: dict[Arm, list[Row]]) -> None:
 def draw_losses(axes: Axes, arms: dict[Arm, list[Row]], records: dict[int, list[dict]]) -> None:
     """The training loss of every run against its seconds of training."""
     for arm, rows in arms.items():
+        style = look_of_k(arm) | {"marker": ""}
         for number, row in enumerate(rows):
             curve = pd.DataFrame([r for r in records[id(row)] if "train_loss" in r])
-            axes.plot(
-                curve["seconds"],
-                curve["train_loss"].ewm(span=SPAN).mean(),
-                **look_of_k(arm) | {"marker": ""},
-                label=None if number else str(arm),
-            )
+            losses = curve["train_loss"].ewm(span=SPAN).mean()
+            axes.plot(curve["seconds"], losses, **style, label=None if number else str(arm))
     log_axis(axes)
     axes.set_xlabel("training time (s)")
     axes.set_ylabel("training loss (nats)")
@@ -90,9 +87,8 @@ def main(argv: Sequence[str]) -> None:
     draw_losses(right, arms, records)
     footer(figure, [right], [f"{devices_of(rows)}; losses: averages over {SPAN} records"])
     out = args.out or args.root / "comparison.png"
-    save(figure, out)
     print(table(arms))
-    print(f"picture: {out}")
+    print(f"picture: {Drawing(figure).write(out.parent, out.stem)}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from experiments.errors import UserError
 from experiments.provenance import REPOSITORY
 from scripts.evidence.paper import PlannedRun, paper_rows, plan
-from scripts.evidence.results_io import run
+from scripts.program import run
 
 STOPPED = (0, 128 + signal.SIGTERM, -signal.SIGTERM)  # exit codes of a run that can go on
 

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from experiments.run_folder import STARTED, is_busy
 from scripts.evidence.paper import PlannedRun, paper_rows, plan
-from scripts.evidence.results_io import rows_file, run
+from scripts.evidence.rows import read_rows
+from scripts.program import run
 
 STATES = ("done", "to collect", "running", "interrupted", "missing")
 
@@ -45,7 +46,7 @@ def states(results: Path, runs: Path, device: str) -> dict[PlannedRun, str]:
     """The state of every planned run on a kind of device: of its row, else of its folder."""
     found = dict(folders(runs, device))
     for key in paper_rows():
-        for row in rows_file(results, key)[1]:
+        for row in read_rows(results / f"{key}.jsonl"):
             if row["device_kind"] == device:
                 one = PlannedRun(key, tuple(row["overrides"]), row["seed"])
                 found[one.result] = "done"

@@ -17,13 +17,17 @@ import numpy as np
 from scipy import stats
 
 from scripts.evidence.rows import Row, arm_of, metric_of, score
-from scripts.evidence.settings import ENOUGH, Setting, badness, has_diverged
+from scripts.evidence.settings import ENOUGH, LEVEL, Setting, badness, has_diverged
 
-LEVEL = 0.95
+UNITS = {
+    "eval_accuracy": "points worse",
+    "eval_bits_per_char": "bits worse",
+    "eval_perplexity": "in log perplexity",
+}
 
 
 class Outcome(StrEnum):
-    """What a comparison says of a claim."""
+    """What a comparison means for a claim."""
 
     HOLDS = "holds"
     FAILS = "fails"
@@ -35,7 +39,7 @@ class Outcome(StrEnum):
 
 
 class Verdict(StrEnum):
-    """In the words of the page."""
+    """What the page shows of a claim."""
 
     REPRODUCED = "reproduced"
     REDUCED = "holds in a reduced setting"
@@ -71,29 +75,49 @@ class Finding:
     def verdict(self) -> Verdict:
         return verdict_of(self.outcome, self.full)
 
+    @property
+    def decided(self) -> bool:
+        return self.outcome in (Outcome.HOLDS, Outcome.FAILS, Outcome.UNDECIDED)
+
+
+NOT_RUN = Finding(["nothing yet"], Outcome.NOT_RUN)
+NOT_MEASURED = Finding(["nothing yet"], Outcome.NOT_MEASURED)
+
+
+def finding(setting: Setting, text: str, outcome: Outcome, *arms: Sequence[Row]) -> Finding:
+    """What follows from arms of one setting."""
+    rows = [row for arm in arms for row in arm]
+    return Finding([f"{setting}: {text}"], outcome, setting.full, rows)
+
 
 def combined(findings: Sequence[Finding]) -> Finding:
     """A claim on all of them: it fails with one, holds with every one, and is else as open as the
     most open one that is not merely missing."""
     if not findings:
-        return Finding(["nothing yet"], Outcome.NOT_RUN)
+        return NOT_RUN
     outcomes = {f.outcome for f in findings}
     order = (Outcome.FAILS, Outcome.UNDECIDED, Outcome.TOO_FEW, Outcome.HOLDS)
     outcome = next((o for o in order if o in outcomes), findings[0].outcome)
-    decided = [f for f in findings if f.outcome is outcome]
     return Finding(
         [line for f in findings for line in f.lines],
         outcome,
-        all(f.full for f in decided),
+        all(f.full for f in findings if f.outcome is outcome),
         [row for f in findings for row in f.rows],
     )
+
+
+def beyond(low: float, high: float, margin: float) -> Outcome:
+    """Whether a number is above a margin, given the bounds that it lies within."""
+    if low > margin:
+        return Outcome.HOLDS
+    return Outcome.FAILS if high < margin else Outcome.UNDECIDED
 
 
 @dataclass(frozen=True)
 class Difference:
     """How much worse one arm is than another, in the mean.
 
-    low, high: the two-sided interval. at_most, at_least: the one-sided bounds. p: two-sided.
+    low, high: the two-sided interval. at_least, at_most: the one-sided bounds. p: two-sided.
     """
 
     mean: float
@@ -102,6 +126,9 @@ class Difference:
     at_least: float
     at_most: float
     p: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 def difference(
@@ -112,52 +139,50 @@ def difference(
 ) -> Difference | None:
     """Of at least two seeds each; None of fewer. Where a run diverged it is infinite."""
     if paired:
-        common = sorted({r["seed"] for r in ours} & {r["seed"] for r in others})
-        ours, others = (
-            [next(r for r in rows if r["seed"] == seed) for seed in common]
-            for rows in (ours, others)
-        )
+        by_seed = [{row["seed"]: row for row in rows} for rows in (ours, others)]
+        common = sorted(by_seed[0].keys() & by_seed[1].keys())
+        ours, others = ([rows[seed] for seed in common] for rows in by_seed)
     if min(len(ours), len(others)) < 2:
         return None
     a, b = (np.array([value(row) for row in rows]) for rows in (ours, others))
-    if not np.isfinite(a).all() or not np.isfinite(b).all():
-        worse = inf if np.isfinite(b).all() else -inf if np.isfinite(a).all() else 0.0
-        return Difference(worse, worse, worse, worse, worse, 0.0 if worse else 1.0)
+    lost_a, lost_b = (not np.isfinite(values).all() for values in (a, b))
+    if lost_a or lost_b:
+        return _certain(0.0 if lost_a and lost_b else inf if lost_a else -inf)
     mean = float(a.mean() - b.mean())
-    if (np.ptp(a - b) if paired else max(np.ptp(a), np.ptp(b))) == 0.0:  # no scatter at all
-        return Difference(mean, mean, mean, mean, mean, 0.0 if mean else 1.0)
+    if (np.ptp(a - b) if paired else max(np.ptp(a), np.ptp(b))) == 0.0:
+        return _certain(mean)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of differences that are nearly equal
         test = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
-    low, high = map(float, test.confidence_interval(LEVEL))
-    at_least, at_most = map(float, test.confidence_interval(2 * LEVEL - 1))
-    return Difference(mean, low, high, at_least, at_most, float(test.pvalue))
+    bounds = (*test.confidence_interval(LEVEL), *test.confidence_interval(2 * LEVEL - 1))
+    return Difference(mean, *map(float, bounds), float(test.pvalue))
+
+
+def _certain(mean: float) -> Difference:
+    """Where there is no scatter at all."""
+    return Difference(mean, mean, mean, mean, mean, 0.0 if mean else 1.0)
 
 
 def matches(setting: Setting, ours: Sequence[Row]) -> Finding:
     """Non-inferiority to backpropagation: the one-sided bound lies below the margin."""
-    exact = setting.arm("bp")
+    exact, paper = setting.arm("bp"), setting.paper
     if refused := _cannot_judge(setting, ours, exact):
         return refused
-    paper = setting.paper
-    values = [(badness, setting.margin)]
+    scores = [(badness, setting.margin, UNITS[paper.metric])]
     if paper.margin_loss is not None:
-        values.append((lambda row: inf if row["diverged"] else row["eval_loss"], paper.margin_loss))
+        scores.append((_final_loss, paper.margin_loss, "nats of evaluation loss"))
     outcomes, texts = [], []
-    for value, margin in values:
+    for value, margin, unit in scores:
         found = difference(ours, exact, paper.paired, value)
-        outcomes.append(
-            Outcome.HOLDS
-            if found.at_most < margin
-            else Outcome.FAILS
-            if found.at_least > margin
-            else Outcome.UNDECIDED
-        )
-        unit = unit_of(setting) if value is badness else "nats of evaluation loss"
-        texts.append(f"{in_words(found, unit)}, margin {margin:.3g}")
+        outcomes.append(beyond(-found.at_most, -found.at_least, -margin))
+        texts.append(f"{found} {unit}, margin {margin:.3g}")
     worst = next(o for o in (Outcome.FAILS, Outcome.UNDECIDED, Outcome.HOLDS) if o in outcomes)
-    line = f"{said(setting, ours)}; {said(setting, exact)}: {'; '.join(texts)}"
-    return Finding([f"{setting}: {line}"], worst, setting.full, [*ours, *exact])
+    text = f"{summary(ours)}; {summary(exact)}: {'; '.join(texts)}"
+    return finding(setting, text, worst, ours, exact)
+
+
+def _final_loss(row: Row) -> float:
+    return inf if row["diverged"] else row["eval_loss"]
 
 
 def worse(setting: Setting, ours: Sequence[Row], others: Sequence[Row]) -> Finding:
@@ -165,18 +190,10 @@ def worse(setting: Setting, ours: Sequence[Row], others: Sequence[Row]) -> Findi
     if refused := _cannot_judge(setting, ours, others):
         return refused
     found = difference(ours, others, setting.paper.paired)
-    margin = setting.margin
-    outcome = (
-        Outcome.HOLDS
-        if found.low > margin
-        else Outcome.FAILS
-        if found.high < margin
-        else Outcome.UNDECIDED
-    )
-    line = f"{said(setting, ours)}; {said(setting, others)}: {in_words(found, unit_of(setting))}"
-    return Finding(
-        [f"{setting}: {line}, margin {margin:.3g}"], outcome, setting.full, [*ours, *others]
-    )
+    text = f"{found} {UNITS[setting.paper.metric]}, margin {setting.margin:.3g}"
+    outcome = beyond(found.low, found.high, setting.margin)
+    text = f"{summary(ours)}; {summary(others)}: {text}"
+    return finding(setting, text, outcome, ours, others)
 
 
 def better_at_equal_k(setting: Setting, ks: Sequence[int]) -> Finding:
@@ -184,27 +201,24 @@ def better_at_equal_k(setting: Setting, ks: Sequence[int]) -> Finding:
 
     Holds where it is better at one k at least and worse at none; fails where it is worse at one.
     """
-    pairs = {k: (setting.arm("highway", k), setting.arm("fixed_point", k)) for k in ks}
-    rows = [row for arms in pairs.values() for arm in arms for row in arm]
     if not setting.learned:
         return not_learned(setting)
-    enough = {k: arms for k, arms in pairs.items() if min(map(len, arms)) >= ENOUGH}
+    pairs = {k: (setting.arm("highway", k), setting.arm("fixed_point", k)) for k in ks}
+    arms = [arm for pair in pairs.values() for arm in pair]
+    enough = {k: pair for k, pair in pairs.items() if min(map(len, pair)) >= ENOUGH}
     if not enough:
-        shown = "; ".join(
-            f"k = {k}: {said(setting, ours)}, {said(setting, other)}"
-            for k, (ours, other) in pairs.items()
-        )
-        return Finding([f"{setting}: {shown}"], Outcome.TOO_FEW, setting.full, rows)
-    found = {k: difference(*arms, setting.paper.paired) for k, arms in enough.items()}
-    significant = holm({k: d.p for k, d in found.items()})
+        shown = (f"k = {k}: {', '.join(map(summary, pair))}" for k, pair in pairs.items())
+        return finding(setting, "; ".join(shown), Outcome.TOO_FEW, *arms)
+    found = {k: difference(*pair, setting.paper.paired) for k, pair in enough.items()}
+    significant = sorted(holm({k: d.p for k, d in found.items()}))
     gains = [k for k in significant if found[k].mean < 0]
     losses = [k for k in significant if found[k].mean > 0]
     outcome = Outcome.FAILS if losses else Outcome.HOLDS if gains else Outcome.UNDECIDED
-    shown = "; ".join(
-        f"k = {k}: {in_words(d, unit_of(setting))}, p = {d.p:.2g}" for k, d in found.items()
-    )
-    line = f"{setting}: Highway less FP, {shown}; after Holm better at k = {_listed(gains)}"
-    return Finding([f"{line}, worse at k = {_listed(losses)}"], outcome, setting.full, rows)
+    unit = UNITS[setting.paper.metric]
+    shown = "; ".join(f"k = {k}: {d} {unit}, p = {d.p:.2g}" for k, d in found.items())
+    better, worse = (", ".join(map(str, ks)) or "none" for ks in (gains, losses))
+    text = f"Highway less FP, {shown}; after Holm better at k = {better}, worse at k = {worse}"
+    return finding(setting, text, outcome, *arms)
 
 
 def holm(p: dict[int, float], level: float = 1 - LEVEL) -> list[int]:
@@ -220,72 +234,52 @@ def holm(p: dict[int, float], level: float = 1 - LEVEL) -> list[int]:
 def diverges(setting: Setting, gamma: float, mends: float) -> Finding:
     """At every k that both gammas were run with: the first diverges, the second does not."""
     ks = sorted(set(setting.ks("highway", gamma)) & set(setting.ks("highway", mends)))
-    cells, lines, rows = [], [], []
+    if not ks:
+        return NOT_RUN
+    shares, lines, rows = [], [], []
     for k in ks:
         bad, good = setting.arm("highway", k, gamma), setting.arm("highway", k, mends)
         lost, kept = sum(map(has_diverged, bad)), sum(map(has_diverged, good))
         lines.append(
-            f"k = {k}: {lost} of {len(bad)} runs diverged at gamma = {gamma:g}, "
-            f"{kept} of {len(good)} at {mends:g} ({said(setting, bad)}; {said(setting, good)})"
+            f"{setting}: k = {k}: {lost} of {len(bad)} runs diverged at gamma = {gamma:g}, "
+            f"{kept} of {len(good)} at {mends:g} ({summary(bad)}; {summary(good)})"
         )
         rows += [*bad, *good]
         if min(len(bad), len(good)) >= ENOUGH:
-            cells.append((lost / len(bad), kept / len(good)))
-    if not ks:
-        return Finding(["nothing yet"], Outcome.NOT_RUN)
-    outcome = Outcome.TOO_FEW
-    if cells:
-        held = [lost > 0.5 and kept == 0 for lost, kept in cells]
-        never = all(lost == 0 for lost, _ in cells)
-        outcome = Outcome.HOLDS if all(held) else Outcome.FAILS if never else Outcome.UNDECIDED
-    return Finding([f"{setting}: {line}" for line in lines], outcome, setting.full, rows)
+            shares.append((lost / len(bad), kept / len(good)))
+    outcome = Outcome.UNDECIDED
+    if not shares:
+        outcome = Outcome.TOO_FEW
+    elif all(lost > 0.5 and kept == 0 for lost, kept in shares):
+        outcome = Outcome.HOLDS
+    elif all(lost == 0 for lost, _ in shares):
+        outcome = Outcome.FAILS
+    return Finding(lines, outcome, setting.full, rows)
 
 
 def not_learned(setting: Setting) -> Finding:
     exact = setting.arm("bp")
-    shown = said(setting, exact) if exact else "no run of backpropagation"
-    return Finding(
-        [f"{setting}: {shown}, hardly better than a guess"],
-        Outcome.NOT_LEARNED if exact else Outcome.NOT_RUN,
-        setting.full,
-        exact,
-    )
+    shown = summary(exact) if exact else "no run of backpropagation"
+    outcome = Outcome.NOT_LEARNED if exact else Outcome.NOT_RUN
+    return finding(setting, f"{shown}, hardly better than a guess", outcome, exact)
 
 
 def _cannot_judge(setting: Setting, ours: Sequence[Row], others: Sequence[Row]) -> Finding | None:
-    """Why nothing can be said of two arms, or None."""
+    """Why two arms cannot be compared, or None."""
     if setting.arm("bp") and not setting.learned:
         return not_learned(setting)
     if not ours or not others:
-        return Finding(["nothing yet"], Outcome.NOT_RUN)
+        return NOT_RUN
     if min(len(ours), len(others)) < ENOUGH:
-        line = f"{setting}: {said(setting, ours)}; {said(setting, others)}"
-        return Finding([line], Outcome.TOO_FEW, setting.full, [*ours, *others])
+        text = f"{summary(ours)}; {summary(others)}"
+        return finding(setting, text, Outcome.TOO_FEW, ours, others)
     return None
 
 
-def said(setting: Setting, rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[Row]) -> str:
     """For instance "Highway k=3 46.90 (3 seeds)"."""
     if not rows:
         return "not run"
-    values = [score(row) for row in rows]
-    digits = metric_of(rows[0]).digits
-    seeds = f"{len(rows)} seed{'s' if len(rows) > 1 else ''}"
+    values, digits = [score(row) for row in rows], metric_of(rows[0]).digits
     shown = f"{fmean(values):.{digits}f}" if all(map(isfinite, values)) else "diverged"
-    return f"{arm_of(rows[0])} {shown} ({seeds})"
-
-
-def unit_of(setting: Setting) -> str:
-    return {
-        "eval_accuracy": "points worse",
-        "eval_bits_per_char": "bits worse",
-        "eval_perplexity": "in log perplexity",
-    }[setting.paper.metric]
-
-
-def in_words(found: Difference, unit: str) -> str:
-    return f"{found.mean:+.3g} [{found.low:.3g}, {found.high:.3g}] {unit}"
-
-
-def _listed(ks: Sequence[int]) -> str:
-    return ", ".join(map(str, sorted(ks))) or "none"
+    return f"{arm_of(rows[0])} {shown} ({len(rows)} seed{'s' if len(rows) > 1 else ''})"

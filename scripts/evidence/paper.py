@@ -9,11 +9,10 @@ from math import log
 from omegaconf import OmegaConf
 
 from experiments.config import composed
-from experiments.errors import UserError
 from experiments.identity import identity, setup_hash
 from experiments.provenance import REPOSITORY
 
-PAPER, PLAN = (REPOSITORY / "results" / name for name in ("paper.yaml", "plan.yaml"))
+RESULTS = REPOSITORY / "results"
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,9 @@ class PaperRow:
     speedup: dict[int, float] = field(default_factory=dict)
 
     @property
-    def model(self) -> str:
-        return self.title.rpartition(", ")[0]
-
-    @property
-    def dataset(self) -> str:
-        return self.title.rpartition(", ")[2]
+    def presets(self) -> list[str]:
+        """Those whose rows belong to the experiment, the paper's own first."""
+        return [self.preset, *self.reduced]
 
     @property
     def command(self) -> str:
@@ -54,7 +50,7 @@ class PaperRow:
         return f"python scripts/run_plan.py {self.key}{' --gpu' if gpu else ''}"
 
     def margin_of(self, full: bool) -> float:
-        """By how much a worse score still matches, in the units of `rows.badness`."""
+        """By how much a worse score still matches, in the units of `settings.badness`."""
         margin = self.margin if full else self.margin_reduced or self.margin
         return log(1 + margin) if self.metric == "eval_perplexity" else margin
 
@@ -62,18 +58,8 @@ class PaperRow:
 @cache
 def paper_rows() -> dict[str, PaperRow]:
     """The nine rows by key, in the order of Table 2."""
-    return {
-        key: PaperRow(key=key, **entry)
-        for key, entry in OmegaConf.to_container(OmegaConf.load(PAPER)).items()
-    }
-
-
-def paper_row(key: str) -> PaperRow:
-    """One of them; UserError naming all keys for an unknown one."""
-    rows = paper_rows()
-    if key not in rows:
-        raise UserError(f"{key!r} is not one of the paper's rows; expected {', '.join(rows)}")
-    return rows[key]
+    entries = OmegaConf.to_container(OmegaConf.load(RESULTS / "paper.yaml"))
+    return {key: PaperRow(key=key, **entry) for key, entry in entries.items()}
 
 
 @cache
@@ -84,7 +70,7 @@ def preset_setup(preset: str, device_kind: str) -> str:
 
 @cache
 def preset_gamma(preset: str) -> float:
-    """The gamma that Highway-BP has in a preset unless it is told otherwise."""
+    """The gamma of Highway-BP in a preset by default."""
     return composed(f"experiment={preset}").gamma
 
 
@@ -112,7 +98,7 @@ def plan() -> list[PlannedRun]:
     """All runs of results/plan.yaml, in their order."""
     return [
         PlannedRun(e["key"], (f"experiment={e['preset']}", *arm.split()), seed, e.get("gpu", False))
-        for e in OmegaConf.to_container(OmegaConf.load(PLAN))
+        for e in OmegaConf.to_container(OmegaConf.load(RESULTS / "plan.yaml"))
         for seed in e["seeds"]
         for arm in e["arms"]
     ]

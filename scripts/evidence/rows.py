@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +21,7 @@ METHOD_NAMES = {
 CURVE_POINTS = 60
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """A score as figures and tables show it: label, factor, digits after the point."""
 
     label: str
@@ -81,14 +79,18 @@ class Arm(NamedTuple):
 
     def __str__(self) -> str:
         """For instance "BP", "FP k=3", "Highway gamma=0.2 k=3"."""
-        words = [METHOD_NAMES[self.grad]]
-        words += [f"gamma={self.gamma}"] if self.gamma else []
-        words += [f"groups of {self.group_size}"] if (self.group_size or 1) > 1 else []
-        words += [f"tolerance {self.tolerance}"] if self.tolerance else []
-        words += [f"carry={self.carry}"] if self.carry != "gate" else []
-        words += [str(self.window)] if self.window else []
-        words += [f"k={self.k}"] if self.k is not None else []
-        return " ".join([*words, *filter(None, (self.schedule, self.mgrit))])
+        parts = (
+            METHOD_NAMES[self.grad],
+            f"gamma={self.gamma}" if self.gamma else "",
+            f"groups of {self.group_size}" if (self.group_size or 1) > 1 else "",
+            f"tolerance {self.tolerance}" if self.tolerance else "",
+            f"carry={self.carry}" if self.carry != "gate" else "",
+            str(self.window or ""),
+            f"k={self.k}" if self.k is not None else "",
+            self.schedule,
+            self.mgrit,
+        )
+        return " ".join(filter(None, parts))
 
 
 def arm_of(row: Row) -> Arm:
@@ -106,12 +108,8 @@ def by_arm(rows: Iterable[Row]) -> dict[Arm, list[Row]]:
 
 def read_json_lines(path: Path) -> list[dict]:
     """The records of a JSON-lines file; UserError naming file and line for a broken one."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
@@ -120,12 +118,14 @@ def read_json_lines(path: Path) -> list[dict]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results file.
+    """The rows of a results file; none where there is no file.
 
     Raises:
         UserError: the file is empty, a line is not a row of the present schema, its curve lacks
             columns, or two rows are of one run.
     """
+    if not path.exists():
+        return []
     rows = read_json_lines(path)
     if not rows:
         raise UserError(f"{path} is empty; expected one row per finished run")
@@ -150,11 +150,12 @@ def name_of_run(row: Row) -> str:
 
 def check_curve(row: Row, where: str) -> None:
     """UserError where a column of the row's curve is missing, or columns differ in length."""
-    curves = row.get("curve", {})
     for part, names in curve_columns(row).items():
-        columns = curves[part] if isinstance(curves.get(part), dict) else {}
-        lengths = {len(columns[name]) if name in columns else None for name in names}
-        if len(lengths) > 1 or None in lengths:
+        try:
+            lengths = {len(row["curve"][part][name]) for name in names}
+        except (KeyError, TypeError):
+            lengths = set()
+        if len(lengths) != 1:
             raise UserError(
                 f"{where}: curve, {part}: expected the columns {', '.join(names)}, "
                 "all of one length"
@@ -175,11 +176,11 @@ def curve(row: Row, records: Sequence[dict]) -> dict[str, Any]:
     for part, names in curve_columns(row).items():
         kept = thin([r for r in records if f"{part}_loss" in r])
         found[part] = {name: [record[name] for record in kept] for name in names}
-    measured = [r for r in records if "gradient_error" in r]
     names = ("k", "cosine", "relative_error", "increment")
     moments = [
         {"step": r["step"]} | {n: [e[n] for e in r["gradient_error"]] for n in names}
-        for r in measured
+        for r in records
+        if "gradient_error" in r
     ]
     return found | ({"gradient_error": moments} if moments else {})
 
@@ -195,13 +196,13 @@ def thin(records: list[dict], points: int = CURVE_POINTS) -> list[dict]:
 def finished_runs(root: Path) -> list[tuple[Row, list[dict]]]:
     """(row, metrics records) of every run folder below ``root`` that has DONE, BP first."""
     runs = []
-    for done in root.rglob("DONE"):
+    for folder in (done.parent for done in root.rglob("DONE")):
         try:
-            row = json.loads((done.parent / "row.json").read_text())
+            row = json.loads((folder / "row.json").read_text())
         except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{done.parent}/row.json cannot be read; run it again") from error
-        check_row(row, f"{done.parent}/row.json")
-        runs.append((row, read_json_lines(done.parent / "metrics.jsonl")))
+            raise UserError(f"{folder}/row.json cannot be read; run it again") from error
+        check_row(row, f"{folder}/row.json")
+        runs.append((row, read_json_lines(folder / "metrics.jsonl")))
     if not runs:
         raise UserError(f"no finished runs under {root}; expected run folders that contain DONE")
     return sorted(runs, key=lambda run: (arm_of(run[0]).order, run[0]["seed"]))

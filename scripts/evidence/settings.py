@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import isfinite, log
-from statistics import fmean
+from math import isfinite, log, nan, sqrt
+from statistics import fmean, stdev
+
+from scipy import stats
 
 from scripts.evidence.paper import PaperRow, preset_gamma, preset_setup
 from scripts.evidence.rows import Arm, Row, by_arm, name_of_run, score
 
 ENOUGH = 3  # seeds of an arm, for a verdict
+LEVEL = 0.95
 POINTS, SHARE = 5.0, 0.1  # that a network has to be better than a guess: accuracy, loss
 
 
@@ -40,21 +43,34 @@ class Setting:
     def margin(self) -> float:
         return self.paper.margin_of(self.full)
 
+    @property
+    def device(self) -> str:
+        return "one GPU" if self.device_kind == "cuda" else "CPU"
+
+    def plain(self, *grads: str) -> list[Arm]:
+        """The arms of plain methods: of these gradient methods, or of any."""
+        return [arm for arm in self.arms if arm.plain and (not grads or arm.grad in grads)]
+
     def arm(self, grad: str, k: int | None = None, gamma: float | None = None) -> list[Row]:
         """The seeds of a plain method; of Highway-BP by default at the preset's gamma."""
         if grad == "highway" and gamma is None:
             gamma = preset_gamma(self.preset)
         found = (
-            rows
-            for arm, rows in self.arms.items()
-            if arm.plain and (arm.grad, arm.k) == (grad, k) and (arm.gamma or 0.0) == (gamma or 0.0)
+            self.arms[arm]
+            for arm in self.plain(grad)
+            if arm.k == k and (arm.gamma or 0.0) == (gamma or 0.0)
         )
         return next(found, [])
 
     def ks(self, grad: str, gamma: float | None = None) -> list[int]:
         """The k that a plain method has rows of."""
-        every = {arm.k for arm in self.arms if arm.grad == grad and arm.k is not None}
+        every = {arm.k for arm in self.plain(grad) if arm.k is not None}
         return sorted(k for k in every if self.arm(grad, k, gamma))
+
+    @property
+    def with_moments(self) -> list[Row]:
+        """The runs of backpropagation that measured the gradient's error."""
+        return [row for row in self.arm("bp") if "gradient_error" in row["curve"]]
 
     @property
     def learned(self) -> bool:
@@ -69,34 +85,29 @@ class Setting:
         return fmean(row["eval_loss"] for row in exact) <= (1 - SHARE) * guess
 
     def __str__(self) -> str:
-        return f"{self.preset}, {'one GPU' if self.device_kind == 'cuda' else 'CPU'}"
+        return f"{self.preset}, {self.device}"
 
 
 def settings_of(paper: PaperRow, rows: Iterable[Row]) -> tuple[list[Setting], list[str]]:
-    """The settings of an experiment's rows, the best first, and which rows are of none.
+    """The settings of an experiment's rows, the best first, and why other rows are of none.
 
     The paper's own setting comes first, then the reduced ones in their order; of one preset on
     several devices, that with the most seeds of its backpropagation, then the most rows.
     """
-    presets = [paper.preset, *paper.reduced]
     groups: dict[tuple[str, str], list[Row]] = {}
-    strangers = []
+    refused = []
     for row in rows:
         preset, device = row["experiment"], row["device_kind"]
-        if preset not in presets:
-            strangers.append(f"{name_of_run(row)} is of {preset}; expected {' or '.join(presets)}")
-        elif row["setup"] != own_setup(row):
-            strangers.append(f"{name_of_run(row)} is not what {preset} gives today; make it again")
+        if preset not in paper.presets:
+            expected = " or ".join(paper.presets)
+            refused.append(f"{name_of_run(row)} is of {preset}; expected {expected}")
+        elif row["setup"] != preset_setup(preset, device):
+            refused.append(f"{name_of_run(row)} is not what {preset} gives today; make it again")
         else:
             groups.setdefault((preset, device), []).append(row)
     found = [Setting(paper, *which, by_arm(group)) for which, group in groups.items()]
-    found.sort(key=lambda s: (presets.index(s.preset), -len(s.arm("bp")), -len(s.rows)))
-    return found, strangers
-
-
-def own_setup(row: Row) -> str:
-    """The setup of the row's preset, with the row's carry, which is no part of it."""
-    return preset_setup(row["experiment"], row["device_kind"])
+    found.sort(key=lambda s: (paper.presets.index(s.preset), -len(s.arm("bp")), -len(s.rows)))
+    return found, refused
 
 
 def badness(row: Row) -> float:
@@ -112,16 +123,16 @@ def badness(row: Row) -> float:
     return score(row)
 
 
-def seeds_of(arms: Iterable[Sequence[Row]]) -> str:
-    """For instance "1 seed" or "1-3 seeds", of all arms."""
-    counts = sorted({len(rows) for rows in arms})
-    least, most = counts[0], counts[-1]
-    return f"{least if least == most else f'{least}-{most}'} seed{'s' if most > 1 else ''}"
-
-
 def has_diverged(row: Row) -> bool:
     """Loss or gradient became infinite, or the last evaluation is far worse than the best one."""
     if row["diverged"]:
         return True
     losses = [v for v in row["curve"]["eval"]["eval_loss"] if v is not None and isfinite(v)]
     return row["eval_loss"] > (1 + SHARE) * min(losses)
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half of the interval of a mean; nan for too few values, or where a run diverged."""
+    if len(values) < ENOUGH or not all(map(isfinite, values)):
+        return nan
+    return float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stdev(values) / sqrt(len(values)))

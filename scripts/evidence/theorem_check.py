@@ -24,13 +24,12 @@ class Layer(nn.Module):
 def path_sum(b: Tensor, blocks: list[Tensor], k: int) -> Tensor:
     """The gradient at the chain's input through at most k blocks; b (H,), blocks (H, H), K = I."""
     total = torch.zeros_like(b)
-    L = len(blocks)
-    for size in range(min(k, L) + 1):
-        for chosen in combinations(range(L), size):
+    for size in range(k + 1):
+        for path in combinations(reversed(blocks), size):
             w = b
-            for i in reversed(chosen):
-                w = w @ blocks[i]
-            total = total + w
+            for J in path:
+                w = w @ J
+            total += w
     return total
 
 
@@ -38,12 +37,12 @@ def largest_errors(L: int = 6, width: int = 4) -> tuple[float, float]:
     """Largest difference over k = 0 .. L from the sum over paths; that of k = L from autograd."""
     torch.manual_seed(0)
     layers = [Layer(width).double() for _ in range(L)]
-    x = torch.randn(width, dtype=torch.float64, requires_grad=True)
     chain = hb.ResidualChain(layers)
+    x = torch.randn(width, dtype=torch.float64, requires_grad=True)
     states = [x.detach(), *chain(x.detach(), return_states=True)]
-    jacobian = torch.autograd.functional.jacobian
     blocks = [
-        jacobian(lambda h, f=f: f(h) - h, h) for f, h in zip(layers, states[:-1], strict=True)
+        torch.autograd.functional.jacobian(lambda h, f=f: f(h) - h, h)
+        for f, h in zip(layers, states[:-1], strict=True)
     ]
 
     def gradient(method: hb.Method) -> Tensor:
@@ -51,8 +50,6 @@ def largest_errors(L: int = 6, width: int = 4) -> tuple[float, float]:
         return torch.autograd.grad(chain(x).square().sum(), x)[0]
 
     b = 2 * states[-1].detach()
-    sums = max(
-        (gradient(hb.Highway(k)) - path_sum(b, blocks, k)).abs().max().item() for k in range(L + 1)
-    )
-    exact = (gradient(hb.Highway(L)) - gradient(hb.Backprop())).abs().max().item()
-    return sums, exact
+    sums = [gradient(hb.Highway(k)) - path_sum(b, blocks, k) for k in range(L + 1)]
+    exact = gradient(hb.Highway(L)) - gradient(hb.Backprop())
+    return torch.stack(sums).abs().max().item(), exact.abs().max().item()

@@ -6,83 +6,83 @@ machine: those of the runs themselves shared theirs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
+import pandas as pd
 from matplotlib.axes import Axes
 
-from scripts.evidence.paper import PaperRow
-from scripts.evidence.results_io import Jobs, Results
-from scripts.evidence.rows import Arm
+from scripts.evidence.results import Results
+from scripts.evidence.rows import Arm, Row
 from scripts.evidence.settings import Setting
-from scripts.figures.draw import SEEDS, draw_losses, open_panel, step_times
-from scripts.figures.style import footer, gap, panels, save_with_rows
+from scripts.figures.panels import Drawing, footer, gap, log_axis, one_each, open_panel, panels
+from scripts.figures.style import look_of_k
 
-TITLES = {
-    "figure3": ("gpt2", "Figure 3: evaluation loss of GPT-2 during training"),
-    "figure5": ("gru_words", "Figure 5: evaluation loss of the 3-layer GRU against time"),
-}
+SEEDS = "losses: means over seeds at equal steps"
+TIME = "time: steps times the time of a step, all methods measured side by side on a quiet machine"
 
 
-def arms_of(setting: Setting, methods: tuple[str, ...]) -> list[Arm]:
-    return [arm for arm in setting.arms if arm.plain and arm.grad in methods]
-
-
-def draw_pair(name: str, results: Results) -> Path:
-    """Against steps (Figure 3) or time (Figure 5), and less backpropagation's at equal steps."""
-    key, title = TITLES[name]
+def draw_pair(key: str, title: str, x: str, results: Results) -> Drawing:
+    """Loss against "steps" or "time" (x), and less backpropagation's at equal steps."""
     paper, setting = next(chosen for chosen in results.chosen if chosen[0].key == key)
     figure, (left, right) = panels(1, 2, 2.9, title)
     if open_panel(left, paper, setting):
-        arms = arms_of(setting, ("bp", "highway"))
-        if name == "figure3":
-            draw_losses(left, setting, arms)
-        else:
-            against_time(left, results.folder, setting, arms)
-        exact = next((arm for arm in arms if arm.grad == "bp"), None)
-        draw_losses(right, setting, arms, less=exact)
+        against_steps(left, setting) if x == "steps" else against_time(results, left, setting)
+        against_bp(right, setting)
     else:
         right.set_visible(False)
     footer(figure, [left, right], [SEEDS])
-    used = setting.rows if setting else []
-    return save_with_rows(figure, results.folder / "figures" / f"{name}.png", used)
+    return Drawing(figure, setting.rows if setting else [])
 
 
-def against_time(axes: Axes, folder: Path, setting: Setting, arms: list[Arm]) -> None:
-    seconds = step_times(folder, setting)
-    if seconds is None:
-        gap(axes, f"times not measured\n\npython scripts/bench_steps.py\n{setting.preset}")
-    else:
-        draw_losses(axes, setting, arms, seconds)
-
-
-def draw_time(results: Results) -> Path:
+def draw_time(results: Results) -> Drawing:
     """A panel per experiment that has learned, without the fixed point."""
-    shown = [(p, s) for p, s in results.chosen if s and s.learned]
-    columns = min(3, max(1, len(shown)))
-    lines = max(1, -(-len(shown) // columns))
-    figure, axes = panels(lines, columns, 2.7 * lines + 0.2, "Evaluation loss against time")
-    for part, (paper, setting) in zip(axes, shown, strict=False):
-        draw_time_panel(part, results.folder, paper, setting)
-    for part in axes[len(shown) :]:
-        part.set_visible(False)
-    footer(
-        figure,
-        axes,
-        [
-            "time: steps times the time of a step, all methods measured side by side"
-            f" on a quiet machine; {SEEDS}"
-        ],
-    )
-    used = [row for _, setting in shown for row in setting.rows]
-    return save_with_rows(figure, results.folder / "figures" / "time.png", used)
+    shown = [(paper, setting) for paper, setting in results.chosen if setting and setting.learned]
+    draw = partial(against_time, results)
+    figure, axes = one_each("Evaluation loss against time", shown, 3, draw)
+    footer(figure, axes, [f"{TIME}; {SEEDS}"])
+    return Drawing(figure, [row for _, setting in shown for row in setting.rows])
 
 
-def draw_time_panel(axes: Axes, folder: Path, paper: PaperRow, setting: Setting) -> None:
-    if open_panel(axes, paper, setting):
-        against_time(axes, folder, setting, arms_of(setting, ("bp", "highway")))
+def curves(setting: Setting) -> dict[Arm, pd.Series]:
+    """By step, the evaluation loss of backpropagation and of Highway-BP at every k."""
+    return {arm: mean_curve(setting.arms[arm]) for arm in setting.plain("bp", "highway")}
 
 
-def jobs(results: Results) -> Jobs:
-    pairs = {name: partial(draw_pair, name, results) for name in TITLES}
-    return pairs | {"time": partial(draw_time, results)}
+def mean_curve(rows: Sequence[Row]) -> pd.Series:
+    """The mean evaluation loss over seeds, by step."""
+    found = [pd.DataFrame(row["curve"]["eval"]).set_index("step")["eval_loss"] for row in rows]
+    return pd.concat(found, axis=1).astype(float).mean(axis=1, skipna=False).dropna()
+
+
+def draw_lines(axes: Axes, lines: dict[Arm, pd.Series], x: str, y: str) -> None:
+    for arm, line in lines.items():
+        style = look_of_k(arm) | {"ms": 3, "markevery": 0.13}
+        axes.plot(line.index, line, **style, label=str(arm))
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+
+
+def against_steps(axes: Axes, setting: Setting) -> None:
+    draw_lines(axes, curves(setting), "training steps", "evaluation loss (nats)")
+    log_axis(axes)
+
+
+def against_time(results: Results, axes: Axes, setting: Setting) -> None:
+    seconds = results.step_seconds(setting)
+    if not seconds:
+        gap(axes, f"times not measured\n\npython scripts/bench_steps.py\n{setting.preset}")
+        return
+    known = {arm: line for arm, line in curves(setting).items() if arm in seconds}
+    lines = {arm: line.set_axis(line.index * seconds[arm]) for arm, line in known.items()}
+    draw_lines(axes, lines, "training time (s)", "evaluation loss (nats)")
+    log_axis(axes)
+
+
+def against_bp(axes: Axes, setting: Setting) -> None:
+    """What is left when backpropagation's loss at the same step is subtracted."""
+    lines = curves(setting)
+    exact = lines.pop(next(arm for arm in lines if arm.grad == "bp"))
+    lines = {arm: (line - exact).dropna() for arm, line in lines.items()}
+    draw_lines(axes, lines, "training steps", "loss less BP's (nats)")
+    axes.axhline(0.0, color="black", lw=1)

@@ -1,6 +1,6 @@
 """Layers on several devices: measured steps beside a performance model, and what it predicts.
 
-The left panel holds the model against scripts/bench_sharded.py's steps on processes of one machine,
+The left panel compares the model with scripts/bench_sharded.py's steps on processes of one machine,
 the right one is a prediction for GPUs, no measurement. With L layers, per layer f, i and p seconds
 of the forward pass, of w J and of parameter gradients, P devices, M micro-batches and m seconds of
 a message, a step takes
@@ -18,13 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from scripts.evidence.results_io import Jobs, Results
-from scripts.figures.style import caption, footer, gap, panels, save
+from scripts.evidence.results import Results
+from scripts.figures.panels import Drawing, caption, footer, gap, panels
 
 GPU = 0.4 * 989e12  # bfloat16 operations per second of an H100, 40 % of its peak
 LATENCY, BANDWIDTH = 5e-6, 450e9  # NVLink: seconds, bytes per second in one direction
@@ -105,18 +103,18 @@ def predicted_costs(width: int = 4096, layers: int = 32, length: int = 4096, B: 
 
 def draw_measured(axes: Axes, record: Mapping) -> list[float]:
     """Measured (filled) beside predicted (open) seconds; their ratios."""
-    ratios = []
+    ratios, group = [], len(STYLES) + 2
     processes = [int(P) for P in record["processes"] if P != "1"]
     for place, P in enumerate(processes):
         predicted = seconds(measured_costs(record, P), P, record["micro_batches"])
         for number, (name, (colour, _, known)) in enumerate(STYLES.items()):
             found = record["processes"][str(P)]["seconds"].get(f"{known}_step")
             if found is not None:
-                x = place * (len(STYLES) + 2) + number
+                x = place * group + number
                 axes.bar(x, found, color=colour, width=0.7, alpha=0.7)
                 axes.plot(x, predicted[name], "o", mfc="white", mec="0.2", ms=5, zorder=3)
                 ratios.append(predicted[name] / found)
-    middles = [place * (len(STYLES) + 2) + len(STYLES) / 2 for place in range(len(processes))]
+    middles = [place * group + len(STYLES) / 2 for place in range(len(processes))]
     axes.set_xticks(middles, [f"{P} processes" for P in processes])
     axes.set_ylabel("seconds of a step")
     return ratios
@@ -128,14 +126,8 @@ def draw_predicted(axes: Axes) -> None:
     for name, (colour, line, _) in STYLES.items():
         # 8 sequences can be shared out among 8 devices, no more
         known = [P for P in Ps if name != "data parallel" or P <= 8]
-        axes.plot(
-            known,
-            [costs.step / found[P][name] for P in known],
-            line,
-            color=colour,
-            marker=".",
-            label=name,
-        )
+        faster = [costs.step / found[P][name] for P in known]
+        axes.plot(known, faster, line, color=colour, marker=".", label=name)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     axes.set_xticks(Ps, Ps)
@@ -144,7 +136,7 @@ def draw_predicted(axes: Axes) -> None:
     axes.set_ylabel("times faster than one device")
 
 
-def draw(results: Results) -> Path:
+def draw(results: Results) -> Drawing:
     record = results.records("bench_sharded.json").get("bench_sharded")
     figure, (left, right) = panels(1, 2, 3.2, "Layers on several devices")
     notes = ["bars: measured; circles: the model, from the costs of layers and messages"]
@@ -153,16 +145,9 @@ def draw(results: Results) -> Path:
         gap(left, "not measured\n\npython scripts/bench_sharded.py")
     else:
         ratios = draw_measured(left, record)
-        about = f"{record['layers']} sublayers of width {record['width']}, CPU"
-        caption(left, "Measured", [about])
+        caption(left, "Measured", [f"{record['layers']} sublayers of width {record['width']}, CPU"])
         notes.append(f"predicted over measured: {min(ratios):.2f} to {max(ratios):.2f}")
     draw_predicted(right)
     caption(right, "Predicted, not measured", [DECODER, "H100, NVLink, 8 micro-batches"])
     footer(figure, [right], notes)
-    path = results.folder / "figures" / "scaling.png"
-    save(figure, path)
-    return path
-
-
-def jobs(results: Results) -> Jobs:
-    return {"scaling": partial(draw, results)}
+    return Drawing(figure)

@@ -6,28 +6,43 @@ when every layer has a device of its own: k for Highway-BP, L for backpropagatio
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import cycle
-from pathlib import Path
 from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import ScalarFormatter
 
-from scripts.evidence.results_io import Jobs, Results
+from scripts.evidence.results import Results
 from scripts.evidence.rows import METRICS, Arm, score
-from scripts.evidence.settings import Setting
-from scripts.figures.draw import INTERVALS, interval, open_panel
-from scripts.figures.style import SCHEDULE, SMALL, footer, look, panels, save_with_rows
+from scripts.evidence.settings import Setting, interval
+from scripts.figures.panels import INTERVALS, Drawing, footer, one_each
+from scripts.figures.style import SCHEDULE, SMALL, look
 
 MARKERS = "s^Dv*P<>"
 
 
+def draw(results: Results) -> Drawing | None:
+    """None where no setting has both schedules and a fixed k to compare them with."""
+    shown = [
+        (paper, setting)
+        for paper, setting in results.chosen
+        if setting
+        and any(arm.schedule for arm in setting.arms)
+        and any(arm.k is not None for arm in setting.plain())
+    ]
+    if not shown:
+        return None
+    title = "Schedules of k: score against sequential passes"
+    figure, axes = one_each(title, shown, 3, draw_panel)
+    footer(figure, axes, [INTERVALS])
+    used = [row for _, s in shown for arm in arms_of(s) for row in s.arms[arm]]
+    return Drawing(figure, used)
+
+
 def arms_of(setting: Setting) -> list[Arm]:
     """Schedules, one k throughout, and backpropagation."""
-    return [
-        arm for arm in setting.arms if (arm.schedule or arm.plain) and arm.grad != "fixed_point"
-    ]
+    kept = (arm for arm in setting.arms if arm.schedule or arm.plain)
+    return [arm for arm in kept if arm.grad != "fixed_point"]
 
 
 def draw_panel(axes: Axes, setting: Setting) -> None:
@@ -42,18 +57,12 @@ def draw_panel(axes: Axes, setting: Setting) -> None:
         axes.errorbar(x, fmean(values), interval(values), **style, label=name_of(arm))
         if arm.k is not None:
             fixed.append((x, fmean(values)))
-            axes.annotate(
-                f"k={arm.k}",
-                fixed[-1],
-                (5, 4),
-                fontsize=SMALL,
-                textcoords="offset points",
-                zorder=1.5,
-            )
+            offset = {"textcoords": "offset points", "fontsize": SMALL, "zorder": 1.5}
+            axes.annotate(f"k={arm.k}", fixed[-1], (5, 4), **offset)
     axes.plot(*zip(*sorted(fixed), strict=True), color=look(Arm("highway"))["color"], lw=1)
     axes.set_xscale("symlog", linthresh=1)
     axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.set_xlabel("sequential passes through the blocks per step")
+    axes.set_xlabel("sequential passes per step")
     axes.set_ylabel(f"final {METRICS[setting.paper.metric].label}")
 
 
@@ -62,27 +71,3 @@ def name_of(arm: Arm) -> str:
     if arm.schedule:
         return arm.schedule.replace(" start=0", "").partition(" signal")[0]
     return "BP" if arm.grad == "bp" else "Highway, one k throughout"
-
-
-def draw(results: Results) -> Path | None:
-    """None where no setting has both schedules and a fixed k to hold them against."""
-    shown = [
-        (paper, setting)
-        for paper, setting in results.chosen
-        if setting
-        and any(arm.schedule for arm in setting.arms)
-        and any(arm.plain and arm.k is not None for arm in setting.arms)
-    ]
-    if not shown:
-        return None
-    figure, axes = panels(1, len(shown), 3.0, "Schedules of k: score against sequential passes")
-    for part, (paper, setting) in zip(axes, shown, strict=True):
-        if open_panel(part, paper, setting):
-            draw_panel(part, setting)
-    footer(figure, axes, [INTERVALS])
-    used = [row for _, setting in shown for arm in arms_of(setting) for row in setting.arms[arm]]
-    return save_with_rows(figure, results.folder / "figures" / "schedules.png", used)
-
-
-def jobs(results: Results) -> Jobs:
-    return {"schedules": partial(draw, results)}

@@ -2,60 +2,83 @@
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
+from math import isfinite
+from statistics import fmean
 
 from matplotlib.axes import Axes
 
 from scripts.evidence.paper import PaperRow
-from scripts.evidence.results_io import Jobs, Results
-from scripts.evidence.settings import Setting
-from scripts.figures.draw import INTERVALS, draw_published, draw_scores, open_panel
-from scripts.figures.style import footer, panels, save_with_rows
-
-TITLES = {
-    2: "Figure 2: final score against k, deep networks",
-    4: "Figure 4: final score against k, recurrent networks",
-}
-COLUMNS = {2: 3, 4: 2}
+from scripts.evidence.results import Results
+from scripts.evidence.rows import METRICS, Arm, score
+from scripts.evidence.settings import Setting, interval
+from scripts.figures.panels import INTERVALS, Drawing, footer, k_axis, one_each
+from scripts.figures.style import PUBLISHED, SMALL, look
 
 
-def draw(number: int, results: Results) -> Path:
-    chosen = [(paper, setting) for paper, setting in results.chosen if paper.figure == number]
-    columns = COLUMNS[number]
-    lines = -(-len(chosen) // columns)
-    figure, axes = panels(lines, columns, 2.7 * lines + 0.2, TITLES[number])
-    for part, (paper, setting) in zip(axes, chosen, strict=False):
-        draw_panel(part, paper, setting)
-    for part in axes[len(chosen) :]:
-        part.set_visible(False)
-    footer(figure, axes, [INTERVALS, sources_of([paper for paper, _ in chosen])])
-    used = [row for _, setting in chosen if setting for row in setting.rows]
-    return save_with_rows(figure, results.folder / "figures" / f"figure{number}.png", used)
+def draw(number: int, title: str, columns: int, results: Results) -> Drawing:
+    shown = [(paper, setting) for paper, setting in results.chosen if paper.figure == number]
+    figure, axes = one_each(title, shown, columns, draw_panel, published_in_full)
+    sources = [f"{p.title}: {p.published['source']}" for p, _ in shown if p.published]
+    notes = [f"small dots: single runs; {INTERVALS}", f"values of the paper: {'. '.join(sources)}"]
+    footer(figure, axes, notes)
+    return Drawing(figure, [row for _, setting in shown if setting for row in setting.rows])
 
 
-def draw_panel(axes: Axes, paper: PaperRow, setting: Setting | None) -> None:
-    if not open_panel(axes, paper, setting, in_words(paper, setting)):
-        return
-    draw_scores(axes, setting, [arm for arm in setting.arms if arm.plain])
+def draw_panel(axes: Axes, setting: Setting) -> None:
+    """A line per series of plain methods, backpropagation as a horizontal line."""
+    series: dict[Arm, dict[int, list[float]]] = {}
+    for arm in setting.plain():
+        values = [score(row) for row in setting.arms[arm]]
+        if arm.k is None:
+            draw_level(axes, arm, values)
+        else:
+            series.setdefault(arm.series, {})[arm.k] = values
+    for arm, by_k in series.items():
+        draw_series(axes, arm, by_k)
+    k_axis(axes, {arm.k for arm in setting.arms if arm.k is not None})
+    axes.margins(y=0.08)
+    axes.set_ylabel(f"final {METRICS[setting.paper.metric].label}")
     if setting.full:
-        draw_published(axes, paper.published)
+        draw_published(axes, setting.paper.published)
 
 
-def in_words(paper: PaperRow, setting: Setting | None) -> list[str]:
-    """The published values that are not drawn, as the runs are others."""
+def draw_level(axes: Axes, arm: Arm, values: Sequence[float]) -> None:
+    """A method without k: a line across, with a band where there are enough seeds."""
+    style = look(arm)
+    mean, half = fmean(values), interval(values)
+    axes.axhline(mean, color=style["color"], ls=style["ls"], label=str(arm))
+    if isfinite(half):
+        axes.axhspan(mean - half, mean + half, color="0.88", lw=0, zorder=0)
+
+
+def draw_series(axes: Axes, arm: Arm, by_k: dict[int, list[float]]) -> None:
+    style = look(arm)
+    colour = {"color": style["color"]}
+    for k, values in sorted(by_k.items()):
+        known = [value for value in values if isfinite(value)]
+        axes.plot([k] * len(known), known, ".", ms=2.5, alpha=0.6, **colour)
+        if len(known) < len(values):
+            place = {"rotation": 90, "ha": "center", "transform": axes.get_xaxis_transform()}
+            axes.text(k, 0.03, "diverged", fontsize=SMALL, **place, **colour)
+    ks, bars = sorted(by_k), [interval(by_k[k]) for k in sorted(by_k)]
+    axes.errorbar(ks, [fmean(by_k[k]) for k in ks], bars, **style, label=str(arm))
+
+
+def draw_published(axes: Axes, published: dict) -> None:
+    """The paper's printed scores, open and grey."""
+    if "bp" in published:
+        axes.axhline(published["bp"], color=PUBLISHED, ls=":", label="paper, BP")
+    if scores := published.get("highway"):
+        style = {"mfc": "none", "color": PUBLISHED, "zorder": 4}
+        axes.plot(list(scores), list(scores.values()), "o", **style, label="paper, Highway")
+
+
+def published_in_full(paper: PaperRow, setting: Setting | None) -> list[str]:
+    """The published values, where they are not drawn because the runs are in a reduced setting."""
     published = paper.published
     if not published or (setting and setting.full):
         return []
     parts = [f"BP {published['bp']:g}"] if "bp" in published else []
-    parts += [f"k={k} {value:g}" for k, value in list(published["highway"].items())[-1:]]
-    return [f"paper, in full: {', '.join(parts)}"]
-
-
-def sources_of(papers: list[PaperRow]) -> str:
-    sources = [f"{p.title}: {p.published['source']}" for p in papers if p.published]
-    return f"values of the paper: {'. '.join(sources)}" if sources else ""
-
-
-def jobs(results: Results) -> Jobs:
-    return {f"figure{number}": partial(draw, number, results) for number in TITLES}
+    k, value = list(published["highway"].items())[-1]
+    return [f"paper, in full: {', '.join([*parts, f'k={k} {value:g}'])}"]

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from experiments.atomic import write_text
 from experiments.errors import UserError
-from scripts.evidence.results_io import run
 from scripts.evidence.rows import read_json_lines
+from scripts.program import run
 
 COMPARED = ("train_loss", "grad_norm", "eval_loss")
 

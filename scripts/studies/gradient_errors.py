@@ -31,7 +31,7 @@ from experiments import checkpoint
 from experiments.atomic import write_text
 from experiments.errors import UserError
 from experiments.provenance import environment
-from scripts.evidence.results_io import run
+from scripts.program import run
 
 KS = (0, 1, 2, 3, 5)
 GAMMAS = (0.0, 0.2, 0.5, 0.8, "auto")

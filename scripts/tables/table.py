@@ -2,66 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
+from statistics import fmean
 
 import pandas as pd
 
 from scripts.evidence.rows import Row, metric_of, score
-from scripts.figures.draw import interval
+from scripts.evidence.settings import interval
+
+MADE = "% needs booktabs; made by `make tables`, changes here are lost\n\n"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text by column, and what a reader must know to read them."""
+    """A line of cells, all of them text, per entry of ``lines``; the first names the columns."""
 
-    cells: pd.DataFrame
+    lines: Sequence[Mapping[str, str]]
     heading: str = ""
     note: str = ""
 
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], heading="", note="") -> Table:
-    return Table(pd.DataFrame(list(rows), columns=list(columns)), heading, note)
-
-
-def markdown(table: Table) -> str:
-    """A pipe table, below its heading and note."""
-    lines = [
-        list(table.cells.columns),
-        ["---"] * table.cells.shape[1],
-        *table.cells.values.tolist(),
-    ]
-    parts = [
-        f"## {table.heading}" if table.heading else "",
-        table.note,
-        "\n".join("| " + " | ".join(c.replace("|", r"\|") for c in line) + " |" for line in lines),
-    ]
-    return "\n\n".join(filter(None, parts))
-
-
-def write_page(
-    path: Path, title: str, notes: Sequence[str], tables: Sequence[Table], latex: bool = False
-) -> Path:
-    """A Markdown page of tables, perhaps the same in LaTeX beside it; returns the page's path."""
-    path.write_text("\n\n".join([f"# {title}", *notes, *map(markdown, tables)]) + "\n")
-    if latex:
-        parts = [
-            t.cells.to_latex(
-                index=False,
-                escape=True,
-                caption=_plain(" ".join(filter(None, [f"{title}.", t.heading, t.note]))),
-                label=f"tab:{path.stem}-{number}",
-            )
-            for number, t in enumerate(tables, start=1)
+    def markdown(self) -> str:
+        """A pipe table, below its heading and note."""
+        cells = [
+            list(self.lines[0]),
+            ["---"] * len(self.lines[0]),
+            *(one.values() for one in self.lines),
         ]
-        head = "% needs booktabs; made by `make tables`, changes here are lost\n\n"
-        path.with_suffix(".tex").write_text(head + "\n".join(parts))
-    return path
+        rows = [" | ".join(cell.replace("|", r"\|") for cell in line) for line in cells]
+        heading = f"## {self.heading}" if self.heading else ""
+        return "\n\n".join(filter(None, [heading, self.note, "\n".join(f"| {r} |" for r in rows)]))
+
+    def latex(self, title: str, label: str) -> str:
+        caption = " ".join(filter(None, [f"{title}.", self.heading, self.note]))
+        for special in "%_&":
+            caption = caption.replace(special, f"\\{special}")
+        table = pd.DataFrame(self.lines)
+        return table.to_latex(index=False, escape=True, caption=caption, label=label)
 
 
-def _plain(text: str) -> str:
-    return text.replace("%", r"\%").replace("_", r"\_").replace("&", r"\&")
+@dataclass(frozen=True)
+class Page:
+    """Tables below a title and notes, in Markdown and perhaps in LaTeX as well."""
+
+    title: str
+    notes: Sequence[str]
+    tables: Sequence[Table]
+    latex: bool = False
+
+    def write(self, folder: Path, name: str) -> Path:
+        path = folder / f"{name}.md"
+        tables = [table.markdown() for table in self.tables]
+        path.write_text("\n\n".join([f"# {self.title}", *self.notes, *tables]) + "\n")
+        if self.latex:
+            parts = [
+                table.latex(self.title, f"tab:{name}-{number}")
+                for number, table in enumerate(self.tables, start=1)
+            ]
+            path.with_suffix(".tex").write_text(MADE + "\n".join(parts))
+        return path
 
 
 def mean_and_interval(rows: Sequence[Row]) -> str:
@@ -69,9 +70,10 @@ def mean_and_interval(rows: Sequence[Row]) -> str:
     if not rows:
         return "not run"
     values, digits = [score(row) for row in rows], metric_of(rows[0]).digits
-    half, mean = interval(values), sum(values) / len(values)
-    text = "diverged" if mean != mean else f"{mean:.{digits}f}"
-    return text + ("" if half is None else f" ± {half:.{digits}f}")
+    mean, half = fmean(values), interval(values)
+    if isnan(mean):
+        return "diverged"
+    return f"{mean:.{digits}f}" + ("" if isnan(half) else f" ± {half:.{digits}f}")
 
 
 def ratio(ours: float | None, papers: float | None) -> str:

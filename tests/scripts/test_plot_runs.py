@@ -38,20 +38,17 @@ def test_table_without_bp_has_no_ratio():
 
 
 def test_unfinished_runs_are_left_out(tmp_path, capsys):
-    write_run(tmp_path, row("gru_pixels"))
     (write_run(tmp_path, row("gru_pixels", "highway", 1)) / "DONE").unlink()
-    plot_runs.main([str(tmp_path)])
-    assert "Highway" not in capsys.readouterr().out
-    assert (tmp_path / "comparison.png").exists()
-
-
-def test_no_finished_runs_is_one_line(tmp_path):
     program = ROOT / "scripts" / "plot_runs.py"
     done = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         f"error: no finished runs under {tmp_path}; expected run folders that contain DONE"
     ]
+    write_run(tmp_path, row("gru_pixels"))
+    plot_runs.main([str(tmp_path)])
+    assert "Highway" not in capsys.readouterr().out
+    assert (tmp_path / "comparison.png").exists()
 
 
 def test_runs_that_cannot_be_compared_are_refused(folders):

@@ -10,14 +10,7 @@ from matplotlib import pyplot as plt
 from experiments.errors import UserError
 from scripts import make_figures, make_report, make_tables
 from scripts.evidence.rows import curve
-from tests.scripts.synthetic_runs import (
-    diverged,
-    moments,
-    records,
-    row,
-    seeds,
-    write_rows,
-)
+from tests.scripts.synthetic_runs import diverged, moments, records, row, seeds, write_rows
 
 GPT = "gpt2_narrow_wikipedia2015"
 
@@ -32,50 +25,41 @@ def measured(key: str, **changes) -> dict:
 @pytest.fixture
 def results(tmp_path) -> Path:
     """Rows of five experiments: in full, reduced, not learned, diverged, with schedules."""
-    pixels = [
-        measured("gru_pixels", value=0.48),
-        *seeds("gru_pixels", "bp", None, [0.48, 0.481, 0.479])[1:],
-        *seeds("gru_pixels", "highway", 0, [0.46, 0.461, 0.459]),
-        *seeds("gru_pixels", "highway", 10, [0.48, 0.482, 0.478]),
-        *seeds("gru_pixels", "fixed_point", 10, [0.38, 0.381, 0.379]),
-        *seeds("gru_pixels", "highway", None, [0.47, 0.471, 0.472], schedule="linear start=0"),
-    ]
-    gpt2 = [
-        measured("gpt2", preset=GPT, value=140.0),
-        row("gpt2", "highway", 1, value=150.0, preset=GPT, gamma=0.2),
-        diverged("gpt2", "highway", 3, preset=GPT, gamma=0.0),
-    ]
-    words = [
-        row("gru_words", value=120.0),
-        row("gru_words", "highway", 1, value=121.0),
-    ]
-    guess = [row("resnet110", value=0.12), row("resnet110", "highway", 3, value=0.11)]
-    whole = [row("resnet32", value=0.93), row("resnet32", "highway", 3, value=0.925)]
     found = {
-        "gru_pixels": pixels,
-        "gpt2": gpt2,
-        "gru_words": words,
-        "resnet110": guess,
-        "resnet32": whole,
+        "gru_pixels": [
+            measured("gru_pixels", value=0.48),
+            *seeds("gru_pixels", "bp", None, [0.48, 0.481, 0.479])[1:],
+            *seeds("gru_pixels", "highway", 0, [0.46, 0.461, 0.459]),
+            *seeds("gru_pixels", "highway", 10, [0.48, 0.482, 0.478]),
+            *seeds("gru_pixels", "fixed_point", 10, [0.38, 0.381, 0.379]),
+            *seeds("gru_pixels", "highway", None, [0.47, 0.471, 0.472], schedule="linear start=0"),
+        ],
+        "gpt2": [
+            measured("gpt2", preset=GPT, value=140.0),
+            row("gpt2", "highway", 1, value=150.0, preset=GPT, gamma=0.2),
+            diverged("gpt2", "highway", 3, preset=GPT, gamma=0.0),
+        ],
+        "gru_words": [row("gru_words", value=120.0), row("gru_words", "highway", 1, value=121.0)],
+        "resnet110": [row("resnet110", value=0.12), row("resnet110", "highway", 3, value=0.11)],
+        "resnet32": [row("resnet32", value=0.93), row("resnet32", "highway", 3, value=0.925)],
     }
     for key, rows in found.items():
         write_rows(tmp_path, key, rows)
-    times = {"seconds": {"bp": 0.02, "k0": 0.01, "k1": 0.012, "k10": 0.03}}
-    (tmp_path / "steps_gru_cifar10_pixels.cpu.json").write_text(json.dumps(times))
     ms = {f"{m}{k}": 10.0 + k for m in ("k", "fp") for k in (0, 1, 2, 3, 5, 10, 20)}
-    shape = {
-        "row": "gru_chars",
-        "shape": "GRU, batch 128",
-        "ms": {"nn": 15.0, "loop": 100.0, **ms},
-        "speedup": {name: 15.0 / value for name, value in ms.items()} | {"nn": 1.0},
-    }
+    ms |= {"nn": 15.0, "loop": 100.0}
+    shape = {"row": "gru_chars", "shape": "GRU, batch 128", "ms": ms}
+    shape["speedup"] = {name: 15.0 / value for name, value in ms.items()}
     environment = {"device": "a GPU", "torch": "2.13", "commit": "abcdef012345"}
-    record = {"environment": environment, "repeats": 7, "paper": [shape], "small": [shape]}
-    (tmp_path / "bench_rnn.json").write_text(json.dumps(record))
+    records = {
+        "steps_gru_cifar10_pixels.cpu": {"seconds": {"bp": 0.02, "k0": 0.01, "k10": 0.03}},
+        "bench_rnn": {"environment": environment, "repeats": 7, "paper": [shape], "small": [shape]},
+    }
+    for name, record in records.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
     return tmp_path
 
 
-def test_all_figures_are_drawn_and_say_what_they_show(results, capsys):
+def test_all_figures_are_drawn_with_their_captions(results, capsys):
     make_figures.main([str(results)])
     names = {p.stem for p in (results / "figures").glob("*.png")}
     assert names == {*(f"figure{n}" for n in range(2, 7)), "time", "schedules", "scaling"}
@@ -97,7 +81,7 @@ def test_all_figures_are_drawn_and_say_what_they_show(results, capsys):
 
 
 def texts(picture: Path) -> str:
-    """What a picture says: matplotlib keeps the text of every glyph run as a comment."""
+    """The text of a picture: matplotlib keeps that of every glyph run as a comment."""
     return "\n".join(re.findall(r"<!-- (.*?) -->", picture.read_text(), re.S))
 
 
@@ -146,7 +130,7 @@ def test_the_page_has_every_claim_with_verdict_rows_and_commands(results, capsys
     assert "http" not in re.sub(r"data:image[^\"]*", "", page)  # nothing is fetched
 
 
-def test_a_file_that_cannot_be_read_is_told_and_the_others_go_on(results, capsys):
+def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_made(results, capsys):
     (results / "gru_words.jsonl").write_text("{")
     with pytest.raises(UserError, match="left out some rows; all others are done"):
         make_tables.main([str(results)])
@@ -157,7 +141,7 @@ def test_a_file_that_cannot_be_read_is_told_and_the_others_go_on(results, capsys
     assert "gru_words.jsonl line 1" in (results / "report.html").read_text()
 
 
-def test_wrong_names_and_folders_are_told_in_one_line(results, tmp_path):
+def test_wrong_names_and_folders_are_reported_in_one_line(results, tmp_path):
     with pytest.raises(UserError, match="--only figure9; expected some of figure2"):
         make_figures.main([str(results), "--only", "figure9"])
     with pytest.raises(UserError, match=r"no KEY\.jsonl in"):

@@ -9,8 +9,8 @@ from experiments.errors import UserError
 from scripts import bench_rnn
 from scripts.bench_rnn import CellLoop, Shape, compare, network
 from scripts.evidence.paper import paper_rows
-from scripts.evidence.results_io import Results
-from scripts.tables import of_benchmarks
+from scripts.evidence.results import Results
+from scripts.tables import of_timings
 
 TINY = Shape("LSTM", batch=2, length=5, hidden=3, layers=2)
 
@@ -63,8 +63,8 @@ def test_the_benchmarks_page_marks_where_torch_wins(tmp_path):
     record = {"environment": environment, "repeats": 7}
     record |= {"small": rows, "grid": rows, "memory": memory}
     (tmp_path / "bench_rnn.json").write_text(json.dumps(record))
-    (tmp_path / "tables").mkdir()
-    text = of_benchmarks.write(Results(tmp_path, {})).read_text()
+    page = of_timings.bench_rnn(Results(tmp_path, {})).write(tmp_path, "bench_rnn")
+    text = page.read_text()
     assert text.count("| GRU, batch 8 | 90.0 | 3.00 | **0.90** |") == 2
     assert "| GRU, batch 8 | 23 |" in text and "commit abcdef0123" in text
 

@@ -1,6 +1,7 @@
 """Rows of finished runs: checked, named, collected; and what is committed of them."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from experiments.identity import config_hash, identity, setup_hash
 from experiments.row import FIELDS, command
 from scripts import collect_rows, run_plan, status
 from scripts.evidence.paper import PlannedRun, paper_rows, plan, preset_setup
-from scripts.evidence.results_io import read_results
+from scripts.evidence.results import read_results
 from scripts.evidence.rows import arm_of, read_rows, thin
-from tests.scripts.synthetic_runs import KEYS, ROOT, row, write_rows, write_run
+from tests.scripts.synthetic_runs import ROOT, row, write_rows, write_run
 
 COMMITTED = [
     pytest.param(one, id=f"{file.stem}-{number}")
@@ -42,16 +43,12 @@ def test_the_committed_rows_are_of_the_schema_of_presets_and_clean():
     rows = [row for settings in results.settings.values() for s in settings for row in s.rows]
     assert len(rows) == len(COMMITTED) > 10
     assert not any(row["dirty"] for row in rows)
-    assert not any("/" in str(row["config"].get("run_root", "")) for row in rows)
-
-
-def test_a_row_says_no_place_of_its_machine():
-    for one in COMMITTED:
-        assert "/work" not in json.dumps(one.values[0]) and "/home" not in json.dumps(one.values[0])
+    text = json.dumps(rows)
+    assert "/work" not in text and "/home" not in text and "run_root" not in text
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"schema": 2}, "is of schema 2, expected 3"),
         ({"k": "3"}, "k is '3', expected int or null"),
@@ -62,11 +59,11 @@ def test_a_row_says_no_place_of_its_machine():
         ({"eval_accuracy": None}, "eval_accuracy is None and diverged False"),
     ],
 )
-def test_a_row_that_is_not_of_the_schema_is_told(tmp_path, change, told):
+def test_a_row_that_is_not_of_the_schema_is_reported(tmp_path, change, message):
     file = write_rows(tmp_path, "gru_pixels", [row("gru_pixels"), row("gru_pixels") | change])
     with pytest.raises(UserError, match="line 2") as error:
         read_rows(file)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -77,7 +74,7 @@ def test_every_field_has_to_be_there(tmp_path, name):
         read_rows(file)
 
 
-def test_two_rows_of_one_run_and_broken_files_are_told(tmp_path):
+def test_two_rows_of_one_run_and_broken_files_are_reported(tmp_path):
     twice = write_rows(tmp_path, "resnet32", [row("resnet32", seed=s) for s in (0, 1, 0)])
     with pytest.raises(UserError, match=r"lines 1 and 3 are of one run \(.*on cpu, seed 0\)"):
         read_rows(twice)
@@ -100,7 +97,7 @@ def test_two_rows_of_one_run_and_broken_files_are_told(tmp_path):
         lambda curve: curve.update(train=[]),
     ],
 )
-def test_a_curve_that_cannot_be_drawn_is_told(tmp_path, change):
+def test_a_curve_that_cannot_be_drawn_is_reported(tmp_path, change):
     bad = row("gru_pixels")
     change(bad["curve"])
     with pytest.raises(UserError, match=r"line 1: curve, (train|eval): expected the columns step"):
@@ -157,18 +154,17 @@ def test_what_no_commit_or_no_preset_describes_is_refused(folders, tmp_path):
 
 
 def test_the_plan_names_presets_of_its_experiments_and_each_run_once():
-    assert {one.key for one in plan()} == set(KEYS) == set(paper_rows())
+    assert {one.key for one in plan()} == set(paper_rows())
     for one in plan():
-        preset = one.overrides[0].removeprefix("experiment=")
-        assert preset in (paper_rows()[one.key].preset, *paper_rows()[one.key].reduced)
+        assert one.overrides[0].removeprefix("experiment=") in paper_rows()[one.key].presets
     results = [one.result for one in plan()]
     assert len(set(results)) == len(results)
 
 
 def test_every_reduced_setting_is_another_one():
     for paper in paper_rows().values():
-        setups = [preset_setup(preset, "cpu") for preset in (paper.preset, *paper.reduced)]
-        assert len(set(setups)) == len(setups)
+        setups = {preset_setup(preset, "cpu") for preset in paper.presets}
+        assert len(setups) == len(paper.presets)
 
 
 def test_a_plan_runs_what_is_missing_and_stops_in_good_order(tmp_path, monkeypatch, capsys):
@@ -204,11 +200,12 @@ def test_status_counts_rows_and_folders_of_one_device(folders, tmp_path, capsys)
     assert line[1:] == ["2", "1", "-", "1", str(planned - 4), "-"]
     assert "next: python scripts/collect_rows.py" in out and "does not say what it is" in err
     status.main([*arguments, "--device", "cuda", "-v"])
-    out = capsys.readouterr().out
-    assert f"gru_pixels     -           -        -            -       {planned}" in out
-    assert "missing      gru_pixels: experiment=gru_cifar10_pixels grad=highway k=10 seed=0" in out
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["gru_pixels", "-", "-", "-", "-", str(planned), "-"] in lines
+    run = ["experiment=gru_cifar10_pixels", "grad=highway", "k=10", "seed=0"]
+    assert ["missing", "gru_pixels:", *run] in lines
 
 
 def test_papers_yaml_has_no_key_twice():
-    loaded = yaml.safe_load((ROOT / "results" / "paper.yaml").read_text())
-    assert tuple(loaded) == KEYS
+    text = (ROOT / "results" / "paper.yaml").read_text()
+    assert re.findall(r"^(\w+):", text, re.MULTILINE) == list(yaml.safe_load(text))

@@ -1,0 +1,131 @@
+"""What a results folder holds, and the programs that turn it into figures and tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments.errors import UserError
+from scripts.evidence.paper import PaperRow, paper_rows, preset_gamma
+from scripts.evidence.rows import Arm, read_rows
+from scripts.evidence.settings import Setting, settings_of
+from scripts.program import message
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a results folder holds.
+
+    Attributes:
+        settings: by experiment, the settings that its rows are of, the paper's own first.
+        left_out: one line for all that cannot be read, or is of no preset.
+    """
+
+    folder: Path
+    settings: dict[str, list[Setting]]
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def chosen(self) -> list[tuple[PaperRow, Setting | None]]:
+        """The best setting of every experiment, in the order of Table 2."""
+        return [
+            (paper, next(iter(self.settings[key]), None)) for key, paper in paper_rows().items()
+        ]
+
+    def records(self, pattern: str) -> dict[str, Any]:
+        """Records of benchmarks by file name; one that cannot be read is left out."""
+        found = {}
+        for file in sorted(self.folder.glob(pattern)):
+            try:
+                found[file.stem] = json.loads(file.read_text())
+            except ValueError as error:
+                self.left_out.append(f"{file.name} is not JSON ({error}); measure again")
+        return found
+
+    def step_seconds(self, setting: Setting) -> dict[Arm, float]:
+        """Seconds of a step of plain methods, as bench_steps.py measured them; else empty."""
+        name = f"steps_{setting.preset}.{setting.device_kind}"
+        measured = self.records(f"{name}.json").get(name, {"seconds": {}})["seconds"]
+        gamma = preset_gamma(setting.preset)
+        names = {arm: step_name(arm, gamma) for arm in setting.plain()}
+        return {arm: measured[name] for arm, name in names.items() if name in measured}
+
+
+def step_name(arm: Arm, gamma: float) -> str:
+    """A plain arm's name in the records of bench_steps.py, ``gamma`` being the preset's."""
+    match arm.grad:
+        case "bp":
+            return "bp"
+        case "fixed_point":
+            return f"fp{arm.k}"
+    return f"k{arm.k}" + ("" if arm.gamma == gamma else f"g{arm.gamma}".removesuffix(".0"))
+
+
+def read_results(folder: Path) -> Results:
+    """All KEY.jsonl of the paper's experiments; what cannot be read is reported and left out.
+
+    Raises:
+        UserError: the folder has no such file.
+    """
+    found: dict[str, list[Setting]] = {}
+    left_out = []
+    for key, paper in paper_rows().items():
+        file, rows = folder / f"{key}.jsonl", []
+        try:
+            rows = read_rows(file)
+        except UserError as error:
+            left_out.append(str(error))
+        found[key], refused = settings_of(paper, rows)
+        left_out += [f"{file.name}: {line}" for line in refused]
+    if not any((folder / f"{key}.jsonl").exists() for key in found):
+        raise UserError(f"no KEY.jsonl in {folder}; collect runs with scripts/collect_rows.py")
+    for line in left_out:
+        print(f"error: {line}", file=sys.stderr)
+    return Results(folder, found, left_out)
+
+
+class Output(Protocol):
+    """A figure, or a page of tables."""
+
+    def write(self, folder: Path, name: str) -> Path:
+        """Write the files NAME.*; returns the path of one of them."""
+
+
+Makers = Mapping[str, Callable[[Results], Output | None]]  # None: nothing to make it from
+
+
+def make_all(description: str, outputs: str, makers: Makers, argv: Sequence[str]) -> None:
+    """Make all files of a program that takes a results folder, and print their paths.
+
+    Every file is made on its own: one that fails does not stop the others.
+
+    Args:
+        outputs: the folder below the results folder that they are written to.
+
+    Raises:
+        UserError: at the end, after all that could be made, if something could not.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("results", type=Path, help="folder with KEY.jsonl files")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="make these files alone")
+    args = parser.parse_args(argv)
+    results = read_results(args.results)
+    if unknown := set(args.only or ()) - set(makers):
+        raise UserError(f"--only {' '.join(sorted(unknown))}; expected some of {', '.join(makers)}")
+    folder, failed = args.results / outputs, []
+    folder.mkdir(exist_ok=True)
+    for name in args.only or makers:
+        try:
+            made = makers[name](results)
+            if made is not None:
+                print(made.write(folder, name))
+        except (UserError, OSError) as error:
+            print(f"error: {name}: {message(error)}", file=sys.stderr)
+            failed.append(name)
+    if failed or results.left_out:
+        raise UserError(f"left out {', '.join(failed) or 'some rows'}; all others are done")

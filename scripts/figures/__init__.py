@@ -1,1 +1,0 @@
-"""What scripts/make_figures.py draws."""

@@ -1,0 +1,25 @@
+"""How a program starts, and how it reports a user's mistake."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from experiments.errors import UserError
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """``main`` with the command line's arguments; a user's mistake is an error of one line."""
+    try:
+        main(sys.argv[1:])
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise
+        sys.exit(f"error: {message(error)}")
+
+
+def message(error: UserError | OSError) -> str:
+    """One line about a mistake, or a file that cannot be read or written."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot read or write {error.filename} ({error.strerror})"
+    return str(error)

@@ -1,1 +1,0 @@
-"""What scripts/make_tables.py writes."""

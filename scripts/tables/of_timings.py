@@ -1,0 +1,116 @@
+"""Tables of results/bench_rnn*.json: the paper's Tables 3 and 6, and what else was measured.
+
+Tables 3 and 6 come from every record with the paper's shapes (scripts/bench_rnn.py --parts paper),
+a table per device; bench_rnn has recurrent layers beside torch.nn's beyond these shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from scripts.evidence.paper import paper_rows
+from scripts.evidence.results import Results
+from scripts.tables.table import Page, Table, number, ratio
+
+PAPER_NOTE = (
+    "Paper: one A100-class GPU, a training step of the whole network, batch 128. Here: forward and "
+    "backward through the recurrent layers alone, against a loop over cells and against nn.GRU or "
+    "nn.LSTM (cuDNN on a GPU). A ratio is ours by the paper's; where times are of two devices it "
+    "compares devices as well."
+)
+RNN_NOTE = (
+    "Forward and backward, times faster than `nn.GRU` or `nn.LSTM` in the same process; bold where "
+    "they are faster. kN is Highway-BP with k = N, kNwS with windows of S steps, fpN the fixed "
+    "point, bpttS truncated BPTT."
+)
+RNN_PARTS = {
+    "small": "Long sequences of small steps",
+    "grid": "Where it pays, and where plain BPTT wins",
+}
+METHODS = {"fixed_point": ("FPI", "fp"), "highway": ("Highway", "k")}
+Lines = list[dict[str, str]]
+
+
+def of_paper(title: str, lines: Callable[[Mapping[str, dict]], Lines], results: Results) -> Page:
+    """A page with a table per device that the paper's shapes were measured on, GPUs first."""
+    records = [r for r in results.records("bench_rnn*.json").values() if r.get("paper")]
+    records.sort(key=lambda r: ("CPU" in r["environment"]["device"], bool(r.get("tf32"))))
+    tables = [
+        Table(lines({shape["row"]: shape for shape in r["paper"]}), f"Here: {described(r)}")
+        for r in records
+    ]
+    return Page(title, [PAPER_NOTE], tables or [Table(lines({}), "Here: not measured")], latex=True)
+
+
+def speedups(shapes: Mapping[str, dict]) -> Lines:
+    """Table 3: times faster than backpropagation, ours also beside torch.nn's own layers."""
+    lines = []
+    for paper in paper_rows().values():
+        shape = shapes.get(paper.key, {"ms": {}, "speedup": {}})
+        for k, printed in paper.speedup.items():
+            loop, ms = (shape["ms"].get(name) for name in ("loop", f"k{k}"))
+            ours = loop / ms if loop and ms else None
+            lines.append(
+                {
+                    "network": paper.title,
+                    "k": str(k),
+                    "over a loop, paper": f"{printed:.1f}",
+                    "over a loop, here": number(ours, 2),
+                    "ratio": ratio(ours, printed),
+                    "over torch.nn, here": number(shape["speedup"].get(f"k{k}"), 2),
+                }
+            )
+    return lines
+
+
+def milliseconds(shapes: Mapping[str, dict]) -> Lines:
+    """Table 6: milliseconds per step, a line each for the paper and here."""
+    lines = []
+    for paper in (paper for paper in paper_rows().values() if paper.milliseconds):
+        ms = shapes.get(paper.key, {"ms": {}})["ms"]
+        for method, (name, prefix) in METHODS.items():
+            printed = {f"{prefix}{k}": value for k, value in paper.milliseconds[method].items()}
+            printed = {"loop": paper.milliseconds["bp"], "nn": "-", **printed}
+            ours = {arm: number(ms.get(arm), 1) for arm in printed}
+            heads = ("BP, loop", "BP, torch.nn", *(f"k={k}" for k in paper.milliseconds[method]))
+            for where, values in (("paper", printed), ("here", ours)):
+                about = {"network": paper.title, "method": name, "ms per step": where}
+                lines.append(about | dict(zip(heads, map(str, values.values()), strict=True)))
+    return lines
+
+
+def described(record: dict) -> str:
+    where = record["environment"]
+    precision = "TF32" if record.get("tf32") else "float32"
+    return (
+        f"{where['device']}, {precision}, torch {where['torch']}, commit {where['commit'][:10]}, "
+        f"median of {record['repeats']}"
+    )
+
+
+def bench_rnn(results: Results) -> Page | None:
+    """None without the record."""
+    record = results.records("bench_rnn.json").get("bench_rnn")
+    if record is None:
+        return None
+    tables = [
+        Table([speeds(shape) for shape in record[part]], heading)
+        for part, heading in RNN_PARTS.items()
+        if record.get(part)
+    ]
+    if record.get("memory"):
+        peaks = [memory(shape) for shape in record["memory"]]
+        tables.append(Table(peaks, "Peak memory of a step, MB of tensors"))
+    notes = [RNN_NOTE, f"On {described(record)}."]
+    return Page("Recurrent layers beside torch.nn's", notes, tables)
+
+
+def speeds(shape: dict) -> dict[str, str]:
+    ratios = {name: value for name, value in shape["speedup"].items() if name != "nn"}
+    bold = {n: f"{r:.2f}" if r >= 1 else f"**{r:.2f}**" for n, r in ratios.items()}
+    return {"shape": shape["shape"], "nn, ms": f"{shape['ms']['nn']:.1f}", **bold}
+
+
+def memory(shape: dict) -> dict[str, str]:
+    peaks = {name: f"{peak['tensors_mb']:.0f}" for name, peak in shape["peak"].items()}
+    return {"shape": shape["shape"], **peaks}
