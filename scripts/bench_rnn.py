@@ -1,26 +1,21 @@
 """Measure hb.GRU and hb.LSTM beside torch.nn's: times, where plain BPTT wins, peak memory.
 
     python scripts/bench_rnn.py --out results/bench_rnn.json
-    python scripts/bench_rnn.py --parts paper --resume --out results/bench_rnn_paper.json
+    python scripts/bench_rnn.py --parts paper --out results/bench_rnn_paper.json
 
 On a CPU: a long sequence of small steps, then a grid over batch, length, hidden size and k. On
 CUDA, or with --parts paper: the paper's four shapes (Tables 3 and 6), against torch's own kernel
 and against a loop over cells, the paper's baseline. Times are of forward and backward through the
-layers alone; interleaved repetitions in one process, after a warm-up, synchronised on CUDA; a ratio
-is the median of the ratios inside each repetition. Peak memory is that of a fresh process per
-method. The record is written after every shape; --resume leaves out what it has.
+layers alone; how they and memory are measured: scripts/benchmark.py. The record is written after
+every shape.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import re
-import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -30,12 +25,10 @@ import torch
 from torch import Tensor, nn
 
 import highway_bp as hb
-from experiments.atomic import write_text
-from experiments.errors import UserError
-from experiments.provenance import environment
 from experiments.run import prepare_torch
+from scripts import benchmark
+from scripts.benchmark import DEVICE
 from scripts.program import run
-from scripts.timing import DEVICE, high_water_mark, interleaved, medians, tensor_peak, timed
 
 CELLS = {"GRU": (nn.GRU, hb.GRU, nn.GRUCell), "LSTM": (nn.LSTM, hb.LSTM, nn.LSTMCell)}
 
@@ -55,24 +48,29 @@ class Shape:
         return f"{self.cell}{layers}, batch {self.batch}, L {self.length}, hidden {self.hidden}"
 
 
-SMALL_STEPS = [Shape("GRU", 8, 1024, 64), Shape("GRU", 128, 1024, 64), Shape("LSTM", 8, 1024, 64)]
-GRID = [
-    Shape("GRU", b, length, h) for b, length, h in product((1, 8, 32), (256, 1024), (32, 64, 256))
-]
 PAPER = {  # by the key of results/paper.yaml
     "lstm_chars": Shape("LSTM", 128, 256, 512),
     "gru_chars": Shape("GRU", 128, 256, 512),
     "gru_words": Shape("GRU", 128, 256, 512, layers=3),
     "gru_pixels": Shape("GRU", 128, 1024, 64),
 }
-SHAPES = {"small": SMALL_STEPS, "grid": GRID, "paper": list(PAPER.values())}
-KS = {"small": (0, 1, 5, 10), "grid": (0, 1, 5), "paper": (0, 1, 2, 3, 5, 10, 20)}
-OTHERS = {
-    "small": ["fp5", "bptt16", "k1w16"],
-    "grid": [],
-    "paper": ["loop", *(f"fp{k}" for k in KS["paper"])],
+SHAPES = {
+    "small": [Shape("GRU", 8, 1024, 64), Shape("GRU", 128, 1024, 64), Shape("LSTM", 8, 1024, 64)],
+    "grid": [
+        Shape("GRU", b, length, h)
+        for b, length, h in product((1, 8, 32), (256, 1024), (32, 64, 256))
+    ],
+    "paper": list(PAPER.values()),
 }
-MAY_DIFFER = ("commit", "dirty")  # between parts of one record
+NAMES = {
+    "small": ["nn", "fp5", "bptt16", "k1w16", "k0", "k1", "k5", "k10"],
+    "grid": ["nn", "k0", "k1", "k5"],
+    "paper": [
+        "nn",
+        "loop",
+        *(f"{kind}{k}" for kind in ("fp", "k") for k in (0, 1, 2, 3, 5, 10, 20)),
+    ],
+}
 
 
 class CellLoop(nn.Module):
@@ -94,17 +92,14 @@ class CellLoop(nn.Module):
 
 
 def network(shape: Shape, name: str) -> nn.Module:
-    """ "nn", "loop", or hb's with a method such as "k5", "k1w16" (windows), "fp5", "bptt16"."""
+    """ "nn", "loop", or hb's with a method, by its name in `benchmark.method_of`."""
     torch.manual_seed(0)
     plain, ours, _ = CELLS[shape.cell]
     if name == "nn":
         return plain(shape.hidden, shape.hidden, shape.layers).to(DEVICE)
     if name == "loop":
         return CellLoop(shape).to(DEVICE)
-    kind, number, window = re.fullmatch(r"([a-z]+)(\d+)(?:w(\d+))?", name).groups()
-    method = {"k": hb.Highway, "fp": hb.FixedPoint, "bptt": hb.TruncatedBPTT}[kind](int(number))
-    if window:
-        method = replace(method, group_size=int(window))
+    method = benchmark.method_of(name)
     return ours(shape.hidden, shape.hidden, shape.layers, method=method).to(DEVICE)
 
 
@@ -115,7 +110,7 @@ def inputs(shape: Shape) -> tuple[Tensor, Tensor]:
     return x, torch.randn_like(x)
 
 
-def step(shape: Shape, name: str, x: Tensor, cotangent: Tensor) -> Callable[[], None]:
+def step_of(shape: Shape, name: str, x: Tensor, cotangent: Tensor) -> Callable[[], None]:
     """Forward and backward, of the weights alone as under a first layer without gradient."""
     rnn = network(shape, name)
 
@@ -129,150 +124,52 @@ def step(shape: Shape, name: str, x: Tensor, cotangent: Tensor) -> Callable[[], 
 def compare(shape: Shape, names: Sequence[str], repeats: int) -> dict:
     """Milliseconds of each, and how many times faster than the first of ``names`` it is."""
     given = inputs(shape)
-    steps = {name: step(shape, name, *given) for name in names}
-    seconds = interleaved({n: lambda s=s: timed(s) for n, s in steps.items()}, repeats)
-    first = seconds[names[0]]
+    steps = {name: step_of(shape, name, *given) for name in names}
+    runs = {name: partial(benchmark.timed, step) for name, step in steps.items()}
+    seconds = benchmark.interleaved(runs, repeats)
+    faster = seconds.rdiv(seconds[names[0]], axis=0)
+    return {"ms": (1000 * seconds).median().to_dict(), "speedup": faster.median().to_dict()}
+
+
+def peaks_of(shape: Shape, name: str) -> tuple[int, int]:
+    return benchmark.peaks(step_of(shape, name, *inputs(shape)))
+
+
+def memory(shape: Shape, names: Sequence[str] = ("nn", "k0", "k5")) -> dict:
+    """Peak megabytes of tensors made in a step, and of the whole process on a CPU."""
+    found = {name: benchmark.in_a_fresh_process(peaks_of, shape, name) for name in names}
     return {
-        "shape": str(shape),
-        "ms": {name: 1000 * s for name, s in medians(seconds).items()},
-        "speedup": {
-            name: statistics.median(a / b for a, b in zip(first, values, strict=True))
-            for name, values in seconds.items()
-        },
+        "peak": {
+            name: {"tensors_mb": tensors / 1e6, "process_mb": process / 1e6}
+            for name, (tensors, process) in found.items()
+        }
     }
 
 
-def peak(shape: Shape, name: str) -> tuple[int, int]:
-    """Peak bytes of one step after one to warm up (call in a fresh process): tensors, process."""
-    peak_of_tensors = tensor_peak(step(shape, name, *inputs(shape)))
-    return peak_of_tensors, 0 if DEVICE.type == "cuda" else high_water_mark()
-
-
-def memory(shape: Shape, names: Sequence[str]) -> dict:
-    """Peak megabytes of tensors made in a step, and of the whole process on a CPU."""
-    found = {}
-    for name in names:
-        if DEVICE.type == "cuda":  # its allocator is told apart in one process
-            found[name] = {"tensors_mb": peak(shape, name)[0] / 1e6, "process_mb": 0.0}
-            continue
-        arguments = ["--peak-of", name, *map(str, astuple(shape))]
-        done = subprocess.run(
-            [sys.executable, __file__, *arguments], capture_output=True, text=True, check=True
-        )
-        tensors, process = map(int, done.stdout.split())
-        found[name] = {"tensors_mb": tensors / 1e6, "process_mb": process / 1e6}
-    return {"shape": str(shape), "peak": found}
-
-
-def names_for(part: str) -> list[str]:
-    return ["nn", *OTHERS[part], *(f"k{k}" for k in KS[part])]
-
-
-def row_of(shape: Shape) -> str | None:
-    """The paper's experiment a shape is of, by its key."""
-    return next((key for key, paper in PAPER.items() if paper == shape), None)
-
-
-def begun(out: Path | None, repeats: int, resume: bool, tf32: bool) -> dict:
-    """The record to go on with: what ``out`` has, or an empty one.
-
-    Raises:
-        UserError: what is there was measured elsewhere, by another torch or otherwise.
-    """
-    record = {"environment": environment(DEVICE), "repeats": repeats, "tf32": tf32}
-    if not (resume and out and out.exists()):
-        return record
-    there = json.loads(out.read_text())
-    for old, new in ((there["environment"], record["environment"]), (there, record)):
-        differing = [
-            key
-            for key in new
-            if key not in MAY_DIFFER and key != "environment" and old[key] != new[key]
-        ]
-        if differing:
-            raise UserError(
-                f"{out} was measured with {differing[0]} {old[differing[0]]}, this is "
-                f"{new[differing[0]]}; choose another --out"
-            )
-    return there
-
-
-def measure(
-    record: dict,
-    part: str,
-    shapes: Sequence[Shape],
-    names: Sequence[str],
-    save: Callable[[], None],
-) -> None:
-    """Add the times, then the peak memory, of every shape that the record does not have."""
-    parts = {part: lambda shape: compare(shape, names, record["repeats"])}
-    if part != "grid":
-        parts["memory"] = lambda shape: memory(shape, ["nn", "k0", "k5"])
-    order = list(map(str, SHAPES[part]))
-    for name, measured in parts.items():
-        found = record.setdefault(name, [])
-        for shape in shapes:
-            if str(shape) in {entry["shape"] for entry in found}:
-                print(f"{name}, {shape}: there already", flush=True)
-                continue
-            entry = {
-                "row": row_of(shape),
-                **measured(shape),
-                "commit": environment(DEVICE)["commit"],
-            }
-            found.append(entry)
-            if name == part:  # the record's order is that of the shapes, whatever came first
-                found.sort(key=lambda entry: order.index(entry["shape"]))
-            save()
-            print(name, shape, _in_short(entry), flush=True)
-
-
-def _in_short(entry: dict) -> dict:
-    if "speedup" in entry:
-        return {name: round(value, 2) for name, value in entry["speedup"].items()}
-    return {name: round(value["tensors_mb"]) for name, value in entry["peak"].items()}
+def shown(measured: dict) -> dict:
+    if "speedup" in measured:
+        return {name: round(value, 2) for name, value in measured["speedup"].items()}
+    return {name: round(value["tensors_mb"]) for name, value in measured["peak"].items()}
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="write the record here (JSON)")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        choices=KS,
-        default=["paper"] if DEVICE.type == "cuda" else ["small", "grid"],
-    )
-    parser.add_argument(
-        "--rows",
-        nargs="+",
-        choices=PAPER,
-        default=list(PAPER),
-        help='of the part "paper", the shapes of these experiments alone',
-    )
-    parser.add_argument("--names", nargs="+", help='these alone, such as "nn k0 k5 fp5"')
-    parser.add_argument(
-        "--resume", action="store_true", help="keep what --out has and measure the rest"
-    )
-    parser.add_argument(
-        "--tf32", action="store_true", help="on CUDA, in cuDNN and in our products alike"
-    )
-    parser.add_argument("--peak-of", nargs=6, help=argparse.SUPPRESS)
+    here = ["paper"] if DEVICE.type == "cuda" else ["small", "grid"]
+    parser = benchmark.arguments(__doc__)
+    parser.add_argument("--parts", nargs="+", choices=SHAPES, default=here)
+    parser.add_argument("--tf32", action="store_true", help="on CUDA, in cuDNN and in our products")
     args = parser.parse_args(argv)
-    if args.peak_of:
-        name, cell, *sizes = args.peak_of
-        print(*peak(Shape(cell, *map(int, sizes)), name))
-        return
-    record = begun(args.out, args.repeats, args.resume, args.tf32)
+    record = benchmark.new_record(repeats=args.repeats, tf32=args.tf32)
     prepare_torch({"threads": None, "tf32": args.tf32, "deterministic": False})
-
-    def save() -> None:
-        if args.out:
-            write_text(args.out, json.dumps(record, indent=1) + "\n")
-
+    keys = {shape: key for key, shape in PAPER.items()}
     for part in args.parts:
-        shapes = [PAPER[key] for key in args.rows] if part == "paper" else SHAPES[part]
-        measure(record, part, shapes, args.names or names_for(part), save)
+        times = partial(compare, names=NAMES[part], repeats=args.repeats)
+        for name, measure in {part: times, "memory": memory}.items():
+            for shape in SHAPES[part] if (part, name) != ("grid", "memory") else ():
+                found = measure(shape)
+                entry = {"row": keys.get(shape), "shape": str(shape), **found}
+                record.setdefault(name, []).append(entry)
+                print(name, shape, shown(found), flush=True)
+                benchmark.save(record, args.out)
 
 
 if __name__ == "__main__":

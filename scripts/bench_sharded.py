@@ -13,10 +13,8 @@ scripts/figures/scaling.py knows.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -26,20 +24,30 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import pandas as pd
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from experiments.errors import UserError
 from experiments.provenance import environment
+from scripts.benchmark import arguments, save
 from scripts.program import run
 from scripts.sharding.costs import Costs
-from scripts.sharding.equivalence import TOLERANCE, gradient_errors
 from scripts.sharding.setting import Setting
-from scripts.sharding.strategies import Strategy, strategies
-from scripts.timing import Seconds, medians
+from scripts.sharding.strategies import Strategy, gradients_of_one_process, strategies
 
 Build = Callable[[Setting], dict[str, Strategy]]
+TOLERANCE = 1e-3  # of gradients: float32, sums in another order
+
+
+def gradient_errors(ways: Mapping[str, Strategy], setting: Setting) -> dict[str, float]:
+    """Of every exact strategy, the worst distance from the gradients of one process on all."""
+    exact = {name: way for name, way in ways.items() if way.exact}
+    expected = gradients_of_one_process(setting)
+    errors = torch.stack([way.error(expected) for way in exact.values()])
+    dist.all_reduce(errors, dist.ReduceOp.MAX)
+    return dict(zip(exact, errors.tolist(), strict=True))
 
 
 def timed(strategy: Strategy) -> dict[str, float]:
@@ -70,7 +78,7 @@ def process(
     )
     ways = build(setting)
     errors, rounds = gradient_errors(ways, setting), []
-    if not beyond(errors):
+    if max(errors.values()) <= TOLERANCE:
         costs = Costs(setting)
         rounds = [(steps_in_turn(ways), costs.take_turn()) for _ in range(repeats + 1)]
     if rank == 0:
@@ -88,41 +96,27 @@ def on_processes(processes: int, setting: Setting, repeats: int, build: Build) -
     with tempfile.TemporaryDirectory() as meet:
         mp.spawn(process, (processes, setting, repeats, build, meet), nprocs=processes)
         errors, rounds = json.loads((Path(meet) / "found.json").read_text())
-    if beyond(errors):
-        wrong = ", ".join(f"{name} ({errors[name]:.2g})" for name in beyond(errors))
+    wrong = [f"{name} ({error:.2g})" for name, error in errors.items() if error > TOLERANCE]
+    if wrong:
         raise UserError(
             f"on {processes} processes gradients differ from those of one by more than "
-            f"{TOLERANCE:g} of the largest: {wrong}; nothing was timed"
+            f"{TOLERANCE:g} of the largest: {', '.join(wrong)}; nothing was timed"
         )
-    steps, costs = (together(turns[1:]) for turns in zip(*rounds, strict=True))  # after a warm-up
+    steps, costs = map(pd.DataFrame, zip(*rounds[1:], strict=True))  # after a warm-up
     return {
         "oversubscribed": processes > cores(),
         "gradient_error": errors,
-        "seconds": medians(steps),
-        "costs": medians(costs),
-        "backward_over_bp": ratios(steps, "_backward", "bp_backward"),
-        "step_over_model_parallel": ratios(steps, "_step", "model_parallel_step"),
+        "seconds": steps.median().to_dict(),
+        "costs": costs.median().to_dict(),
+        "backward_over_bp": relative(steps, "_backward", "bp"),
+        "step_over_model_parallel": relative(steps, "_step", "model_parallel"),
     }
 
 
-def beyond(errors: Mapping[str, float]) -> list[str]:
-    """The strategies whose gradient is wrong."""
-    return [name for name, error in errors.items() if error > TOLERANCE]
-
-
-def together(rounds: Sequence[Mapping[str, float]]) -> Seconds:
-    return {name: [seconds[name] for seconds in rounds] for name in rounds[0]}
-
-
-def ratios(times: Seconds, part: str, base: str) -> dict[str, float]:
-    """Medians of the repetitions' ratios, by strategy."""
-    return {
-        name.removesuffix(part): statistics.median(
-            a / b for a, b in zip(values, times[base], strict=True)
-        )
-        for name, values in times.items()
-        if name.endswith(part)
-    }
+def relative(seconds: pd.DataFrame, part: str, base: str) -> dict[str, float]:
+    """Of a part of the step, by strategy, relative to that of ``base``."""
+    found = seconds.filter(regex=f"{part}$").rename(columns=lambda name: name.removesuffix(part))
+    return found.div(found[base], axis=0).median().to_dict()
 
 
 def cores() -> int:
@@ -130,20 +124,16 @@ def cores() -> int:
 
 
 def main(argv: Sequence[str], build: Build = strategies) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--repeats", type=int, default=7)
     for name, value in asdict(Setting()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
-    parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     args = parser.parse_args(argv)
     setting = Setting(**{name: getattr(args, name) for name in asdict(Setting())})
     for processes in args.processes:
         setting.check(processes)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)  # fails before anything is measured
-    torch.set_num_threads(1)  # as in the processes; the record tells
-    record: dict = {
+    torch.set_num_threads(1)  # as in the processes; the record names it
+    record = {
         "environment": environment(torch.device("cpu")),
         "cores": cores(),
         "repeats": args.repeats,
@@ -161,8 +151,7 @@ def main(argv: Sequence[str], build: Build = strategies) -> None:
             {n: round(r, 3) for n, r in found["step_over_model_parallel"].items()},
             flush=True,
         )
-    if args.out:
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+        save(record, args.out)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ from experiments.config import composed
 from experiments.errors import UserError
 from experiments.provenance import environment
 from experiments.run import prepare_torch
+from scripts.benchmark import DEVICE
 from scripts.program import run
 from scripts.surrogate import surrogate
-from scripts.timing import DEVICE
 
 STEPS, BATCH = 3, 8
 ALLOWED = {"float32": 1e-3, "bfloat16": 0.1}

@@ -1,10 +1,14 @@
-"""Made-up data of the shape that a preset trains on: for checks and times without the real data."""
+"""Made-up data of the shape that a preset trains on, and steps on it: without the real data."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from omegaconf import DictConfig
+from torch import Tensor, nn
 
+import highway_bp as hb
 from experiments.data.images import ImageData
 from experiments.data.pairs import LABELS, PairData
 from experiments.data.text import TextData
@@ -37,3 +41,24 @@ def surrogate(data: DictConfig, rows: int = 2048) -> Data:
         y = whole(len(LABELS), rows)
         return PairData("surrogate", pairs.int(), y, pairs.int(), y, 50_265, 1)
     raise ValueError(f"data of kind {data._target_}; expected images, text or pairs")
+
+
+def training_step(
+    model: nn.Module,
+    loss_of: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, object]],
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[Tensor, Tensor],
+    amp: bool,
+    clip: float | None,
+) -> Tensor:
+    """Forward, backward, clipping and optimiser as in training; loss and gradient norm, (2,)."""
+    x, y = batch
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=amp):
+        loss, _ = loss_of(model, x, y)
+    loss.backward()
+    norm = hb.total_norm(model)
+    if clip is not None:
+        nn.utils.clip_grads_with_norm_(model.parameters(), clip, norm)
+    optimizer.step()
+    return torch.stack([loss.detach(), norm])

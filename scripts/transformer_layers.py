@@ -6,8 +6,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Attention(nn.Module):
-    """h + Attention(LN(h)) on (B, T, D), causal."""
+class Sublayer(nn.Module):
+    """h + block(h) on (B, T, D)."""
+
+    def residual(self, h: Tensor, z: Tensor) -> Tensor:
+        return h + z
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.residual(h, self.block(h))
+
+
+class Attention(Sublayer):
+    """h + Attention(LN(h)), causal."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -22,27 +32,15 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
-    def residual(self, h: Tensor, z: Tensor) -> Tensor:
-        return h + z
 
-    def forward(self, h: Tensor) -> Tensor:
-        return self.residual(h, self.block(h))
-
-
-class FeedForward(nn.Module):
-    """h + W2 GELU(W1 LN(h)) on (B, T, D)."""
+class FeedForward(Sublayer):
+    """h + W2 GELU(W1 LN(h))."""
 
     def __init__(self, width: int):
         super().__init__()
         self.block = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
-
-    def residual(self, h: Tensor, z: Tensor) -> Tensor:
-        return h + z
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.residual(h, self.block(h))
 
 
 def sublayers(n: int, width: int, heads: int) -> list[nn.Module]:

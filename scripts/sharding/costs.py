@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from scripts.sharding.setting import Setting, loss_of
 
 TURNS = 10  # messages there and back in one measurement
-Seconds = dict[str, float]
 
 
 class Costs:
@@ -23,7 +21,7 @@ class Costs:
         self.layers, self.x = setting.build(), setting.input()
         self.stage = nn.Sequential(*self.layers[: setting.layers // dist.get_world_size()])
 
-    def take_turn(self) -> Seconds:
+    def take_turn(self) -> dict[str, float]:
         """Seconds by name: an average layer's passes, a stage's step, a message's."""
         found = {}
         if dist.get_rank() == 0:
@@ -35,46 +33,23 @@ class Costs:
         return found
 
 
-@dataclass(frozen=True)
-class Run:
-    """A layer after its forward pass on some examples, on a graph of its own."""
-
-    layer: nn.Module
-    x: Tensor
-    out: Tensor
-    w: Tensor
-
-
-def passes(layers: Sequence[nn.Module], x: Tensor) -> Seconds:
-    """Seconds of all layers: forward, w J, and backward with parameters."""
-    start = time.perf_counter()
-    runs = _forward(layers, x)
-    forward = time.perf_counter() - start
-    inputs = _backward(runs, lambda run: [run.x], keep=True)
-    backward = _backward(runs, lambda run: [run.x, *run.layer.parameters()], keep=False)
-    return {"forward": forward, "inputs": inputs, "backward": backward}
-
-
-def _forward(layers: Sequence[nn.Module], x: Tensor) -> list[Run]:
-    runs = []
+def passes(layers: Sequence[nn.Module], x: Tensor) -> dict[str, float]:
+    """Seconds of all layers, each on a graph of its own: forward, w J, backward with parameters."""
+    start, runs = time.perf_counter(), []
     for layer in layers:
         h = x.detach().requires_grad_()
         x = layer(h)
-        runs.append(Run(layer, h, x, torch.ones_like(x)))
-    return runs
+        runs.append((x, [h, *layer.parameters()], torch.ones_like(x)))
+    found = {"forward": time.perf_counter() - start}
+    for name, count in (("inputs", 1), ("backward", None)):
+        start = time.perf_counter()
+        for out, leaves, w in reversed(runs):
+            torch.autograd.grad(out, leaves[:count], w, retain_graph=name == "inputs")
+        found[name] = time.perf_counter() - start
+    return found
 
 
-def _backward(runs: Sequence[Run], wanted: Callable[[Run], list[Tensor]], keep: bool) -> float:
-    for run in runs:
-        for leaf in (run.x, *run.layer.parameters()):
-            leaf.grad = None
-    start = time.perf_counter()
-    for run in reversed(runs):
-        torch.autograd.backward(run.out, run.w, retain_graph=keep, inputs=wanted(run))
-    return time.perf_counter() - start
-
-
-def crowding(stage: nn.Module, x: Tensor) -> Seconds:
+def crowding(stage: nn.Module, x: Tensor) -> dict[str, float]:
     """A step of ``stage`` in the first process alone, and in all of them at once.
 
     Where cores, caches and memory are shared, the second takes longer.

@@ -51,26 +51,25 @@ class Setting:
 
     def check(self, processes: int) -> None:
         """Raise UserError where some strategy cannot be run on so many processes."""
+        M = self.micro_batches
         if self.width % HEADS:
             raise UserError(f"--width {self.width}; expected a multiple of {HEADS}, the heads")
-        if not processes <= self.micro_batches <= self.batch:
+        if not processes <= M <= self.batch:  # 1F1B needs a micro-batch per process
             raise UserError(
-                f"--micro-batches {self.micro_batches} with --batch {self.batch} on "
-                f"{processes} processes; expected no fewer than processes, as 1F1B "
-                "has it, and no more than examples"
+                f"--micro-batches {M} with --batch {self.batch} on {processes} processes; expected "
+                "no fewer than processes and no more than examples"
             )
-        if self.batch % processes or self.batch % self.micro_batches:
+        if self.batch % processes or self.batch % M:
             raise UserError(
                 f"--batch {self.batch}; expected a multiple of --processes {processes} "
-                f"and of --micro-batches {self.micro_batches}"
+                f"and of --micro-batches {M}"
             )
         if self.layers < processes:
             raise UserError(
-                f"--layers {self.layers} on {processes} processes; expected at least "
-                "one per process"
+                f"--layers {self.layers} on {processes} processes; expected at least one each"
             )
 
 
 def loss_of(h: Tensor, target: Tensor | None = None) -> Tensor:
-    """The mean square; pipelines hand a target to every loss."""
+    """The mean square; pipelines pass a target to every loss."""
     return h.square().mean()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,24 @@ class Strategy:
     def zero_grad(self) -> None:
         for p in self.parameters.values():
             p.grad = None
+
+    def error(self, expected: Mapping[str, Tensor]) -> Tensor:
+        """After a step, the largest difference of two entries over the largest entry, of the worst
+        parameter; infinite where there is no gradient or no number."""
+        self.zero_grad()
+        self.step()
+        errors = [torch.tensor(0.0)]
+        for name, p in self.parameters.items():
+            grad = torch.full_like(p, torch.nan) if p.grad is None else p.grad
+            errors.append((grad - expected[name]).abs().max() / expected[name].abs().max())
+        return torch.stack(errors).nan_to_num(nan=torch.inf).max()
+
+
+def gradients_of_one_process(setting: Setting) -> dict[str, Tensor]:
+    """Of all parameters, by plain autograd on the whole batch."""
+    layers = setting.build()
+    loss_of(nn.Sequential(*layers)(setting.input())).backward()
+    return {name: p.grad for name, p in named(layers, range(len(layers))).items()}
 
 
 def strategies(setting: Setting) -> dict[str, Strategy]:
@@ -72,9 +90,8 @@ def pipelines(setting: Setting) -> dict[str, Strategy]:
     rank, P = dist.get_rank(), dist.get_world_size()
     own = shares_of(len(layers), P)[rank]
     stage = nn.Sequential(*(layers[i] for i in own))
-    parameters = named(layers, own)
 
-    def scheduled(schedule: type, micro_batches: int) -> Callable[[], None]:
+    def scheduled(schedule: type, micro_batches: int) -> Strategy:
         # A stage of its own for each: shapes are found out once, at the first step.
         place = PipelineStage(stage, rank, P, torch.device("cpu"))
         run = schedule(place, micro_batches, loss_fn=loss_of)
@@ -84,13 +101,12 @@ def pipelines(setting: Setting) -> dict[str, Strategy]:
         def step() -> None:
             run.step(*inputs, return_outputs=False, **target)
 
-        return step
+        return Strategy(step, named(layers, own))
 
-    M = setting.micro_batches
     return {
-        "model_parallel": Strategy(scheduled(ScheduleGPipe, 1), parameters),
-        "gpipe": Strategy(scheduled(ScheduleGPipe, M), parameters),
-        "1f1b": Strategy(scheduled(Schedule1F1B, M), parameters),
+        "model_parallel": scheduled(ScheduleGPipe, 1),
+        "gpipe": scheduled(ScheduleGPipe, setting.micro_batches),
+        "1f1b": scheduled(Schedule1F1B, setting.micro_batches),
     }
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from experiments.atomic import write_text
 from experiments.errors import UserError
+from scripts.benchmark import save
 from scripts.evidence.rows import read_json_lines
 from scripts.program import run
 
@@ -43,17 +43,12 @@ def compared(a: tuple[str, Path], b: tuple[str, Path]) -> dict[str, Any]:
     return {"run": b[0], "of": a[0], **{name: difference(*records, name) for name in COMPARED}}
 
 
-def row_of(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads((path / "row.json").read_text())
-    except OSError as error:
-        raise UserError(f"{path} is no finished run ({error}); expected a run folder") from error
-
-
 def named(argument: str) -> tuple[str, Path]:
     label, _, path = argument.partition("=")
     if not path:
         raise UserError(f"{argument}; expected LABEL=FOLDER")
+    if not (Path(path) / "row.json").exists():
+        raise UserError(f"{path} is no finished run; expected a run folder")
     return label, Path(path)
 
 
@@ -63,13 +58,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     args = parser.parse_args(argv)
     runs = [named(argument) for argument in args.runs]
-    rows = {label: row_of(path) for label, path in runs}
     found = [compared(runs[0], other) for other in runs[1:]]
     for one in found:
         shown = [f"{name} {one[name]['largest']:.2g}" for name in COMPARED]
         print(f"{one['run']}: largest difference from {one['of']}: {'; '.join(shown)}")
-    if args.out:
-        write_text(args.out, json.dumps({"runs": rows, "differences": found}, indent=1) + "\n")
+    rows = {label: json.loads((path / "row.json").read_text()) for label, path in runs}
+    save({"runs": rows, "differences": found}, args.out)
 
 
 if __name__ == "__main__":

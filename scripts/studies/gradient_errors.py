@@ -21,6 +21,7 @@ from pickle import UnpicklingError
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import pandas as pd
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -28,9 +29,8 @@ from torch import nn
 
 import highway_bp as hb
 from experiments import checkpoint
-from experiments.atomic import write_text
 from experiments.errors import UserError
-from experiments.provenance import environment
+from scripts.benchmark import new_record, save
 from scripts.program import run
 
 KS = (0, 1, 2, 3, 5)
@@ -51,14 +51,18 @@ def load(folder: Path, root: str | None) -> tuple[nn.Module, object, dict]:
     return model, data, row
 
 
-def load_snapshot(model: nn.Module, file: Path) -> int:
-    """Put a snapshot's weights into the model; returns its step."""
+def snapshot(model: nn.Module, file: Path) -> tuple[int, dict]:
+    """A snapshot's step and weights."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
+        return state["step"], state["model"]
     except (OSError, RuntimeError, KeyError, UnpicklingError) as error:
         raise UserError(f"{file}: no snapshot of this model ({str(error)[:100]})") from error
-    return state["step"]
+
+
+def recurrent(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules() if isinstance(m, hb.GRU | hb.LSTM)]
 
 
 def variants(model: nn.Module) -> dict[str, tuple[hb.Method, str]]:
@@ -71,10 +75,6 @@ def variants(model: nn.Module) -> dict[str, tuple[hb.Method, str]]:
     size = -(-hb.chain_length(model) // GROUPS)
     plain = {f"gamma {g}": (hb.Highway(0, g), "gate") for g in GAMMAS}
     return plain | {f"{GROUPS} groups": (hb.Highway(0, group_size=size), "gate")}
-
-
-def recurrent(model: nn.Module) -> list[nn.Module]:
-    return [m for m in model.modules() if isinstance(m, hb.GRU | hb.LSTM)]
 
 
 def errors(model: nn.Module, batches: Sequence, task) -> list[dict]:
@@ -97,16 +97,6 @@ def errors(model: nn.Module, batches: Sequence, task) -> list[dict]:
     return found
 
 
-def table(found: Sequence[dict], score: str) -> str:
-    """Markdown: a line per variant, a column per k."""
-    lines = [f"| {score.replace('_', ' ')} | " + " | ".join(f"k = {k}" for k in KS) + " |"]
-    lines.append("|---" * (len(KS) + 1) + "|")
-    for name in dict.fromkeys(record["variant"] for record in found):
-        values = [f"{r[score]:.4f}" for r in found if r["variant"] == name]
-        lines.append(f"| {name} | " + " | ".join(values) + " |")
-    return "\n".join(lines)
-
-
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a finished run")
@@ -116,21 +106,19 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--root", default=os.environ.get("HIGHWAY_BP_DATA"), help="see data.root")
     args = parser.parse_args(argv)
     model, data, row = load(args.run, args.root)
-    last = {name: t.clone() for name, t in model.state_dict().items()}
+    last = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     source = data.train_batches(row["batch_size"], seed=1, device="cpu")
     batches = [source.batch(i) for i in range(args.batches)]
     moments = []
-    for file in [*args.snapshots, None]:
-        if file is None:
-            model.load_state_dict(last)
-        step = row["steps"] if file is None else load_snapshot(model, file)
+    for step, weights in [*(snapshot(model, f) for f in args.snapshots), (row["steps"], last)]:
+        model.load_state_dict(weights)
         found = errors(model, batches, data.task)
         moments.append({"step": step, "errors": found})
-        print(f"after {step} steps of {row['grad']}\n{table(found, 'cosine')}", flush=True)
-    if args.out:
-        about = {n: row[n] for n in ("experiment", "grad", "k", "seed", "config_hash", "commit")}
-        record = {"environment": environment(torch.device("cpu")), "run": about}
-        write_text(args.out, json.dumps({**record, "moments": moments}, indent=1) + "\n")
+        cosines = pd.DataFrame(found).pivot(index="variant", columns="k", values="cosine")
+        cosines = cosines.reindex(list(variants(model))).to_string(float_format="{:.4f}".format)
+        print(f"after {step} steps of {row['grad']}, cosine with the exact gradient\n{cosines}")
+    about = {n: row[n] for n in ("experiment", "grad", "k", "seed", "config_hash", "commit")}
+    save(new_record(run=about, moments=moments), args.out)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def test_carries_and_windows_of_a_recurrent_network(train, runs, capsys):
     gradient_errors.main([str(only_run(runs))])
     printed = capsys.readouterr().out
     for name in ("gate carry", "literal carry", "diagonal carry", "windows of 16", "fixed point"):
-        assert f"| {name} |" in printed
+        assert f"\n{name} " in printed
     with pytest.raises(UserError, match="is no finished run"):
         gradient_errors.main([str(runs)])
 

@@ -1,0 +1,124 @@
+"""What all benchmarks share: times, peak memory, arguments and records.
+
+Times are medians of interleaved repetitions in one process, after a warm-up, synchronised on CUDA;
+a ratio is the median of the ratios inside each repetition, so that the machine's drift cancels.
+Peak memory of tensors is what a step adds to those that were there before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from itertools import accumulate
+from multiprocessing import get_context
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import highway_bp as hb
+from experiments.atomic import write_text
+from experiments.errors import UserError
+from experiments.provenance import environment
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+Ratio = Callable[[pd.DataFrame], pd.Series]  # of seconds, in every repetition
+
+
+def arguments(description: str, repeats: int = 7) -> argparse.ArgumentParser:
+    """A parser with --out and --repeats."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="write the record here (JSON)")
+    parser.add_argument("--repeats", type=int, default=repeats)
+    return parser
+
+
+def new_record(**settings: Any) -> dict[str, Any]:
+    """A record that names commit, device, versions and settings of what is measured."""
+    return {"environment": environment(DEVICE), **settings}
+
+
+def save(record: Mapping[str, Any], out: Path | None) -> None:
+    if out:
+        write_text(out, json.dumps(record, indent=1) + "\n")
+
+
+def method_of(name: str, gamma: float | str = 0.0) -> hb.Method:
+    """ "bp", "fp3", "bptt16", or Highway-BP: "k3", "k3g0.2" (gamma), "k1w16" (windows of 16).
+
+    ``gamma``: Highway-BP's where the name has none.
+    """
+    if name == "bp":
+        return hb.Backprop()
+    if found := re.fullmatch(r"fp(\d+)", name):
+        return hb.FixedPoint(int(found[1]))
+    if found := re.fullmatch(r"bptt(\d+)", name):
+        return hb.TruncatedBPTT(int(found[1]))
+    if found := re.fullmatch(r"k(\d+)(?:g([\d.]+))?(?:w(\d+))?", name):
+        k, own, window = found.groups()
+        return hb.Highway(int(k), gamma if own is None else float(own), int(window or 1))
+    raise UserError(f"{name}; expected bp, or a name such as k3, k3g0.2, k1w16, fp3, bptt16")
+
+
+def clock() -> float:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def timed(run: Callable[[], object]) -> float:
+    start = clock()
+    run()
+    return clock() - start
+
+
+def interleaved(runs: Mapping[str, Callable[[], float]], repeats: int) -> pd.DataFrame:
+    """Seconds of each run, by column, in every repetition, after a warm-up."""
+    rounds = [{name: run() for name, run in runs.items()} for _ in range(repeats + 1)]
+    return pd.DataFrame(rounds[1:])
+
+
+def median_ratios(seconds: pd.DataFrame, ratios: Mapping[str, Ratio]) -> dict[str, float]:
+    return {name: float(ratio(seconds).median()) for name, ratio in ratios.items()}
+
+
+def in_a_fresh_process(function: Callable, *arguments: Any) -> Any:
+    """What a function of a module returns in a Python of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def peaks(step: Callable[[], object]) -> tuple[int, int]:
+    """Bytes at the peak of ``step`` after one to warm up: of tensors, of this process on a CPU."""
+    return tensor_peak(step), 0 if DEVICE.type == "cuda" else _high_water_mark()
+
+
+def tensor_peak(step: Callable[[], object]) -> int:
+    """Bytes of tensors at the peak of ``step``, above what there was before; it ran once before."""
+    step()
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [
+        (e.start_ns(), e.nbytes())
+        for e in profiler.profiler.kineto_results.events()
+        if e.name() == "[memory]"
+    ]
+    return max(accumulate(size for _, size in sorted(events, key=itemgetter(0))))
+
+
+def _high_water_mark() -> int:
+    """This process's peak resident bytes. (getrusage would give a parent's, if that was larger.)"""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])

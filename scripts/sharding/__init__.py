@@ -1,1 +1,0 @@
-"""Layers spread over processes: what is measured, what is predicted, and one beside the other."""
