@@ -1,0 +1,84 @@
+"""Every kind of model trained by every kind of method: three steps on the GPU and on the CPU.
+
+Both begin with the same weights and batches, the CPU in float32; loss and gradient norm of every
+step agree as far as float32 or bfloat16 allow. Without a GPU the CPU is compared with itself, for
+one model: that tries the test alone.
+"""
+
+import copy
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from torch import Tensor, nn
+
+import highway_bp as hb
+from experiments.config import composed
+from experiments.run import prepare_torch
+from scripts.benchmark import DEVICE
+from scripts.surrogate import surrogate, training_step
+
+STEPS, BATCH = 3, 8
+ALLOWED = {"float32": 1e-3, "bfloat16": 0.1}
+CHARS = "model.hidden=64 data.length=48"
+MODELS = {  # in small, as arguments of train.py
+    "gru_char": f"model=gru_char {CHARS}",
+    "gru_char diagonal": f"model=gru_char {CHARS} model.carry=diagonal",
+    "lstm_char": f"model=lstm_char {CHARS}",
+    "lstm_char literal": f"model=lstm_char {CHARS} model.carry=literal",
+    "gru_words": f"model=gru_words {CHARS} data.vocabulary=512",
+    "gru_pixels": "model=gru_pixels model.hidden=32",
+    "resnet20_preact": "model=resnet20_preact",
+    "resnet20": "model=resnet20",
+    "resnet20 strided": "model=resnet20 model.downsampling=strided",
+    "resnet20 irevnet": "model=resnet20_preact model.downsampling=irevnet",
+    "torchvision resnet18": "model=resnet50 model.name=resnet18 data=cifar10",
+    "vit": "model=vit model.layers=3",
+    "gpt2": "model=gpt2_small model.layers=3 data.length=32",
+    "llama": "model=llama model.layers=3 data.length=32 data.vocabulary=512",
+    "roberta": "experiment=grammar data.length=16",
+}
+METHODS = [
+    hb.Backprop(),
+    hb.Highway(0),
+    hb.Highway(3),
+    hb.Highway(2, 0.2),
+    hb.Highway(1, group_size=4),
+    hb.FixedPoint(2),
+    hb.TruncatedBPTT(4),
+    hb.MGRIT(1, 3),
+    hb.Highway(2, "auto"),
+    hb.Highway(9, tolerance=0.3),
+]
+
+
+def steps(model: nn.Module, data, method: hb.Method, device: torch.device, amp: bool) -> Tensor:
+    """Loss and gradient norm of each step (STEPS, 2), float64 on the CPU."""
+    model = copy.deepcopy(model).to(device).train()
+    hb.set_method(model, method)
+    batches = data.train_batches(BATCH, 0, device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    found = [
+        training_step(model, data.task.loss, optimizer, batches.batch(step), amp, clip=1.0)
+        for step in range(STEPS)
+    ]
+    return torch.stack(found).double().cpu()
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("name", MODELS if DEVICE.type == "cuda" else ["gru_char"])
+def test_steps_are_those_of_the_cpu(name, method):
+    cfg = composed(*MODELS[name].split())
+    prepare_torch(cfg.trainer)
+    data = surrogate(cfg.data, rows=64)
+    model = instantiate(cfg.model, **data.model_arguments())
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):  # devices draw other random numbers
+            module.p = 0.0
+    try:
+        exact = steps(model, data, method, torch.device("cpu"), amp=False)
+    except ValueError as error:
+        pytest.skip(f"refused: {error}")
+    for precision, allowed in ALLOWED.items():
+        found = steps(model, data, method, DEVICE, amp=precision == "bfloat16")
+        assert ((found - exact).abs() / exact.abs()).max() < allowed, precision
