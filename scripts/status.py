@@ -9,74 +9,55 @@ Reads results/*.jsonl, results/plan.yaml and the run folders below runs.
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from experiments.run_folder import STARTED, is_busy
+import pandas as pd
+
+from experiments.run_folder import is_busy
 from scripts.evidence.paper import PlannedRun, paper_rows, plan
 from scripts.evidence.rows import read_rows
 from scripts.program import run
+from scripts.run_plan import run_folders
 
-STATES = ("done", "to collect", "running", "interrupted", "missing")
-
-
-def folders(root: Path, device: str) -> Iterator[tuple[tuple, str]]:
-    """The result and the state of every run folder below ``root``/KEY."""
-    for file in root.glob(f"*/*/{STARTED}"):
-        try:
-            about = json.loads(file.read_text())
-            one = PlannedRun(file.parts[-3], tuple(about["overrides"]), about["seed"])
-            here = about["device_kind"] == device
-        except (ValueError, KeyError, TypeError):
-            print(f"not counted: {file.parent}, which does not say what it is", file=sys.stderr)
-            continue
-        if here and (file.parent / "DONE").exists():
-            yield one.result, "to collect"
-        elif here:
-            yield one.result, "running" if is_busy(file.parent) else "interrupted"
+GPU = "missing, for a GPU"
+STATES = ("done", "to collect", "running", "interrupted", "missing", GPU)
 
 
 def states(results: Path, runs: Path, device: str) -> dict[PlannedRun, str]:
     """The state of every planned run on a kind of device: of its row, else of its folder."""
-    found = dict(folders(runs, device))
+    found = {}
+    for folder, one, where in run_folders(runs):
+        if where == device and (folder / "DONE").exists():
+            found[one.result] = "to collect"
+        elif where == device:
+            found[one.result] = "running" if is_busy(folder) else "interrupted"
     for key in paper_rows():
         for row in read_rows(results / f"{key}.jsonl"):
             if row["device_kind"] == device:
                 one = PlannedRun(key, tuple(row["overrides"]), row["seed"])
                 found[one.result] = "done"
-    return {one: found.get(one.result, "missing") for one in plan()}
+    return {one: found.get(one.result, GPU if one.gpu else "missing") for one in plan()}
 
 
 def table(found: dict[PlannedRun, str]) -> str:
-    """A line per experiment; runs for a GPU are counted apart."""
-    lines = [("", *STATES, "missing, for a GPU")]
-    for key in paper_rows():
-        counts = Counter(
-            "gpu" if one.gpu and state == "missing" else state
-            for one, state in found.items()
-            if one.key == key
-        )
-        lines.append((key, *(str(counts[state] or "-") for state in (*STATES, "gpu"))))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+    """A line per experiment, a column per state."""
+    counts = pd.crosstab([one.key for one in found], list(found.values()))
+    counts = counts.reindex(index=list(paper_rows()), columns=list(STATES), fill_value=0)
+    return counts.astype(str).replace("0", "-").rename_axis(columns=None).to_string()
 
 
 def next_command(found: dict[PlannedRun, str], runs: Path) -> str:
-    counts = Counter(state for one, state in found.items() if not one.gpu)
-    if counts["to collect"]:
+    known = {state for one, state in found.items() if not one.gpu}
+    if "to collect" in known:
         return f"python scripts/collect_rows.py {runs}"
-    if counts["interrupted"] or counts["missing"]:
+    if known & {"interrupted", "missing"}:
         return "python scripts/run_plan.py"
-    return "make status, later" if counts["running"] else "make figures tables report"
+    return "make status, later" if "running" in known else "make figures tables report"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -89,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     found = states(args.results, args.runs, args.device)
     if args.verbose:
         for one, state in found.items():
-            print(f"{state:11}  {one}{' (GPU)' if one.gpu else ''}")
+            print(f"{state:18}  {one}")
     print(table(found))
     print(f"next: {next_command(found, args.runs)}")
 

@@ -198,7 +198,7 @@ def test_status_counts_rows_and_folders_of_one_device(folders, tmp_path, capsys)
     line = next(line for line in out.splitlines() if "gru_pixels" in line).split()
     planned = sum(one.key == "gru_pixels" for one in plan())
     assert line[1:] == ["2", "1", "-", "1", str(planned - 4), "-"]
-    assert "next: python scripts/collect_rows.py" in out and "does not say what it is" in err
+    assert "next: python scripts/collect_rows.py" in out and "started.json is damaged" in err
     status.main([*arguments, "--device", "cuda", "-v"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["gru_pixels", "-", "-", "-", "-", str(planned), "-"] in lines
