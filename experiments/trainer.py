@@ -17,8 +17,7 @@ from tqdm import tqdm
 import highway_bp as hb
 from experiments import checkpoint
 from experiments.atomic import write_atomically
-from experiments.data.images import ImageData
-from experiments.data.text import TextData
+from experiments.data.batches import Data
 from experiments.diagnostics import Diagnostics, flat
 from experiments.identity import precision_of
 from experiments.interrupt import Interrupted, stop_signal
@@ -70,7 +69,7 @@ class Trainer:
     """
 
     model: nn.Module
-    data: ImageData | TextData
+    data: Data
     folder: RunFolder
     device: torch.device
     optim: Mapping[str, Any]

@@ -1,6 +1,6 @@
-"""The augmentation of He et al. (2016) as batched tensor code: mirror, then pad by 4 and crop."""
+"""Images as a network sees them: normalised, and augmented as He et al. (2016) do, in batches."""
 
-from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -9,28 +9,30 @@ from torch.nn.functional import pad
 PADDING = 4  # pixels on every side
 
 
-@dataclass(frozen=True)
-class Draw:
-    """One batch's randomness. mirrored: bool (B,); top, left: int64 (B,) in 0..8."""
-
-    mirrored: Tensor
-    top: Tensor
-    left: Tensor
+def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 (B, C, H, W) -> float32; mean, std: of each channel, where white is 1."""
+    mean, std = _pixel_statistics(mean, std, images.device)
+    return images.float().sub_(mean).div_(std)
 
 
-def draw(size: int, generator: torch.Generator, flip: bool, device: torch.device) -> Draw:
-    """Draws for `size` samples on the CPU, so that every device sees the same augmentation."""
+@cache  # so that a batch does not wait for a transfer
+def _pixel_statistics(mean: tuple, std: tuple, device: torch.device) -> Tensor:
+    """float32 (2, C, 1, 1), where white is 255."""
+    return (255 * torch.tensor([mean, std])).to(device)[..., None, None]
+
+
+def draw(size: int, generator: torch.Generator, flip: bool) -> Tensor:
+    """int64 (3, B) on the CPU, whatever the device: mirrored (0 or 1), top and left (0..8)."""
     offsets = torch.randint(2 * PADDING + 1, (2, size), generator=generator)
-    coins = torch.randint(2, (1, size), generator=generator) * int(flip)
-    coins, top, left = torch.cat([coins, offsets]).to(device, non_blocking=True)  # one transfer
-    return Draw(coins.bool(), top, left)
+    return torch.cat([torch.randint(2, (1, size), generator=generator) * int(flip), offsets])
 
 
-def mirror_and_crop(x: Tensor, draw: Draw) -> Tensor:
-    """Normalised images (B, C, H, W) -> the same shape; the padding is zero, the mean colour."""
+def mirror_and_crop(x: Tensor, drawn: Tensor) -> Tensor:
+    """Normalised images (B, C, H, W), mirrored, padded with the mean colour and cropped back."""
     height, width = x.shape[-2:]
-    x = torch.where(draw.mirrored[:, None, None, None], x.flip(-1), x)
+    mirrored, top, left = drawn.to(x.device, non_blocking=True)  # one transfer
+    x = torch.where(mirrored.bool()[:, None, None, None], x.flip(-1), x)
     padded = pad(x, (PADDING,) * 4)  # (B, C, H+8, W+8)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 9, 9, H, W), a view
     samples = torch.arange(len(x), device=x.device)
-    return windows[samples, :, draw.top, draw.left]  # (B, C, H, W)
+    return windows[samples, :, top, left]  # (B, C, H, W)

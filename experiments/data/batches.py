@@ -1,82 +1,107 @@
-"""Batches for training and evaluation, from images that already live on the device."""
+"""What the trainer asks of a data set, and the order in which training takes its rows."""
+
+from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from experiments.data.augment import draw, mirror_and_crop
 from experiments.errors import UserError
+from experiments.tasks import Task
 
-if TYPE_CHECKING:
-    from experiments.data.images import ImageData
+Batch = tuple[Tensor, Tensor]
+Device = torch.device | str
 
 
-class TrainBatches:
-    """Shuffled, augmented training batches: batch t is a pure function of (seed, t).
+class TrainBatches(Protocol):
+    """Training batches without an end."""
 
-    So a run that is resumed at step t needs no state. Every epoch is a new permutation; what does
-    not fill a last batch is left out. Raises UserError if `batch_size` does not fit the data.
+    steps_per_epoch: int
+
+    def batch(self, step: int) -> Batch:
+        """x and y of step >= 0, a pure function of seed and step: a resumed run needs no state."""
+
+
+class Data(Protocol):
+    """What the loaders named in ``configs/data`` return."""
+
+    name: str
+
+    @property
+    def task(self) -> Task:
+        """Loss and scores."""
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Arguments of the model that follow from the data, such as the number of classes."""
+
+    def train_batches(self, batch_size: int, seed: int, device: Device) -> TrainBatches:
+        """Shuffled. Raises UserError if ``batch_size`` does not fit the data."""
+
+    def eval_batches(self, batch_size: int, device: Device) -> Iterable[Batch]:
+        """All test rows once, in the same order every time."""
+
+
+class Epochs:
+    """The rows of training batches: every epoch is a new permutation, less what fills no batch.
+
+    Raises UserError if ``batch_size`` is below 1 or above ``total``, the number of rows; ``what``
+    they are is for its line.
     """
 
     def __init__(
-        self, data: "ImageData", batch_size: int, seed: int, device: torch.device | str
+        self, total: int, what: str, batch_size: int, seed: int, device: Device = "cpu"
     ) -> None:
-        total = len(data.train_labels)
         if not 1 <= batch_size <= total:
-            raise UserError(f"batch_size: {batch_size}; give 1 up to {total}, the training images")
+            raise UserError(f"batch_size: {batch_size}; give 1 up to {total}, the training {what}")
         self.steps_per_epoch = total // batch_size
-        self._batch_size, self._seed, self._device = batch_size, seed, torch.device(device)
-        self._images = data.train_images.to(self._device)  # uint8 (N, 3, 32, 32)
-        self._labels = data.train_labels.to(self._device)
-        self._mean, self._std = _statistics(data, self._device)
-        self._augment, self._flip = data.augment, data.flip
+        self._total, self._batch_size, self._seed, self._device = total, batch_size, seed, device
         self._epoch, self._order = -1, torch.empty(0)  # the permutation last used
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """x float32 (B, 3, 32, 32), normalised and augmented, and y int64 (B,) of step >= 0."""
+    def rows(self, step: int) -> Tensor:
+        """int64 (B,) on the device, of step >= 0."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        start = position * self._batch_size
-        chosen = self._permutation(epoch)[start : start + self._batch_size]  # (B,)
-        x = _normalise(self._images[chosen], self._mean, self._std)
-        if self._augment:
-            generator = generator_for("augment", self._seed, step)
-            x = mirror_and_crop(x, draw(len(chosen), generator, self._flip, self._device))
-        return x, self._labels[chosen]
-
-    def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
-            generator = generator_for("epoch", self._seed, epoch)
-            order = torch.randperm(len(self._labels), generator=generator)
+            order = torch.randperm(self._total, generator=generator_for("epoch", self._seed, epoch))
             self._epoch, self._order = epoch, order.to(self._device)
-        return self._order
-
-
-def eval_batches(
-    data: "ImageData", batch_size: int, device: torch.device | str
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The test images in order, once each: x float32 (B, 3, 32, 32) normalised, y int64 (B,)."""
-    mean, std = _statistics(data, device)
-    for images, labels in zip(
-        data.test_images.split(batch_size), data.test_labels.split(batch_size), strict=True
-    ):
-        yield _normalise(images.to(device), mean, std), labels.to(device)
-
-
-def _statistics(data: "ImageData", device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Mean and std in pixel values, float32 (3, 1, 1) each."""
-    mean, std = (255 * torch.tensor([data.mean, data.std])).to(device)[..., None, None]
-    return mean, std
-
-
-def _normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) -> float32 of mean 0 and standard deviation 1 per channel."""
-    return images.float().sub_(mean).div_(std)
+        return self._order[position * self._batch_size :][: self._batch_size]
 
 
 def generator_for(purpose: str, seed: int, index: int) -> torch.Generator:
     """Nearby (seed, index) give unrelated streams: the generator's seed is a hash of all three."""
     digest = hashlib.blake2b(f"{purpose} {seed} {index}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest))
+
+
+class TensorData:
+    """Batches of a data set that lies in tensors, for its class to inherit."""
+
+    what: ClassVar[str]  # a row is
+
+    def rows(self, train: bool, device: Device) -> Batch:
+        """x (N, ...) and y (N, ...): all training rows, or all test rows."""
+        raise NotImplementedError
+
+    def batch(self, x: Tensor, y: Tensor, device: Device, random: torch.Generator | None) -> Batch:
+        """What the model gets of some rows; random: for training, None in evaluation."""
+        raise NotImplementedError
+
+    def train_batches(self, batch_size: int, seed: int, device: Device) -> TrainBatches:
+        return _TensorBatches(self, batch_size, seed, device)
+
+    def eval_batches(self, batch_size: int, device: Device) -> Iterable[Batch]:
+        x, y = (rows.split(batch_size) for rows in self.rows(False, device))
+        return (self.batch(*rows, device, None) for rows in zip(x, y, strict=True))
+
+
+class _TensorBatches(Epochs):
+    def __init__(self, data: TensorData, batch_size: int, seed: int, device: Device) -> None:
+        self._data, self._to = data, device
+        self._x, self._y = data.rows(True, device)
+        super().__init__(len(self._x), data.what, batch_size, seed, self._x.device)
+
+    def batch(self, step: int) -> Batch:
+        rows, random = self.rows(step), generator_for("augment", self._seed, step)
+        return self._data.batch(self._x[rows], self._y[rows], self._to, random)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from experiments.data.images import SIZE, ImageData, channel_statistics, hold_out
+from experiments.data.images import SIZE, ImageData, image_data
 
 TEST_IMAGES = 360  # of 1797
 SPLIT_SEED = 1998
@@ -26,17 +26,5 @@ def load_digits(augment: bool = False, validation: int = 0) -> ImageData:
 
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
     train, test = order[:-TEST_IMAGES], order[-TEST_IMAGES:]
-    mean, std = channel_statistics(images[train])
-    data = ImageData(
-        name="digits",
-        train_images=images[train],
-        train_labels=labels[train],
-        test_images=images[test],
-        test_labels=labels[test],
-        classes=10,
-        mean=tuple(mean.tolist()),
-        std=tuple(std.tolist()),
-        augment=augment,
-        flip=False,
-    )
-    return hold_out(data, validation)
+    splits = [(images[rows], labels[rows]) for rows in (train, test)]
+    return image_data("digits", *splits, 10, validation, augment, False)

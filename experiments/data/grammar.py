@@ -56,14 +56,14 @@ def _pair(generator: random.Random, label: int) -> tuple[str, str]:
     who, action = generator.choice(KINDS[kind]), generator.choice(list(ACTIONS))
     place = generator.choice(list(PLACES))
     premise = f"{count} {look} {who} {action} {place}"
-    told = f"{count} {generator.choice((f'{look} {who}', who, kind))}"
+    claim = f"{count} {generator.choice((f'{look} {who}', who, kind))}"
     if label == 0:
-        return premise, f"{told} {action}{generator.choice((f' {place}', ''))}"
+        return premise, f"{claim} {action}{generator.choice((f' {place}', ''))}"
     if label == 1:
-        return premise, f"{told} {action} {place} {generator.choice(WAYS)}"
+        return premise, f"{claim} {action} {place} {generator.choice(WAYS)}"
     if generator.random() < 0.5:
-        return premise, f"{told} {ACTIONS[action]} {place}"
-    return premise, f"{told} {action} {PLACES[place]}"
+        return premise, f"{claim} {ACTIONS[action]} {place}"
+    return premise, f"{claim} {action} {PLACES[place]}"
 
 
 def _row(premise: str, hypothesis: str, ids: dict[str, int], length: int) -> Tensor:

@@ -1,23 +1,20 @@
-"""Image classification data: one dataclass, and its loader for data sets in the hub's layout."""
+"""Small images for classification, and their loader for data sets in the hub's layout."""
+
+from __future__ import annotations
 
 import io
-import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from experiments.data import source
-from experiments.data.batches import TrainBatches, eval_batches
-from experiments.data.cache import Tensors, cache_key, cached, default_cache_dir
+from experiments.data.augment import draw, mirror_and_crop, normalised
+from experiments.data.batches import Batch, Device, TensorData
+from experiments.data.source import flat, load_rows, made_of
 from experiments.errors import UserError
 from experiments.tasks import Classification
 
@@ -25,15 +22,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SIZE = 32  # pixels a side
-FORMAT = 1  # raise it when the decoding below changes: old cache files are then left alone
 SPLIT_SEED = 2023  # of the validation split: the same images whatever the run's seed
-CHUNK = 2048  # images decoded at a time
-
-log = logging.getLogger(__name__)
+CHUNK = 2048  # images counted at a time
 
 
 @dataclass(frozen=True)
-class ImageData:
+class ImageData(TensorData):
     """A data set of 32x32 colour images on the CPU.
 
     train_images, test_images: uint8 (N, 3, 32, 32); train_labels, test_labels: int64 (N,) in
@@ -53,17 +47,22 @@ class ImageData:
     flip: bool
 
     task: ClassVar[Classification] = Classification()
+    what: ClassVar[str] = "images"
 
     def model_arguments(self) -> dict[str, int]:
         return {"classes": self.classes}
 
-    def train_batches(self, batch_size: int, seed: int, device: torch.device | str) -> TrainBatches:
-        return TrainBatches(self, batch_size, seed, device)
+    def rows(self, train: bool, device: Device) -> Batch:
+        images = self.train_images if train else self.test_images
+        labels = self.train_labels if train else self.test_labels
+        return images.to(device), labels.to(device)
 
-    def eval_batches(
-        self, batch_size: int, device: torch.device | str
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        return eval_batches(self, batch_size, device)
+    def batch(self, x: Tensor, y: Tensor, device: Device, random: torch.Generator | None) -> Batch:
+        """x float32 (B, 3, 32, 32), normalised, augmented in training; y int64 (B,)."""
+        x = normalised(x, self.mean, self.std)
+        if self.augment and random is not None:
+            x = mirror_and_crop(x, draw(len(x), random, self.flip))
+        return x, y
 
 
 def load_hub_images(
@@ -83,81 +82,49 @@ def load_hub_images(
     """Reads `<root>/<name>` if that folder exists, else `name` from the hub; decodes once.
 
     splits: the names of the training and the test split. rows: the expected number of rows of
-    each split (None: any). Labels are integers in 0..classes-1, or strings, numbered in sorted
-    order. validation: see `hold_out`. cache_dir: where decoded tensors are kept.
+    each split (None: any). Labels are integers in 0..classes-1. validation: see `image_data`.
+    cache_dir: see `experiments.data.source`.
 
-    Raises UserError for a missing, half-written or damaged file, a wrong number of rows, an image
-    that does not decode, labels that do not fit `classes`, and when there is neither a local copy
-    nor a network.
+    Raises UserError as `load_rows` does, and for a wrong number of rows, an image that does not
+    decode, and labels that do not fit `classes`.
     """
-    splits, rows = list(splits), dict(rows) if rows else None
-    settings = dict(
-        format=FORMAT,
-        name=name,
-        config=config,
-        splits=splits,
-        rows=rows,
-        classes=classes,
-        image_column=image_column,
-        label_column=label_column,
-    )
-    folder = source.local_folder(root, name)
-    if folder is None:
-        dataset = source.load_hub(name, config, root)
-        files = [Path(file["filename"]) for part in dataset.values() for file in part.cache_files]
-    else:
-        dataset = None  # a cached local data set is never opened
-        files = source.checked_files(folder, config, splits)
-
-    def build() -> Tensors:
-        log.info("decoding %s once; the tensors are kept for the next run", name)
-        with TemporaryDirectory() as scratch:
-            found = dataset or source.load_local(folder, config, files, scratch)
-            source.check_rows(found, splits, rows)
-            return _decode(found, splits, image_column, label_column, classes)
-
-    place = Path(cache_dir) if cache_dir else default_cache_dir()
-    stem = name.replace("/", "--")
-    tensors = cached(place / f"{stem}-{cache_key(files, settings)}.pt", build)
-    mean, std = tensors.pop("mean"), tensors.pop("std")
-    data = ImageData(
-        name=name,
-        classes=classes,
-        augment=augment,
-        flip=flip,
-        mean=tuple(mean.tolist()),
-        std=tuple(std.tolist()),
-        **tensors,
-    )
-    return hold_out(data, validation)
+    found = []
+    for split in splits:
+        part = load_rows(name, config, split, (image_column, label_column), root, cache_dir)
+        if rows is not None and len(part) != rows[split]:
+            raise UserError(
+                f"data.rows: {name}, split {split!r} has {len(part)} rows, {rows[split]} "
+                "expected; a file is missing or of another release: download the split again"
+            )
+        images = _images(part, image_column, f"{name}, split {split!r}")
+        found.append((images, _labels(part[label_column][:], classes)))
+    return image_data(name, *found, classes, validation, augment, flip)
 
 
-def hold_out(data: ImageData, validation: int) -> ImageData:
-    """The last `validation` images of a fixed permutation of train become the test images.
+def image_data(
+    name: str, train: Batch, test: Batch, classes: int, validation: int, augment: bool, flip: bool
+) -> ImageData:
+    """From images and labels of both splits, with the training images' mean and std.
 
-    So settings can be chosen without a look at the real test set (CIFAR-10: 45k/5k). Mean and
-    std stay those of the whole training set, as they are at the final run. 0 leaves data as it is.
+    validation: so many training images, of a fixed permutation, become the test images, the others
+    stay; so settings can be chosen without a look at the real test set (CIFAR-10: 45k/5k). Mean
+    and std stay those of all training images, as they are at the final run.
     """
-    total = len(data.train_labels)
+    mean, std = channel_statistics(train[0])
+    total = len(train[1])
     if not 0 <= validation < total:
         raise UserError(f"data.validation: {validation}; give 0 (off) up to {total - 1} images")
-    if validation == 0:
-        return data
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(SPLIT_SEED))
-    kept, held = order[:-validation], order[-validation:]
-    return replace(
-        data,
-        train_images=data.train_images[kept],
-        train_labels=data.train_labels[kept],
-        test_images=data.train_images[held],
-        test_labels=data.train_labels[held],
-    )
+    if validation:
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(SPLIT_SEED))
+        kept, held = order[:-validation], order[-validation:]
+        train, test = ([tensor[rows] for tensor in train] for rows in (kept, held))
+    return ImageData(name, *train, *test, classes, mean, std, augment, flip)
 
 
-def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel, float64 (3,), of uint8 images (N, 3, H, W).
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 images (N, 3, H, W), where white is 1.
 
-    Exact: from the counts of the 256 values. White is 1.
+    Exact: from the counts of the 256 values.
     """
     counts = torch.zeros(3, 256, dtype=torch.float64)
     for chunk in images.split(CHUNK):
@@ -166,84 +133,46 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     share = counts / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = share @ values
-    return mean, (share @ values.square() - mean.square()).sqrt()
+    std = (share @ values.square() - mean.square()).sqrt()
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _decode(
-    dataset: "Mapping[str, Dataset]",
-    splits: Sequence[str],
-    image_column: str,
-    label_column: str,
-    classes: int,
-) -> Tensors:
-    tensors = {}
-    numbers = None
-    for role, split in zip(("train", "test"), splits, strict=True):
-        rows = dataset[split]
-        for key, column in (("image", image_column), ("label", label_column)):
-            if column not in rows.column_names:
-                raise UserError(
-                    f"data.{key}_column: {column!r} is not a column; there are {rows.column_names}"
-                )
-        labels = rows[label_column][:]
-        numbers = numbers or _numbering(labels, classes)
-        tensors[f"{role}_labels"] = _number(labels, numbers, split)
-        tensors[f"{role}_images"] = _decode_images(rows, image_column, split)
-    tensors["mean"], tensors["std"] = channel_statistics(tensors["train_images"])
-    return tensors
-
-
-def _numbering(labels: list, classes: int) -> dict[object, int]:
-    """Label -> number: integers are their own, strings are numbered in sorted order."""
-    if not isinstance(labels[0], str):
-        return {number: number for number in range(classes)}
-    names = sorted(set(labels))
-    if len(names) != classes:
-        raise UserError(f"data.classes: {classes}, but the training split has {len(names)} labels")
-    return {name: number for number, name in enumerate(names)}
-
-
-def _number(labels: list, numbers: Mapping[object, int], split: str) -> Tensor:
+def _labels(labels: list, classes: int) -> Tensor:
     """int64 (N,)"""
-    unknown = [row for row, label in enumerate(labels) if label not in numbers]
-    if unknown:
+    for unknown in set(labels) - {*range(classes)}:
         raise UserError(
-            f"split {split!r}, row {unknown[0]}: label {labels[unknown[0]]!r} is none of the "
-            f"{len(numbers)} classes of the training split (data.classes)"
+            f"data.classes: {classes}; the label {unknown!r} is none of 0..{classes - 1}"
         )
-    return torch.tensor([numbers[label] for label in labels], dtype=torch.int64)
+    return torch.tensor(labels)
 
 
-def _decode_images(rows: "Dataset", column: str, split: str) -> Tensor:
+def _images(rows: Dataset, column: str, place: str) -> Tensor:
     """uint8 (N, 3, 32, 32)"""
-    from datasets import Image as ImageFeature
+    from datasets import Image
 
-    rows = rows.select_columns([column]).cast_column(column, ImageFeature(decode=False))
-    images = np.empty((len(rows), 3, SIZE, SIZE), dtype=np.uint8)
-
-    def decode(row: int, encoded: bytes | None) -> None:
-        images[row] = _decode_one(encoded, row, split).transpose(2, 0, 1)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter's lock
-        for start in range(0, len(rows), CHUNK):
-            cells = rows[start : start + CHUNK][column]
-            encoded = [cell["bytes"] for cell in cells]
-            list(pool.map(decode, range(start, start + len(cells)), encoded))
-    return torch.from_numpy(images)
+    rows = rows.cast_column(column, Image(decode=False))
+    pixels = flat(made_of(rows, _decoded, column=column, place=place), "pixels")
+    return pixels.view(-1, 3, SIZE, SIZE)
 
 
-def _decode_one(encoded: bytes | None, row: int, split: str) -> np.ndarray:
-    """uint8 (32, 32, 3)"""
+def _decoded(batch: Mapping[str, list], column: str, place: str) -> dict[str, np.ndarray]:
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+        images = list(pool.map(lambda cell: _pixels(cell["bytes"], place), batch[column]))
+    return {"pixels": np.stack(images).reshape(len(images), -1)}
+
+
+def _pixels(encoded: bytes | None, place: str) -> np.ndarray:
+    """uint8 (3, 32, 32)"""
+    from PIL import Image
+
     try:
         image = np.asarray(Image.open(io.BytesIO(encoded or b"")).convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError) as error:  # as PIL's plugins raise
         raise UserError(
-            f"split {split!r}, row {row}: the image does not decode ({type(error).__name__}); "
-            f"the file is damaged: download the split again"
+            f"{place}: an image does not decode ({type(error).__name__}); the file is damaged: "
+            "download the split again"
         ) from error
     if image.shape != (SIZE, SIZE, 3):
         height, width = image.shape[:2]
-        raise UserError(
-            f"split {split!r}, row {row}: the image is {width}x{height} pixels, 32x32 expected"
-        )
-    return image
+        raise UserError(f"{place}: an image is {width}x{height} pixels, {SIZE}x{SIZE} expected")
+    return image.transpose(2, 0, 1)

@@ -1,31 +1,29 @@
-"""Labelled sentence pairs: one dataclass, its batches, and the loader of hub data sets."""
+"""Labelled sentence pairs, and their loader for data sets in the hub's layout."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.data import source
-from experiments.data.batches import generator_for
-from experiments.data.cache import Tensors, cache_key, cached, default_cache_dir
-from experiments.data.split import Split
+from experiments.data.batches import Batch, Device, TensorData
+from experiments.data.source import flat, load_rows, made_of, offline_unless_reachable
 from experiments.errors import UserError
 from experiments.tasks import Classification
 
-FORMAT = 1  # raise it when the tensors below change: old cache files are then left alone
-LABELS = ("entailment", "neutral", "contradiction")  # 0, 1, 2 in MNLI and SNLI
+if TYPE_CHECKING:
+    from datasets import Dataset
 
-log = logging.getLogger(__name__)
+LABELS = ("entailment", "neutral", "contradiction")  # 0, 1, 2 in MNLI and SNLI
 
 
 @dataclass(frozen=True)
-class PairData:
+class PairData(TensorData):
     """Tokenised pairs on the CPU.
 
     train, test: tokens and token types int32 (N, 2, L), rows filled up with ``padding``;
@@ -40,53 +38,22 @@ class PairData:
     vocabulary: int
     padding: int
 
-    def model_arguments(self) -> dict[str, object]:
+    task: ClassVar[Classification] = Classification()
+    what: ClassVar[str] = "pairs"
+
+    def model_arguments(self) -> dict[str, Any]:
         return {"vocabulary": self.vocabulary, "padding": self.padding, "labels": list(LABELS)}
 
-    @property
-    def task(self) -> Classification:
-        return Classification()
-
-    def train_batches(self, batch_size: int, seed: int, device: torch.device | str) -> PairBatches:
-        return PairBatches(self, batch_size, seed, device)
-
-    def eval_batches(
-        self, batch_size: int, device: torch.device | str
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test pairs, shortest first: x int64 (B, 3, L), y int64 (B,)."""
+    def rows(self, train: bool, device: Device) -> Batch:
+        """On the CPU, where their lengths are known; test pairs the shortest first."""
+        if train:
+            return self.train, self.train_labels
         order = (self.test[:, 0] != self.padding).sum(1).argsort(stable=True)
-        for rows in order.split(batch_size):
-            x = model_input(self.test[rows], self.padding)
-            yield x.to(device), self.test_labels[rows].to(device)
+        return self.test[order], self.test_labels[order]
 
-
-class PairBatches:
-    """Shuffled training batches: batch t is a pure function of (seed, t).
-
-    Raises UserError if `batch_size` does not fit the data.
-    """
-
-    def __init__(
-        self, data: PairData, batch_size: int, seed: int, device: torch.device | str
-    ) -> None:
-        total = len(data.train_labels)
-        if not 1 <= batch_size <= total:
-            raise UserError(f"batch_size: {batch_size}; give 1 up to {total}, the training pairs")
-        self.steps_per_epoch = total // batch_size
-        self._data, self._batch_size, self._seed, self._device = data, batch_size, seed, device
-        self._epoch, self._order = -1, torch.empty(0)  # the permutation last used
-
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """x int64 (B, 3, L), L the longest of the batch, and y int64 (B,), of step >= 0."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            generator = generator_for("epoch", self._seed, epoch)
-            self._epoch = epoch
-            self._order = torch.randperm(len(self._data.train_labels), generator=generator)
-        start = position * self._batch_size
-        rows = self._order[start : start + self._batch_size]
-        x = model_input(self._data.train[rows], self._data.padding)
-        return x.to(self._device), self._data.train_labels[rows].to(self._device)
+    def batch(self, x: Tensor, y: Tensor, device: Device, random: torch.Generator | None) -> Batch:
+        """x int64 (B, 3, L), L the longest of the batch, see `model_input`; y int64 (B,)."""
+        return model_input(x, self.padding).to(device), y.to(device)
 
 
 def model_input(pairs: Tensor, padding: int) -> Tensor:
@@ -113,49 +80,34 @@ def load_hub_pairs(
     tokenizer: of transformers: name of the hub, folder, or "package:NAME/FOLDER". Pairs without
     a label (-1) are left out, tokens beyond ``length`` cut.
 
-    Raises UserError for a missing or damaged file, a tokenizer that cannot be had, labels whose
-    names have another order, and when there is neither a local copy nor a network.
+    Raises UserError as `load_rows` does, and for a tokenizer that is not there and labels whose
+    names have another order.
     """
     tokens = _tokenizer(tokenizer)
-    parts = [Split(root, **part) for part in (train, test)]
-    content = hashlib.blake2b(tokens.backend_tokenizer.to_str().encode(), digest_size=8)
-    settings = {
-        "parts": [dict(train), dict(test)],
-        "format": FORMAT,
-        "length": length,
-        "tokenizer": content.hexdigest(),
-    }
-    files = [file for part in parts for file in part.files]
-    name = ", ".join(dict.fromkeys(part["name"] for part in (train, test)))
-    stem = name.replace("/", "--").replace(", ", "+")
-
-    def build() -> Tensors:
-        log.info("tokenising %s once; the tokens are kept for the next run", name)
-        found = {}
-        for kind, part in zip(("train", "test"), parts, strict=True):
-            found[kind], found[f"{kind}_labels"] = _encoded(part, tokens, length, kind)
-        return found
-
-    place = Path(cache_dir) if cache_dir else default_cache_dir()
-    found = cached(place / f"{stem}-pairs-{cache_key(files, settings)}.pt", build)
+    columns = ("premise", "hypothesis", "label")
+    train_rows, test_rows = (
+        load_rows(**part, columns=columns, root=root, cache_dir=cache_dir) for part in (train, test)
+    )
+    train_pairs, train_labels = _tokenised(train_rows, tokens, length)
+    test_pairs, test_labels = _tokenised(test_rows, tokens, length)
     return PairData(
-        name,
-        found["train"][:train_limit],
-        found["train_labels"][:train_limit],
-        found["test"][:eval_limit],
-        found["test_labels"][:eval_limit],
+        ", ".join(dict.fromkeys((train["name"], test["name"]))),
+        train_pairs[:train_limit],
+        train_labels[:train_limit],
+        test_pairs[:eval_limit],
+        test_labels[:eval_limit],
         len(tokens),
         tokens.pad_token_id,
     )
 
 
-def _tokenizer(name: str):
+def _tokenizer(name: str) -> Any:
     from models.pretrained import pretrained_path, quiet_transformers
 
     try:
         place = pretrained_path(name)
         if not Path(place).is_dir():
-            source.offline_unless_reachable()
+            offline_unless_reachable()
         return quiet_transformers().AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise UserError(
@@ -164,25 +116,31 @@ def _tokenizer(name: str):
         ) from error
 
 
-def _encoded(part: Split, tokenizer, length: int, kind: str) -> tuple[Tensor, Tensor]:
-    (premises, hypotheses, labels), features = part.columns("premise", "hypothesis", "label")
-    _check_names(getattr(features["label"], "names", None), kind)
-    kept = [i for i, label in enumerate(labels) if label >= 0]
-    encoded = tokenizer(
-        [premises[i] for i in kept],
-        [hypotheses[i] for i in kept],
-        truncation=True,
-        max_length=length,
-        padding="max_length",
-        return_token_type_ids=True,
-        return_tensors="pt",
+def _tokenised(rows: Dataset, tokens: Any, length: int) -> tuple[Tensor, Tensor]:
+    """Pairs int32 (N, 2, L) and labels int64 (N,), without the pairs that have no label."""
+    names = getattr(rows.features["label"], "names", LABELS)
+    if tuple(names) != LABELS:
+        raise UserError(f"data: its labels are {names}; expected {list(LABELS)}, in this order")
+    found = made_of(
+        rows,
+        _encoded,
+        tokenizer=tokens.backend_tokenizer.to_str(),
+        padding=(tokens.pad_token_id, tokens.pad_token),
+        length=length,
     )
-    pairs = torch.stack([encoded["input_ids"], encoded["token_type_ids"]], 1).int()
-    return pairs, torch.tensor([labels[i] for i in kept])
+    labels = torch.tensor(rows["label"][:])
+    return flat(found, "pairs").view(-1, 2, length)[labels >= 0], labels[labels >= 0]
 
 
-def _check_names(names: Sequence[str] | None, kind: str) -> None:
-    if names is not None and tuple(names) != LABELS:
-        raise UserError(
-            f"data.{kind}: its labels are {list(names)}; expected {list(LABELS)}, in this order"
-        )
+def _encoded(
+    batch: Mapping[str, Sequence[str]], tokenizer: str, padding: tuple[int, str], length: int
+) -> dict[str, np.ndarray]:
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer)
+    backend.enable_truncation(length)
+    pad_id, pad_token = padding
+    backend.enable_padding(length=length, pad_id=pad_id, pad_token=pad_token)
+    found = backend.encode_batch_fast(list(zip(batch["premise"], batch["hypothesis"], strict=True)))
+    pairs = np.array([[pair.ids, pair.type_ids] for pair in found], np.int32)  # (B, 2, L)
+    return {"pairs": pairs.reshape(len(pairs), -1)}

@@ -1,33 +1,32 @@
-"""Text for language models: one dataclass, and its loaders."""
+"""Text for language models, and its loader for data sets in the hub's layout."""
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from experiments.data.bpe import BytePairs
-from experiments.data.cache import Tensors, cache_key, cached, default_cache_dir
-from experiments.data.characters import Characters
-from experiments.data.split import Split
-from experiments.data.text_batches import TextBatches, windows
+from experiments.data.batches import Batch, Device, TensorData
+from experiments.data.source import flat, load_rows, made_of
+from experiments.data.tokens import TOKENIZERS
 from experiments.errors import UserError
 from experiments.tasks import LanguageModelling
 
-FORMAT = 1  # raise it when the tokens below change: old cache files are then left alone
-TOKENIZERS = {"characters": Characters, "bpe": BytePairs}
-
-log = logging.getLogger(__name__)
+ROWS = 10_000  # tokenised at a time
 
 
 @dataclass(frozen=True)
-class TextData:
+class TextData(TensorData):
     """Token sequences on the CPU.
 
     train_tokens, test_tokens: uint8 or int16 (N,) in 0..vocabulary-1; length: of a training
-    sequence; characters: of the test text, that its loss can be told in bits per character.
+    sequence; characters: of the test text, for its loss in bits per character.
+
+    Raises:
+        UserError: a text is shorter than one sequence and the token after it.
     """
 
     name: str
@@ -37,6 +36,16 @@ class TextData:
     length: int
     characters: int
 
+    what: ClassVar[str] = "sequences"
+
+    def __post_init__(self) -> None:
+        for split, tokens in (("training", self.train_tokens), ("test", self.test_tokens)):
+            if len(tokens) <= self.length:
+                raise UserError(
+                    f"data.length: {self.length}, but the {split} text has only {len(tokens)} "
+                    "tokens"
+                )
+
     def model_arguments(self) -> dict[str, int]:
         return {"vocabulary": self.vocabulary}
 
@@ -44,16 +53,22 @@ class TextData:
     def task(self) -> LanguageModelling:
         return LanguageModelling(self.characters / len(self.test_tokens))
 
-    def train_batches(self, batch_size: int, seed: int, device: torch.device | str) -> TextBatches:
-        return TextBatches(self.train_tokens, self.length, batch_size, seed, device)
+    def rows(self, train: bool, device: Device) -> Batch:
+        tokens = self.train_tokens if train else self.test_tokens
+        return windows(tokens.to(device), self.length)
 
-    def eval_batches(
-        self, batch_size: int, device: torch.device | str
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test text in order, in windows of ``length``: x, y int64 (B, L); a rest is left."""
-        x, y = windows(self.test_tokens.to(device), self.length)
-        for rows_x, rows_y in zip(x.split(batch_size), y.split(batch_size), strict=True):
-            yield rows_x.long(), rows_y.long()
+    def batch(self, x: Tensor, y: Tensor, device: Device, random: torch.Generator | None) -> Batch:
+        """x and the token after each of it, y: int64 (B, L)."""
+        return x.long(), y.long()
+
+
+def windows(tokens: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Views (n, L) of tokens (N,), and of the tokens one later; N > L, a rest is left out.
+
+    They follow each other in the text without overlap, so an epoch predicts every token once.
+    """
+    n = (len(tokens) - 1) // length
+    return tokens[: n * length].view(n, length), tokens[1 : n * length + 1].view(n, length)
 
 
 def load_hub_text(
@@ -73,62 +88,47 @@ def load_hub_text(
     train, test: name (of the hub's repository, or of its folder in ``root``), config and split.
     tokenizer: "characters" or "bpe". train_limit, eval_limit: use only so many tokens.
 
-    Raises UserError for a missing or damaged file, a missing column, an unknown tokenizer, a text
-    shorter than one sequence, and when there is neither a local copy nor a network.
+    Raises UserError as `load_rows` does, and for an unknown tokenizer and a text shorter than one
+    sequence.
     """
-    name = train["name"] if train["name"] == test["name"] else f"{train['name']}, {test['name']}"
-    parts = [Split(root, **part) for part in (train, test)]
-    files = [file for part in parts for file in part.files]
-    settings = {"parts": [dict(train), dict(test)], "column": column}
-    place = Path(cache_dir) if cache_dir else default_cache_dir()
-
-    def texts() -> list[list[str]]:
-        return [part.columns(column)[0][0] for part in parts]
-
-    return tokenised(
-        name, texts, files, settings, place, tokenizer, vocabulary, length, train_limit, eval_limit
+    check_settings(tokenizer, vocabulary, length)
+    parts = [
+        load_rows(**part, columns=[column], root=root, cache_dir=cache_dir)
+        for part in (train, test)
+    ]
+    asked = {"column": column, "tokenizer": tokenizer}
+    learned = made_of(parts[0], learn, None, **asked, vocabulary=vocabulary)["learned"][0]
+    encoded = [made_of(part, encode, ROWS, **asked, learned=learned) for part in parts]
+    train_tokens, test_tokens = (flat(part, "tokens") for part in encoded)
+    kept = test_tokens[:eval_limit]
+    share = len(kept) / max(len(test_tokens), 1)
+    return TextData(
+        ", ".join(dict.fromkeys((train["name"], test["name"]))),
+        train_tokens[:train_limit],
+        kept,
+        TOKENIZERS[tokenizer](learned).size,
+        length,
+        round(sum(encoded[1]["characters"]) * share),
     )
 
 
-def tokenised(
-    name: str,
-    texts: Callable[[], Sequence[list[str]]],
-    files: Sequence[Path],
-    settings: Mapping[str, object],
-    place: Path,
-    tokenizer: str,
-    vocabulary: int,
-    length: int,
-    train_limit: int | None,
-    eval_limit: int | None,
-) -> TextData:
-    """Training and test rows, which ``texts`` gives, as tokens kept in the folder ``place``."""
+def check_settings(tokenizer: str, vocabulary: int, length: int) -> None:
+    """Raise UserError for an unknown tokenizer or a number that is none."""
     if tokenizer not in TOKENIZERS:
         raise UserError(f"data.tokenizer: {tokenizer!r}; give one of {', '.join(TOKENIZERS)}")
     for key, value in (("vocabulary", vocabulary), ("length", length)):
         if type(value) is not int or value < 1:
             raise UserError(f"data.{key}: {value!r}; give a whole number, at least 1")
-    key = cache_key(
-        files, {**settings, "format": FORMAT, "tokenizer": tokenizer, "vocabulary": vocabulary}
-    )
-    stem = f"{name.replace('/', '--').replace(', ', '+')}-{tokenizer}-{key}"
 
-    def build() -> Tensors:
-        log.info("tokenising %s once; the tokens are kept for the next run", name)
-        train, test = texts()
-        tokens = TOKENIZERS[tokenizer](train, vocabulary, place / f"{stem}.json")
-        counts = torch.tensor([tokens.vocabulary, sum(map(len, test))])
-        return {"train": tokens.encode(train), "test": tokens.encode(test), "counts": counts}
 
-    found = cached(place / f"{stem}.pt", build)
-    size, characters = found["counts"].tolist()
-    train, test = found["train"][:train_limit], found["test"][:eval_limit]
-    characters = round(characters * len(test) / max(len(found["test"]), 1))
-    if tokenizer == "characters":
-        characters = len(test)  # those of the vocabulary
-    for split, tokens in (("training", train), ("test", test)):
-        if len(tokens) <= length:
-            raise UserError(
-                f"data.length: {length}, but the {split} text has only {len(tokens)} tokens"
-            )
-    return TextData(name, train, test, size, length, characters)
+def learn(batch: Mapping[str, Sequence[str]], column: str, tokenizer: str, vocabulary: int) -> dict:
+    """The vocabulary of a text, as `encode` takes it."""
+    return {"learned": [TOKENIZERS[tokenizer].learn(batch[column], vocabulary)]}
+
+
+def encode(batch: Mapping[str, Sequence[str]], column: str, tokenizer: str, learned: str) -> dict:
+    """The tokens of all rows as one list, and how many characters they stand for."""
+    texts = batch[column]
+    tokens = TOKENIZERS[tokenizer](learned).encode(texts)
+    count = len(tokens) if tokenizer == "characters" else sum(map(len, texts))
+    return {"tokens": [tokens], "characters": [count]}

@@ -1,34 +1,33 @@
 """The language reference inside every CPython as text: real prose with no download, for trying."""
 
-from pathlib import Path
+import torch
 
-from experiments.data.cache import default_cache_dir
-from experiments.data.text import TextData, tokenised
+from experiments.data.text import TextData, check_settings, encode
+from experiments.data.tokens import TOKENIZERS
 
 
-def load_topics(
-    tokenizer: str, vocabulary: int, length: int, cache_dir: str | None = None
-) -> TextData:
+def load_topics(tokenizer: str, vocabulary: int, length: int) -> TextData:
     """`pydoc_data.topics`, about 700 thousand characters; the last tenth is the test text.
 
-    It differs a little between Python versions, and so do scores. Raises UserError as
-    `experiments.data.text.load_hub_text` does.
+    It differs a little between Python versions, and so do scores. Tokenised at every start, which
+    takes a second. Raises UserError as `experiments.data.text.load_hub_text` does.
     """
     from pydoc_data import topics
 
+    check_settings(tokenizer, vocabulary, length)
     text = "".join(topics.topics[name] for name in sorted(topics.topics))
     lines = text.splitlines(keepends=True)
     split = len(lines) * 9 // 10
-    place = Path(cache_dir) if cache_dir else default_cache_dir()
-    return tokenised(
+    learned = TOKENIZERS[tokenizer].learn(lines[:split], vocabulary)
+    train, test = (
+        encode({"text": part}, "text", tokenizer, learned)
+        for part in (lines[:split], lines[split:])
+    )
+    return TextData(
         "topics",
-        lambda: [lines[:split], lines[split:]],
-        [Path(topics.__file__)],
-        {},
-        place,
-        tokenizer,
-        vocabulary,
+        torch.from_numpy(train["tokens"][0]),
+        torch.from_numpy(test["tokens"][0]),
+        TOKENIZERS[tokenizer](learned).size,
         length,
-        None,
-        None,
+        test["characters"][0],
     )

@@ -13,31 +13,22 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from experiments.data import images as images_module
-from experiments.data.augment import PADDING, Draw, draw, mirror_and_crop
-from experiments.data.batches import TrainBatches, eval_batches
+from experiments.data.augment import PADDING, draw, mirror_and_crop
 from experiments.data.digits import load_digits
-from experiments.data.images import ImageData, channel_statistics, hold_out, load_hub_images
+from experiments.data.images import ImageData, channel_statistics, image_data, load_hub_images
 from experiments.errors import UserError
-from tests.experiments.hub_layout import png, write_readme
+from tests.experiments.hub_layout import png, write_split
 
 NAME = "somebody/tiny"
 ROWS = {"train": 12, "test": 5}
 
 
 def numbered(total: int, augment: bool = False, flip: bool = False) -> ImageData:
-    """Image n has the label n and random pixels: a batch tells which images it took."""
+    """Image n has the label n and random pixels: a batch shows which images it took."""
     images = torch.randint(256, (total, 3, 32, 32), dtype=torch.uint8)
+    labels, mean, std = torch.arange(total), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     return ImageData(
-        "numbered",
-        images,
-        torch.arange(total),
-        images[:7],
-        torch.arange(7),
-        total,
-        (0.5, 0.4, 0.3),
-        (0.2, 0.3, 0.4),
-        augment,
-        flip,
+        "numbered", images, labels, images[:7], labels[:7], total, mean, std, augment, flip
     )
 
 
@@ -48,7 +39,7 @@ def numbered(total: int, augment: bool = False, flip: bool = False) -> ImageData
 @given(total=st.integers(1, 30), size=st.integers(1, 30), epoch=st.integers(0, 5))
 def test_an_epoch_takes_every_sample_at_most_once_and_drops_only_the_rest(total, size, epoch):
     size = min(size, total)
-    batches = TrainBatches(numbered(total), size, seed=3, device="cpu")
+    batches = numbered(total).train_batches(size, 3, "cpu")
     steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
     taken = torch.cat([batches.batch(step)[1] for step in steps]).tolist()
     assert len(taken) == len(set(taken)) == total - total % size
@@ -56,41 +47,32 @@ def test_an_epoch_takes_every_sample_at_most_once_and_drops_only_the_rest(total,
 
 def test_a_batch_is_a_pure_function_of_seed_and_step():
     data = numbered(40, augment=True, flip=True)
-    first, second = (TrainBatches(data, 8, seed=1, device="cpu") for _ in range(2))
+    first, second = (data.train_batches(8, 1, "cpu") for _ in range(2))
     forwards = [first.batch(step) for step in range(12)]
     torch.manual_seed(99)  # the global generator has no say
     for step in reversed(range(12)):
         x, y = second.batch(step)
         assert torch.equal(x, forwards[step][0]) and torch.equal(y, forwards[step][1])
-    assert not torch.equal(TrainBatches(data, 8, 2, "cpu").batch(0)[1], forwards[0][1])
-
-
-def test_epochs_are_different_permutations():
-    batches = TrainBatches(numbered(40), 40, seed=0, device="cpu")
-    assert not torch.equal(batches.batch(0)[1], batches.batch(1)[1])
+    assert not torch.equal(data.train_batches(8, 2, "cpu").batch(0)[1], forwards[0][1])
+    assert not torch.equal(forwards[5][1], forwards[0][1])  # of the next epoch
 
 
 def test_batches_are_normalised_and_keep_image_and_label_together():
-    data = numbered(20)
-    x, y = TrainBatches(data, 6, seed=0, device="cpu").batch(1)
+    data = numbered(20, flip=True)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
+    x, y = data.train_batches(6, 0, "cpu").batch(1)
     torch.testing.assert_close(x, (data.train_images[y] / 255 - mean) / std)
     assert x.dtype == torch.float32 and y.dtype == torch.int64
-
-
-def test_eval_batches_are_the_test_set_in_order():
-    data = numbered(20, augment=True, flip=True)
-    batches = list(eval_batches(data, 3, "cpu"))
-    assert torch.cat([y for _, y in batches]).tolist() == list(range(7))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
-    x = torch.cat([x for x, _ in batches])
-    torch.testing.assert_close(x, (data.test_images / 255 - mean) / std)
+    x, y = map(torch.cat, zip(*numbered(20, True, True).eval_batches(3, "cpu"), strict=True))
+    assert y.tolist() == list(range(7)) and x.shape == (7, 3, 32, 32)
+    scored = torch.cat([x for x, _ in data.eval_batches(3, "cpu")])
+    torch.testing.assert_close(scored, (data.test_images / 255 - mean) / std)
 
 
 @pytest.mark.parametrize("size", [0, -1, 21])
-def test_a_batch_size_that_does_not_fit_is_told(size):
-    with pytest.raises(UserError, match=f"batch_size: {size}"):
-        TrainBatches(numbered(20), size, seed=0, device="cpu")
+def test_a_batch_size_that_does_not_fit_is_an_error(size):
+    with pytest.raises(UserError, match=f"batch_size: {size}; give 1 up to 20, the training image"):
+        numbered(20).train_batches(size, 0, "cpu")
 
 
 # augmentation
@@ -98,34 +80,27 @@ def test_a_batch_size_that_does_not_fit_is_told(size):
 
 def test_mirror_and_crop_equals_a_loop_over_pixels():
     x = torch.randn(9, 3, 32, 32)
-    chosen = draw(9, torch.Generator().manual_seed(0), True, torch.device("cpu"))
+    drawn = draw(9, torch.Generator().manual_seed(0), True)
     expected = np.zeros(x.shape, dtype=np.float32)
-    for sample in range(9):
-        image = x[sample].numpy()
-        if chosen.mirrored[sample]:
-            image = image[:, :, ::-1]
+    for sample, (mirrored, top, left) in enumerate(drawn.T.tolist()):
+        image = x[sample].numpy()[:, :, :: -1 if mirrored else 1]
         for row in range(32):
             for column in range(32):
-                source_row = row + int(chosen.top[sample]) - PADDING
-                source_column = column + int(chosen.left[sample]) - PADDING
+                source_row, source_column = row + top - PADDING, column + left - PADDING
                 if 0 <= source_row < 32 and 0 <= source_column < 32:
                     expected[sample, :, row, column] = image[:, source_row, source_column]
-    assert 0 < chosen.mirrored.sum() < 9
-    np.testing.assert_array_equal(mirror_and_crop(x, chosen).numpy(), expected)
-
-
-def test_no_mirror_and_the_middle_crop_leave_the_image_as_it_is():
-    x = torch.randn(2, 3, 32, 32)
-    middle = torch.full((2,), PADDING)
-    assert torch.equal(mirror_and_crop(x, Draw(torch.zeros(2).bool(), middle, middle)), x)
+    assert 0 < drawn[0].sum() < 9
+    np.testing.assert_array_equal(mirror_and_crop(x, drawn).numpy(), expected)
+    middle = torch.tensor([[0] * 9, [PADDING] * 9, [PADDING] * 9])
+    assert torch.equal(mirror_and_crop(x, middle), x)
 
 
 def test_draws_cover_all_crops_and_mirror_half_or_none():
-    many = draw(5000, torch.Generator().manual_seed(0), True, torch.device("cpu"))
-    assert len({*zip(many.top.tolist(), many.left.tolist(), strict=True)}) == 81
-    assert many.top.min() == 0 and many.top.max() == 2 * PADDING
-    assert 0.46 < many.mirrored.float().mean() < 0.54
-    assert not draw(5000, torch.Generator(), False, torch.device("cpu")).mirrored.any()
+    mirrored, top, left = draw(5000, torch.Generator().manual_seed(0), True)
+    assert len({*zip(top.tolist(), left.tolist(), strict=True)}) == 81
+    assert top.min() == 0 and top.max() == 2 * PADDING
+    assert 0.46 < mirrored.float().mean() < 0.54
+    assert not draw(5000, torch.Generator(), False)[0].any()
 
 
 # data sets
@@ -145,24 +120,27 @@ def test_channel_statistics_equal_the_plain_formula():
     images = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8)
     mean, std = channel_statistics(images)
     pixels = images.double().transpose(0, 1).flatten(1) / 255
-    torch.testing.assert_close(mean, pixels.mean(1))
-    torch.testing.assert_close(std, pixels.std(1, correction=0))
+    assert mean == pytest.approx(pixels.mean(1).tolist())
+    assert std == pytest.approx(pixels.std(1, correction=0).tolist())
 
 
 def test_validation_images_are_disjoint_from_training_and_never_test_images():
-    data = numbered(30)
-    held = hold_out(data, 8)
-    train, validation = set(held.train_labels.tolist()), set(held.test_labels.tolist())
+    images, labels = torch.randint(256, (30, 3, 32, 32), dtype=torch.uint8), torch.arange(30)
+
+    def held(validation: int) -> ImageData:
+        test = (images[:7], labels[:7])
+        return image_data("held", (images, labels), test, 30, validation, False, False)
+
+    data, whole = held(8), held(0)
+    train, validation = set(data.train_labels.tolist()), set(data.test_labels.tolist())
     assert len(train) == 22 and len(validation) == 8 and train | validation == set(range(30))
-    assert torch.equal(held.test_images, data.train_images[held.test_labels])
-    assert torch.equal(held.test_labels, hold_out(data, 8).test_labels)
-    assert hold_out(data, 0) is data
-
-
-@pytest.mark.parametrize("validation", [-1, 30])
-def test_a_validation_split_that_does_not_fit_is_told(validation):
-    with pytest.raises(UserError, match=f"data.validation: {validation}"):
-        hold_out(numbered(30), validation)
+    assert torch.equal(data.test_images, images[data.test_labels])
+    assert torch.equal(data.test_labels, held(8).test_labels)
+    assert len(whole.train_labels) == 30 and len(whole.test_labels) == 7
+    assert data.mean == whole.mean and data.std == whole.std
+    for wrong in (-1, 30):
+        with pytest.raises(UserError, match=f"data.validation: {wrong}"):
+            held(wrong)
 
 
 # files in the hub's layout
@@ -175,26 +153,20 @@ class Folder:
         self.root, self.cache = root / "data", root / "cache"
         self.pixels = np.random.default_rng(0).integers(256, size=(17, 32, 32, 3), dtype=np.uint8)
         self.encoded = [png(pixels) for pixels in self.pixels]
-        self.labels = [("n02", "n01", "n03")[row % 3] for row in range(17)]
-        self.folder = self.root / NAME
-        self.shards = [
-            self.folder / "plain" / name
-            for name in (
-                "train-00000-of-00002.parquet",
-                "train-00001-of-00002.parquet",
-                "test-00000-of-00001.parquet",
-            )
-        ]
-        (self.folder / "plain").mkdir(parents=True)
-        write_readme(self.folder, "plain", "plain", ("train", "test"))
+        self.labels = [(1, 0, 2)[row % 3] for row in range(17)]
         self.write()
 
     def write(self) -> None:
-        for shard, rows in zip(self.shards, (slice(6), slice(6, 12), slice(12, 17)), strict=True):
+        place, self.shards = self.root / NAME / "plain", []
+        for split, rows, shard in (
+            ("train", slice(6), "00000-of-00002"),
+            ("train", slice(6, 12), "00001-of-00002"),
+            ("test", slice(12, 17), "00000-of-00001"),
+        ):
             cells = [{"bytes": encoded, "path": None} for encoded in self.encoded[rows]]
             columns = {"image": cells, "label": self.labels[rows]}
-            features = datasets.Features(image=datasets.Image(), label=datasets.Value("string"))
-            datasets.Dataset.from_dict(columns, features).to_parquet(shard)
+            file = write_split(place, split, columns, image=datasets.Image())
+            self.shards.append(file.rename(place / f"{split}-{shard}.parquet"))
 
     def load(self, **changes: object) -> ImageData:
         arguments = dict(
@@ -204,155 +176,114 @@ class Folder:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
-    datasets.disable_progress_bars()
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
 
 
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-
-
-def test_a_local_folder_is_decoded_exactly_and_strings_are_numbered_in_order(folder):
+def test_a_local_folder_is_decoded_exactly_and_once(folder, monkeypatch):
     data = folder.load()
     pixels = torch.from_numpy(folder.pixels).permute(0, 3, 1, 2)
     assert torch.equal(data.train_images, pixels[:12])
     assert torch.equal(data.test_images, pixels[12:])
     assert data.train_labels.tolist() == [1, 0, 2] * 4
     assert data.test_labels.tolist() == [1, 0, 2, 1, 0]
-    mean = folder.pixels[:12].mean((0, 1, 2)) / 255
-    std = folder.pixels[:12].std((0, 1, 2)) / 255
-    assert data.mean == pytest.approx(mean) and data.std == pytest.approx(std)
+    assert data.mean == pytest.approx(folder.pixels[:12].mean((0, 1, 2)) / 255)
+    assert data.std == pytest.approx(folder.pixels[:12].std((0, 1, 2)) / 255)
+    monkeypatch.delattr(images_module, "_pixels")
+    assert torch.equal(folder.load().train_images, data.train_images)
 
 
-def test_the_second_load_reads_the_cache_and_decodes_nothing(folder, monkeypatch):
-    first = folder.load()
-    monkeypatch.delattr(images_module, "_decode")
-    second = folder.load()
-    assert torch.equal(first.train_images, second.train_images)
-    assert first.mean == second.mean
-
-
-def cut_off(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
-def one_byte_flipped(content: bytes) -> bytes:
-    middle = len(content) // 2  # inside the training images
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-
-
-@pytest.mark.parametrize("damage", [cut_off, one_byte_flipped, lambda content: b""])
-def test_a_damaged_cache_file_is_built_again(folder, damage):
-    first = folder.load()
-    (file,) = folder.cache.iterdir()
-    intact = file.read_bytes()
-    file.write_bytes(damage(intact))
-    again = folder.load()
-    assert torch.equal(again.train_images, first.train_images)
-    assert again.std == first.std
-    assert [*folder.cache.iterdir()] == [file] and len(file.read_bytes()) == len(intact)
-
-
-def test_a_changed_source_is_decoded_anew(folder):
+def test_a_replaced_file_is_decoded_anew(folder):
     folder.load()
     folder.encoded[0] = png(np.full((32, 32, 3), 7, dtype=np.uint8))
     folder.write()
     assert folder.load().train_images[0].unique().tolist() == [7]
 
 
-def test_an_unwritable_cache_is_told(folder):
-    folder.cache.write_text("a file where the folder should be")
-    with pytest.raises(UserError, match="cache_dir"):
+def test_a_cache_that_is_damaged_or_cannot_be_written_is_named(folder):
+    folder.load()
+    for file in folder.cache.rglob("cache-*.arrow"):
+        os.truncate(file, 1000)
+    with pytest.raises(UserError, match=rf"{folder.cache}.*: cannot be written, or is damaged"):
+        folder.load()
+    folder.cache = folder.shards[0]
+    with pytest.raises(UserError, match=r"data.cache_dir: .*train-00000-of-00002\.parquet"):
         folder.load()
 
 
-def test_a_missing_shard_is_named(folder):
-    folder.shards[1].unlink()
-    with pytest.raises(UserError, match=r"train-00001-of-00002\.parquet: missing, one of 2 shards"):
+@pytest.mark.parametrize(
+    ("shard", "damage", "line"),
+    [
+        (
+            1,
+            Path.unlink,
+            r"split 'train': incomplete in \S+/somebody/tiny \(1 files .*, 2 expected\)",
+        ),
+        (2, Path.unlink, r"split 'test': .* \(0 files test-\*.parquet, 1 expected\)"),
+        (
+            0,
+            lambda file: os.truncate(file, 0),
+            r"split 'train': incomplete in \S+ \(Parquet file",
+        ),
+        (
+            0,
+            lambda file: os.truncate(file, 2000),
+            r"split 'train': incomplete in \S+ \(Parquet magic",
+        ),
+        (  # the header of the first page; the index at the end stays
+            2,
+            lambda file: file.write_bytes(b"PAR1" + bytes(1996) + file.read_bytes()[2000:]),
+            r"split 'test': incomplete in \S+ \(Couldn't deserialize",
+        ),
+    ],
+)
+def test_a_missing_or_damaged_file_is_one_line(folder, capsys, shard, damage, line):
+    damage(folder.shards[shard])
+    with pytest.raises(UserError, match=line) as error:
         folder.load()
-
-
-def test_a_missing_split_is_named(folder):
-    folder.shards[2].unlink()
-    with pytest.raises(UserError, match=r"no test-\*.parquet"):
-        folder.load()
-
-
-@pytest.mark.parametrize("keep", [0, 100, 2000])
-def test_a_half_written_file_is_named(folder, keep):
-    os.truncate(folder.shards[0], keep)
-    with pytest.raises(UserError, match=r"train-00000-of-00002\.parquet: half-written or damaged"):
-        folder.load()
-
-
-def test_a_file_damaged_inside_is_named(folder):
-    content = bytearray(folder.shards[1].read_bytes())
-    content[4:2000] = bytes(1996)  # the header of the first page; the index at the end stays
-    folder.shards[1].write_bytes(content)
-    with pytest.raises(UserError, match=r"train-00001-of-00002\.parquet: half-written or damaged"):
-        folder.load()
-
-
-def test_a_wrong_number_of_rows_is_told(folder):
-    with pytest.raises(UserError, match="'test': 5 rows, 6 expected"):
-        folder.load(rows={"train": 12, "test": 6})
+    assert "\n" not in str(error.value) and capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
     ("encoded", "line"),
     [
-        (b"no image", "'train', row 8: the image does not decode"),
-        (png(np.zeros((32, 32, 3), dtype=np.uint8))[:60], "'train', row 8: the image does not"),
-        (png(np.zeros((16, 32, 3), dtype=np.uint8)), "row 8: the image is 32x16 pixels"),
+        (b"no image", "split 'train': an image does not decode"),
+        (png(np.zeros((32, 32, 3), dtype=np.uint8))[:60], "'train': an image does not decode"),
+        (png(np.zeros((16, 32, 3), dtype=np.uint8)), "an image is 32x16 pixels, 32x32 expected"),
     ],
 )
-def test_a_broken_image_is_named_by_its_row(folder, encoded, line):
+def test_a_broken_image_is_an_error(folder, encoded, line):
     folder.encoded[8] = encoded
     folder.write()
     with pytest.raises(UserError, match=line):
         folder.load()
 
 
-def test_labels_that_do_not_fit_are_told(folder):
-    with pytest.raises(UserError, match=r"data.classes: 4, but the training split has 3"):
-        folder.load(classes=4)
-    folder.labels[13] = "n09"
-    folder.write()
-    with pytest.raises(UserError, match="'test', row 1: label 'n09'"):
-        folder.load()
-
-
-def test_a_wrong_column_is_told_with_those_there_are(folder):
-    with pytest.raises(UserError, match=r"data.image_column: 'img'.*\['image', 'label'\]"):
+def test_what_does_not_fit_the_configuration_is_an_error(folder):
+    for changes, line in (
+        ({"rows": {"train": 12, "test": 6}}, "data.rows: .*'test' has 5 rows, 6 expected"),
+        ({"classes": 2}, "data.classes: 2; the label 2 is none of 0..1"),
+        ({"root": folder.root / "nowhere"}, r"data.root .*nowhere' is not a folder"),
+    ):
+        with pytest.raises(UserError, match=line):
+            folder.load(**changes)
+    with pytest.raises(ValueError, match=r"\['img'\] not in the dataset.*\['image', 'label'\]"):
         folder.load(image_column="img")
-
-
-def test_a_folder_without_its_readme_is_told(folder):
-    (folder.folder / "README.md").unlink()
-    with pytest.raises(UserError, match=r"README.md included"):
-        folder.load()
-
-
-def test_a_root_that_is_no_folder_is_told(folder):
-    with pytest.raises(UserError, match=r"data.root .*nowhere' is not a folder"):
-        folder.load(root=folder.root / "nowhere")
 
 
 @pytest.mark.parametrize("with_root", [True, False])
 def test_without_files_and_network_it_says_what_to_download_and_where(
-    folder, no_network, with_root
+    folder, monkeypatch, with_root
 ):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    for settings_of in (constants, datasets.config):
+        monkeypatch.setattr(settings_of, "HF_HUB_OFFLINE", False)
     root = folder.root if with_root else None
-    with pytest.raises(UserError, match="download the repository 'somebody/other'") as caught:
+    with pytest.raises(UserError, match=r"neither in .* nor on the hub") as error:
         folder.load(name="somebody/other", root=root)
-    where = str(root) if with_root else "$HIGHWAY_BP_DATA"
-    assert f"into {where}/somebody/other" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    place = f"{folder.root if with_root else '$HIGHWAY_BP_DATA'}/somebody/other"
+    assert f"download its files train-*.parquet from the hub into {place}" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet32", "tiny_imagenet_32"])

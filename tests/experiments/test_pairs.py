@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 from datasets import ClassLabel, Value
+from tokenizers import Tokenizer
 
 from experiments.data.grammar import load_grammar
 from experiments.data.pairs import load_hub_pairs, model_input
 from experiments.errors import UserError
+from models.pretrained import quiet_transformers
 from tests.experiments.hub_layout import LABELS, write_split, write_tokenizer
 
 ROWS = [
@@ -42,15 +44,12 @@ def load(root, tokenizer, tmp_path, **more):
         {**part, "split": "train"},
         {**part, "split": "test"},
         tokenizer,
-        12,
-        root,
-        cache_dir=str(tmp_path / "cache"),
-        **more,
+        **{"length": 12, "root": root, "cache_dir": str(tmp_path / "cache"), **more},
     )
 
 
 @pytest.mark.parametrize("names", [LABELS, None])
-def test_pairs_of_the_hubs_format(tmp_path, tokenizer, names):
+def test_pairs_of_the_hubs_format(tmp_path, tokenizer, names, monkeypatch):
     data = load(hub_folder(tmp_path, names), tokenizer, tmp_path)
     assert data.train_labels.tolist() == [0, 1, 2]  # the row without a label is left out
     assert data.train.shape == (3, 2, 12)
@@ -58,8 +57,24 @@ def test_pairs_of_the_hubs_format(tmp_path, tokenizer, names):
     assert x.shape == (3, 3, 11) and y.tolist() == [2, 0, 1]  # the shortest first
     tokens, mask, _ = x[0]
     assert mask.tolist() == [1] * 9 + [0] * 2 and tokens[9:].tolist() == [1, 1]
+    monkeypatch.delattr(Tokenizer, "from_str")  # the second time, nothing is tokenised
     again = load(str(tmp_path), tokenizer, tmp_path, train_limit=2)
     assert torch.equal(again.train, data.train[:2])
+
+
+def test_pairs_are_tokenised_as_transformers_does(tmp_path, tokenizer):
+    data = load(hub_folder(tmp_path), tokenizer, tmp_path, length=7)
+    premises, hypotheses, _ = zip(*ROWS[:3], strict=True)
+    expected = quiet_transformers().AutoTokenizer.from_pretrained(tokenizer)(
+        list(premises),
+        list(hypotheses),
+        truncation=True,
+        max_length=7,
+        padding="max_length",
+        return_token_type_ids=True,
+    )
+    assert data.train[:, 0].tolist() == expected["input_ids"]
+    assert data.train[:, 1].tolist() == expected["token_type_ids"]
 
 
 def test_labels_in_another_order_are_refused(tmp_path, tokenizer):
