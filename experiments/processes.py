@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -26,14 +26,11 @@ from experiments.failures import Failures, ToldElsewhere, is_lost_touch
 from experiments.interrupt import Interrupted
 from experiments.run_folder import BeingTrained, RunFolder
 
-MEASURED = "measured"  # as parallel.sizes
-
 
 class OneProcess:
     """Has all layers, and nobody to agree with."""
 
     rank, size = 0, 1
-    sizes: list[int] | None = None  # layers per process; None: as equal as can be
 
     def together(self) -> AbstractContextManager:
         """Let no process of the run be left behind by one that fails inside."""
@@ -56,15 +53,8 @@ class OneProcess:
         """Whether this process keeps the run's files."""
         return self.rank == 0
 
-    def share(
-        self, model: nn.Module, loss_fn: Callable[[nn.Module], Tensor], kept: list[int] | None
-    ) -> None:
-        """Give every process its layers.
-
-        Args:
-            loss_fn: runs the model on a batch, to measure its layers by.
-            kept: the run's ``sizes`` until now, from its checkpoint.
-        """
+    def share(self, model: nn.Module) -> None:
+        """Give every process its layers."""
 
     def replicated(self, model: nn.Module) -> nn.Module:
         """What is called in the model's place for its gradients."""
@@ -213,15 +203,12 @@ class LayersShared(OneProcess):
                 raise BeingTrained(folder.path)
             yield
 
-    def share(
-        self, model: nn.Module, loss_fn: Callable[[nn.Module], Tensor], kept: list[int] | None
-    ) -> None:
+    def share(self, model: nn.Module) -> None:
         try:
-            self.sizes = self._sizes(model, loss_fn) if kept is None else kept
             hb.shard(
                 model,
                 self._layers,
-                self.sizes,
+                self._settings["sizes"],
                 self._settings["scan"],
                 self._settings["micro_batches"],
             )
@@ -235,16 +222,6 @@ class LayersShared(OneProcess):
             "replicas": self.replicas,
             "micro_batches": self._settings["micro_batches"],
         }
-
-    def _sizes(self, model: nn.Module, loss_fn: Callable[[nn.Module], Tensor]) -> list[int] | None:
-        """As set, or by the times that the first process measures."""
-        sizes = self._settings["sizes"]
-        if sizes != MEASURED:
-            return sizes if sizes is None else list(sizes)
-        seconds = hb.layer_seconds(model, loss_fn) if self.writes else None
-        sizes = hb.balanced_sizes(self.known_to_all(seconds), self.size // self.replicas)
-        print(f"layers per process: {sizes}, by measured time")
-        return sizes
 
     def replicated(self, model: nn.Module) -> nn.Module:
         return model if self.replicas == 1 else hb.replicate(model, self._data)
@@ -293,10 +270,9 @@ class LayersShared(OneProcess):
 
 def _check_sizes(sizes: object) -> None:
     listed = isinstance(sizes, list | ListConfig) and all(type(n) is int for n in sizes)
-    if not listed and sizes is not None and sizes != MEASURED:
+    if not listed and sizes is not None:
         raise UserError(
-            f"parallel.sizes={sizes}; expected null, {MEASURED}, or a list of numbers "
-            "of layers, such as [4,2]"
+            f"parallel.sizes={sizes}; expected null or a list of numbers of layers, such as [4,2]"
         )
 
 

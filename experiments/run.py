@@ -221,7 +221,6 @@ def _train(plan: Plan, folder: RunFolder, data: Any, model: nn.Module, state: di
             writer.log,
             {"config_hash": plan.hash, "wandb_id": writer.run_id, **continued},
             processes=processes,
-            sizes=state.get("sizes"),
         )
         _tell_large_k(model, plan)
         if "config_hash" in state:

@@ -65,7 +65,6 @@ class Trainer:
         processes: those that train the model together; the first of them writes.
         log: the second writer's ``log(record, step)``.
         extra_state: what else the checkpoint carries (config hash, wandb id).
-        sizes: layers per process, as the checkpoint to be restored has them.
     """
 
     model: nn.Module
@@ -85,7 +84,6 @@ class Trainer:
     cpu_seconds: float = 0.0  # of the process: more with threads, less on a shared processor
     passes: Passes = field(default_factory=Passes)
     processes: OneProcess = field(default_factory=OneProcess)
-    sizes: list[int] | None = None
     last: dict[str, Any] = field(default_factory=dict)
     _unread: list[Unread] = field(default_factory=list)
     _method: hb.Method | None = None  # that the model has now
@@ -100,9 +98,7 @@ class Trainer:
         if self.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.model.train()
-        self.processes.share(
-            self.model, lambda model: self._loss_of(*self._batch(0))(model), self.sizes
-        )
+        self.processes.share(self.model)
         self.trained = self.processes.replicated(self.model)
         self.optimizer = build_optimizer(self.model, self.optim)
         per_epoch = self.batches.steps_per_epoch
@@ -145,7 +141,6 @@ class Trainer:
             "last": self.last,
             "rng": torch.get_rng_state(),
             "cuda_rng": [torch.cuda.get_rng_state(self.device)] if cuda else [],
-            "sizes": self.processes.sizes,
             **self.extra_state,
         }
 

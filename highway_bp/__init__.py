@@ -18,8 +18,6 @@ from highway_bp.diagnostics.gradient_error import GradientError, gradient_error
 from highway_bp.method_state import chains, load_method_state, method_state
 from highway_bp.methods import Backprop, FixedPoint, Highway, Method, TruncatedBPTT
 from highway_bp.mgrit import MGRIT
-from highway_bp.parallel.balance import balanced_sizes
-from highway_bp.parallel.layer_seconds import layer_seconds
 from highway_bp.parallel.norm import total_norm
 from highway_bp.parallel.owners import load_whole_state_dict, whole_state_dict
 from highway_bp.parallel.replicate import replicate
@@ -57,7 +55,6 @@ __all__ = [
     "ShardedChain",
     "TruncatedBPTT",
     "advise",
-    "balanced_sizes",
     "chain_length",
     "chains",
     "convert",
@@ -66,7 +63,6 @@ __all__ = [
     "estimated_error",
     "gradient_error",
     "iterations",
-    "layer_seconds",
     "load_method_state",
     "load_whole_state_dict",
     "method_state",
