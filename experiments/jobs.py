@@ -16,8 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.errors import UserError
-from experiments.failures import ToldElsewhere
+from experiments.errors import UserError, turn_to_report
 from experiments.interrupt import Interrupted, in_worker
 from experiments.run_folder import BeingTrained
 
@@ -59,11 +58,10 @@ def attempt(cfg: DictConfig) -> Outcome:
             print(f"stopped by {interrupted}; the same command goes on from here", file=sys.stderr)
             sys.exit(interrupted.exit_code)
         return Outcome.STOPPED
-    except ToldElsewhere as elsewhere:
-        sys.exit(elsewhere.code)
     except BrokenPipeError:  # whoever read the output has gone: train.py ends quietly
         raise
     except Exception as error:  # a bug, or memory ran out: only this job is over
+        turn_to_report()
         traceback.print_exc()
         if not alone:
             print(f"error: {type(error).__name__}{job}", file=sys.stderr)
@@ -73,12 +71,8 @@ def attempt(cfg: DictConfig) -> Outcome:
 
 
 def report(error: Exception, job: str = "") -> None:
-    """Print one line, with the reason Hydra keeps in the cause and without its search path.
-
-    Of several processes that train one model, all of which see the mistake, the first reports it.
-    """
-    if os.environ.get("RANK", "0") != "0" and "parallel=layers" in sys.argv:
-        return
+    """Print one line, with the reason Hydra keeps in the cause and without its search path."""
+    who = turn_to_report()
     text = str(error).split("Config search path")[0]
     text = text.removeprefix("In 'config': ").removeprefix("In 'hydra/config': ")
     text, unknown_key, _ = text.partition("To append to")
@@ -86,7 +80,7 @@ def report(error: Exception, job: str = "") -> None:
         text = text.strip(" .\n") + ": " + str(error.__cause__).split("full_key")[0]
     if unknown_key:
         text = text.rstrip() + "; python train.py --cfg job shows all keys"
-    print(f"error: {' '.join(text.split())}{job}", file=sys.stderr)
+    print(f"error: {who}{' '.join(text.split())}{job}", file=sys.stderr)
 
 
 def in_short(overrides: Iterable[str]) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
-import traceback
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,16 +21,22 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 import highway_bp as hb
-from experiments.errors import UserError
-from experiments.failures import Failures, ToldElsewhere, is_lost_touch
+from experiments.errors import GRACE, UserError
 from experiments.interrupt import Interrupted
 from experiments.run_folder import BeingTrained, RunFolder
 
 
 class OneProcess:
-    """Has all layers, and nobody to agree with."""
+    """Has all layers, and nobody to agree with.
 
-    rank, size = 0, 1
+    Attributes:
+        writes: whether this process keeps the run's files.
+        fields: what a row says of the processes.
+    """
+
+    size = 1
+    writes = True
+    fields: Mapping[str, int] = {}
 
     def together(self) -> AbstractContextManager:
         """Let no process of the run be left behind by one that fails inside."""
@@ -42,16 +48,6 @@ class OneProcess:
     def enter(self, folder: RunFolder) -> AbstractContextManager:
         """Keep processes of other runs out of the folder; raises BeingTrained if one is in it."""
         return folder.to_itself()
-
-    @property
-    def fields(self) -> dict[str, int]:
-        """What a row says of the processes."""
-        return {}
-
-    @property
-    def writes(self) -> bool:
-        """Whether this process keeps the run's files."""
-        return self.rank == 0
 
     def share(self, model: nn.Module) -> None:
         """Give every process its layers."""
@@ -75,9 +71,6 @@ class OneProcess:
     def known_to_all(self, value: Any) -> Any:
         """What the first process says."""
         return value
-
-    def model_state(self, model: nn.Module) -> dict[str, Any]:
-        return model.state_dict()
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return optimizer.state_dict()
@@ -111,83 +104,68 @@ class LayersShared(OneProcess):
                 f"parallel.data={self.replicas} with {self.size} processes; expected "
                 "torchrun's number to be a multiple"
             )
+        self.fields = {
+            "processes": self.size,
+            "replicas": self.replicas,
+            "micro_batches": settings["micro_batches"],
+        }
         self._settings, self._timeout = settings, timedelta(seconds=settings["timeout"])
+        self.writes = self.rank == 0
         if not self.writes:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  all say the same
-        by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        self._serves = self.rank == 0 and not by_torchrun  # with its first connection
+        self._roll_call: dist.ProcessGroup | None = None
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        timeout = self._settings["timeout"]
-        try:
-            self._failures = Failures(self._connect, self.rank, self.size, timeout)
-        except UserError as error:  # this process can tell nobody else
-            self._tell(str(error))
-            raise ToldElsewhere(1) from error
         try:
             yield
-        except (BeingTrained, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            self._fail(error)
+        except Interrupted as stopped:  # all have agreed on it
+            if self.writes:
+                raise
+            raise SystemExit(stopped.exit_code) from stopped
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            raise UserError(self._who_is_missing(error)) from error
 
-    def _fail(self, error: Exception) -> NoReturn:
-        """Tell of it, or let another process do so."""
-        if isinstance(error, Interrupted):  # all have agreed on it
-            raise error if self.writes else ToldElsewhere(error.exit_code)
-        if not isinstance(error, UserError) and not is_lost_touch(error):
-            traceback.print_exception(error)  # a bug, perhaps on this rank alone
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's: there is something to tell yet
-        line = self._failures.line(error)
-        self._tell(line)
-        raise ToldElsewhere(1) from error
-
-    @staticmethod
-    def _tell(line: str) -> None:
-        print(f"error: {line}", file=sys.stderr, flush=True)
+    def _who_is_missing(self, error: RuntimeError) -> str:
+        """What is known of processes whose messages do not come through any more."""
+        time.sleep(GRACE)  # one that has failed reports it, and torchrun ends this one
+        lost = str(error).splitlines()[0]
+        try:
+            if self._roll_call is not None:
+                dist.monitored_barrier(self._roll_call, self._answer, wait_all_ranks=True)
+        except RuntimeError as silence:
+            return f"a process does not answer: {str(silence).splitlines()[0]}"
+        return f"messages between the processes do not come through; is the network up? ({lost})"
 
     def meet(self, device: torch.device) -> None:
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", self.rank)))
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=self._connect(),
+            store=self._store(),
             rank=self.rank,
             world_size=self.size,
             timeout=self._timeout,
         )
-        layers = self.size // self.replicas  # processes that share the layers of one replica
-        ranks = torch.arange(self.size).view(self.replicas, layers)
-        self._layers = self._groups(ranks)
-        self._data = self._groups(ranks.T)
+        self._signal = torch.zeros((), dtype=torch.long, device=device)
+        ranks = torch.arange(self.size).view(self.replicas, -1)  # a row shares a replica's layers
+        group = partial(dist.new_subgroups_by_enumeration, timeout=self._timeout)
+        (self._layers, _), (self._data, _) = group(ranks.tolist()), group(ranks.T.tolist())
+        # In it the first rank waits for the others' answers, and they for longer: it reports.
+        self._answer = min(self._timeout, timedelta(seconds=30))
+        self._roll_call = dist.new_group(backend="gloo", timeout=2 * self._answer)
 
-    def _groups(self, ranks: Tensor) -> dist.ProcessGroup:
-        """This process's group, of those in the rows of ``ranks``."""
-        return dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=self._timeout)[0]
-
-    def _connect(self) -> dist.Store:
+    def _store(self) -> dist.Store:
         """Where processes find each other, apart from what those before a restart left there.
 
         torch's own way to it (env://) was seen to connect restarted processes to the dead ones.
         """
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        serves = self.writes and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        store = dist.TCPStore(host, port, self.size, serves, self._timeout, wait_for_workers=False)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-        try:
-            store = dist.TCPStore(
-                host,
-                int(port),
-                self.size,
-                is_master=self._serves,
-                wait_for_workers=False,
-                timeout=self._timeout,
-            )
-        except dist.DistError as error:
-            raise UserError(
-                f"parallel=layers: rank {self.rank} of {self.size} cannot meet the "
-                f"others at {host}:{port} ({error})"
-            ) from error
-        self._serves = False
         return dist.PrefixStore(f"highway_bp/{attempt}", store)
 
     @contextlib.contextmanager
@@ -204,24 +182,11 @@ class LayersShared(OneProcess):
             yield
 
     def share(self, model: nn.Module) -> None:
+        sizes, scan, parts = (self._settings[key] for key in ("sizes", "scan", "micro_batches"))
         try:
-            hb.shard(
-                model,
-                self._layers,
-                self._settings["sizes"],
-                self._settings["scan"],
-                self._settings["micro_batches"],
-            )
+            hb.shard(model, self._layers, sizes, scan, parts)
         except (TypeError, ValueError) as error:
             raise UserError(f"parallel=layers: {error}") from error
-
-    @property
-    def fields(self) -> dict[str, int]:
-        return {
-            "processes": self.size,
-            "replicas": self.replicas,
-            "micro_batches": self._settings["micro_batches"],
-        }
 
     def replicated(self, model: nn.Module) -> nn.Module:
         return model if self.replicas == 1 else hb.replicate(model, self._data)
@@ -230,24 +195,18 @@ class LayersShared(OneProcess):
         return batch.chunk(self.replicas)[dist.get_rank(self._data)]
 
     def mean(self, values: Tensor) -> Tensor:
-        if self.replicas > 1:
-            dist.all_reduce(values, group=self._data)
+        dist.all_reduce(values, group=self._data)
         return values / self.replicas
 
     def agreed(self, signum: int | None) -> int | None:
-        most = torch.tensor(signum or 0)
-        if torch.cuda.is_available() and dist.get_backend() == "nccl":
-            most = most.cuda()
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        return int(most) or None
+        self._signal.fill_(signum or 0)
+        dist.all_reduce(self._signal, dist.ReduceOp.MAX)
+        return int(self._signal) or None
 
     def known_to_all(self, value: Any) -> Any:
         said = [value]
         dist.broadcast_object_list(said, src=0)
         return said[0]
-
-    def model_state(self, model: nn.Module) -> dict[str, Any]:
-        return hb.whole_state_dict(model)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Every parameter's state from a process that trains it; whole on the first alone.

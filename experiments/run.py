@@ -237,7 +237,7 @@ def _train(plan: Plan, folder: RunFolder, data: Any, model: nn.Module, state: di
         except Diverged as error:
             diverged = error
         if hasattr(model, "save_pretrained") and not diverged:
-            weights = processes.model_state(model)
+            weights = hb.whole_state_dict(model)
             if processes.writes:
                 model.save_pretrained(folder.path / "pretrained", weights)
         sizes = group_sizes(model, plan.method)

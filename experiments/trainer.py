@@ -130,7 +130,7 @@ class Trainer:
         """All that ``restore`` needs: tensors and plain values."""
         cuda = self.device.type == "cuda"
         return {
-            "model": self.processes.model_state(self.model),
+            "model": hb.whole_state_dict(self.model),
             "method": hb.method_state(self.model),
             "schedule": self.schedule.state_dict(),
             "passes": self.passes.state_dict(),
@@ -304,7 +304,7 @@ class Trainer:
         """Keep the weights of this moment."""
         file = self.folder.path / "snapshots" / f"{self.step}.pt"
         file.parent.mkdir(exist_ok=True)
-        state = {"step": self.step, "model": self.processes.model_state(self.model)}
+        state = {"step": self.step, "model": hb.whole_state_dict(self.model)}
         if self.processes.writes:
             write_atomically(file, lambda f: torch.save(state, f))
 

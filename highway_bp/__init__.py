@@ -18,10 +18,8 @@ from highway_bp.diagnostics.gradient_error import GradientError, gradient_error
 from highway_bp.method_state import chains, load_method_state, method_state
 from highway_bp.methods import Backprop, FixedPoint, Highway, Method, TruncatedBPTT
 from highway_bp.mgrit import MGRIT
-from highway_bp.parallel.norm import total_norm
-from highway_bp.parallel.owners import load_whole_state_dict, whole_state_dict
-from highway_bp.parallel.replicate import replicate
-from highway_bp.parallel.shard import shard
+from highway_bp.parallel.owners import load_whole_state_dict, total_norm, whole_state_dict
+from highway_bp.parallel.shard import replicate, shard
 from highway_bp.parallel.sharded_chain import ShardedChain
 from highway_bp.rnn.gru import GRU
 from highway_bp.rnn.lstm import LSTM

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from highway_bp.auto_gamma import GammaMemory
-from highway_bp.first_order import first_order
-from highway_bp.leaves import check_leaves
+from highway_bp.cut import Cut, flattened
 from highway_bp.methods import Backprop, Highway, Method
 from highway_bp.module_system import ModuleSystem
 from highway_bp.residual_check import warn_without_residual
-from highway_bp.segment import Segment, run_segment
-from highway_bp.split_check import check_split
-from highway_bp.takes_method import TakesMethod
-from highway_bp.watch import Watched
+from highway_bp.segment import Segment
 
 
-class ResidualChain(TakesMethod, nn.ModuleList):
+class ResidualChain(Cut):
     """h_i = f_i(h_{i-1}), i = 1..L, with h_0 the input; gradients by ``method`` (paper, Eq. 2-3).
 
     The forward pass is exact whatever the method. The ``state_dict`` is that of an
@@ -47,9 +39,7 @@ class ResidualChain(TakesMethod, nn.ModuleList):
 
     def __init__(self, layers: Iterable[nn.Module], method: Method | None = None):
         super().__init__(layers)
-        self._checked = False  # by the first pass: captured tensors, carries, missing residuals
-        self.gammas = GammaMemory()
-        self.iterations: list[int] = []  # of the last backward pass
+        self._warned = False  # of missing residuals, by the first backward pass that needs them
         self.method = Backprop() if method is None else method
 
     @property
@@ -87,17 +77,12 @@ class ResidualChain(TakesMethod, nn.ModuleList):
         if not isinstance(h, Tensor) or not (h.is_floating_point() or h.is_complex()):
             what = str(h.dtype) if isinstance(h, Tensor) else type(h).__name__
             raise TypeError(f"input state is {what}; expected a floating tensor")
-        groups = self.method.groups(len(self))
-        # Only plain containers are opened: a key-value cache is one object, written into.
-        flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=is_no_container)
-        tensors = {id(t): t for t in flat if isinstance(t, Tensor)}  # each once
-        wanted = [t for t in tensors.values() if t.requires_grad]
         params = [p for p in self.parameters() if p.requires_grad]
-        trains = h.requires_grad or bool(wanted) or bool(params)
-        if groups is None or not torch.is_grad_enabled() or not trains:
+        trains = h.requires_grad or params or flattened(args, kwargs)[2]
+        if self.method.groups(1) is None or not torch.is_grad_enabled() or not trains:
             states = self._plain(h, args, kwargs)
         else:
-            states = self._cut(groups, flat, spec, h, wanted, params)
+            states = self.cut(h, args, kwargs, params, return_states)
         if return_states:
             return states
         return states[-1] if states else h
@@ -109,100 +94,24 @@ class ResidualChain(TakesMethod, nn.ModuleList):
             states.append(h)
         return states
 
-    @torch.compiler.disable(recursive=False)
-    def _cut(self, groups, flat, spec, h, wanted, params) -> list[Tensor]:
-        # torch.compile'd layers may not give their buffers away: the graph is walked k + 1 times.
-        with _keep_buffers():
-            return list(
-                _CutChain.apply(self, groups, (flat, spec), len(wanted), h, *wanted, *params)
-            )
-
-    def _run(self, groups: list[range], h: Tensor, args: tuple, kwargs: dict) -> list[Segment]:
+    def run(self, h: Tensor, args: tuple, kwargs: dict) -> list[Segment]:
         segments = []
-        for group in groups:
-            layers = [self[i] for i in group]
-            names = [f"layer {i} ({self[i]._get_name()})" for i in group]
-            segment = run_segment(layers, names, h, args, kwargs)
-            if not self._checked:
-                check_split(segment)
-            segment.z = None  # a hidden state of memory
-            segments.append(segment)
-            h = segment.h_out
+        for group in self.method.groups(len(self)):
+            segments.append(self.run_group(group, h, args, kwargs))
+            h = segments[-1].h_out
         return segments
 
+    def outputs(self, segments: Sequence[Segment], every: bool) -> list[Tensor]:
+        states = [state.detach() for segment in segments for state in segment.states]
+        return states if every else states[-1:]
 
-class _CutChain(torch.autograd.Function):
-    """Forward: every segment on a graph of its own. Backward: the method's solution, then one
-    pass for all parameter gradients w_i df_i/dtheta_i."""
-
-    @staticmethod
-    def forward(ctx, chain, groups, arguments, n_wanted, h, *leaves):
-        flat, spec = arguments
-        wanted, params = leaves[:n_wanted], leaves[n_wanted:]
-        copies = {id(t): t.detach().requires_grad_() for t in wanted}
-        args, kwargs = pytree.tree_unflatten([copies.get(id(t), t) for t in flat], spec)
-        with torch.enable_grad():
-            segments = chain._run(groups, h, args, kwargs)
-        ctx.segments, ctx.gammas = segments, chain.gammas
-        ctx.method = Watched(chain.method, chain)
-        ctx.leaves = [*(copies[id(t)] for t in wanted), *params]
-        ctx.set_materialize_grads(False)
-        ctx.check_residual = not chain._checked and isinstance(chain.method, Highway)
-        if not chain._checked:
-            check_leaves(segments, ctx.leaves)
-            chain._checked = True
-        return tuple(state.detach() for segment in segments for state in segment.states)
-
-    @first_order
-    def backward(ctx, *grads):
-        if ctx.segments is None:
-            raise RuntimeError(
-                "Trying to backward through a ResidualChain a second time: the graphs of its "
-                "layers are freed. Call the first backward() with retain_graph=True"
-            )
-        segments, rest, b = ctx.segments, list(grads), []
+    def system(self, segments: Sequence[Segment], grads: Sequence[Tensor | None]) -> ModuleSystem:
+        rest, b = [None] * (len(self) - len(grads)) + list(grads), []
         for segment in segments:
             b.append(rest[: len(segment.states)])
             del rest[: len(segment.states)]
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
-        system = ModuleSystem(segments, b, ctx.gammas)
-        if ctx.check_residual:
+        system = ModuleSystem(segments, b, self.gammas)
+        if not self._warned and isinstance(self.method, Highway):
             warn_without_residual(system)
-        w = ctx.method.solve(system)
-        leaf_grads = parameter_step(segments, b, w, ctx.leaves, keep)
-        if not keep:
-            ctx.segments = None
-        w_0 = w[0]
-        if w_0 is None and ctx.needs_input_grad[4]:
-            w_0 = torch.zeros_like(segments[0].h_in)
-        return None, None, None, None, w_0, *leaf_grads
-
-
-def parameter_step(segments, b, w, leaves, keep: bool) -> list[Tensor | None]:
-    """w_i df_i/dtheta_i of all layers in one pass of the autograd engine."""
-    outputs, cotangents = [], []
-    for segment, b_segment, w_end in zip(segments, b, w[1:], strict=True):
-        for state, c in zip(segment.states, [*b_segment[:-1], w_end], strict=True):
-            if c is not None and state.requires_grad:
-                outputs.append(state)
-                cotangents.append(c)
-    grads: list[Tensor | None] = [None] * len(leaves)
-    if outputs and leaves:
-        grads = list(
-            torch.autograd.grad(outputs, leaves, cotangents, retain_graph=keep, allow_unused=True)
-        )
-    if any(w_end is None for w_end in w[1:]):  # layers no path has reached: zero, not "unused"
-        grads = [
-            torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads, strict=True)
-        ]
-    return grads
-
-
-def is_no_container(value: object) -> bool:
-    return type(value) not in (tuple, list, dict)
-
-
-def _keep_buffers():
-    """Tell the compiler, where it is in use, that backward graphs are walked more than once."""
-    config = sys.modules.get("torch._functorch.config")
-    return contextlib.nullcontext() if config is None else config.patch(donated_buffer=False)
+            self._warned = True
+        return system

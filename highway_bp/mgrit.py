@@ -14,8 +14,11 @@ system is linear, so the coarse grid solves for the error and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import torch
 
 from highway_bp.check import check_whole
 from highway_bp.methods import LinearSystem, States
@@ -33,17 +36,8 @@ class GridSystem(LinearSystem, Protocol):
         A_i(n) = K_{i+n} ... K_{i+2} (K_{i+1} + n J_{i+1}),        A_i(1) = K_{i+1} + J_{i+1}
     """
 
-    def copy(self, w: States) -> States:
-        """w, for `relax` and `add` to use up."""
-
-    def relax(self, w: States, b: States, n: int, states: range) -> States:
-        """b_i + w_{i+n} A_i(n) for i in ``states``, at once; w_i elsewhere; uses up w."""
-
-    def residual(self, w: States, b: States, n: int, states: range) -> States:
-        """b_i + w_{i+n} A_i(n) - w_i for i in ``states``, at once; zero elsewhere."""
-
-    def add(self, w: States, e: States) -> States:
-        """w + e; uses up w."""
+    def leap(self, w: States, n: int, states: range) -> States:
+        """w_{i+n} A_i(n) for i in ``states``, all at once, and no others."""
 
 
 @dataclass(frozen=True)
@@ -137,26 +131,39 @@ class Grid:
 
 def _solved(system: GridSystem, grid: Grid, b: States, relaxation: str) -> States:
     """w for the cotangents b: exact on the last grid, above it one V-cycle on w = b."""
-    w = system.copy(b)
+    w = list(b) if isinstance(b, list) else b.clone()
     if not grid.is_last:
-        return _improved(system, grid, _fine_relaxed(system, grid, w, b), b, relaxation)
-    for state in grid.one_by_one:
-        w = system.relax(w, b, grid.n, state)
-    return w
+        return _improved(system, grid, _relaxed(system, grid, grid.fine, w, b), b, relaxation)
+    return _relaxed(system, grid, grid.one_by_one, w, b)
 
 
 def _improved(system: GridSystem, grid: Grid, w: States, b: States, relaxation: str) -> States:
     """One V-cycle on w, whose F-points follow from its C-points already."""
     if relaxation == "FCF":
-        w = system.relax(w, b, grid.n, grid.coarse)
-        w = _fine_relaxed(system, grid, w, b)
-    r = system.residual(w, b, grid.n, grid.coarse)
+        w = _relaxed(system, grid, [grid.coarse, *grid.fine], w, b)
+    at = rows(grid.coarse)
+    r = [None] * len(w) if isinstance(w, list) else torch.zeros_like(w)
+    r[at] = _plus(_plus(b[at], system.leap(w, grid.n, grid.coarse)), w[at], -1)  # the residual
     e = _solved(system, grid.coarser, r, relaxation)
-    return _fine_relaxed(system, grid, system.add(w, e), b)
+    return _relaxed(system, grid, grid.fine, _plus(w, e), b)
 
 
-def _fine_relaxed(system: GridSystem, grid: Grid, w: States, b: States) -> States:
-    """F-relaxation: from every C-point through its interval."""
-    for states in grid.fine:
-        w = system.relax(w, b, grid.n, states)
+def _relaxed(system: GridSystem, grid: Grid, each: Sequence[range], w: States, b: States) -> States:
+    """w_i = b_i + w_{i+n} A_i(n), written into w, for the states of each range at once."""
+    for states in each:
+        w[rows(states)] = _plus(b[rows(states)], system.leap(w, grid.n, states))
     return w
+
+
+def rows(states: range, ahead: int = 0) -> slice:
+    """Where ``states``, or those so many ahead of them, lie in w_0 .. w_L."""
+    return slice(states[0] + ahead, states[-1] + ahead + 1, states.step)
+
+
+def _plus(v: States, w: States, sign: int = 1) -> States:
+    """v + sign w of states stacked in a tensor, or listed one by one with None for zero."""
+    if isinstance(v, list):
+        return [_plus(v_i, w_i, sign) for v_i, w_i in zip(v, w, strict=True)]
+    if v is None or w is None:
+        return v if w is None else sign * w
+    return torch.add(v, w, alpha=sign)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,7 +25,6 @@ class ModuleSystem:
         segments: the L runs of layers.
         b: per segment the cotangents of all its states, None where no loss arrives.
         gammas: the chain's estimates for gamma="auto".
-        start: number of the first segment, where others come before it on other processes.
     """
 
     def __init__(
@@ -32,12 +32,10 @@ class ModuleSystem:
         segments: Sequence[Segment],
         b: Sequence[Sequence[Tensor | None]],
         gammas: GammaMemory,
-        start: int = 0,
     ):
-        self._start = start
         self.length = len(segments)
         self._gammas = gammas
-        self.segments = segments
+        self.segments, self.b_segments = segments, b
         self._b: States = [None, *(b_seg[-1] for b_seg in b)]
         for i, (segment, b_seg) in enumerate(zip(segments, b, strict=True)):
             inner = segment.inner_cotangent(b_seg[:-1])
@@ -46,7 +44,6 @@ class ModuleSystem:
                 self._b[i] = inner if b_i is None else b_i + inner
         # States below the first trainable layer want no gradient.
         self._first = next((i for i, s in enumerate(segments) if s.h_in.requires_grad), self.length)
-        self._carries: list[Carry | None] = [None] * self.length  # formed once, where asked
 
     def cotangents(self) -> States:
         # Not b_L: nothing comes after it, so no method changes it.
@@ -55,7 +52,7 @@ class ModuleSystem:
     def through_blocks(self, w: States, gamma: Gamma, states: range) -> States:
         for i in states[self._first :] if states.start == 0 else states:
             w[i] = None  # ascending: w_{i+1} is still the old one, w_i is used up
-            w[i] = self._pushed(i, w[i + 1], _of(gamma, i))
+            w[i] = self._pushed(i, w[i + 1], gamma_of(gamma, i))
         return w
 
     def scan(self, v: States, gamma: Gamma, states: range) -> States:
@@ -64,44 +61,24 @@ class ModuleSystem:
             return v
         v[lo : hi + 1] = scan_(
             v[lo : hi + 1],
-            [self.carry(i) for i in range(lo, hi)],
-            [1 - _of(gamma, i) for i in range(lo, hi)],
+            [segment.K for segment in self.segments[lo:hi]],
+            [1 - gamma_of(gamma, i) for i in range(lo, hi)],
         )
         return v
+
+    def ends(self, w: States) -> States:
+        """w at the end of every segment, for the gradients of parameters."""
+        return w[1:]
 
     def keep(self, w: States) -> States:
         return list(w)  # no call writes into a tensor of w: each state gets a new one
 
     def change(self, w: States, kept: States) -> float:
-        squares = [
-            torch.stack([_square(v if u is None else v - u), _square(v)])
-            for v, u in zip(w, kept, strict=True)
-            if v is not None
-        ]
-        changed, whole = torch.stack(squares).sum(0).tolist() if squares else (0.0, 0.0)
-        return math.sqrt(changed / whole) if whole else 0.0
+        return ratio(squares(w, kept))
 
-    # Steps of n layers, for `mgrit.MGRIT`. States share tensors, so none is written into.
-
-    def copy(self, w: States) -> States:
-        return list(w)
-
-    def relax(self, w: States, b: States, n: int, states: range) -> States:
-        for i in self._wanted(states):
-            w[i] = _sum(self._leapt(i, w[i + n], n), b[i])
-        return w
-
-    def residual(self, w: States, b: States, n: int, states: range) -> States:
-        r: States = [None] * len(w)
-        for i in self._wanted(states):
-            r[i] = _sum(self._leapt(i, w[i + n], n), b[i], None if w[i] is None else -w[i])
-        return r
-
-    def add(self, w: States, e: States) -> States:
-        return [_sum(w_i, e_i) for w_i, e_i in zip(w, e, strict=True)]
-
-    def _wanted(self, states: range) -> list[int]:
-        return [i for i in states if i >= self._first]
+    def leap(self, w: States, n: int, states: range) -> States:
+        """Steps of n layers (`mgrit.GridSystem`)."""
+        return [self._leapt(i, w[i + n], n) for i in states]
 
     def smallest_blocks(self, auto: AutoGamma) -> list[float]:
         return self._gammas.values_for(auto, self.length, self.estimate)
@@ -120,64 +97,59 @@ class ModuleSystem:
         return [self._estimate_one(i, probes, seed) for i in range(self.length)]
 
     def _estimate_one(self, i: int, probes: int, seed: int) -> float:
-        segment, K = self.segments[i], self.carry(i) if i >= self._first else None
-        if K is None:
+        segment = self.segments[i]
+        if i < self._first:
             return 0.0
-        generator = torch.Generator(segment.h_in.device)  # leaves the global stream alone
-        generator.manual_seed((seed << 16) + self._start + i)
-
-        def zJ(z: Tensor) -> Tensor | None:
-            v = segment.vjp(z)
-            return v if segment.split else K.accumulate_(v, z, -1.0)
-
-        return smallest_block(zJ, K.vecmat, segment.h_out, probes, generator)
+        generator = probe_generator(segment.h_out, seed, i)
+        zJ = partial(segment.through, block=1, carry=0)
+        return smallest_block(zJ, segment.K.vecmat, segment.h_out, probes, generator)
 
     def _pushed(self, i: int, w: Tensor | None, gamma: float) -> Tensor | None:
         """b_i + w (J + gamma K) for the segment between states i and i+1."""
         b = self._b[i]
         if w is None:
             return None if b is None else b.clone()
-        v = self.through(i, w, 1, gamma)
+        v = self.segments[i].through(w, 1, gamma)
         if b is None:
             return v
         if v is None or v is w:  # w itself where J is zero and K the identity
             return b.clone() if v is None else v + b
         return v.add_(b)
 
-    def through(self, i: int, w: Tensor, block: float, carry: float) -> Tensor | None:
-        """w (block J + carry K) for the segment between states i and i+1."""
-        segment = self.segments[i]
-        v = segment.vjp(w)
-        if v is not None and block != 1:
-            v = v.mul_(block)
-        # The graph gives w J or w (J + K); what is missing or too much is a multiple of w K.
-        share = carry if segment.split else carry - block
-        return self.carry(i).accumulate_(v, w, share) if share != 0 else v
-
     def _leapt(self, i: int, w: Tensor | None, n: int) -> Tensor | None:
-        """w A_i(n): from state i + n to state i in one step (`mgrit.GridSystem`)."""
-        if w is None:
+        """w A_i(n): from state i + n to state i in one step."""
+        if w is None or i < self._first:
             return None
-        for j in reversed(range(i + 1, i + n)):
-            w = self.carry(j).vecmat(w)
-        return self.through(i, w, n, 1)
+        for segment in reversed(self.segments[i + 1 : i + n]):
+            w = segment.K.vecmat(w)
+        return self.segments[i].through(w, n, 1)
 
     def carry(self, i: int) -> Carry:
         """K_{i+1}, between states i and i + 1."""
-        carry = self._carries[i]
-        if carry is None:
-            carry = self._carries[i] = self.segments[i].carry()
-        return carry
+        return self.segments[i].K
+
+
+def probe_generator(like: Tensor, seed: int, i: int) -> torch.Generator:
+    """Random numbers for the layer between states i and i + 1, apart from the global stream."""
+    return torch.Generator(like.device).manual_seed((seed << 16) + i)
+
+
+def squares(w: States, kept: States) -> Tensor:
+    """Of the states that are known, ||w - w_kept||^2 and ||w||^2 (2,)."""
+    pairs = [(v, u) for v, u in zip(w, kept, strict=True) if v is not None]
+    each = [torch.stack([_square(v if u is None else v - u), _square(v)]) for v, u in pairs]
+    return torch.stack(each).sum(0) if each else torch.zeros(2)
+
+
+def ratio(squares: Tensor) -> float:
+    """||w - w_kept|| / ||w||, of their squares."""
+    changed, whole = squares.tolist()
+    return math.sqrt(changed / whole) if whole else 0.0
 
 
 def _square(v: Tensor) -> Tensor:
     return torch.linalg.vector_norm(v, dtype=torch.float32 if v.dtype.itemsize < 4 else None) ** 2
 
 
-def _sum(*terms: Tensor | None) -> Tensor | None:
-    known = [t for t in terms if t is not None]
-    return sum(known[1:], known[0]) if known else None
-
-
-def _of(gamma: Gamma, i: int) -> float:
+def gamma_of(gamma: Gamma, i: int) -> float:
     return gamma[i] if isinstance(gamma, list) else gamma

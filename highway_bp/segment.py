@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +52,18 @@ class Segment:
         pairs = [(h, b_h) for h, b_h in zip(self.states[:-1], b, strict=True) if b_h is not None]
         return self._grad([h for h, _ in pairs], [b_h for _, b_h in pairs]) if pairs else None
 
-    def carry(self) -> Carry:
-        """K of the run: K_e ... K_{a+1}."""
+    def through(self, w: Tensor, block: float, carry: float) -> Tensor | None:
+        """w (block J + carry K); None for zero. May be written into, unless it is w itself."""
+        v = self.vjp(w) if block else None
+        if v is not None and block != 1:
+            v = v.mul_(block)
+        # The graph gives w J or w (J + K); what is missing or too much is a multiple of w K.
+        share = carry if self.split else carry - block
+        return self.K.accumulate_(v, w, share) if share != 0 else v
+
+    @cached_property
+    def K(self) -> Carry:
+        """The carry of the run, K_e ... K_{a+1}, formed where it is first asked for."""
         K: Carry = Identity()
         for i in reversed(range(len(self.layers))):
             K = K @ self._layer_carry(i)

@@ -29,7 +29,7 @@ def check_split(segment: Segment) -> None:
         out = layer.residual(h, segment.z.detach())
     generator = torch.Generator(out.device).manual_seed(0)  # leaves the global stream alone
     z = torch.randn(out.shape, dtype=out.dtype, device=out.device, generator=generator)
-    given = segment.carry().vecmat(z)
+    given = segment.K.vecmat(z)
     found = _through(out, h, z)
     if torch.linalg.vector_norm(given - found) > TOLERANCE * torch.linalg.vector_norm(found):
         has = "its carry is another" if hasattr(layer, "carry") else "it has no carry"

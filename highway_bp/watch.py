@@ -41,10 +41,6 @@ class _Counted:
         self.iterations += 1
         return self._system.through_blocks(*args, **kwargs)
 
-    def relax(self, *args) -> States:
+    def leap(self, *args) -> States:
         self.iterations += 1
-        return self._system.relax(*args)
-
-    def residual(self, *args) -> States:
-        self.iterations += 1
-        return self._system.residual(*args)
+        return self._system.leap(*args)

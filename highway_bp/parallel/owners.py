@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from highway_bp.method_state import sharded_chains
 
-T = TypeVar("T")
+OUTSIDE = -1  # of the chains
 
 
 def owners(model: nn.Module) -> dict[int, int]:
@@ -23,30 +25,26 @@ def owners(model: nn.Module) -> dict[int, int]:
         ValueError: a parameter is in layers of two processes, or in one and outside the chains:
             each would have a part of its gradient.
     """
-    inside = {
-        id(module)
-        for chain in sharded_chains(model)
-        for layer in chain
-        for module in layer.modules()
-    }
-    everywhere = {
-        id(t): -1
-        for module in model.modules()
-        if id(module) not in inside
-        for t in _tensors(module)
-    }
-    found: dict[int, int] = {}
-    for rank, t in _in_layers(model):
-        other = found.setdefault(id(t), everywhere.get(id(t), rank))
-        if other != rank:
-            if isinstance(t, nn.Parameter):
-                raise ValueError(
-                    f"{_name(model, t)} is shared by layers of different processes, "
-                    "or with what is outside the chain; expected one process to have "
-                    "its whole gradient"
-                )
-            found[id(t)] = -1
-    return {t: rank for t, rank in found.items() if rank >= 0}
+    holders: dict[int, set[int]] = defaultdict(set)  # by id, the processes
+    inside = set()
+    for chain in sharded_chains(model):
+        for rank, share in enumerate(chain.shares):
+            for module in (m for i in share for m in chain[i].modules()):
+                inside.add(module)
+                for t in _tensors(module):
+                    holders[id(t)].add(rank)
+    for module in set(model.modules()) - inside:
+        for t in _tensors(module):
+            holders[id(t)].add(OUTSIDE)
+    for parameter in model.parameters():
+        if len(holders[id(parameter)]) > 1:
+            named = model.named_parameters(remove_duplicate=False)
+            raise ValueError(
+                f"{' = '.join(name for name, p in named if p is parameter)} is shared by layers of "
+                "different processes, or with what is outside the chain; expected one process to "
+                "have its whole gradient"
+            )
+    return {t: min(found) for t, found in holders.items() if len(found) == 1 and found != {OUTSIDE}}
 
 
 def of_others(model: nn.Module) -> set[int]:
@@ -64,7 +62,7 @@ def let_go(model: nn.Module) -> None:
                     held[name] = made.setdefault(id(t), _emptied(t))
 
 
-def from_owners(model: nn.Module, values: Mapping[str, T]) -> dict[str, T]:
+def from_owners(model: nn.Module, values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by name of parameter of all processes, to the bit the same on each.
 
     A process has values of its own layers' parameters, and of those outside the sharded chains.
@@ -92,22 +90,17 @@ def whole_state_dict(model: nn.Module) -> dict[str, Any]:
     rest get their own part. One process alone reads it by ``load_state_dict`` as ever, a sharded
     model by `load_whole_state_dict`.
     """
+    state = model.state_dict()
     if not sharded_chains(model):
-        return model.state_dict()
-    state = model.state_dict(keep_vars=True)
+        return state
     ranks, owner = _ranks(model), owners(model)
-    for name, t in state.items():
-        rank = owner.get(id(t), 0)
-        if rank == 0:
-            continue
-        if ranks.is_first:
-            arriving = torch.empty_like(t, device=ranks.device)
-            ranks.exchange([], [(arriving, rank)])
-            state[name] = arriving.cpu()
-        elif ranks.rank == rank:
-            ranks.exchange([(t.detach(), 0)], [])
-    kept = {name: t for name, t in state.items() if not getattr(t, "is_meta", False)}
-    return {name: t.detach() if isinstance(t, Tensor) else t for name, t in kept.items()}
+    owned = {name: owner.get(id(t)) for name, t in model.state_dict(keep_vars=True).items()}
+    mine = {name: t.cpu() for name, t in state.items() if owned[name] == ranks.rank != 0}
+    everyone = [None] * ranks.size if ranks.is_first else None
+    dist.gather_object(mine, everyone, group=ranks.group, group_dst=0)
+    theirs = {name: t for found in everyone or [] for name, t in found.items()}
+    state = {name: theirs.get(name, value) for name, value in state.items()}
+    return {name: value for name, value in state.items() if not getattr(value, "is_meta", False)}
 
 
 def load_whole_state_dict(model: nn.Module, state: Mapping[str, Any]) -> None:
@@ -121,16 +114,29 @@ def load_whole_state_dict(model: nn.Module, state: Mapping[str, Any]) -> None:
         model.load_state_dict(state)
 
 
+def total_norm(model: nn.Module) -> Tensor:
+    """2-norm of the gradients of all parameters, the same on every process: a number.
+
+    It is ``torch.nn.utils.get_total_norm``, to the bit: of a sharded model every process forms the
+    norms of its own layers' gradients, the first one also those outside the sharded chains, which
+    all have alike.
+    """
+    parameters = list(model.parameters())
+    sharded = sharded_chains(model)
+    if not sharded:
+        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    ranks = sharded[0].ranks
+    own = {id(p) for chain in sharded for p in chain.own_parameters()}
+    norms = torch.zeros(len(parameters), dtype=parameters[0].dtype, device=ranks.device)
+    for i, p in enumerate(parameters):
+        if p.grad is not None and (ranks.is_first or id(p) in own):
+            norms[i] = torch.linalg.vector_norm(p.grad)
+    dist.all_reduce(norms, group=ranks.group)
+    return torch.linalg.vector_norm(norms)
+
+
 def _ranks(model: nn.Module):
     return sharded_chains(model)[0].ranks
-
-
-def _in_layers(model: nn.Module) -> Iterator[tuple[int, Tensor]]:
-    """Every tensor of the chains' layers and the process that runs the layer."""
-    for chain in sharded_chains(model):
-        for rank, share in enumerate(chain.shares):
-            for module in (m for i in share for m in chain[i].modules()):
-                yield from ((rank, t) for t in _tensors(module))
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
@@ -142,8 +148,3 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 def _emptied(t: Tensor) -> Tensor:
     empty = torch.empty_like(t, device="meta")
     return nn.Parameter(empty, t.requires_grad) if isinstance(t, nn.Parameter) else empty
-
-
-def _name(model: nn.Module, parameter: nn.Parameter) -> str:
-    named = model.named_parameters(remove_duplicate=False)
-    return " = ".join(name for name, p in named if p is parameter)

@@ -1,21 +1,21 @@
-"""Messages between the ranks of a group, all non-blocking inside one exchange."""
+"""The processes of a group in the order of their layers, and messages between them.
+
+All messages are lone `isend` and `irecv`: with NCCL these travel on the two ranks' own stream, and
+ranks that mix them with batched ones may wait for each other for ever.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Container, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-T = TypeVar("T")
-CONTIGUOUS = torch.contiguous_format
-NOTE = 1024  # bytes of a text that goes from rank to rank
-
 
 class Ranks:
-    """A group of processes in the order of their layers.
+    """A group of processes.
 
     Args:
         group: a process group; None for all processes.
@@ -32,6 +32,7 @@ class Ranks:
             )
         self.group = dist.group.WORLD if group is None else group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
+        self.is_first, self.is_last = self.rank == 0, self.rank == self.size - 1
 
     @property
     def device(self) -> torch.device:
@@ -39,116 +40,92 @@ class Ranks:
         nccl = dist.get_backend(self.group) == "nccl"
         return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
+    def send(self, t: Tensor, to: int) -> Message:
+        """Returns at once; between two ranks, messages keep their order."""
+        t = t.contiguous()
+        return Message(dist.isend(t, group=self.group, group_dst=to), t, t)
 
-    @property
-    def is_last(self) -> bool:
-        return self.rank == self.size - 1
+    def receive(self, like: Tensor, source: int) -> Message:
+        """A tensor of the shape, dtype and layout of ``like``, which may be on device "meta"."""
+        t = self._buffer(like)
+        return Message(dist.irecv(t, group=self.group, group_src=source), t, like)
 
-    def exchange(
-        self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]
-    ) -> None:
-        """Send tensors to ranks and fill others from ranks; returns when all has arrived."""
-        self.start(sends, receives).wait()
+    def shift(self, t: Tensor, like: Tensor, senders: Container[int], by: int = 1) -> Tensor | None:
+        """t of each rank in ``senders`` to the one ``by`` before it; what arrives here, or None."""
+        sends, receives = self.rank in senders and self.rank >= by, self.rank + by in senders
+        sent = self.send(t, self.rank - by) if sends else None
+        arrived = self.receive(like, self.rank + by).wait() if receives else None
+        if sent is not None:
+            sent.wait()
+        return arrived
 
-    def start(
-        self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]]
-    ) -> Underway:
-        """`exchange`, but returns at once; between two ranks, messages keep their order."""
-        leaving = [(t.contiguous(), to) for t, to in sends]
-        arriving = [
-            (t if t.is_contiguous() else torch.empty_like(t, memory_format=CONTIGUOUS), source)
-            for t, source in receives
-        ]
-        copies = [
-            (wanted, t)
-            for (t, _), (wanted, _) in zip(arriving, receives, strict=True)
-            if wanted is not t
-        ]  # channels last
-        alone = len(leaving) + len(arriving) == 1
-        works = (self._one if alone else self._together)(leaving, arriving)
-        return Underway([t for t, _ in leaving], works, copies)
+    def send_like(self, t: Tensor, to: int) -> None:
+        """Shape, dtype and layout, for one who does not know them."""
+        dist.send_object_list([t.to("meta")], group=self.group, group_dst=to)
 
-    def _one(self, sends: list, receives: list) -> list[dist.Work]:
-        """With NCCL on the two ranks' own stream, behind no message to or from a third."""
-        return [
-            *(dist.isend(t, group=self.group, group_dst=to) for t, to in sends),
-            *(dist.irecv(t, group=self.group, group_src=source) for t, source in receives),
-        ]
+    def receive_like(self, source: int) -> Tensor:
+        likes = [None]
+        dist.recv_object_list(likes, group=self.group, group_src=source)
+        return likes[0]
 
-    def _together(self, sends: list, receives: list) -> list[dist.Work]:
-        ops = [
-            *(dist.P2POp(dist.isend, t, group=self.group, group_peer=to) for t, to in sends),
-            *(
-                dist.P2POp(dist.irecv, t, group=self.group, group_peer=source)
-                for t, source in receives
-            ),
-        ]
-        return dist.batch_isend_irecv(ops) if ops else []
-
-    def send_note(self, text: str, to: int, device: torch.device) -> None:
-        self.exchange([(_as_bytes(text, device), to)], [])
-
-    def receive_note(self, source: int, device: torch.device) -> str:
-        note = torch.zeros(NOTE, dtype=torch.uint8, device=device)
-        self.exchange([], [(note, source)])
-        return _as_text(note)
-
-    def broadcast_state(self, h: Tensor, source: int) -> Tensor:
-        """``h`` of rank ``source`` on every rank; of the others, its device alone counts."""
-        note = _as_bytes(description(h), h.device)
-        dist.broadcast(note, group=self.group, group_src=source)
-        h = h.contiguous() if self.rank == source else described(_as_text(note), h.device)
-        dist.broadcast(h, group=self.group, group_src=source)
-        return h
-
-    def everyone(self, value: T) -> list[T]:
+    def everyone(self, value: Any) -> list[Any]:
         """A small value of any kind, as each rank has it."""
         values = [value] * self.size
         dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def sum(self, values: Sequence[float], device: torch.device) -> list[float]:
-        """Numbers added up over all ranks."""
-        total = torch.tensor(values, dtype=torch.float64, device=device)
-        dist.all_reduce(total, group=self.group)
-        return total.tolist()
+    def everywhere(self, mine: Sequence[Tensor], sources: Sequence[int]) -> list[Tensor]:
+        """Tensors of which each rank has its own, on all ranks, in their owners' layout.
+
+        Args:
+            mine: those of this rank.
+            sources: the ranks that have the tensors, one after the other.
+        """
+        likes = [iter(theirs) for theirs in self.everyone([t.to("meta") for t in mine])]
+        own, found = iter(mine), []
+        for source in sources:
+            like = next(likes[source])
+            t = next(own) if source == self.rank else self._buffer(like)
+            # Not t itself: gloo keeps what it sends for a moment, and with it t's graph.
+            dist.broadcast(t.detach().contiguous(), group=self.group, group_src=source)
+            found.append(t if source == self.rank else laid_out(t, like))
+        return found
+
+    def all(self, t: Tensor) -> list[Tensor]:
+        """Tensors of one shape and dtype from all ranks, in this one's layout."""
+        everyone = [self._buffer(t) for _ in range(self.size)]
+        dist.all_gather(everyone, t.contiguous(), group=self.group)
+        return [laid_out(theirs, t) for theirs in everyone]
+
+    def _buffer(self, like: Tensor) -> Tensor:
+        return torch.empty(like.shape, dtype=like.dtype, device=self.device)
 
 
-class Underway:
-    """Messages on their way; ``sent`` is kept from being freed."""
+class Message:
+    """A tensor on its way, kept from being freed."""
 
-    def __init__(
-        self, sent: list[Tensor], works: list[dist.Work], copies: list[tuple[Tensor, Tensor]]
-    ):
-        self._sent, self._works, self._copies = sent, works, copies
+    def __init__(self, work: dist.Work, t: Tensor, like: Tensor):
+        self._work, self._t, self._like = work, t, like
 
-    def wait(self) -> None:
-        """Until all has arrived."""
-        for work in self._works:
-            work.wait()
-        for wanted, t in self._copies:
-            wanted.copy_(t)
-        self._sent, self._works, self._copies = [], [], []
+    def wait(self) -> Tensor:
+        """Until it has arrived, or may be written into."""
+        self._work.wait()
+        return laid_out(self._t, self._like)
 
 
-def description(h: Tensor) -> str:
-    """dtype and shape, for one who does not know them: "float32 8 3 32 32"."""
-    return " ".join([str(h.dtype).removeprefix("torch."), *map(str, h.shape)])
+def laid_out(t: Tensor, like: Tensor) -> Tensor:
+    """t in the memory layout of ``like``."""
+    same = t.stride() == like.stride()
+    return t if same else torch.empty_like(like, device=t.device).copy_(t)
 
 
-def described(text: str, device: torch.device) -> Tensor:
-    """An empty tensor of a `description`."""
-    dtype, *sizes = text.split()
-    return torch.empty([int(n) for n in sizes], dtype=getattr(torch, dtype), device=device)
-
-
-def _as_bytes(text: str, device: torch.device) -> Tensor:
-    text = text.encode()[:NOTE].ljust(NOTE, b"\0")
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
-
-
-def _as_text(note: Tensor) -> str:
-    return bytes(note.tolist()).rstrip(b"\0").decode(errors="replace")
+def shares_of(L: int, P: int, sizes: Sequence[int] | None = None) -> list[range]:
+    """The layers of every process; ValueError where they cannot be shared out."""
+    if sizes is None:
+        if L < P:
+            raise ValueError(f"{P} processes for {L} layers; expected at most one per layer")
+        sizes = [L // P + (r < L % P) for r in range(P)]
+    if len(sizes) != P or sum(sizes) != L or min(sizes) < 1:
+        raise ValueError(f"sizes={list(sizes)}; expected {P} numbers of at least 1, {L} in all")
+    ends = [sum(sizes[: r + 1]) for r in range(P)]
+    return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]

@@ -1,4 +1,5 @@
-"""`shard`: let the processes of a group run a model's layers, each its own."""
+"""`shard`: the processes of a group run a model's layers, each its own; `replicate`: groups of them
+run the same model on other parts of a batch."""
 
 from __future__ import annotations
 
@@ -6,11 +7,12 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from highway_bp.chain import ResidualChain
 from highway_bp.method_state import chains, sharded_chains, trunks
 from highway_bp.parallel.agreement import check_weights
-from highway_bp.parallel.owners import let_go
+from highway_bp.parallel.owners import let_go, of_others
 from highway_bp.parallel.ranks import Ranks
 from highway_bp.parallel.sharded_chain import ShardedChain
 from highway_bp.set_method import takers
@@ -49,15 +51,45 @@ def shard(
             "expected a model of residual layers"
         )
     check_weights(Ranks(group), model)
+    how = group, sizes, scan, micro_batches
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, ResidualChain):
-                setattr(
-                    parent,
-                    name,
-                    ShardedChain(child, child.method, group, sizes, scan, micro_batches),
-                )
+                setattr(parent, name, ShardedChain(child, child.method, *how))
     for trunk in trunks(model):
-        trunk.shard(group, sizes, scan, micro_batches)
+        trunk.shard(*how)
     let_go(model)
     return sharded_chains(model)
+
+
+def replicate(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
+    """Average the gradients over processes with the same layers and each its part of a batch.
+
+    Of a 2-D ``DeviceMesh`` with the dimensions "data" and "layers", `shard` takes the group of the
+    second and this the group of the first::
+
+        hb.shard(model, mesh["layers"].get_group())
+        trained = hb.replicate(model, mesh["data"].get_group())
+        criterion(trained(x_part), y_part).backward()
+
+    Args:
+        model: sharded by `shard`, or not at all.
+        group: the processes that have the same layers.
+
+    Returns:
+        The model in torch's own wrapper, to be called in its place while training; itself where
+        this process has nothing to train.
+    """
+    for chain in sharded_chains(model):
+        chain.replicas = Ranks(group)
+    others = of_others(model)
+    if not any(p.requires_grad and id(p) not in others for p in model.parameters()):
+        return model
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+        model, [name for name, tensor in named if id(tensor) in others]
+    )
+    return DistributedDataParallel(model, process_group=group)

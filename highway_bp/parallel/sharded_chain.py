@@ -9,23 +9,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from highway_bp.auto_gamma import GammaMemory
 from highway_bp.check import check_whole
+from highway_bp.cut import Cut
 from highway_bp.methods import Backprop, Method
-from highway_bp.parallel.agreement import call_of, check_call, check_state, digest
-from highway_bp.parallel.ends import arrive, enter
-from highway_bp.parallel.micro_batches import MicroBatches, arguments_of_each, sizes_of
-from highway_bp.parallel.ranks import Ranks, Underway, described, description
-from highway_bp.parallel.sharded_pass import ShardedPass, wanted
-from highway_bp.parallel.shares import shares_of
-from highway_bp.segment import Segment, run_segment
-from highway_bp.split_check import check_split
-from highway_bp.takes_method import TakesMethod
+from highway_bp.parallel.agreement import check_call
+from highway_bp.parallel.micro_batches import arguments_of_each, joined, sizes_of
+from highway_bp.parallel.ranks import Message, Ranks, laid_out, shares_of
+from highway_bp.parallel.sharded_system import ShardedSystem
+from highway_bp.segment import Segment
 
 SCANS = ("auto", "sequential", "doubling", "gathered")
 
 
-class ShardedChain(TakesMethod, nn.ModuleList):
+class ShardedChain(Cut):
     """A `ResidualChain` to whoever calls it; every process runs its own layers.
 
     The state goes through the processes one after the other; in the backward pass all work at
@@ -72,14 +68,11 @@ class ShardedChain(TakesMethod, nn.ModuleList):
         check_whole("micro_batches", micro_batches, least=1)
         self.ranks, self.scan, self.micro_batches = Ranks(group), scan, micro_batches
         self.shares = shares_of(len(self), self.ranks.size, sizes)
-        self.gammas = GammaMemory()
-        self.iterations: list[int] = []
         self.method = Backprop() if method is None else method
         self.replicas: Ranks | None = None  # those with the same layers, as `replicate` has it
         # Some gradient always: a process without would be missing in the backward pass.
         self.token = torch.zeros((), requires_grad=True)
-        self._checked = False  # carries, by the first pass
-        self.kind: int | None = None  # of all carries; found by the first backward pass
+        self.kind: int | None = None  # of all carries; found by the first scan
 
     @property
     def own(self) -> range:
@@ -111,88 +104,93 @@ class ShardedChain(TakesMethod, nn.ModuleList):
 
         Args:
             h: the input state h_0, the same on every process.
-            *args, **kwargs: passed on to every layer; no gradient flows to them.
+            *args, **kwargs: passed on to every layer; gradients flow to tensors among them.
             return_states: return [h_1, ..., h_L], each of which may enter the loss.
 
         Returns:
             h_L, or all states, on every process.
 
         Raises:
-            ValueError: fewer examples than micro-batches while gradients are wanted; the process
-                before this one was called with a batch of another shape, another method or mode,
-                or, at first, with another state.
+            ValueError: fewer examples than micro-batches while gradients are wanted; processes
+                called with batches of other shapes, other methods or modes, or, at first, with
+                other states.
         """
-        states = self._own_states(enter(self.ranks, h), args, kwargs, return_states)
-        every = arrive(self.ranks, states, self.shares if return_states else None)
-        return every if return_states else every[-1]
+        mode = "" if torch.is_grad_enabled() else ", without gradients"
+        call = (
+            f"a state of {h.dtype} {list(h.shape)}, {self.method}, "
+            f"sizes={[len(share) for share in self.shares]}, micro_batches={self.micro_batches}"
+        )
+        check_call(self.ranks, call + mode, None if self._checked else h)
+        with self._own_randomness(h):
+            if torch.is_grad_enabled():
+                trained = [*self.own_parameters(), self.token]
+                states = self.cut(h, args, kwargs, trained, return_states)
+            else:
+                states = self.outputs(self.run(h, args, kwargs), return_states)
+        return states if return_states else states[-1]
 
-    def _own_states(self, x: Tensor, args: tuple, kwargs: dict, every: bool) -> list[Tensor]:
-        """This process's states, or the last one alone."""
-        with self._own_randomness(x):
-            if not torch.is_grad_enabled():
-                return wanted(self.run(x, args, kwargs), every)
-            return list(
-                ShardedPass.apply(self, every, args, kwargs, x, self.token, *self.own_parameters())
-            )
-
-    def run(self, x: Tensor, args: tuple, kwargs: dict) -> MicroBatches:
+    def run(self, h: Tensor, args: tuple, kwargs: dict) -> list[Segment]:
         """This process's layers on every micro-batch as it arrives; each goes on at once."""
         ranks, most = self.ranks, self.micro_batches
-        if not torch.is_grad_enabled() and x.ndim:  # the last batch of a test set may be small
-            most = max(1, min(most, len(x)))
-        sizes = sizes_of(x, most)
-        call = call_of(x, self.method, [len(s) for s in self.shares], self.micro_batches)
-        call += f"\n{'' if self._checked else digest(x)}"
-        wants = torch.is_grad_enabled() and (x.requires_grad or not ranks.is_first)
-        parts: list[Segment] = []
-        sent: list[Underway] = []
-        for h, arguments in zip(
-            self._arriving(x.detach(), sizes, call),
-            arguments_of_each(args, kwargs, sizes),
-            strict=True,
-        ):
-            parts.append(self._run_one(h.requires_grad_(wants), *arguments))
+        if not torch.is_grad_enabled() and h.ndim:  # the last batch of a test set may be small
+            most = max(1, min(most, len(h)))
+        sizes = sizes_of(h, most)
+        wants = torch.is_grad_enabled() and (h.requires_grad or not ranks.is_first)
+        segments: list[Segment] = []
+        sent: list[Message] = []
+        arguments = arguments_of_each(args, kwargs, sizes)
+        for part, each in zip(self._arriving(h.detach(), sizes), arguments, strict=True):
+            segments.append(self.run_group(self.own, part.requires_grad_(wants), *each))
             if not ranks.is_last:
-                out = parts[-1].h_out.detach()
-                if len(parts) == 1:
-                    ranks.send_note(f"{description(out)}\n{call}", ranks.rank + 1, out.device)
-                sent.append(ranks.start([(out, ranks.rank + 1)], []))
+                out = segments[-1].h_out.detach()
+                if not sent:  # the first is the largest, or as large as the others
+                    ranks.send_like(out, ranks.rank + 1)
+                sent.append(ranks.send(out, ranks.rank + 1))
         for message in sent:
             message.wait()
-        return MicroBatches(parts)
+        return segments
 
-    def _run_one(self, h: Tensor, args: tuple, kwargs: dict) -> Segment:
-        layers = [self[i] for i in self.own]
-        names = [f"layer {i} ({self[i]._get_name()})" for i in self.own]
-        segment = run_segment(layers, names, h, args, kwargs)
-        if not self._checked and torch.is_grad_enabled():
-            check_split(segment)
-            self._checked = True
-        segment.z = None  # a hidden state of memory
-        return segment
+    def outputs(self, segments: Sequence[Segment], every: bool) -> list[Tensor]:
+        """On all processes: each has its own."""
+        if every:
+            held = range(len(self.own))
+            owners = [rank for rank, share in enumerate(self.shares) for _ in share]
+        else:
+            held, owners = [-1] if self.ranks.is_last else [], [self.ranks.size - 1]
+        own = [joined([s.states[i].detach() for s in segments]) for i in held]
+        return self.ranks.everywhere(own, owners)
 
-    def _arriving(self, x: Tensor, sizes: list[int], call: str) -> Iterator[Tensor]:
+    def system(self, segments: Sequence[Segment], grads: Sequence[Tensor | None]) -> ShardedSystem:
+        b = [None] * (len(self) - len(grads)) + list(grads)
+        inside = [r for r, s in enumerate(self.shares) if any(b[i] is not None for i in s[:-1])]
+        return ShardedSystem(self, segments, [b[i] for i in self.own], inside)
+
+    def summed(self, grads: list[Tensor | None], inputs: list[Tensor | None]) -> list:
+        found: list[Tensor | None] = []
+        for w, like in zip(grads, inputs, strict=True):
+            if like is not None:
+                w = torch.zeros_like(like) if w is None else w
+                w = w.clone(memory_format=torch.contiguous_format)  # what is sent are bytes
+                dist.all_reduce(w, group=self.ranks.group)
+                w = laid_out(w, like)
+            found.append(w)
+        return found
+
+    def _arriving(self, h: Tensor, sizes: list[int]) -> Iterator[Tensor]:
         """The inputs of this process's layers; all are on their way while the first is computed."""
-        if self.ranks.is_first:
-            yield from [x] if len(sizes) == 1 else x.split(sizes)
+        ranks, source = self.ranks, self.ranks.rank - 1
+        if ranks.is_first:
+            yield from [h] if len(sizes) == 1 else h.split(sizes)
             return
-        source = self.ranks.rank - 1
-        state, *theirs = self.ranks.receive_note(source, x.device).split("\n")
-        mine = call.split("\n")
-        check_call(self.ranks, mine[0], theirs[0])
-        if mine[1] and theirs[1]:
-            check_state(self.ranks, mine[1], theirs[1])
-        like = described(state, x.device)
-        inputs = [like] + [like.new_empty(size, *like.shape[1:]) for size in sizes[1:]]
-        underway = [self.ranks.start([], [(h, source)]) for h in inputs]
-        for h, message in zip(inputs, underway, strict=True):
-            message.wait()
-            yield h
+        like = ranks.receive_like(source)
+        likes = [like] if len(sizes) == 1 else [like[:size] for size in sizes]
+        for message in [ranks.receive(like, source) for like in likes]:
+            yield message.wait()
 
     @contextlib.contextmanager
-    def _own_randomness(self, x: Tensor) -> Iterator[None]:
+    def _own_randomness(self, h: Tensor) -> Iterator[None]:
         """Dropout differs from process to process here, and nowhere behind the chain."""
         seed = int(torch.randint(1 << 31, ()))  # the same on every process
-        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        with torch.random.fork_rng([h.device] if h.is_cuda else []):
             torch.manual_seed(seed + self.ranks.rank)
             yield

@@ -7,220 +7,187 @@ method, which knows nothing of them.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from highway_bp.auto_gamma import AutoGamma, GammaMemory
-from highway_bp.carry import Scalar
+from highway_bp.auto_gamma import AutoGamma, smallest_block
+from highway_bp.carry import Diagonal, Identity, Scalar
 from highway_bp.methods import Gamma
-from highway_bp.module_system import ModuleSystem
+from highway_bp.module_system import States, gamma_of, probe_generator, ratio, squares
 from highway_bp.parallel import scans
-from highway_bp.parallel.micro_batches import MicroBatches, joined
-from highway_bp.parallel.ranks import Ranks
+from highway_bp.parallel.micro_batches import joined
+from highway_bp.segment import Segment
 
+if TYPE_CHECKING:
+    from highway_bp.parallel.sharded_chain import ShardedChain
 
-@dataclass(frozen=True)
-class Held:
-    """What a rank holds of w_0 .. w_P: w_{r+1}, and on the first rank w_0."""
-
-    out: Tensor | None
-    first: Tensor | None
+GATHER_BELOW = 1 << 20  # bytes of one state: larger ones are moved less by doubling
+IDENTITY, ELEMENTWISE, OTHER = range(3)  # kinds of carries
 
 
 class ShardedSystem:
-    """One rank's part.
+    """One rank's part. Of w_0 .. w_P, the states that it does not hold are None.
 
     Args:
-        segment: the rank's layers.
+        segments: the rank's layers on one micro-batch after the other.
         b: cotangents of the states of the rank's layers, None where no loss arrives.
-        scan: "sequential", "doubling" or "gathered".
-        kind: the largest `scans.kind_of` among the ranks' carries.
-        replicas: the processes that have the same layers and other examples.
+        inside: the ranks with a loss on a state between their layers.
     """
 
     def __init__(
         self,
-        ranks: Ranks,
-        segment: MicroBatches,
+        chain: ShardedChain,
+        segments: Sequence[Segment],
         b: Sequence[Tensor | None],
-        gammas: GammaMemory,
-        scan: str,
-        kind: int,
-        replicas: Ranks | None = None,
+        inside: Sequence[int],
     ):
-        self.length = ranks.size
-        self._ranks, self._scan, self._kind, self._gammas = ranks, scan, kind, gammas
-        self._replicas = replicas
-        inside, out = b[:-1], b[-1]
-        nothing = [None] * len(b)
-        self._local = ModuleSystem([segment], [nothing], gammas, start=ranks.rank)
-        # Used for one micro-batch at a time, not as layers that follow one another.
-        self._each = ModuleSystem(segment.parts, [nothing] * len(segment.parts), GammaMemory())
-        self._segment = segment
-        self._b = self._with_inner(segment.inner_cotangent(inside), out)
-        self._factors: dict[float, list] = {}
+        self._chain, self._ranks, self._rank = chain, chain.ranks, chain.ranks.rank
+        self.length, self.segments = chain.ranks.size, segments
+        self._sizes = [len(s.h_in) if s.h_in.ndim else 1 for s in segments]
+        self._like = joined([s.h_out.detach() for s in segments])  # the state as a whole
+        self._wanted = segments[0].h_in.requires_grad  # on all ranks but perhaps the first
+        self.b_segments = list(zip(*map(self._parts, b), strict=True))
+        pairs = zip(segments, self.b_segments, strict=True)
+        inner = joined([_like_input(s.inner_cotangent(b_s[:-1]), s) for s, b_s in pairs])
+        arrived = self._ranks.shift(inner, self._like, inside)
+        out = torch.zeros_like(self._like) if b[-1] is None else b[-1]
+        self._b = self._held(out if arrived is None else out + arrived, inner)
+        self._factors: dict[tuple, list[Tensor | None]] = {}
 
-    def _with_inner(self, inner: Tensor | None, out: Tensor | None) -> Held:
-        """b_{r+1}: losses inside the run of the rank behind arrive at the state in between."""
-        out = torch.zeros_like(self._segment.h_out) if out is None else out.clone()
-        first = torch.zeros_like(self._segment.h_in) if inner is None else inner
-        received = self._pass_down(first)
-        return Held(
-            out if received is None else out + received, first if self._ranks.is_first else None
-        )
+    def cotangents(self) -> States:
+        return list(self._b)
 
-    def _pass_down(self, v: Tensor) -> Tensor | None:
-        """Every rank's v to the rank before it; what has come from the one behind, if any."""
-        ranks, received = self._ranks, torch.empty_like(self._segment.h_out)
-        ranks.exchange(
-            [] if ranks.is_first else [(v, ranks.rank - 1)],
-            [] if ranks.is_last else [(received, ranks.rank + 1)],
-        )
-        return None if ranks.is_last else received
+    def through_blocks(self, w: States, gamma: Gamma, states: range) -> States:
+        v = self._down(w, 1, gamma_of(gamma, self._rank), states)
+        triples = zip(w, v, self._b, strict=True)
+        return [w_i if v_i is None else b_i + v_i for w_i, v_i, b_i in triples]
 
-    def cotangents(self) -> Held:
-        return replace(self._b)
-
-    def through_blocks(self, w: Held, gamma: Gamma, states: range) -> Held:
-        """State i is computed on rank i, behind it, and goes to rank i - 1, which holds it."""
-        r = self._ranks.rank
-        v = self._pushed(w.out, 1, _of(gamma, r)) if r in states else None
-        return self._plus(self._b, self._handed_down(v, states), w)
-
-    def _pushed(self, w: Tensor, n: int, gamma: float) -> Iterator[Tensor]:
-        """w (n J + gamma K) of one micro-batch after the other."""
-        for m, w_m in enumerate(self._segment.of_each(w)):
-            v = self._each.through(m, w_m, n, gamma)
-            yield torch.zeros_like(self._segment.parts[m].h_in) if v is None else v
-
-    def _handed_down(self, v: Iterable[Tensor] | None, senders: range) -> Held:
-        """What ``senders``' v have become: on each rank that of the rank behind it, None where
-        that sends none; on the first rank its own as well.
-
-        A micro-batch's v is on its way while the next one's is computed.
-        """
-        ranks, r, segment = self._ranks, self._ranks.rank, self._segment
-        received = torch.empty_like(segment.h_out) if r + 1 in senders else None
-        underway = [
-            ranks.start([], [(part, r + 1)])
-            for part in segment.of_each(received)
-            if part is not None
-        ]
-        own = []
-        for v_m in v or ():
-            own.append(v_m)
-            if r:
-                underway.append(ranks.start([(v_m, r - 1)], []))
-        for message in underway:
-            message.wait()
-        return Held(received, joined(own) if own and ranks.is_first else None)
-
-    @staticmethod
-    def _plus(b: Held, v: Held, w: Held) -> Held:
-        """b + v where there is a v, w elsewhere."""
-        return Held(
-            w.out if v.out is None else b.out + v.out,
-            w.first if v.first is None else b.first + v.first,
-        )
-
-    def scan(self, v: Held, gamma: Gamma, states: range) -> Held:
-        n, ranks = states.stop - 1, self._ranks  # state n + 1 is whole, on rank n
-        share = 1.0 - _of(gamma, ranks.rank)
-        K = self._local.carry(0)
-
-        def carried(u: Tensor) -> Tensor:
-            return K.vecmat(u) * share
-
-        if self._scan == "sequential" or self._kind > 2:
-            out = scans.sequential(ranks, v.out, carried, self._segment.h_in, n)
-        elif self._scan == "doubling":
-            out = scans.doubling(ranks, v.out, self._prepared(scans.doubled, share), n)
-        else:
-            out = scans.gathered(ranks, v.out, self._prepared(scans.all_factors, share), n)
-        return Held(out, v.first + carried(out) if ranks.is_first else v.first)
-
-    def _prepared(self, make, share: float) -> list[scans.Factor]:
-        """The factors of a scan, formed once: those of rank r + 1's carry, which it sends."""
-        if share not in self._factors:
-            self._factors[share] = make(self._ranks, self._incoming(share))
-        return self._factors[share]
-
-    def _incoming(self, share: float) -> scans.Factor:
-        """M_r = (1 - gamma) K of rank r + 1."""
-        kind = max(self._kind, 0 if share == 1.0 else 1)
-        M = self._local.carry(0) @ Scalar(share) if share != 1.0 else self._local.carry(0)
-        mine = scans.as_factor(M, kind, self._segment.h_in)
-        if mine is None:
-            return None
-        received = torch.ones_like(mine if kind == 1 else self._segment.h_out)
-        ranks = self._ranks
-        ranks.exchange(
-            [] if ranks.is_first else [(mine, ranks.rank - 1)],
-            [] if ranks.is_last else [(received, ranks.rank + 1)],
-        )
-        return received
-
-    # Steps of n groups, for `mgrit.MGRIT`: n messages, the first n - 1 along the carries.
-
-    def copy(self, w: Held) -> Held:
-        return w  # no call writes into what it is given
-
-    def relax(self, w: Held, b: Held, n: int, states: range) -> Held:
-        return self._plus(b, self._leapt(w, n, states), w)
-
-    def residual(self, w: Held, b: Held, n: int, states: range) -> Held:
-        v = self._leapt(w, n, states)
-        return Held(_rest(b.out, v.out, w.out), _rest(b.first, v.first, w.first))
-
-    def add(self, w: Held, e: Held) -> Held:
-        return self._plus(w, e, w)
-
-    def _leapt(self, w: Held, n: int, states: range) -> Held:
-        """w_{i+n} A_i(n) for i in ``states``; None elsewhere."""
-        r, u, like = self._ranks.rank, w.out, self._segment.h_in
+    def leap(self, w: States, n: int, states: range) -> States:
+        """Steps of n groups (`mgrit.GridSystem`): n messages, the first n - 1 along carries."""
         for j in reversed(range(1, n)):
             senders = range(states.start + j, states.stop + j, states.step)
-            v = self._local.carry(0).vecmat(u).to(like.dtype) if r in senders else None
-            received = self._handed_down(
-                self._segment.of_each(v) if r in senders else None, senders
-            ).out
-            u = u if received is None else received
-        return self._handed_down(self._pushed(u, n, 1) if r in states else None, states)
+            v = self._down(w, 0, 1, senders)
+            w = [w_i if v_i is None else v_i for w_i, v_i in zip(w, v, strict=True)]
+        v = self._down(w, n, 1, states)
+        return [v[i] for i in states]
 
-    def keep(self, w: Held) -> Held:
+    def scan(self, v: States, gamma: Gamma, states: range) -> States:
+        n, ranks, u = states.stop - 1, self._ranks, v[self._rank + 1]  # state n + 1 is whole
+        shares = [1.0 - gamma_of(gamma, i) for i in range(self.length)]
+        carried = partial(self._pushed, block=0, carry=shares[self._rank])
+        scan = "sequential" if self._kind == OTHER else self._chain.scan
+        if scan == "auto":  # small messages wait, large ones take time to move
+            scan = "gathered" if u.numel() * u.element_size() < GATHER_BELOW else "doubling"
+        if scan == "sequential":
+            u = scans.sequential(ranks, u, carried, n)
+        else:
+            run, prepare = {
+                "doubling": (scans.doubling, scans.doubled),
+                "gathered": (scans.gathered, scans.all_factors),
+            }[scan]
+            key = (scan, *shares)
+            if key not in self._factors:
+                self._factors[key] = prepare(ranks, self._factor(carried, shares))
+            u = run(ranks, u, self._factors[key], n)
+        return self._held(u, v[0] + carried(u) if ranks.is_first else None)
+
+    def ends(self, w: States) -> Sequence[Tensor]:
+        return self._parts(w[self._rank + 1])
+
+    def _parts(self, v: Tensor | None) -> Sequence[Tensor | None]:
+        """Of every micro-batch its examples of a state."""
+        whole = v is None or len(self._sizes) == 1
+        return [v] * len(self._sizes) if whole else v.split(self._sizes)
+
+    def keep(self, w: States) -> States:
         return w  # no call writes into what it is given
 
-    def change(self, w: Held, kept: Held) -> float:
-        pairs = [(a, b) for a, b in ((w.out, kept.out), (w.first, kept.first)) if a is not None]
-        squares = [
-            sum(float(torch.linalg.vector_norm(t) ** 2) for t in tensors)
-            for tensors in ([a - b for a, b in pairs], [a for a, _ in pairs])
-        ]
-        changed, whole = self._ranks.sum(squares, w.out.device)
-        return math.sqrt(changed / whole) if whole else 0.0
+    def change(self, w: States, kept: States) -> float:
+        both = squares(w, kept)
+        dist.all_reduce(both, group=self._ranks.group)
+        return ratio(both)
 
     def smallest_blocks(self, auto: AutoGamma) -> list[float]:
         """Every rank keeps those of all: so whose chain goes into a checkpoint does not matter."""
-        return self._gammas.values_for(auto, self.length, self._estimate)
+        return self._chain.gammas.values_for(auto, self.length, self._estimate)
 
     def _estimate(self, probes: int, seed: int) -> list[float]:
-        (mine,) = self._local.estimate(probes, seed)
-        if self._replicas is not None:
-            (total,) = self._replicas.sum([mine], self._segment.h_out.device)
-            mine = total / self._replicas.size
+        zJ, zK = (partial(self._pushed, block=J, carry=K) for J, K in ((1, 0), (0, 1)))
+        generator = probe_generator(self._like, seed, self._rank)
+        mine, replicas = smallest_block(zJ, zK, self._like, probes, generator), self._chain.replicas
+        if replicas is not None:
+            mine = sum(replicas.everyone(mine)) / replicas.size
         return self._ranks.everyone(mine)
 
+    def _held(self, out: Tensor | None, first: Tensor | None) -> States:
+        w: States = [None] * (self.length + 1)
+        w[self._rank + 1] = out
+        if self._ranks.is_first:
+            w[0] = first
+        return w
 
-def _rest(b: Tensor | None, v: Tensor | None, w: Tensor | None) -> Tensor | None:
-    """b + v - w, and zero where there is no v."""
-    if v is None:
-        return None if w is None else torch.zeros_like(w)
-    return b + v - w
+    def _through(self, u: Tensor, block: float, carry: float) -> Iterator[Tensor]:
+        """u (block J + carry K), of one micro-batch after the other."""
+        for segment, u_m in zip(self.segments, self._parts(u), strict=True):
+            v = segment.through(u_m, block, carry) if self._wanted else None
+            yield _like_input(v, segment)
+
+    def _pushed(self, u: Tensor, block: float, carry: float) -> Tensor:
+        return joined([*self._through(u, block, carry)])
+
+    def _down(self, w: States, block: float, carry: float, senders: range) -> States:
+        """What has become of w on ``senders``: state i is computed on rank i, and goes to rank
+        i - 1, which holds it. A micro-batch is on its way while the next one is computed."""
+        ranks, r, own, sent, arriving = self._ranks, self._rank, [], [], []
+        if r + 1 in senders:
+            arriving = [ranks.receive(segment.h_out, r + 1) for segment in self.segments]
+        u = torch.zeros_like(self._like) if w[r + 1] is None else w[r + 1]
+        for v in self._through(u, block, carry) if r in senders else ():
+            own.append(v) if ranks.is_first else sent.append(ranks.send(v, r - 1))
+        for message in sent:
+            message.wait()
+        arrived = [message.wait() for message in arriving]
+        return self._held(joined(arrived) if arrived else None, joined(own) if own else None)
+
+    @cached_property
+    def _kind(self) -> int:
+        """The largest among the carries of all ranks; found out by the chain's first scan."""
+        mine, chain = max(map(_kind_of, self.segments)) if self._wanted else IDENTITY, self._chain
+        if chain.kind is None:
+            chain.kind = max(self._ranks.everyone(mine))
+        if mine > chain.kind:
+            raise RuntimeError(
+                f"the carries of rank {self._rank} are of another kind than in the first backward "
+                "pass; expected layers whose carry is always diagonal, or never"
+            )
+        return chain.kind
+
+    def _factor(self, carried: Callable[..., Tensor], shares: list[float]) -> Tensor | None:
+        """(1 - gamma) K of rank r + 1, None for the identity."""
+        if self._kind == IDENTITY:
+            share = shares[min(self._rank + 1, self.length - 1)]
+            return None if set(shares) == {1.0} else self._like.new_full((1,), share)
+        ones = torch.ones_like(self._like)
+        arrived = self._ranks.shift(carried(ones), ones, range(self.length))
+        return ones if arrived is None else arrived
 
 
-def _of(gamma: Gamma, i: int) -> float:
-    return gamma[i] if isinstance(gamma, list) else gamma
+def _like_input(v: Tensor | None, segment: Segment) -> Tensor:
+    """A cotangent of the segment's input in its dtype, zeros for None."""
+    h = segment.h_in
+    return torch.zeros_like(h) if v is None else v.to(h.dtype)
+
+
+def _kind_of(segment: Segment) -> int:
+    """Of a carry that is elementwise, all states have one shape and dtype."""
+    K, h_in, h_out = segment.K, segment.h_in, segment.h_out
+    if (h_in.shape, h_in.dtype) != (h_out.shape, h_out.dtype):
+        return OTHER
+    if isinstance(K, Identity):
+        return IDENTITY
+    return ELEMENTWISE if isinstance(K, Scalar | Diagonal) else OTHER

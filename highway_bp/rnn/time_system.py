@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from highway_bp.mgrit import rows
+
 SAMPLE = 64  # states whose change is measured
 EVERY = slice(None)  # step
 KERNEL = "HIGHWAY_BP_SCAN_KERNEL"  # 0: no kernel of Triton on CUDA
@@ -143,27 +145,9 @@ class TimeSystem:
         whole = torch.linalg.vector_norm(sample).item()
         return torch.linalg.vector_norm(sample - kept).item() / whole if whole else 0.0
 
-    # Steps of n layers, for `mgrit.MGRIT`: work is done on ``states`` alone, where vjp allows it.
-
-    def copy(self, w: Tensor) -> Tensor:
-        return w.clone()
-
-    def relax(self, w: Tensor, b: Tensor, n: int, states: range) -> Tensor:
-        at = _rows(states)
-        w[at] = self._leapt(w, n, states).add_(b[at])
-        return w
-
-    def residual(self, w: Tensor, b: Tensor, n: int, states: range) -> Tensor:
-        at, r = _rows(states), torch.zeros_like(w)
-        r[at] = self._leapt(w, n, states).add_(b[at]).sub_(w[at])
-        return r
-
-    def add(self, w: Tensor, e: Tensor) -> Tensor:
-        return w.add_(e)
-
-    def _leapt(self, w: Tensor, n: int, states: range) -> Tensor:
-        """w_{i+n} A_i(n) for i in ``states`` (len(states), B, S)."""
-        w, at = w[_rows(states, ahead=n)], _rows(states)
+    def leap(self, w: Tensor, n: int, states: range) -> Tensor:
+        """Steps of n layers (`mgrit.GridSystem`), (len(states), B, S)."""
+        w, at = w[rows(states, ahead=n)], rows(states)
         if n > 1:
             carried = w[..., : self._K.shape[-1]] * self._between(n, states)
             w = F.pad(carried, (0, w.shape[-1] - carried.shape[-1]))
@@ -196,7 +180,3 @@ class TimeSystem:
     @cached_property
     def _K(self) -> Tensor:
         return self._form_K()
-
-
-def _rows(states: range, ahead: int = 0) -> slice:
-    return slice(states[0] + ahead, states[-1] + ahead + 1, states.step)

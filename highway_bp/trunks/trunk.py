@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from highway_bp.chain import ResidualChain
 from highway_bp.methods import Method
-from highway_bp.parallel.ranks import Ranks
+from highway_bp.parallel.ranks import Ranks, shares_of
 from highway_bp.parallel.sharded_chain import ShardedChain
-from highway_bp.parallel.shares import shares_of
 from highway_bp.takes_method import TakesMethod
 from highway_bp.trunks.pending import Pending
 from highway_bp.trunks.sublayers import opaque

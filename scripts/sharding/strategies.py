@@ -13,7 +13,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.nn.parallel import DistributedDataParallel
 
 import highway_bp as hb
-from highway_bp.parallel.shares import shares_of
+from highway_bp.parallel.ranks import shares_of
 from scripts.sharding.setting import Setting, loss_of
 
 

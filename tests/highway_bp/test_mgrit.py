@@ -1,7 +1,5 @@
 """MGRIT against a naive multigrid on dense matrices, and its fixed point against autograd."""
 
-import itertools
-import multiprocessing
 from functools import cache, partial
 
 import pytest
@@ -9,10 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import highway_bp as hb
-from highway_bp.mgrit import Grid, _improved
-from tests.highway_bp import oracle, test_recurrent, test_rnns, test_sharded
+from tests.highway_bp import oracle, test_recurrent, test_rnns
 from tests.highway_bp.architectures import Permuted, Plain, ReluAfterSum, tanh
-from tests.highway_bp.on_ranks import on_ranks
 from tests.highway_bp.test_paths import (
     assert_equal,
     both_losses,
@@ -21,7 +17,6 @@ from tests.highway_bp.test_paths import (
     loss_of,
     reference,
 )
-from tests.train_cli import only_run, row_of
 
 every_relaxation = pytest.mark.parametrize("relaxation", ["F", "FCF"])
 
@@ -181,92 +176,6 @@ def test_one_grid_or_one_interval_is_exact_at_once(method):
     assert_equal(long().gradients(method), long().gradients(hb.Backprop()), str(method))
 
 
-class Poor:
-    """A system whose coarse steps lead nowhere."""
-
-    def __init__(self, system):
-        self.system = system
-
-    def __getattr__(self, name: str):
-        return getattr(self.system, name)
-
-    def relax(self, w, b, n: int, states: range):
-        if n == 1:
-            return self.system.relax(w, b, n, states)
-        return [b_i if i in states else w_i for i, (w_i, b_i) in enumerate(zip(w, b, strict=True))]
-
-    def residual(self, w, b, n: int, states: range):
-        if n == 1:
-            return self.system.residual(w, b, n, states)
-        rest = [b_i if w_i is None else b_i - w_i for w_i, b_i in zip(w, b, strict=True)]
-        return [r_i if i in states else None for i, r_i in enumerate(rest)]
-
-
-class Solved(hb.MGRIT):
-    """MGRIT by another function of method and system."""
-
-    by = staticmethod(hb.MGRIT.solve)
-
-    def solve(self, system):
-        return self.by(self, system)
-
-
-@every_relaxation
-@pytest.mark.parametrize("levels", [2, 3])
-def test_the_coarse_steps_do_not_decide_where_it_ends(levels, relaxation):
-    class Lost(Solved):
-        by = staticmethod(lambda method, system: hb.MGRIT.solve(method, Poor(system)))
-
-    exact, cycles = long().gradients(hb.Backprop()), needed(Long.L, 4, relaxation)
-    assert_equal(long().gradients(Lost(cycles, 4, levels, relaxation)), exact, "poor")
-    assert error(long().gradients(Lost(cycles - 1, 4, levels, relaxation)), exact) > 1e-2
-
-
-@every_relaxation
-@pytest.mark.parametrize("coarsening, levels", [(2, 4), (3, 2), (5, 2)])
-def test_a_cycle_leaves_the_exact_gradient_as_it_is(coarsening, levels, relaxation):
-    def one_more(method, system):
-        w, b = hb.MGRIT(levels=1).solve(system), system.cotangents()
-        grid = Grid(system.length, 1, method.coarsening, method.levels)
-        return _improved(system, grid, w, b, method.relaxation)
-
-    class Continued(Solved):
-        by = staticmethod(one_more)
-
-    method = Continued(1, coarsening, levels, relaxation)
-    assert_equal(long().gradients(method), long().gradients(hb.Backprop()), "after one cycle")
-
-
-class EulerStep(nn.Module):
-    """h + dt tanh(h W), its weights between A and B by time t, as are those of a smooth ODE."""
-
-    def __init__(self, A: Tensor, B: Tensor, t: float, dt: float):
-        super().__init__()
-        self.W, self.dt = nn.Parameter(A * (1 - t) + B * t), dt
-
-    def forward(self, h):
-        return h + self.dt * torch.tanh(h @ self.W)
-
-
-@every_relaxation
-@pytest.mark.parametrize("levels", [2, 3])
-def test_every_cycle_takes_most_of_the_error_of_small_steps(levels, relaxation):
-    L = 67
-    A, B = torch.randn(2, 6, 6, dtype=torch.float64)
-    chain = hb.ResidualChain(EulerStep(A, B, i / L, 1 / L) for i in range(L))
-    x = torch.randn(4, 6, dtype=torch.float64)
-
-    def gradients(method):
-        chain.method = method
-        return list(torch.autograd.grad(torch.sin(chain(x)).sum(), list(chain.parameters())))
-
-    exact = gradients(hb.Backprop())
-    errors = [error(gradients(hb.MGRIT(c, 4, levels, relaxation)), exact) for c in range(5)]
-    assert errors[0] < 0.15
-    for before, after in itertools.pairwise(errors):
-        assert after < before / 10
-
-
 # -- passes ---------------------------------------------------------------------------------------
 
 
@@ -318,37 +227,6 @@ def test_a_cell_of_the_users_is_hb_gru(method):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-def cases(P: int):
-    """Two coarse steps of 3 or of 2 groups, three grids."""
-    methods = [hb.MGRIT(0, 3), hb.MGRIT(1, 2, 2, "F"), hb.MGRIT(1, 2, 2, "FCF"), hb.MGRIT(0, 2, 3)]
-    for kind, method in itertools.product(("gpt", "every carry"), methods):
-        for micro_batches in (1, 2):
-            yield kind, method, kind == "every carry", {"micro_batches": micro_batches}
-
-
-gpt = test_sharded.layers_of
-
-
-def layers_of(kind: str) -> list[nn.Module]:
-    if kind == "gpt":
-        return gpt(kind)
-    torch.manual_seed(0)
-    kinds = [getattr(test_sharded, name) for name in ("Relu", "Halved", "Turned")]
-    return [kinds[i % 3](8).double() for i in range(7)]
-
-
-def compared_with_one(rank: int, P: int) -> tuple[int, list[str]]:
-    test_sharded.cases, test_sharded.layers_of = cases, layers_of
-    return test_sharded.compared_with_one(rank, P)
-
-
-def test_on_several_processes_it_is_that_of_the_grouped_chain(tmp_path):
-    P = 6
-    multiprocessing.set_forkserver_preload([__name__])  # imports done once
-    for compared, wrong in on_ranks(P, compared_with_one, tmp_path, P, start_method="forkserver"):
-        assert wrong == [] and compared > 20
-
-
 def test_in_bfloat16():
     chain = hb.ResidualChain(Plain(tanh(8)) for _ in range(9))
     x = torch.randn(4, 8)
@@ -358,12 +236,6 @@ def test_in_bfloat16():
         h = chain(x)
     found = torch.autograd.grad(torch.sin(h).sum(), list(chain.parameters()))
     assert error(list(found), list(exact)) < 0.05
-
-
-def test_a_run_of_it(train, runs):
-    assert train("grad=mgrit", "grad.coarsening=2", "steps=1").code == 0
-    row = row_of(only_run(runs))
-    assert (row["grad"], row["k"], row["L"]) == ("mgrit", None, 3)
 
 
 # -- bad input ------------------------------------------------------------------------------------

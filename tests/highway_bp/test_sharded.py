@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import gc
+import itertools
+import weakref
+from functools import cache
 
 import pytest
 import torch
@@ -10,10 +13,9 @@ import torch.distributed as dist
 from torch import nn
 
 import highway_bp as hb
-from highway_bp.parallel.sharded_chain import ShardedChain
 from models.resnet import ResNet
 from scripts.transformer_layers import sublayers
-from tests.highway_bp.on_ranks import leave, on_ranks
+from tests.highway_bp.on_ranks import on_ranks
 
 TOLERANCE = 1e-10
 METHODS = [
@@ -62,28 +64,35 @@ class Turned(Relu):
         return hb.LinearMap(lambda h: h.roll(1, -1), like=h_in)
 
 
+class Masked(Relu):
+    """Takes a mask with an entry per example, and a number."""
+
+    def forward(self, h, mask, *, scale):
+        return h + scale * mask[:, None, None] * torch.tanh(self.body(h))
+
+    carry = None
+
+
 def layers_of(kind: str) -> list[nn.Module]:
     torch.manual_seed(0)
     if kind == "gpt":
         return [layer.double() for layer in sublayers(6, 8, 2)]
     if kind == "resnet":
         return list(ResNet(depth=14, classes=3, preact=True).double().chain)
-    if kind == "mixed":  # one carry that cannot be sent among others
-        return [cell(8).double() for cell in (Relu, Halved, Turned, Relu, Halved)]
-    return [{"relu": Relu, "halved": Halved, "turned": Turned}[kind](8).double() for _ in range(5)]
-
-
-KINDS = ["gpt", "relu", "halved", "turned", "mixed", "resnet"]
+    cells = {
+        "relu": [Relu] * 5,
+        "turned": [Turned] * 5,
+        "mixed": [Relu, Halved, Turned, Relu, Halved],  # one carry that cannot be sent
+        "numbers": [Relu, Halved, Halved, Relu, Halved],
+        "seven": [Relu, Halved, Turned] * 2 + [Relu],
+    }
+    return [cell(8).double() for cell in cells[kind]]
 
 
 def data(kind: str):
     generator = torch.Generator().manual_seed(1)
     shape = (3, 16, 8, 8) if kind == "resnet" else (3, 4, 8)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def sizes_for(L: int, P: int) -> list[int]:
-    return [L // P + (r < L % P) for r in range(P)]
 
 
 class InGroups:
@@ -93,7 +102,7 @@ class InGroups:
         self.method, self.sizes = method, sizes
 
     def groups(self, L: int) -> list[range]:
-        ends = [sum(self.sizes[: i + 1]) for i in range(len(self.sizes))]
+        ends = itertools.accumulate(self.sizes)
         return [range(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
 
     def solve(self, system):
@@ -105,10 +114,12 @@ def loss_on(states: list) -> torch.Tensor:
     return sum((torch.sin(h) + h**2).sum() for h in states)
 
 
+@cache
 def expected(kind: str, method: hb.Method, P: int, everywhere: bool) -> dict[str, torch.Tensor]:
     layers = layers_of(kind)
     if not isinstance(method, hb.Backprop):
-        method = InGroups(method, sizes_for(len(layers), P))
+        sizes = [len(layers) // P + (r < len(layers) % P) for r in range(P)]
+        method = InGroups(method, sizes)
     chain = hb.ResidualChain(layers, method)
     x = data(kind).requires_grad_()
     states = chain(x, return_states=True)
@@ -119,7 +130,7 @@ def expected(kind: str, method: hb.Method, P: int, everywhere: bool) -> dict[str
 
 def found(kind: str, method: hb.Method, everywhere: bool, settings: dict):
     """What this process has: its layers' gradients, and everybody's input's."""
-    chain = ShardedChain(layers_of(kind), method, **settings)
+    chain = hb.ShardedChain(layers_of(kind), method, **settings)
     x = data(kind).requires_grad_()
     loss = loss_on(chain(x, return_states=True) if everywhere else [chain(x)])
     loss.backward()
@@ -128,20 +139,33 @@ def found(kind: str, method: hb.Method, everywhere: bool, settings: dict):
     return {"x": x.grad, "loss": loss.detach(), **own}
 
 
-SETTINGS = [{"scan": "sequential"}, {"scan": "doubling"}, {"scan": "gathered"}]
-CUT = [{"micro_batches": 2}, {"micro_batches": 3, "scan": "doubling"}]  # of 3 examples
+SETTINGS = [
+    {"scan": "sequential"},
+    {"scan": "doubling"},
+    {"scan": "gathered"},
+    {"micro_batches": 2},  # of 3 examples
+    {"micro_batches": 3, "scan": "doubling"},
+]
+# Two grids of steps of 3 or of 2 groups, and three.
+GRIDS = [hb.MGRIT(0, 3), hb.MGRIT(1, 2, 2, "F"), hb.MGRIT(1, 2, 2, "FCF"), hb.MGRIT(0, 2, 3)]
 
 
 def cases(P: int):
-    for kind in KINDS:
-        # batch normalisation of a micro-batch is another
-        for settings in SETTINGS + (CUT if kind != "resnet" else []):
-            for method in METHODS:
-                yield kind, method, False, settings
+    """Every method on every kind of layers, each in two settings, which take turns."""
+    if P > 4:
+        for kind, method, settings in itertools.product(("gpt", "seven"), GRIDS, SETTINGS[2:4]):
+            yield kind, method, kind == "seven", settings
+        return
+    turn = itertools.count(P)
+    for kind, method in itertools.product(("relu", "numbers", "turned", "mixed", "gpt"), METHODS):
+        for _ in range(2):
+            yield kind, method, False, SETTINGS[next(turn) % 5]
+    for method in METHODS:  # batch normalisation of a micro-batch is another
+        yield "resnet", method, False, SETTINGS[next(turn) % 3]
     for method in (hb.Highway(0), hb.Highway(P - 1), hb.Backprop(), hb.FixedPoint(1)):
         for kind in ("gpt", "relu"):
-            for settings in SETTINGS + CUT:
-                yield kind, method, True, settings
+            for _ in range(2):
+                yield kind, method, True, SETTINGS[next(turn) % 5]
         yield "resnet", method, True, SETTINGS[0]
 
 
@@ -153,7 +177,7 @@ def compared_with_one(rank: int, P: int) -> tuple[int, list[str]]:
             continue  # warns
         reference = expected(kind, method, P, everywhere)
         if method == hb.Highway(P - 1):  # exact, but for what lies before the chain
-            reference |= {**expected(kind, hb.Backprop(), P, everywhere), "x": reference["x"]}
+            reference = {**expected(kind, hb.Backprop(), P, everywhere), "x": reference["x"]}
         for name, value in found(kind, method, everywhere, settings).items():
             compared += 1
             exact = reference[name]
@@ -162,82 +186,34 @@ def compared_with_one(rank: int, P: int) -> tuple[int, list[str]]:
     return compared, wrong
 
 
-@pytest.mark.parametrize("P", [1, 2, 3, 4])
+@pytest.mark.parametrize("P", [1, 2, 3, 4, 6])
 def test_every_method_is_that_of_the_grouped_chain(P, tmp_path):
     for compared, wrong in on_ranks(P, compared_with_one, tmp_path, P):
         assert wrong == []
-        assert compared > 200
+        assert compared > (20 if P > 4 else 100)
 
 
-class Masked(Relu):
-    """Takes a mask with an entry per example, and a number."""
-
-    def forward(self, h, mask, *, scale):
-        return h + scale * mask[:, None, None] * torch.tanh(self.body(h))
-
-    carry = None
-
-
-def disagreeing(rank: int, folder: Path, differ: str) -> None:
-    """What each is told; the one that finds the mistake ends, or the other would wait."""
-    torch.manual_seed(0)
-    layers = [Masked(8).double() for _ in range(4)]
-    chain = ShardedChain(layers, hb.Highway(1), micro_batches=2)
-    mask = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
-    h = chain(data("relu"), mask, scale=0.5)
-    whole = hb.ResidualChain(layers)(data("relu"), mask, scale=0.5)
-    torch.testing.assert_close(h, whole, rtol=1e-10, atol=1e-10)
-    told = []
-    try:
-        chain(data("relu")[:1], mask, scale=0.5)
-    except ValueError as error:
-        told.append(str(error))
-    chain = ShardedChain(layers, hb.Highway(rank if differ == "method" else 1))
-    try:
-        with torch.set_grad_enabled(differ == "state"):
-            chain(data("relu") + 0.1 * rank, mask, scale=0.5)
-    except (ValueError, RuntimeError) as error:
-        told.append(str(error))
-    leave(folder, rank, told)
+def assorted(rank: int) -> dict:
+    """What else there is to see on two processes, by name."""
+    return {
+        "bfloat16": in_half_precision(),
+        "arguments": with_arguments(),
+        "disagreeing": disagreeing(rank),
+        "alone": forward_alone(),
+        "twice": backward_twice(),
+        "unwanted": unwanted_input(),
+        "captured": captured(),
+    }
 
 
-@pytest.mark.parametrize("differ", ["method", "state"])
-def test_what_processes_disagree_on_is_named(tmp_path, differ):
-    told = on_ranks(2, disagreeing, tmp_path, tmp_path, differ)
-    assert told[0][0] == told[1][0]
-    assert told[0][0].startswith("micro_batches=2 for a state of shape (1, 4, 8); expected at most")
-    call = (
-        "a state of float64 3 4 8, Highway(k={}, gamma=0.0, group_size=1, tolerance=None), "
-        "sizes=[2, 2], micro_batches=1, without gradients"
-    )
-    if differ == "method":
-        assert told[1][1] == (
-            f"a ShardedChain called on rank 1 with {call.format(1)}, on rank 0 "
-            f"with {call.format(0)}; expected the same"
-        )
-    else:
-        assert told[1][1].startswith("another state enters the ShardedChain on rank 1 than on rank")
-    assert "rank 1" not in told[0][1]  # it finds its message not taken
-
-
-@pytest.mark.parametrize("given", [0, 1.5, True])
-def test_micro_batches_are_a_number(given, tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        with pytest.raises((TypeError, ValueError), match=f"micro_batches={given}; expected"):
-            ShardedChain([nn.Identity()], micro_batches=given)
-    finally:
-        dist.destroy_process_group()
-
-
-def in_half_precision(rank: int) -> list[float]:
+def in_half_precision() -> list[float]:
     """Of every gradient the largest error, over its largest entry."""
     errors = []
     for micro_batches in (1, 2):
         torch.manual_seed(0)
         layers = sublayers(6, 8, 2)
         whole = hb.ResidualChain(layers, InGroups(hb.Highway(0), [3, 3]))
-        chain = ShardedChain(layers, hb.Highway(0), micro_batches=micro_batches)
+        chain = hb.ShardedChain(layers, hb.Highway(0), micro_batches=micro_batches)
         gradients = []
         for each in (whole, chain):
             each.zero_grad()
@@ -252,6 +228,137 @@ def in_half_precision(rank: int) -> list[float]:
     return errors
 
 
-def test_under_autocast_it_is_the_grouped_chain(tmp_path):
-    for errors in on_ranks(2, in_half_precision, tmp_path):
-        assert len(errors) > 10 and max(errors) <= 0.03
+def masked_layers() -> list[nn.Module]:
+    torch.manual_seed(0)
+    return [Masked(8).double() for _ in range(4)]
+
+
+def with_arguments() -> list[tuple]:
+    """Gradients of an argument, cut into micro-batches and whole: in one process, and here."""
+    pairs = []
+    for micro_batches in (1, 2):
+        sharded = hb.ShardedChain(masked_layers(), hb.Highway(1), micro_batches=micro_batches)
+        of_each = []
+        for chain in (hb.ResidualChain(masked_layers()), sharded):
+            mask = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
+            chain(data("relu"), mask, scale=0.5).square().sum().backward()
+            of_each.append(mask.grad)
+        pairs.append(tuple(of_each))
+    return pairs
+
+
+def disagreeing(rank: int) -> list[str]:
+    """The errors of calls that cannot be."""
+    chain, mask = hb.ShardedChain(masked_layers(), hb.Highway(1), micro_batches=2), torch.ones(3)
+    errors = []
+    for x in (data("relu")[:1], data("relu")[: 2 + rank]):
+        with pytest.raises(ValueError) as error:
+            chain(x, mask, scale=0.5)
+        errors.append(str(error.value))
+    chain.method = hb.Highway(rank)
+    with torch.no_grad(), pytest.raises(ValueError) as error:
+        chain(data("relu"), mask, scale=0.5)
+    errors.append(str(error.value))
+    chain.method = hb.Highway(1)
+    with pytest.raises(ValueError) as error:
+        chain(data("relu") + 0.1 * rank, mask, scale=0.5)
+    return [*errors, str(error.value)]
+
+
+def forward_alone() -> tuple[bool, float, bool]:
+    """Whether a batch smaller than the micro-batches goes through; the next random number; whether
+    a graph without a backward pass has gone with its output."""
+    layers = [nn.Sequential(Relu(8), nn.Dropout(0.5)) for _ in range(3)]
+    chain = hb.ShardedChain(layers, hb.Highway(0), micro_batches=4)
+    with torch.no_grad():
+        fine = bool(chain(torch.randn(2, 5, 8)).isfinite().all())
+    h = chain(torch.randn(4, 5, 8))  # dropout draws for own layers alone
+    gone = weakref.ref(h.grad_fn)
+    gc.collect()
+    gc.disable()
+    del h
+    gc.enable()
+    return fine, torch.rand(()).item(), gone() is None
+
+
+def backward_twice() -> tuple[bool, str]:
+    """Whether a second backward pass finds the same gradient; the error of a third one."""
+    chain = hb.ShardedChain(layers_of("relu"), hb.Highway(1))
+    loss, p = chain(data("relu")).sum(), chain.own_parameters()[0]
+    first, second = (torch.autograd.grad(loss, p, retain_graph=keep)[0] for keep in (True, False))
+    with pytest.raises(RuntimeError) as error:
+        loss.backward()
+    return torch.equal(first, second), str(error.value)
+
+
+def unwanted_input() -> list[float]:
+    """Errors of gradients that are exact, where nobody wants the input's; one gamma per group."""
+    chain = hb.ShardedChain(layers_of("gpt"), hb.Highway(1, gamma="auto"), scan="doubling")
+    whole = hb.ResidualChain(layers_of("gpt"))
+    for each in (chain, whole):
+        each(data("gpt")).square().sum().backward()
+    exact = [p for i in chain.own for p in whole[i].parameters()]
+    pairs = zip(chain.own_parameters(), exact, strict=True)
+    return [(p.grad - q.grad).abs().max().item() for p, q in pairs]
+
+
+def captured() -> str:
+    """The error of layers that use a tensor which would get no gradient."""
+    scale = torch.ones(8, dtype=torch.float64, requires_grad=True)
+
+    class Scaled(Relu):
+        def forward(self, h):
+            return h + scale * torch.tanh(self.body(h))
+
+        carry = None
+
+    with pytest.raises(RuntimeError) as error:
+        hb.ShardedChain([Scaled(8).double() for _ in range(2)], hb.Highway(0))(data("relu"))
+    return str(error.value)
+
+
+def test_what_else_there_is_to_see(tmp_path):
+    first, second = on_ranks(2, assorted, tmp_path)
+    for rank in (first, second):
+        assert len(rank["bfloat16"]) > 10 and max(rank["bfloat16"]) <= 0.03
+        for exact, found in rank["arguments"]:
+            torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
+        assert len(rank["unwanted"]) > 5 and max(rank["unwanted"]) < 1e-10
+        assert rank["twice"][0] and "second time: the graphs of its layers" in rank["twice"][1]
+        assert rank["captured"].startswith(("layer 0 (Scaled) uses a", "layer 1 (Scaled) uses a"))
+    assert first["alone"] == second["alone"] and first["alone"][0] and first["alone"][2]
+    assert first["disagreeing"] == second["disagreeing"]
+    small, shape, method, state = first["disagreeing"]
+    assert small.startswith("micro_batches=2 for a state of shape (1, 4, 8); expected at most")
+    assert "called on rank 1 with a state of torch.float64 [3, 4, 8], Highway(k=1" in shape
+    assert "on rank 0 with a state of torch.float64 [2, 4, 8], Highway(k=1" in shape
+    assert "Highway(k=0, gamma=0.0, group_size=1, tolerance=None), sizes=[2, 2], micro" in method
+    assert state.startswith("another state enters the ShardedChain on rank 1 than on rank 0")
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"micro_batches": 0}, "micro_batches=0; expected"),
+        ({"micro_batches": 1.5}, "micro_batches=1.5; expected"),
+        ({"micro_batches": True}, "micro_batches=True; expected"),
+        ({"scan": "blocked"}, "scan='blocked'; expected one of auto, sequential, doubling, gath"),
+        ({"sizes": [2]}, r"sizes=\[2\]; expected 1 numbers of at least 1, 1 in all"),
+        ({"method": hb.Highway(1, group_size=2)}, "group_size=2 in a ShardedChain; expected 1"),
+    ],
+)
+def test_bad_settings(one_process, settings, line):
+    with pytest.raises((TypeError, ValueError), match=line):
+        hb.ShardedChain([nn.Identity()], **settings)
+
+
+def test_without_processes_there_is_a_clear_line():
+    with pytest.raises(RuntimeError, match="started by torchrun"):
+        hb.ShardedChain([nn.Identity()])

@@ -1,0 +1,432 @@
+"""Whole models on several processes, step by step against one process with the same groups."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn import functional as F
+
+import highway_bp as hb
+from models.decoder import Decoder
+from models.resnet import ResNet
+from tests.highway_bp import hub_models
+from tests.highway_bp.on_ranks import on_ranks
+from tests.highway_bp.test_sharded import InGroups, Relu
+
+STEPS = 4
+METHODS = [hb.Backprop(), hb.Highway(0), hb.Highway(1)]
+Case = tuple[nn.Module, list[int], torch.Tensor, torch.Tensor]  # layers per process, input, target
+
+
+def gpt() -> Case:
+    """Embedding and classifier are tied."""
+    torch.manual_seed(0)
+    model = Decoder(vocabulary=17, layers=3, hidden=8, heads=2, length=6).double()
+    x = torch.randint(17, (4, 6))
+    return model, [4, 2], x, x.roll(-1, 1)
+
+
+def resnet() -> Case:
+    torch.manual_seed(0)
+    model = ResNet(depth=14, classes=3, preact=True).double()
+    return model, [3, 3], torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4) % 3
+
+
+class Convolution(nn.Module):
+    """h + conv(h)."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return h + torch.tanh(self.body(h))
+
+
+def two_chains() -> Case:
+    """In channels-last memory, with a layer in between that all processes have."""
+    torch.manual_seed(0)
+    chains = [hb.ResidualChain(Convolution() for _ in range(3)) for _ in range(2)]
+    between = [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)]
+    model = nn.Sequential(
+        between[0], chains[0], between[1], chains[1], nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).double()
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64).to(memory_format=torch.channels_last)
+    return model.to(memory_format=torch.channels_last), [2, 1], x, torch.arange(4)
+
+
+class Llama(nn.Module):
+    """With a mask of its own for every example: the last tokens of some are left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = hb.convert(hub_models.decoder("Llama", 3).double(), hb.Backprop())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = torch.arange(x.shape[1]) < 3 + x[:, :1] % 4
+        return self.inside(input_ids=x, attention_mask=mask.long()).logits
+
+
+def llama() -> Case:
+    torch.manual_seed(0)
+    model, x = Llama(), torch.randint(hub_models.V, (8, 6))
+    return model, [4, 2], x, x.roll(-1, 1)
+
+
+MODELS = {"gpt": gpt, "resnet": resnet, "two chains": two_chains}
+
+
+def loss_of(x: torch.Tensor, y: torch.Tensor) -> Callable[[nn.Module], torch.Tensor]:
+    return lambda model: F.cross_entropy(model(x).flatten(0, -2), y.flatten())
+
+
+def losses(model: nn.Module, trained: nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[float]:
+    """Of STEPS steps of AdamW with a clipped gradient, each followed by its norm.
+
+    ``trained`` is called in the model's place: itself, or a wrapper of it.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    found = []
+    for _ in range(STEPS):
+        loss = loss_of(x, y)(trained)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = hb.total_norm(model)
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), 0.5, norm)
+        optimizer.step()
+        found += [loss.item(), norm.item()]
+    return found
+
+
+def trained_alone(make: Callable[[], Case], method: hb.Method) -> tuple[list[float], dict]:
+    """Losses and weights of one process with the groups of two."""
+    model, sizes, x, y = make()
+    hb.set_method(model, method if method == hb.Backprop() else InGroups(method, sizes))
+    return losses(model, model, x, y), model.state_dict()
+
+
+def trained_on_two(make: Callable[[], Case], method: hb.Method) -> tuple:
+    """Layers of this process, and which ones have weights; losses; the whole state."""
+    model, _, x, y = make()
+    hb.set_method(model, method)
+    chain, *_ = hb.shard(model)
+    numbers = losses(model, model, x, y)
+    state = copy.deepcopy(hb.whole_state_dict(model))  # the evaluation changes statistics
+    here = [i for i, layer in enumerate(chain) if not any(p.is_meta for p in layer.parameters())]
+    with torch.no_grad():  # evaluation goes through both processes, too
+        assert model(x).isfinite().all()
+    return list(chain.own), here, numbers, state
+
+
+# -- errors of gradients --------------------------------------------------------------------------
+
+
+def trained(*parts: str) -> Callable[[], Case]:
+    """The GPT of which those layers alone are trained: a process may have none of them."""
+
+    def make():
+        model, *rest = gpt()
+        for name, p in model.named_parameters():
+            p.requires_grad = any(f"transformer.h.{part}." in name for part in parts)
+        return model, *rest
+
+    return make
+
+
+# model, gamma; two of the GPT's three layers are on the first process
+ERRORS = {
+    "gpt": (gpt, 0.1),
+    "resnet": (resnet, 0.0),
+    "gammas": (gpt, "auto"),
+    "first": (trained("0", "1"), 0.0),
+    "last": (trained("2"), 0.0),
+}
+
+
+def errors(model: nn.Module, x, y, method: hb.Highway) -> list[dict]:
+    """Errors at k = 0 and 1, in a model that has trained one step and is as it was afterwards."""
+    hb.set_method(model, method)
+    loss_of(x, y)(model).backward()
+    before = trace(model)
+    found = [asdict(e) for e in hb.gradient_error(model, loss_of(x, y), (0, 1), method)]
+    for a, b in zip(before, trace(model), strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    return [*found, hb.method_state(model)]
+
+
+def trace(model: nn.Module) -> list:
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    buffers = [b.clone() for b in model.buffers() if not b.is_meta]
+    remembered = [hb.method_state(model), hb.current_method(model)]
+    return [*gradients, *buffers, torch.get_rng_state(), *remembered]
+
+
+def adaptive_ks(model: nn.Module, x, y, method: hb.Highway) -> list:
+    """The k of every step (-1: exact), and the error that was last measured."""
+    schedule = hb.schedules.Adaptive(method, tolerance=0.01, ks=(0, 1), budget=0.9, exact_from=0.9)
+    optimizer, ks, steps = torch.optim.SGD(model.parameters(), lr=0.5), [], 16
+    for step in range(steps):
+        chosen = schedule.method_for(
+            step, steps, lambda m, ks: hb.gradient_error(model, loss_of(x, y), ks, m)
+        )
+        ks.append(getattr(chosen, "k", -1))
+        hb.set_method(model, chosen)
+        optimizer.zero_grad()
+        loss_of(x, y)(model).backward()
+        optimizer.step()
+    return [ks, schedule.state_dict()["errors"]]
+
+
+def assert_close(found, expected) -> None:
+    """Nested lists and dicts of numbers."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        found, expected = list(found.values()), list(expected.values())
+    if isinstance(expected, list | tuple):
+        for a, b in zip(found, expected, strict=True):
+            assert_close(a, b)
+    else:
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-9, nan_ok=True)
+
+
+# -- weights --------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """A chain of four layers between two others."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 2)
+        self.chain = hb.ResidualChain((Relu(8) for _ in range(4)), hb.Highway(1))
+
+    def forward(self, x):
+        return self.last(self.chain(self.first(x)))
+
+
+def bert() -> nn.Module:
+    torch.manual_seed(0)
+    return hb.convert(hub_models.encoder("Bert", 4), hb.Highway(1))
+
+
+def bytes_of(model: nn.Module) -> int:
+    return sum(p.nbytes for p in model.parameters() if not p.is_meta)
+
+
+def bytes_of_layers(model: nn.Module) -> int:
+    return bytes_of(model.chain if isinstance(model, Net) else model.bert.encoder.layer)
+
+
+def shared_and_collected(make: Callable[[], nn.Module]) -> tuple:
+    """Bytes of layers, shapes, the whole state; and that of a model which has loaded another
+    state, in other shares."""
+    model, again = make(), make()
+    outside = bytes_of(model) - bytes_of_layers(model)
+    hb.shard(model)
+    hb.shard(again, sizes=[1, 3])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hb.load_whole_state_dict(again, other(make().state_dict()))
+    shapes = [p.shape for p in model.parameters()]
+    states = hb.whole_state_dict(model), hb.whole_state_dict(again)
+    return bytes_of(model) - outside, shapes, *states
+
+
+def other(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: t + 1 if t.is_floating_point() else t for name, t in state.items()}
+
+
+def refused(rank: int) -> list[str]:
+    """What `shard` says of models that cannot be shared out, and of one that can."""
+    lines = []
+    for which in ("weights", "layers of two", "outside", "layers of one"):
+        net = Net()
+        if which == "weights":
+            net.chain[2].body.bias.data += rank
+        elif which == "layers of two":
+            net.chain[3].body.weight = net.chain[0].body.weight
+        elif which == "outside":
+            net.chain[3].body.weight = net.first.weight
+        else:
+            net.chain[1].body.weight = net.chain[0].body.weight
+        try:
+            hb.shard(net)
+            lines.append("nothing")
+        except ValueError as error:
+            lines.append(str(error))
+    return lines
+
+
+def nothing_to_train() -> tuple[bool, bool]:
+    """Whether `replicate` has left the model alone, and whether its second layer has a gradient."""
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "layers"))
+    torch.manual_seed(0)
+    model = nn.Sequential(hb.ResidualChain((Convolution() for _ in range(2)), hb.Highway(0)))
+    model[0][0].requires_grad_(False)
+    hb.shard(model, mesh["layers"].get_group())
+    trained = hb.replicate(model, mesh["data"].get_group())
+    trained(torch.randn(2, 4, 5, 5)).square().mean().backward()
+    return trained is model, model[0][1].body.weight.grad is not None
+
+
+# -- on two processes -----------------------------------------------------------------------------
+
+
+def on_two(rank: int) -> dict:
+    """All of the above, by name."""
+    found = {"refused": refused(rank), "nothing": nothing_to_train()}
+    for name, make in MODELS.items():
+        for method in METHODS:
+            found[f"{name} {method}"] = trained_on_two(make, method)
+    for name, (make, gamma) in ERRORS.items():
+        model, _, x, y = make()
+        hb.shard(model)
+        found[name] = errors(model, x, y, hb.Highway(1, gamma))
+    model, _, x, y = gpt()
+    hb.shard(model)
+    found["ks"] = adaptive_ks(model, x, y, hb.Highway(0))
+    with pytest.raises(ValueError, match="advise measures one process"):
+        hb.advise(model, None, lambda model, _: loss_of(x, y)(model))
+    for make in (Net, bert):
+        found[make.__name__] = shared_and_collected(make)
+    return found
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> list[dict]:
+    return on_ranks(2, on_two, tmp_path_factory.mktemp("two"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_two_processes_train_as_one_with_their_groups(two, name):
+    for method in METHODS:
+        expected, weights = trained_alone(MODELS[name], method)
+        sizes = MODELS[name]()[1]
+        for rank in range(2):
+            own, here, numbers, _ = two[rank][f"{name} {method}"]
+            assert len(own) == sizes[rank] and here == own
+            assert numbers == two[0][f"{name} {method}"][2]
+            assert numbers == pytest.approx(expected, rel=1e-9)
+            assert numbers == expected or name == "two chains" or method == hb.Highway(1)
+        state = two[0][f"{name} {method}"][-1]
+        assert list(state) == list(weights)
+        for parameter, value in weights.items():
+            torch.testing.assert_close(state[parameter], value, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_two_processes_find_the_errors_of_one_with_their_groups(two, name):
+    make, gamma = ERRORS[name]
+    model, sizes, x, y = make()
+    expected = errors(model, x, y, hb.Highway(1, gamma, group_size=sizes[0]))
+    assert expected[0]["relative_error"] > 0.01 or name == "last"  # its groups are exact
+    assert repr(two[0][name]) == repr(two[1][name])
+    assert_close(two[0][name], expected)
+
+
+def test_an_adaptive_schedule_takes_the_same_ks(two):
+    model, sizes, x, y = gpt()
+    expected = adaptive_ks(model, x, y, hb.Highway(0, group_size=sizes[0]))
+    assert {0, 1, -1} == set(expected[0])
+    assert two[0]["ks"] == two[1]["ks"]
+    assert_close(two[0]["ks"], expected)
+
+
+@pytest.mark.parametrize("make", [Net, bert])
+def test_each_process_has_its_own_weights_and_a_checkpoint_has_all(two, make):
+    whole = make()
+    expected = whole.state_dict()
+    for rank, found in enumerate(two):
+        size, shapes, state, again = found[make.__name__]
+        assert size == bytes_of_layers(whole) / 2
+        assert shapes == [p.shape for p in whole.parameters()]
+        for collected, wanted in ((state, expected), (again, other(expected))):
+            assert rank or list(collected) == list(wanted)  # the first one has all
+            assert all(torch.equal(t, wanted[name]) for name, t in collected.items())
+
+
+def test_models_that_cannot_be_shared_out_are_refused(two):
+    assert two[0]["refused"] == two[1]["refused"]
+    weights, layers, outside, one = two[0]["refused"]
+    assert weights.startswith("processes have different models, first in chain.2.body.bias; expect")
+    assert layers.startswith("chain.0.body.weight = chain.3.body.weight is shared by layers of dif")
+    assert outside.startswith("first.weight = chain.3.body.weight is shared by")
+    assert one == "nothing"
+    with pytest.raises(ValueError, match="GRU has time steps, not layers of its own"):
+        hb.shard(hb.GRU(3, 4))
+
+
+def test_a_process_without_anything_to_train_is_not_wrapped(two):
+    assert [rank["nothing"] for rank in two] == [(True, False), (False, True)]
+
+
+def test_a_model_of_one_process_has_its_state_dict():
+    net = Net()
+    state = hb.whole_state_dict(net)
+    assert list(state) == list(net.state_dict())
+    assert not any(t.requires_grad for t in state.values())
+
+
+def test_a_key_value_cache_is_refused(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        model = hb.convert(hub_models.gpt2(3), hb.Highway(1))
+        hb.shard(model)
+        x = torch.arange(5)[None]
+        assert model(x).logits.requires_grad  # while training, it is left out
+        with torch.no_grad(), pytest.raises(RuntimeError, match="expected use_cache=False"):
+            model(x)
+        with torch.no_grad():
+            assert model(x, use_cache=False).logits.isfinite().all()
+    finally:
+        dist.destroy_process_group()
+
+
+# -- replicas -------------------------------------------------------------------------------------
+
+CUT = [(gpt, 1), (gpt, 2), (llama, 2)]  # micro-batches
+
+
+def on_four(rank: int) -> tuple[list, list]:
+    """Of every cut and method losses and norms, and weights; then the chains' gammas."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "layers"))
+    layers, data = mesh["layers"].get_group(), mesh["data"].get_group()
+    found = []
+    for make, micro_batches in CUT:
+        for method in METHODS:
+            model, _, x, y = make()
+            hb.set_method(model, method)
+            hb.shard(model, layers, micro_batches=micro_batches)
+            part = [t.chunk(2)[dist.get_rank(data)] for t in (x, y)]
+            numbers = losses(model, hb.replicate(model, data), *part)
+            numbers = torch.tensor(numbers, dtype=torch.float64)
+            dist.all_reduce(numbers)
+            found.append((numbers / 4, hb.whole_state_dict(model)))
+    model, _, x, y = gpt()
+    hb.set_method(model, hb.Highway(0, gamma="auto"))
+    hb.shard(model, layers)
+    losses(model, hb.replicate(model, data), *(t.chunk(2)[dist.get_rank(data)] for t in (x, y)))
+    return found, hb.method_state(model)
+
+
+def test_replicas_of_a_sharded_model_train_as_one_process(tmp_path):
+    found, gammas = zip(*on_ranks(4, on_four, tmp_path), strict=True)
+    assert gammas == gammas[:1] * 4  # or a resumed run would not be the same
+    cases = [(make, method) for make, _ in CUT for method in METHODS]
+    for i, (make, method) in enumerate(cases):
+        expected, whole = trained_alone(make, method)
+        for rank in range(4):
+            numbers, weights = found[rank][i]
+            assert numbers.tolist() == pytest.approx(expected, rel=1e-9)
+            assert rank % 2 or weights.keys() == whole.keys()  # the first of a replica has all
+            for key, value in weights.items():
+                torch.testing.assert_close(value, whole[key], rtol=1e-6, atol=1e-8)
