@@ -26,7 +26,7 @@ class Passes:
     def add(self, model: nn.Module, method: hb.Method) -> int:
         """Count the last backward pass; returns its iterations."""
         iterations, sizes = hb.iterations(model), group_sizes(model, method)
-        if method.groups(1) is None:
+        if method.group_size is None:
             self.block_passes += 1
             self.sequential_passes += sum(sizes)
         else:
@@ -59,4 +59,5 @@ def group_sizes(model: nn.Module, method: hb.Method) -> list[int]:
     if sharded:
         return [len(share) for share in max(sharded, key=len).shares]
     L = hb.chain_length(model)
-    return [len(group) for group in method.groups(L) or [range(L)]]
+    size = method.group_size or L
+    return [min(size, L - start) for start in range(0, L, size)]

@@ -101,13 +101,13 @@ SOMETIMES: dict[str, Field] = {
 def method_fields(cfg: DictConfig, schedule: str, method: hb.Method) -> dict[str, Any]:
     """The fields of a row that its gradient method and the name of its schedule give."""
     changes = schedule != "constant"
-    numbers = OmegaConf.to_container(cfg.schedule, resolve=True)
+    numbers, settings = OmegaConf.to_container(cfg.schedule, resolve=True), vars(method)
     return {
         "grad": GRAD_NAMES[type(method)],
-        "k": None if changes else getattr(method, "k", None),
+        "k": None if changes else settings.get("k"),
         "schedule": f"{schedule} {_in_words(numbers)}".rstrip() if changes else None,
         "mgrit": _in_words(asdict(method)) if isinstance(method, hb.MGRIT) else None,
-        **{n: getattr(method, n, None) for n in ("tolerance", "gamma", "group_size", "window")},
+        **{n: settings.get(n) for n in ("tolerance", "gamma", "group_size", "window")},
     }
 
 

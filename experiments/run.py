@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -333,9 +332,8 @@ def _check_same(state: dict[str, Any], digest: str, path: Path) -> None:
 def _tell_large_k(model: nn.Module, plan: Plan) -> None:
     """Say once, before training, what the library would say from inside the backward pass."""
     L = max((chain.length for chain in hb.chains(model)), default=0)
-    groups = plan.method.groups(L) if L else None  # a recurrent network's L is its input's
-    if groups is None:
+    if not L or plan.method.group_size is None:  # a recurrent network's L is its input's
         return
-    if plan.choices["schedule"] == "constant" and getattr(plan.method, "k", 0) > len(groups):
-        print(f"k={plan.method.k} is larger than L={len(groups)}: exact, but grad=bp is faster")
-    warnings.filterwarnings("ignore", message=r"k=\d+ is larger than L=")
+    L = -(-L // plan.method.group_size)
+    if plan.choices["schedule"] == "constant" and getattr(plan.method, "k", 0) > L:
+        print(f"k={plan.method.k} is larger than L={L}: exact, but grad=bp is faster")

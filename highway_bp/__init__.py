@@ -25,6 +25,7 @@ from highway_bp.rnn.gru import GRU
 from highway_bp.rnn.lstm import LSTM
 from highway_bp.rnn.recurrent import Recurrent
 from highway_bp.scan import cumsumprod
+from highway_bp.schedules.trainer_callback import trainer_callback
 from highway_bp.set_method import chain_length, current_method, iterations, set_method
 from highway_bp.trunks.convert import convert
 
@@ -69,5 +70,6 @@ __all__ = [
     "set_method",
     "shard",
     "total_norm",
+    "trainer_callback",
     "whole_state_dict",
 ]

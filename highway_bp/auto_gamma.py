@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,22 +41,28 @@ class GammaMemory:
 
     def reset(self) -> None:
         """Forget: the next backward pass estimates anew."""
-        self.values: list[float] = []
+        self.values: dict[str, float] = {}
         self.age = self.estimates = 0
 
-    def values_for(self, auto: AutoGamma, L: int, estimate: Callable) -> list[float]:
-        """The L values in force; ``estimate(probes, seed)`` gives new ones when they are due."""
-        if len(self.values) != L or self.age >= auto.every:
-            self.values, self.age = estimate(auto.probes, self.estimates), 0
-            self.estimates += 1
+    def values_for(self, auto: AutoGamma, keys: Sequence[str], estimate: Callable) -> list[float]:
+        """The values in force of the layers with these keys.
+
+        Args:
+            estimate: ``estimate(probes, seed)`` gives new ones, when they are due or a layer has
+                none yet.
+        """
+        if self.age >= auto.every or not self.values.keys() >= set(keys):
+            new = estimate(auto.probes, self.estimates)
+            self.values |= dict(zip(keys, new, strict=True))
+            self.age, self.estimates = 0, self.estimates + 1
         self.age += 1
-        return self.values
+        return [self.values[key] for key in keys]
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {**vars(self), "values": dict(self.values)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        vars(self).update({**state, "values": dict(state["values"])})
 
 
 def smallest_block(

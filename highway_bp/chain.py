@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from highway_bp.cut import Cut, flattened
-from highway_bp.methods import Backprop, Highway, Method
-from highway_bp.module_system import ModuleSystem
-from highway_bp.residual_check import warn_without_residual
-from highway_bp.segment import Segment
+from highway_bp.has_method import Chain
+from highway_bp.layer_call import Ran, Returned
+from highway_bp.layer_checks import check_split
+from highway_bp.methods import Backprop, Method
+from highway_bp.step import step
 
 
-class ResidualChain(Cut):
+class ResidualChain(Chain, nn.ModuleList):
     """h_i = f_i(h_{i-1}), i = 1..L, with h_0 the input; gradients by ``method`` (paper, Eq. 2-3).
 
     The forward pass is exact whatever the method. The ``state_dict`` is that of an
@@ -39,8 +40,7 @@ class ResidualChain(Cut):
 
     def __init__(self, layers: Iterable[nn.Module], method: Method | None = None):
         super().__init__(layers)
-        self._warned = False  # of missing residuals, by the first backward pass that needs them
-        self.method = Backprop() if method is None else method
+        self.begin(Backprop() if method is None else method)
 
     @property
     def length(self) -> int:
@@ -77,41 +77,84 @@ class ResidualChain(Cut):
         if not isinstance(h, Tensor) or not (h.is_floating_point() or h.is_complex()):
             what = str(h.dtype) if isinstance(h, Tensor) else type(h).__name__
             raise TypeError(f"input state is {what}; expected a floating tensor")
-        params = [p for p in self.parameters() if p.requires_grad]
-        trains = h.requires_grad or params or flattened(args, kwargs)[2]
-        if self.method.groups(1) is None or not torch.is_grad_enabled() or not trains:
-            states = self._plain(h, args, kwargs)
-        else:
-            states = self.cut(h, args, kwargs, params, return_states)
-        if return_states:
-            return states
-        return states[-1] if states else h
-
-    def _plain(self, h: Tensor, args: tuple, kwargs: dict) -> list[Tensor]:
+        run = self._cut if self.cuts(h, args, kwargs) else self._plain
         states = []
-        for layer in self:
-            h = layer(h, *args, **kwargs)
-            states.append(h)
-        return states
+        for i, layer in enumerate(self):
+            h = run(i, layer, h, args, kwargs)
+            if return_states:
+                states.append(h)
+        self.checked = self.checked or run == self._cut
+        return states if return_states else h
 
-    def run(self, h: Tensor, args: tuple, kwargs: dict) -> list[Segment]:
-        segments = []
-        for group in self.method.groups(len(self)):
-            segments.append(self.run_group(group, h, args, kwargs))
-            h = segments[-1].h_out
-        return segments
+    def _plain(self, i: int, layer: nn.Module, h: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        return layer(h, *args, **kwargs)
 
-    def outputs(self, segments: Sequence[Segment], every: bool) -> list[Tensor]:
-        states = [state.detach() for segment in segments for state in segment.states]
-        return states if every else states[-1:]
+    @torch.compiler.disable(recursive=False)
+    def _cut(self, i: int, layer: nn.Module, h: Tensor, args: tuple, kwargs: dict) -> Tensor:
+        named = ChainLayer(layer, i, alone=self.method.group_size == 1)
+        return step(self, named, h, args, kwargs, first=i == 0)
 
-    def system(self, segments: Sequence[Segment], grads: Sequence[Tensor | None]) -> ModuleSystem:
-        rest, b = [None] * (len(self) - len(grads)) + list(grads), []
-        for segment in segments:
-            b.append(rest[: len(segment.states)])
-            del rest[: len(segment.states)]
-        system = ModuleSystem(segments, b, self.gammas)
-        if not self._warned and isinstance(self.method, Highway):
-            warn_without_residual(system)
-            self._warned = True
-        return system
+    def takes(self, layer: ChainLayer, h: Tensor, returned: Returned) -> bool:
+        if not self.checked:
+            layer.check(h, returned.ran)
+        return True
+
+
+@dataclass(frozen=True)
+class ChainLayer:
+    """A layer as `ResidualChain` documents it, the ``index``-th; ``alone``: no group of several."""
+
+    module: nn.Module
+    index: int
+    alone: bool
+
+    @property
+    def name(self) -> str:
+        return f"layer {self.index} ({self.module._get_name()})"
+
+    @property
+    def key(self) -> str:
+        return str(self.index)
+
+    def check(self, h: Tensor, ran: Ran) -> None:
+        """Raise ValueError if its residual path is cut and has another carry than it says."""
+        if ran.z is not None:
+            check_split(self.module, self.name, h, ran)
+
+    def run(self, h: Tensor, args: tuple, kwargs: dict) -> Ran:
+        layer = self.module
+        carry = getattr(layer, "carry", None)
+        if self.alone and offers_split(layer):
+            z = layer.block(h, *args, **kwargs)
+            return Ran(layer.residual(h.detach(), z), carry, z)
+        if hasattr(layer, "with_carry") and _is_plain(layer):
+            out, K = layer.with_carry(h, *args, **kwargs)
+            return Ran(out, lambda h_in, h_out: K)
+        out = layer(h, *args, **kwargs)
+        if not isinstance(out, Tensor):
+            raise TypeError(
+                f"{self.name} returned a {type(out).__name__}; a layer of a ResidualChain maps one "
+                "tensor to one tensor: wrap it so that it returns the state alone"
+            )
+        return Ran(out, carry)
+
+
+def offers_split(layer: nn.Module) -> bool:
+    """Whether the layer can be run as residual(h, block(h)) with no difference to calling it.
+
+    Not for compiled layers (the compiled call would be bypassed) nor with forward hooks on it.
+    """
+    return (
+        callable(getattr(type(layer), "residual", None))
+        and callable(getattr(layer, "block", None))
+        and _is_plain(layer)
+    )
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether nothing but its own forward runs when the layer is called."""
+    return (
+        layer._compiled_call_impl is None
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+    )

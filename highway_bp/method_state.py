@@ -9,19 +9,20 @@ from torch import nn
 
 from highway_bp.chain import ResidualChain
 from highway_bp.parallel.sharded_chain import ShardedChain
-from highway_bp.trunks.trunk import Trunk, TrunkList, TrunkSequential
+from highway_bp.trunks.converted import ConvertedLayer
+from highway_bp.trunks.trunk import Trunk
 
 
 def trunks(model: nn.Module) -> list[Trunk]:
     """The converted trunks in a model, each once."""
-    found = [m.trunk for m in model.modules() if isinstance(m, TrunkList | TrunkSequential)]
+    found = [m._trunk for m in model.modules() if isinstance(m, ConvertedLayer)]
     return list(dict.fromkeys(found))
 
 
-def chains(model: nn.Module) -> Iterator[ResidualChain | ShardedChain]:
+def chains(model: nn.Module) -> Iterator[ResidualChain | ShardedChain | Trunk]:
     """Every chain in a model, those of converted trunks included."""
     yield from (m for m in model.modules() if isinstance(m, ResidualChain | ShardedChain))
-    yield from (trunk.chain for trunk in trunks(model))
+    yield from trunks(model)
 
 
 def sharded_chains(model: nn.Module) -> list[ShardedChain]:

@@ -5,10 +5,9 @@ A method sees a `LinearSystem` and nothing else: no models, no time steps, no de
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from highway_bp.auto_gamma import AutoGamma
 from highway_bp.check import check_share, check_whole
@@ -46,13 +45,14 @@ class LinearSystem(Protocol):
 
 @runtime_checkable
 class Method(Protocol):
-    """What a chain needs of a gradient method."""
+    """What a chain needs of a gradient method.
 
-    def groups(self, L: int) -> list[range] | None:
-        """Cut L layers into runs of consecutive layers; gradients are exact inside a run.
+    Attributes:
+        group_size: consecutive layers that count as one, exact inside. None leaves the chain
+            whole: autograd itself is backpropagation.
+    """
 
-        None leaves the chain whole: autograd itself is backpropagation.
-        """
+    group_size: int | None
 
     def solve(self, system: LinearSystem) -> States:
         """Return w_0 .. w_L."""
@@ -62,8 +62,7 @@ class Method(Protocol):
 class Backprop:
     """Exact backpropagation: substitution from the last state to the first."""
 
-    def groups(self, L: int) -> None:
-        return None
+    group_size: ClassVar[None] = None
 
     def solve(self, system: LinearSystem) -> States:
         w = system.cotangents()
@@ -87,9 +86,6 @@ class FixedPoint:
     def __post_init__(self) -> None:
         check_whole("k", self.k, least=0)
         check_whole("group_size", self.group_size, least=1)
-
-    def groups(self, L: int) -> list[range]:
-        return _runs(L, self.group_size)
 
     def solve(self, system: LinearSystem) -> States:
         w = system.cotangents()
@@ -129,9 +125,6 @@ class Highway:
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma={self.gamma}; expected a number from 0 to 1, or 'auto'")
 
-    def groups(self, L: int) -> list[range]:
-        return _runs(L, self.group_size)
-
     def solve(self, system: LinearSystem) -> States:
         gamma = self.gamma
         if not isinstance(gamma, Real):
@@ -159,8 +152,9 @@ class TruncatedBPTT:
     def __post_init__(self) -> None:
         check_whole("window", self.window, least=1)
 
-    def groups(self, L: int) -> list[range]:
-        return _runs(L, self.window)
+    @property
+    def group_size(self) -> int:
+        return self.window
 
     def solve(self, system: LinearSystem) -> States:
         w = system.cotangents()
@@ -185,14 +179,4 @@ def check_method(method: object) -> None:
 
 def _iterations(method: FixedPoint | Highway, L: int) -> list[range]:
     """The states that change in each iteration: w_i^m is exact for i >= L - m already."""
-    if method.k > L:
-        warnings.warn(
-            f"k={method.k} is larger than L={L}: the gradient is exact after L iterations, the "
-            "others are left out; Backprop() gives the same for less",
-            stacklevel=2,
-        )
     return [range(L - m) for m in range(min(method.k, L))]
-
-
-def _runs(L: int, size: int) -> list[range]:
-    return [range(start, min(start + size, L)) for start in range(0, L, size)]

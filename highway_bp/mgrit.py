@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -71,8 +71,7 @@ class MGRIT:
         if self.relaxation not in RELAXATIONS:
             raise ValueError(f"relaxation={self.relaxation!r}; expected one of F, FCF")
 
-    def groups(self, L: int) -> list[range]:
-        return [range(i, i + 1) for i in range(L)]
+    group_size: ClassVar[int] = 1
 
     def solve(self, system: GridSystem) -> States:
         grid = Grid(system.length, 1, self.coarsening, self.levels)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from highway_bp.auto_gamma import AutoGamma, GammaMemory, smallest_block
-from highway_bp.carry import Carry
+from highway_bp.auto_gamma import AutoGamma, smallest_block
 from highway_bp.methods import Gamma
 from highway_bp.scan import scan_
-from highway_bp.segment import Segment
+from highway_bp.segment import TOGETHER, Cotangents, Segment, add, vjps
 
 States = list[Tensor | None]  # w_0 .. w_L, None for zero or not wanted
+
+
+class Gammas(Protocol):
+    def values_for(self, auto: AutoGamma, keys: Sequence[str], estimate: Callable) -> list[float]:
+        """As `auto_gamma.GammaMemory`."""
 
 
 class ModuleSystem:
@@ -23,36 +28,28 @@ class ModuleSystem:
 
     Args:
         segments: the L runs of layers.
-        b: per segment the cotangents of all its states, None where no loss arrives.
-        gammas: the chain's estimates for gamma="auto".
+        b: per segment what losses send to its states and extras.
+        gammas: estimates for gamma="auto".
     """
 
-    def __init__(
-        self,
-        segments: Sequence[Segment],
-        b: Sequence[Sequence[Tensor | None]],
-        gammas: GammaMemory,
-    ):
-        self.length = len(segments)
-        self._gammas = gammas
-        self.segments, self.b_segments = segments, b
-        self._b: States = [None, *(b_seg[-1] for b_seg in b)]
-        for i, (segment, b_seg) in enumerate(zip(segments, b, strict=True)):
-            inner = segment.inner_cotangent(b_seg[:-1])
-            if inner is not None:
-                b_i = self._b[i]
-                self._b[i] = inner if b_i is None else b_i + inner
+    def __init__(self, segments: Sequence[Segment], b: Sequence[Cotangents], gammas: Gammas):
+        self.length, self.segments, self._gammas = len(segments), segments, gammas
+        self._b: States = [None, *(b_segment.states[-1] for b_segment in b)]
+        for i, (segment, b_segment) in enumerate(zip(segments, b, strict=True)):
+            self._b[i] = add(self._b[i], segment.inner_cotangent(b_segment))
         # States below the first trainable layer want no gradient.
-        self._first = next((i for i, s in enumerate(segments) if s.h_in.requires_grad), self.length)
+        self._first = next((i for i, s in enumerate(segments) if s.wanted), self.length)
 
     def cotangents(self) -> States:
         # Not b_L: nothing comes after it, so no method changes it.
         return [*(None if b is None else b.clone() for b in self._b[:-1]), self._b[-1]]
 
     def through_blocks(self, w: States, gamma: Gamma, states: range) -> States:
-        for i in states[self._first :] if states.start == 0 else states:
-            w[i] = None  # ascending: w_{i+1} is still the old one, w_i is used up
-            w[i] = self._pushed(i, w[i + 1], gamma_of(gamma, i))
+        rest = states[self._first :] if states.start == 0 else states
+        for start in range(0, len(rest), TOGETHER):  # ascending: w_{i+1} is still the old one
+            some = rest[start : start + TOGETHER]
+            for i, v in zip(some, self._vjps(some, w), strict=True):
+                w[i] = self._pushed(i, w[i + 1], v, gamma_of(gamma, i))
         return w
 
     def scan(self, v: States, gamma: Gamma, states: range) -> States:
@@ -66,10 +63,6 @@ class ModuleSystem:
         )
         return v
 
-    def ends(self, w: States) -> States:
-        """w at the end of every segment, for the gradients of parameters."""
-        return w[1:]
-
     def keep(self, w: States) -> States:
         return list(w)  # no call writes into a tensor of w: each state gets a new one
 
@@ -81,7 +74,13 @@ class ModuleSystem:
         return [self._leapt(i, w[i + n], n) for i in states]
 
     def smallest_blocks(self, auto: AutoGamma) -> list[float]:
-        return self._gammas.values_for(auto, self.length, self.estimate)
+        return self._gammas.values_for(auto, self.keys, self.estimate)
+
+    @property
+    def keys(self) -> list[str]:
+        """Of each segment, a name that lasts from pass to pass."""
+        keys = [segment.calls[0].layer.key for segment in self.segments]
+        return [f"{key}+{n}" if (n := keys[:i].count(key)) else key for i, key in enumerate(keys)]
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -104,12 +103,19 @@ class ModuleSystem:
         zJ = partial(segment.through, block=1, carry=0)
         return smallest_block(zJ, segment.K.vecmat, segment.h_out, probes, generator)
 
-    def _pushed(self, i: int, w: Tensor | None, gamma: float) -> Tensor | None:
-        """b_i + w (J + gamma K) for the segment between states i and i+1."""
+    def _vjps(self, states: range, w: States) -> States:
+        """`Segment.vjp` of w_{i+1} for i in ``states``, by one call of autograd's engine."""
+        known = [i for i in states if w[i + 1] is not None]
+        found = vjps([self.segments[i] for i in known], [w[i + 1] for i in known])
+        by_state = dict(zip(known, found, strict=True))
+        return [by_state.get(i) for i in states]
+
+    def _pushed(self, i: int, w: Tensor | None, v: Tensor | None, gamma: float) -> Tensor | None:
+        """b_i + w (J + gamma K) for the segment between states i and i+1; v: its `vjp` of w."""
         b = self._b[i]
         if w is None:
             return None if b is None else b.clone()
-        v = self.segments[i].through(w, 1, gamma)
+        v = self.segments[i].weighted(w, v, 1, gamma)
         if b is None:
             return v
         if v is None or v is w:  # w itself where J is zero and K the identity
@@ -123,10 +129,6 @@ class ModuleSystem:
         for segment in reversed(self.segments[i + 1 : i + n]):
             w = segment.K.vecmat(w)
         return self.segments[i].through(w, n, 1)
-
-    def carry(self, i: int) -> Carry:
-        """K_{i+1}, between states i and i + 1."""
-        return self.segments[i].K
 
 
 def probe_generator(like: Tensor, seed: int, i: int) -> torch.Generator:

@@ -3,171 +3,230 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import cached_property, partial
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from highway_bp.carry import Carry, Identity, as_carry
+from highway_bp.layer_call import Call, Returned
+
+TOGETHER = 8  # segments whose vector-Jacobian products are one call of autograd's engine
+
+
+@dataclass
+class Cotangents:
+    """What losses send to a segment's states, and to what its layers returned beside them."""
+
+    states: list[Tensor | None]
+    extras: list[Sequence[Tensor | None]]  # of each layer
+
+    @property
+    def is_empty(self) -> bool:
+        return all(b is None for b in [*self.states, *(b for of in self.extras for b in of)])
 
 
 @dataclass
 class Segment:
-    """Layers a+1 .. e, run once from a leaf copy of h_a; their graph is kept for the backward.
+    """Layers a+1 .. e with their local graph, which begins at h_a and is kept for the backward.
 
     Attributes:
-        names: how errors call each layer.
-        h_in: the leaf h_a.
+        h_in: h_a, which requires a gradient so that autograd's own pass through it is noticed.
+        wanted: w is wanted at h_a.
         states: h_{a+1} .. h_e, attached to the local graph.
-        carries: what each layer's ``with_carry`` gave as its K, else None.
-        split: True when the graph holds the path through the block alone (the residual path is
-            cut), so that a vector-Jacobian product gives w J; otherwise it gives w (J + K).
-        autocast: gives the autocast state of the forward pass, under which carries are formed.
-        z: what the block of a split layer returned, until it has been checked.
+        calls, carries: how each came about, and what its layer says of its carry.
+        extras: what else each layer returned that requires a gradient.
+        split: the graph holds the path through the block alone.
+        used: autograd's own pass has gone through the local graph and freed it.
     """
 
-    layers: Sequence[nn.Module]
-    names: Sequence[str]
     h_in: Tensor
-    states: list[Tensor]
-    carries: list[object]
-    split: bool
-    autocast: Callable[[], AbstractContextManager] = contextlib.nullcontext
-    z: Tensor | None = None
+    wanted: bool
+    states: list[Tensor] = field(default_factory=list)
+    extras: list[list[Tensor]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    carries: list[Callable | None] = field(default_factory=list)
+    split: bool = False
+    used: bool = False
+
+    def add(self, call: Call, returned: Returned) -> None:
+        self.states.append(returned.state)
+        self.extras.append(returned.extras)
+        self.calls.append(call)
+        self.carries.append(returned.ran.carry)
+        self.split = returned.ran.z is not None
 
     @property
     def h_out(self) -> Tensor:
         return self.states[-1]
 
+    @property
+    def trains(self) -> bool:
+        """Whether something of its layers, or given to them, gets a gradient."""
+        given = pytree.tree_leaves([(call.args, call.kwargs) for call in self.calls])
+        parameters = (p for call in self.calls for p in call.layer.module.parameters())
+        return any(
+            isinstance(t, Tensor) and t.requires_grad for t in itertools.chain(given, parameters)
+        )
+
+    @property
+    def end(self) -> Tensor:
+        """Where the next layer of the run goes on."""
+        return self.states[-1] if self.states else self.h_in
+
+    def repeated(self, extras: dict[int, Tensor]) -> Segment:
+        """The same layers run once more; adds its extras to ``extras``, by the old ones' ids."""
+        segment = Segment(self.h_in.detach().requires_grad_(), self.wanted)
+        for call, old in zip(self.calls, self.extras, strict=True):
+            segment.add(call, call.repeat(segment.end, extras))
+            extras.update(zip(map(id, old), segment.extras[-1], strict=True))
+        return segment
+
+    @property
+    def shared(self) -> set[int]:
+        """ids of the extras of its layers, and of all that they were given."""
+        given = pytree.tree_leaves([(call.args, call.kwargs) for call in self.calls])
+        return {id(t) for t in [*given, *itertools.chain(*self.extras)] if isinstance(t, Tensor)}
+
     def vjp(self, w: Tensor) -> Tensor | None:
         """w J (``split``) or w (J + K), a tensor that may be written into; None for zero."""
-        v = self._grad([self.h_out], [w])
-        return None if v is None else _owned(v, w)
-
-    def inner_cotangent(self, b: Sequence[Tensor | None]) -> Tensor | None:
-        """What losses on the states inside the run, h_{a+1} .. h_{e-1}, send to h_a."""
-        pairs = [(h, b_h) for h, b_h in zip(self.states[:-1], b, strict=True) if b_h is not None]
-        return self._grad([h for h, _ in pairs], [b_h for _, b_h in pairs]) if pairs else None
+        return vjps([self], [w])[0]
 
     def through(self, w: Tensor, block: float, carry: float) -> Tensor | None:
         """w (block J + carry K); None for zero. May be written into, unless it is w itself."""
-        v = self.vjp(w) if block else None
+        return self.weighted(w, self.vjp(w) if block else None, block, carry)
+
+    def weighted(self, w: Tensor, v: Tensor | None, block: float, carry: float) -> Tensor | None:
+        """`through`, from the `vjp` v of w, which is used up."""
         if v is not None and block != 1:
             v = v.mul_(block)
         # The graph gives w J or w (J + K); what is missing or too much is a multiple of w K.
         share = carry if self.split else carry - block
         return self.K.accumulate_(v, w, share) if share != 0 else v
 
+    def inner_cotangent(self, b: Cotangents) -> Tensor | None:
+        """What losses on the states inside the run, and on the extras, send to h_a."""
+        return _gradient(self.pairs(b, None), self.h_in) if self.wanted else None
+
+    def inner_gradient(self, i: int, w: Tensor | None, b: Cotangents) -> Tensor | None:
+        """w at the state inside the run that the i-th layer returned, with w at its end."""
+        return add(_gradient(self.pairs(b, w, i + 1), self.states[i]), b.states[i])
+
+    def pairs(self, b: Cotangents, w: Tensor | None, start: int = 0) -> list[tuple[Tensor, Tensor]]:
+        """What the layers from the ``start``-th on returned, with cotangents; w for the last state.
+
+        What nothing is sent to is left out."""
+        found = list(zip(self.states[start:], [*b.states[start:-1], w], strict=True))
+        for extras, b_extras in zip(self.extras[start:], b.extras[start:], strict=True):
+            found += zip(extras, b_extras, strict=bool(b_extras))
+        return [(out, c) for out, c in found if c is not None and out.requires_grad]
+
     @cached_property
     def K(self) -> Carry:
         """The carry of the run, K_e ... K_{a+1}, formed where it is first asked for."""
         K: Carry = Identity()
-        for i in reversed(range(len(self.layers))):
-            K = K @ self._layer_carry(i)
+        for i in reversed(range(len(self.calls))):
+            K = K @ self._carry_of_layer(i)
         return K
 
-    def _layer_carry(self, i: int) -> Carry:
+    def _carry_of_layer(self, i: int) -> Carry:
         h_in = (self.states[i - 1] if i else self.h_in).detach()
-        h_out = self.states[i].detach()
-        given, carry = self.carries[i], getattr(self.layers[i], "carry", None)
-        if given is None and carry is not None:
-            with self.autocast():
-                given = carry(h_in, h_out)
-        K = as_carry(given, h_out, self.names[i])
+        h_out, call = self.states[i].detach(), self.calls[i]
+        with call.surroundings.autocast():
+            given = None if self.carries[i] is None else self.carries[i](h_in, h_out)
+        K = as_carry(given, h_out, call.layer.name)
         if h_in.shape != h_out.shape:
-            _check_maps(K, h_in, h_out, self.names[i])
+            _check_maps(K, h_in, h_out, call.layer.name)
         return K
 
-    def _grad(self, outputs: list[Tensor], cotangents: list[Tensor]) -> Tensor | None:
-        if not self.h_in.requires_grad:
-            return None
-        used = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
-        if not used:
-            return None
-        outs, grads = zip(*used, strict=True)
-        (v,) = torch.autograd.grad(outs, self.h_in, grads, retain_graph=True, allow_unused=True)
-        return v
+
+def vjps(segments: Sequence[Segment], w: Sequence[Tensor]) -> list[Tensor | None]:
+    """`Segment.vjp` of each; segments share no graph, so that one call of the engine does it."""
+    wanted = [i for i, s in enumerate(segments) if s.wanted and s.h_out.requires_grad]
+    found: list[Tensor | None] = [None] * len(segments)
+    if wanted:
+        gradients = torch.autograd.grad(
+            [segments[i].h_out for i in wanted],
+            [segments[i].h_in for i in wanted],
+            [w[i] for i in wanted],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for i, v in zip(wanted, gradients, strict=True):
+            found[i] = None if v is None else _owned(v, w[i])
+    return found
 
 
-def run_segment(
-    layers: Sequence[nn.Module], names: Sequence[str], h: Tensor, args: tuple, kwargs: dict
-) -> Segment:
-    """Run layers from a detached copy of h, whose ``requires_grad`` tells if w is wanted there."""
-    h_in = h.detach().requires_grad_(h.requires_grad)
-    split = len(layers) == 1 and offers_split(layers[0])
-    states: list[Tensor] = []
-    carries: list[object] = []
-    for layer, name in zip(layers, names, strict=True):
-        x, K, z = states[-1] if states else h_in, None, None
-        version = x._version
-        with _named_in_place_errors(name):
-            if split:
-                z = layer.block(x, *args, **kwargs)
-                out = layer.residual(x.detach(), z)
-            elif hasattr(layer, "with_carry") and _is_plain(layer):
-                out, K = layer.with_carry(x, *args, **kwargs)
-            else:
-                out = layer(x, *args, **kwargs)
-        if not isinstance(out, Tensor):
-            raise TypeError(
-                f"{name} returned a {type(out).__name__}; a layer of a ResidualChain maps one "
-                "tensor to one tensor: wrap it so that it returns the state alone"
-            )
-        if x._version != version:
-            raise RuntimeError(_IN_PLACE.format(name))
-        states.append(out)
-        carries.append(K)
-    return Segment(layers, names, h_in, states, carries, split, autocast_here(h.device.type), z)
+def parameter_step(
+    segments: Sequence[Segment],
+    b: Sequence[Cotangents],
+    w: Sequence[Tensor | None],
+    leaves: Sequence,
+) -> list[Tensor | None]:
+    """w_i df_i/dtheta_i of all layers in one pass of the autograd engine.
+
+    Args:
+        w: at the end of each segment.
+        leaves: parameters, and gradient edges of arguments. Hooks on them do not run here.
+    """
+    used = [p for s, b_s, w_end in zip(segments, b, w, strict=True) for p in s.pairs(b_s, w_end)]
+    if not used or not leaves:
+        return [None] * len(leaves)
+    outputs, cotangents = zip(*used, strict=True)
+    hooks = (t._backward_hooks for t in leaves if isinstance(t, Tensor) and t._backward_hooks)
+    with emptied(hooks):  # they run where these gradients leave the chain
+        return list(
+            torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True, allow_unused=True)
+        )
 
 
-def autocast_here(device: str) -> Callable[[], AbstractContextManager]:
-    """Enters, whenever it is called, the autocast state that a device is in now."""
-    if not torch.amp.is_autocast_available(device):
-        return contextlib.nullcontext
-    return partial(
-        torch.autocast,
-        device,
-        torch.get_autocast_dtype(device),
-        torch.is_autocast_enabled(device),
-        cache_enabled=False,
-    )
+def unused(segments: Sequence[Segment]) -> list[Segment]:
+    """The segments, run once more where autograd has used up their graphs.
 
-
-_IN_PLACE = "{} changes its input in place; a layer of a ResidualChain returns a new tensor"
+    Two that share an extra, which one has returned and the other was given, share a graph.
+    """
+    if not any(segment.used for segment in segments):
+        return list(segments)
+    made = {id(t) for segment in segments for t in itertools.chain(*segment.extras)}
+    shared = [segment.shared & made for segment in segments]
+    used = {i for i, segment in enumerate(segments) if segment.used}
+    while True:
+        touched = set().union(*(shared[i] for i in used))
+        more = {i for i, ids in enumerate(shared) if ids & touched} - used
+        if not more:
+            break
+        used |= more
+    extras: dict[int, Tensor] = {}
+    return [s.repeated(extras) if i in used else s for i, s in enumerate(segments)]
 
 
 @contextlib.contextmanager
-def _named_in_place_errors(name: str):
+def emptied(hooks: Iterable[dict]) -> Iterator[None]:
+    """With these dictionaries of hooks empty: the hooks do not run."""
+    full = [(h, dict(h)) for h in hooks if h]
+    for h, _ in full:
+        h.clear()
     try:
         yield
-    except RuntimeError as error:
-        if "leaf Variable that requires grad is being used in an in-place" in str(error):
-            raise RuntimeError(_IN_PLACE.format(name)) from error
-        raise
+    finally:
+        for h, before in full:
+            h.update(before)
 
 
-def offers_split(layer: nn.Module) -> bool:
-    """Whether the layer can be run as residual(h, block(h)) with no difference to calling it.
-
-    Not for compiled layers (the compiled call would be bypassed) nor with forward hooks on it.
-    """
-    return (
-        callable(getattr(type(layer), "residual", None))
-        and callable(getattr(layer, "block", None))
-        and _is_plain(layer)
-    )
+def _gradient(pairs: Sequence[tuple[Tensor, Tensor]], h: Tensor) -> Tensor | None:
+    if not pairs:
+        return None
+    outputs, cotangents = zip(*pairs, strict=True)
+    return torch.autograd.grad(outputs, h, cotangents, retain_graph=True, allow_unused=True)[0]
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether nothing but its own forward runs when the layer is called."""
-    return (
-        layer._compiled_call_impl is None
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
-    )
+def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """a + b, None for zero."""
+    return a if b is None else b if a is None else a + b
 
 
 def _check_maps(K: Carry, h_in: Tensor, h_out: Tensor, name: str) -> None:

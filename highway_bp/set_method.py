@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from highway_bp.has_method import HasMethod
 from highway_bp.method_state import trunks
 from highway_bp.methods import Method
-from highway_bp.takes_method import TakesMethod
 
 
 def set_method(model: nn.Module, method: Method) -> None:
@@ -16,20 +16,20 @@ def set_method(model: nn.Module, method: Method) -> None:
         ValueError: there is none, or one of them cannot take this method.
         TypeError: ``method`` is not a gradient method.
     """
-    found = takers(model)
-    for taker in found:
-        taker.check(method)
-    for taker in found:
-        taker.method = method
+    found = modules_with_method(model)
+    for module in found:
+        module.check_method(method)
+    for module in found:
+        module.method = method
 
 
 def current_method(model: nn.Module) -> Method:
-    """The gradient method of ``model``: that of the first taker.
+    """The gradient method of ``model``: that of the first module.
 
     Raises:
         ValueError: there is none.
     """
-    return takers(model)[0].method
+    return modules_with_method(model)[0].method
 
 
 def iterations(model: nn.Module) -> int:
@@ -40,9 +40,9 @@ def iterations(model: nn.Module) -> int:
     return max(
         (
             n
-            for taker in takers(model)
-            if taker.method.groups(1) is not None
-            for n in taker.iterations
+            for module in modules_with_method(model)
+            if module.method.group_size is not None
+            for n in module.iterations
         ),
         default=0,
     )
@@ -50,12 +50,12 @@ def iterations(model: nn.Module) -> int:
 
 def chain_length(model: nn.Module) -> int:
     """L of the longest chain; of a recurrent layer, the steps of its last forward pass."""
-    return max(taker.length for taker in takers(model))
+    return max(module.length for module in modules_with_method(model))
 
 
-def takers(model: nn.Module) -> list[TakesMethod]:
+def modules_with_method(model: nn.Module) -> list[HasMethod]:
     """Everything in a model that has a gradient method, at least one; ValueError for none."""
-    found = [*(m for m in model.modules() if isinstance(m, TakesMethod)), *trunks(model)]
+    found = [*(m for m in model.modules() if isinstance(m, HasMethod)), *trunks(model)]
     if not found:
         raise ValueError(
             f"{type(model).__name__} holds no ResidualChain, GRU, LSTM or Recurrent, and is not "

@@ -5,13 +5,17 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 import highway_bp as hb
+from models.halves import GPT2Trunk
 from models.pretrained import HoldsHubModel, quiet_transformers
 
 FAMILIES = ("gpt2", "llama")
 
 
 class Decoder(HoldsHubModel):
-    """A causal language model; its 2 x ``layers`` sublayers are the chain.
+    """A causal language model.
+
+    GPT-2's chain are the halves of its layers, L = 2 x ``layers``, as in the paper; Llama's are
+    its layers.
 
     Args:
         vocabulary: tokens.
@@ -41,9 +45,7 @@ class Decoder(HoldsHubModel):
         if hidden % heads:
             raise ValueError(f"heads={heads}; expected a divisor of hidden={hidden}")
         build = _gpt2 if family == "gpt2" else _llama
-        self.model = hb.convert(
-            build(vocabulary, layers, hidden, heads, length, dropout), hb.Backprop()
-        )
+        self.model = build(vocabulary, layers, hidden, heads, length, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens int64 (B, L) -> logits of the next ones (B, L, V)."""
@@ -52,7 +54,7 @@ class Decoder(HoldsHubModel):
 
 def _gpt2(vocabulary, layers, hidden, heads, length, dropout) -> nn.Module:
     transformers = quiet_transformers()
-    return transformers.GPT2LMHeadModel(
+    model = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
             vocab_size=vocabulary,
             n_positions=length,
@@ -66,13 +68,15 @@ def _gpt2(vocabulary, layers, hidden, heads, length, dropout) -> nn.Module:
             eos_token_id=None,
         )
     )
+    model.transformer = GPT2Trunk(model.transformer)
+    return model
 
 
 def _llama(vocabulary, layers, hidden, heads, length, dropout) -> nn.Module:
     if dropout:
         raise ValueError(f"dropout={dropout}; expected 0 for Llama, which has none")
     transformers = quiet_transformers()
-    return transformers.LlamaForCausalLM(
+    model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=vocabulary,
             max_position_embeddings=length,
@@ -87,3 +91,4 @@ def _llama(vocabulary, layers, hidden, heads, length, dropout) -> nn.Module:
             pad_token_id=None,
         )
     )
+    return hb.convert(model, hb.Backprop())

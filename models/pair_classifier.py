@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from torch import Tensor
 
 import highway_bp as hb
+from models.halves import RobertaTrunk
 from models.pretrained import HoldsHubModel, pretrained_path, quiet_transformers
 
 
 class PairClassifier(HoldsHubModel):
-    """An encoder with a classifier on its first token; its 2 x ``layers`` sublayers are the chain.
+    """An encoder with a classifier on its first token.
+
+    RoBERTa's chain are the halves of its layers, L = 2 x ``layers``, as in the paper; those of
+    other encoders are their layers.
 
     Args:
         vocabulary, padding: number of the tokenizer's tokens, and the one that fills rows up.
@@ -21,8 +25,7 @@ class PairClassifier(HoldsHubModel):
         layers, hidden, heads, length: sizes of that one.
 
     Raises:
-        ValueError: the tokenizer does not match the model, its labels have another order, or its
-            trunk is not known to `hb.convert`.
+        ValueError: the tokenizer does not match the model, or its labels have another order.
     """
 
     def __init__(
@@ -62,7 +65,11 @@ class PairClassifier(HoldsHubModel):
             model = build.from_pretrained(place, id2label=names)
             _check_tokenizer(model.config, pretrained, vocabulary, padding)
         self.has_types = model.config.type_vocab_size > 1
-        self.model = hb.convert(model, hb.Backprop())
+        if isinstance(model, transformers.RobertaForSequenceClassification):
+            model.roberta.encoder = RobertaTrunk(model.roberta.encoder)
+            self.model = model
+        else:
+            self.model = hb.convert(model, hb.Backprop())
 
     def forward(self, x: Tensor) -> Tensor:
         """x int64 (B, 3, L): tokens, attention mask, token types -> logits (B, classes)."""

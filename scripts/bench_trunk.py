@@ -1,9 +1,10 @@
-"""Measure what `hb.convert` costs on a GPT-2 of transformers, beside the model as it was.
+"""Measure what `hb.convert` costs on models of transformers, beside the models as they were.
 
     python scripts/bench_trunk.py --out results/bench_trunk.json
 
-The paper's GPT-2 (12 layers of width 256, 256 tokens), batch 4. How times and memory are measured:
-scripts/benchmark.py.
+The paper's GPT-2 (12 layers of width 256, 256 tokens), batch 4; and a mixture of experts (Mixtral,
+4 layers of width 256, 4 experts) with its router loss, whose gradient comes from inside the layers:
+they run once more. How times and memory are measured: scripts/benchmark.py.
 """
 
 from __future__ import annotations
@@ -37,10 +38,14 @@ RATIOS: dict[str, benchmark.Ratio] = {
         (t["k3"] - t["k0"]) / 3 / t["trunk_input_backward"]
     ),
     "share_of_auto_gamma": lambda t: (t["k1_estimating"] - t["k1"]) / EVERY / t["k1"],
+    "experts_k0_over_plain": lambda t: t["experts_k0"] / t["experts_plain"],
+    "experts_k0_with_router_loss_over_plain": lambda t: (
+        t["experts_k0_router"] / t["experts_plain_router"]
+    ),
 }
 
 
-def gpt2_and_tokens() -> tuple[nn.Module, Tensor]:
+def gpt2() -> nn.Module:
     torch.manual_seed(0)
     transformers = quiet_transformers()
     sizes = {"n_positions": LENGTH, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4}
@@ -48,29 +53,47 @@ def gpt2_and_tokens() -> tuple[nn.Module, Tensor]:
     config = transformers.GPT2Config(
         vocab_size=VOCABULARY, **sizes, **no_dropout, bos_token_id=None, eos_token_id=None
     )
-    model = transformers.GPT2LMHeadModel(config).to(DEVICE).train()
-    return model, torch.randint(0, VOCABULARY, (BATCH, LENGTH), device=DEVICE)
+    return transformers.GPT2LMHeadModel(config).to(DEVICE).train()
 
 
-def forward_and_backward(model: nn.Module, x: Tensor) -> None:
-    model(input_ids=x, labels=x, use_cache=False).loss.backward()
+def experts() -> nn.Module:
+    torch.manual_seed(0)
+    transformers = quiet_transformers()
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "num_local_experts": 4}
+    config = transformers.MixtralConfig(vocab_size=VOCABULARY, **sizes, **heads)
+    return transformers.MixtralForCausalLM(config).to(DEVICE).train()
+
+
+def tokens() -> Tensor:
+    return torch.randint(0, VOCABULARY, (BATCH, LENGTH), device=DEVICE)
+
+
+def forward_and_backward(model: nn.Module, x: Tensor, **asked: bool) -> None:
+    model(input_ids=x, labels=x, use_cache=False, **asked).loss.backward()
+
+
+def step(
+    model: nn.Module, x: Tensor, name: str | None, fresh: bool = False, **asked: bool
+) -> Callable[[], float]:
+    """name: of the method, None for an untouched model; fresh: with an estimate of gamma."""
+    method = name and benchmark.method_of(name, gamma="auto" if fresh else 0.0)
+
+    def timed() -> float:
+        if method:
+            hb.set_method(model, method)
+        for chain in hb.chains(model) if fresh else ():
+            chain.gammas.reset()
+        model.zero_grad()
+        return benchmark.timed(lambda: forward_and_backward(model, x, **asked))
+
+    return timed
 
 
 def measure_times(repeats: int) -> pd.DataFrame:
     keep_freed_memory()
-    plain, x = gpt2_and_tokens()
+    x, plain = tokens(), gpt2()
     converted = hb.convert(copy.deepcopy(plain), hb.Backprop())
-
-    def step(model: nn.Module, method: hb.Method | None, fresh: bool = False) -> Callable:
-        def run() -> float:
-            if method is not None:
-                hb.set_method(model, method)
-            for chain in hb.chains(model) if fresh else ():
-                chain.gammas.reset()
-            model.zero_grad()
-            return benchmark.timed(lambda: forward_and_backward(model, x))
-
-        return run
 
     def trunk_inputs() -> float:
         h = torch.randn(BATCH, LENGTH, WIDTH, device=DEVICE, requires_grad=True)
@@ -79,27 +102,32 @@ def measure_times(repeats: int) -> pd.DataFrame:
             out = block(out)
         return benchmark.timed(lambda: torch.autograd.grad(out, h, torch.ones_like(out)))
 
-    runs = {"plain": step(plain, None), "bp": step(converted, hb.Backprop())}
-    runs |= {f"k{k}": step(converted, hb.Highway(k)) for k in (0, 1, 3)}
-    runs["k1_estimating"] = step(converted, hb.Highway(1, gamma="auto"), fresh=True)
+    runs = {"plain": step(plain, x, None)}
+    runs |= {name: step(converted, x, name) for name in ("bp", "k0", "k1", "k3")}
+    runs["k1_estimating"] = step(converted, x, "k1", fresh=True)
     runs["trunk_input_backward"] = trunk_inputs
+    plain_experts = experts()
+    converted_experts = hb.convert(copy.deepcopy(plain_experts), hb.Backprop())
+    for suffix, asked in (("", {}), ("_router", {"output_router_logits": True})):
+        runs[f"experts_plain{suffix}"] = step(plain_experts, x, None, **asked)
+        runs[f"experts_k0{suffix}"] = step(converted_experts, x, "k0", **asked)
     return benchmark.interleaved(runs, repeats)
 
 
 def measure_memory() -> dict[str, float]:
-    """Hidden states per sublayer that a step needs at its peak above the untouched model's."""
-    model, x = gpt2_and_tokens()
+    """Hidden states per layer that a step needs at its peak above the untouched model's."""
+    model, x = gpt2(), tokens()
 
-    def step() -> None:
+    def run_step() -> None:
         model.zero_grad()
         forward_and_backward(model, x)
 
-    plain, states = benchmark.tensor_peak(step), 2 * LAYERS * 4 * x.numel() * WIDTH
+    plain, states = benchmark.tensor_peak(run_step), LAYERS * 4 * x.numel() * WIDTH
     hb.convert(model, hb.Backprop())
     found = {}
     for name in ("bp", "k0", "k2"):
         hb.set_method(model, benchmark.method_of(name))
-        found[name] = (benchmark.tensor_peak(step) - plain) / states
+        found[name] = (benchmark.tensor_peak(run_step) - plain) / states
     return found
 
 
@@ -110,12 +138,12 @@ def main(argv: Sequence[str]) -> None:
     for name, value in ratios.items():
         print(f"{name:40} {value:.4f}")
     for name, value in memory.items():
-        print(f"hidden states per sublayer above plain, {name:2} {value:.2f}")
+        print(f"hidden states per layer above plain, {name:2} {value:.2f}")
     record = benchmark.new_record(
         repeats=args.repeats,
         seconds=seconds.median().to_dict(),
         ratios=ratios,
-        hidden_states_per_sublayer_above_plain=memory,
+        hidden_states_per_layer_above_plain=memory,
     )
     benchmark.save(record, args.out)
 

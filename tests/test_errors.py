@@ -22,7 +22,7 @@ from experiments.run_folder import LOCK
 from models.cells import MinimalGatedCell
 from models.pair_classifier import PairClassifier
 from scripts import run_plan
-from tests.highway_bp import hub_models
+from tests.highway_bp.families import build
 from tests.train_cli import only_run
 
 PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
@@ -189,23 +189,47 @@ def a_layer_that_changes_its_input_in_place(*_):
 
 
 def a_llama() -> nn.Module:
-    return hub_models.decoder("Llama", 2)
+    return build("llama")
 
 
 @situation
 def a_model_whose_trunk_is_not_known(*_):
-    model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(Add(None), Add(None)))
-    return raised(ValueError, lambda: hb.convert(model, hb.Highway(1)))
+    return raised(ValueError, lambda: hb.convert(nn.Linear(3, 3), hb.Highway(1)))
+
+
+@situation
+def a_module_backward_hook_on_a_layer(*_):
+    model = hb.convert(a_llama(), hb.Highway(1))
+    model.model.layers[0].register_full_backward_hook(lambda *_: None)
+    return raised(RuntimeError, lambda: model(input_ids=torch.ones(1, 3, dtype=torch.int64)))
+
+
+@situation
+def reentrant_checkpointing(*_):
+    model = hb.convert(a_llama(), hb.Highway(1)).train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    return raised(ValueError, lambda: model(input_ids=torch.ones(1, 3, dtype=torch.int64)))
+
+
+class Captures(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weights = [weight]
+
+    def forward(self, h):
+        return h + h * self.weights[0]
+
+
+@situation
+def a_layer_that_uses_what_is_no_parameter_of_the_chain(*_):
+    weight = torch.ones(3, requires_grad=True)
+    chain = hb.ResidualChain([Captures(weight)], hb.Highway(1))
+    return raised(RuntimeError, lambda: chain(torch.ones(2, 3, requires_grad=True)))
 
 
 @situation
 def a_trunk_by_a_name_that_is_not_there(*_):
     return raised(ValueError, lambda: hb.convert(a_llama(), hb.Highway(1), layers="layers"))
-
-
-@situation
-def a_trunk_that_is_no_list(*_):
-    return raised(TypeError, lambda: hb.convert(a_llama(), hb.Highway(1), layers="lm_head"))
 
 
 @situation
@@ -222,37 +246,6 @@ def a_compiled_model(*_):
 @situation
 def a_model_wrapped_for_several_devices(*_):
     return raised(ValueError, lambda: hb.convert(nn.DataParallel(a_llama()), hb.Highway(1)))
-
-
-@situation
-def a_decoder_with_cross_attention(*_):
-    model = hub_models.gpt2(1, add_cross_attention=True)
-    return raised(ValueError, lambda: hb.convert(model, hb.Highway(1)))
-
-
-@situation
-def a_layer_of_a_trunk_that_returns_a_tuple(*_):
-    class Pair(nn.Module):
-        def forward(self, h):
-            return h + h, None
-
-    model = hb.convert(nn.Sequential(nn.Sequential(Pair())), hb.Highway(1), layers="0")
-    return raised(TypeError, lambda: model(torch.ones(2, 3, requires_grad=True)))
-
-
-@situation
-def a_hook_that_changes_a_layers_output(*_):
-    model = hb.convert(a_llama(), hb.Highway(1))
-    model.model.layers[0].register_forward_hook(lambda layer, args, out: 2 * out)
-    return raised(RuntimeError, lambda: model(input_ids=torch.ones(1, 3, dtype=torch.int64)))
-
-
-@situation
-def a_trunk_of_which_a_part_is_used(*_):
-    model = a_llama()
-    hb.convert(model, hb.Highway(1))
-    model.config.num_hidden_layers = 1
-    return raised(RuntimeError, lambda: model(input_ids=torch.ones(1, 3, dtype=torch.int64)))
 
 
 @situation
@@ -281,37 +274,18 @@ def a_second_derivative_through_a_chain(*_):
     return raised(RuntimeError, lambda: torch.autograd.grad(loss, x, create_graph=True))
 
 
-class TakesApart(nn.Module):
+class Unused(nn.Module):
     def __init__(self):
         super().__init__()
-        self.blocks = nn.ModuleList([Pair(), Pair()])
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(2))
 
     def forward(self, h):
-        for block in self.blocks:
-            h = block(h)[0]
-        return h
-
-
-@situation
-def a_model_that_takes_its_layers_results_apart(*_):
-    model = hb.convert(TakesApart(), hb.Highway(1), layers="blocks")
-    return raised(TypeError, lambda: model(X.clone().requires_grad_()))
-
-
-class Children(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
-
-    def forward(self, h):
-        for block in self.blocks.children():
-            h = h + block(h)
-        return h
+        return h * self.blocks[0][0].bias
 
 
 @situation
 def a_model_that_never_runs_the_layers_it_was_converted_by(*_):
-    model = hb.convert(Children(), hb.Highway(1), layers="blocks")
+    model = hb.convert(Unused(), hb.Highway(1), layers="blocks")
     return raised(ValueError, lambda: hb.gradient_error(model, lambda m: m(X).sum()))
 
 
@@ -329,13 +303,6 @@ def a_chain_of_layers_without_residual_connections(*_):
         chain(torch.randn(8, 64)).sum().backward()
     assert len(told) == 1
     return str(told[0].message)
-
-
-@situation
-def attention_weights_of_a_trunk(*_):
-    model = hb.convert(a_llama(), hb.Highway(1))
-    x = torch.ones(1, 3, dtype=torch.int64)
-    return raised(RuntimeError, lambda: model(input_ids=x, output_attentions=True))
 
 
 @situation
@@ -380,14 +347,6 @@ def a_tokenizer_that_cannot_be_had(train, runs, tmp_path):
 @situation
 def image_folders_without_a_place(train, *_):
     return train("experiment=resnet50_image_folder").err
-
-
-@situation
-def a_k_larger_than_L_in_the_library(*_):
-    with pytest.warns(UserWarning) as told:
-        backward(Add(None), Add(None), k=5)
-    assert len(told) == 1
-    return str(told[0].message)
 
 
 @situation

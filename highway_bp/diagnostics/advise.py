@@ -73,7 +73,7 @@ def advise(
         kind = "recurrent layers" if is_recurrent else "a model"
         raise ValueError(f"gammas={gammas} for {kind}; expected a number among them")
     found = list(chains(model))
-    layers = len(found[0]) if len(found) == 1 and not is_recurrent else None
+    layers = found[0].length if len(found) == 1 and not is_recurrent else None
     devices = () if layers is None else tuple(sorted(set(devices)))
     sizes = {1} if layers is None else {1, *(math.ceil(layers / P) for P in devices)}
     highways = (
@@ -132,7 +132,7 @@ def _timed_steps(
             t.append(clock())
             return result
 
-        timing = SimpleNamespace(groups=method.groups, solve=partial(timed, method.solve))
+        timing = SimpleNamespace(group_size=method.group_size, solve=partial(timed, method.solve))
         gradients[method] = gradients_of(model, partial(timed, loss_fn), timing)
         t.append(clock())
         return t[1] - t[0], t[2] - t[1], t[-1] - t[2], sum(t[3:-1:2]) - sum(t[2:-1:2])

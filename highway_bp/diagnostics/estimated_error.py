@@ -76,7 +76,8 @@ class _Iterating:
     """
 
     def __init__(self, method: Highway | FixedPoint, ks: list[int]):
-        self.groups, self.gamma = method.groups, getattr(method, "gamma", 1.0)  # the fixed point's
+        self.group_size = method.group_size
+        self.gamma = getattr(method, "gamma", 1.0)  # the fixed point's
         self.errors: dict[int, list[float]] = {k: [] for k in ks}
         self.sizes: list[float] = []
 
@@ -89,20 +90,20 @@ class _Iterating:
             if 0 < k <= L:
                 w = system.scan(system.through_blocks(w, gamma, every), gamma, every)
             if k in self.errors:
-                r = system.residual(w, b, 1, every)
-                error = _estimate(*(_states(x, L) for x in (w, b, r))) if k < L else 0.0
+                each = w, b, system.leap(w, 1, every)
+                error = _estimate(*(_states(x, L) for x in each)) if k < L else 0.0
                 self.errors[k].append(error)
         self.sizes.append(_norm(*_states(w, L)))
         return w
 
 
-def _estimate(w: list[Tensor], b: list[Tensor], r: list[Tensor]) -> float:
+def _estimate(w: list[Tensor], b: list[Tensor], wA: list[Tensor]) -> float:
     """||e|| over all states, from e_L = 0 down: e_i = ||r_i|| + l_{i+1} e_{i+1}."""
     e = [0.0]
     for i in reversed(range(len(w) - 1)):
         size = _norm(w[i + 1])
-        gain = _norm(r[i] + w[i] - b[i]) / size if size else 0.0
-        e.append(_norm(r[i]) + gain * e[-1])
+        gain = _norm(wA[i]) / size if size else 0.0
+        e.append(_norm(b[i] + wA[i] - w[i]) + gain * e[-1])
     return math.hypot(*e)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from highway_bp.method_state import load_method_state, method_state, sharded_chains
 from highway_bp.methods import Method
-from highway_bp.set_method import set_method, takers
+from highway_bp.set_method import modules_with_method, set_method
 
 Clock = Callable[[], float]
 
@@ -20,14 +19,14 @@ Clock = Callable[[], float]
 @contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Give the model back its methods, what its chains remember, and its buffers."""
-    before = [(taker, taker.method, taker.iterations) for taker in takers(model)]
+    before = [(module, module.method, module.iterations) for module in modules_with_method(model)]
     memory = method_state(model)
     buffers = [(b, b.clone()) for b in model.buffers()]
     try:
         yield
     finally:
-        for taker, method, iterations in before:
-            taker.method, taker.iterations = method, iterations
+        for module, method, iterations in before:
+            module.method, module.iterations = method, iterations
         load_method_state(model, memory)
         with torch.no_grad():
             for buffer, value in buffers:
@@ -49,19 +48,19 @@ def gradients_of(
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise ValueError(f"{type(model).__name__} has no trainable parameter; expected some")
-    for taker in takers(model):
-        taker.iterations = []
-    with torch.random.fork_rng(devices=cuda_devices(model)), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"k=\d+ is larger than L=")
+    for module in modules_with_method(model):
+        module.iterations = []
+    with torch.random.fork_rng(devices=cuda_devices(model)):
         loss = checked_loss(loss_fn(model))
         # Asked for the tokens too, a process without parameters of its own takes part.
         tokens = [chain.token for chain in sharded_chains(model)]
         grads = torch.autograd.grad(loss, [*named.values(), *tokens], allow_unused=True)
-    if method.groups(1) is not None and not any(taker.iterations for taker in takers(model)):
+    if method.group_size is not None and not any(
+        module.iterations for module in modules_with_method(model)
+    ):
         raise ValueError(
             f"no gradient went through the chains of {type(model).__name__}; expected trainable "
-            "parameters before or in them, a loss that depends on them, and, where layers were "
-            "named by hand, a forward pass that iterates over these: for layer in self.layers"
+            "parameters before or in them, and a loss that depends on them"
         )
     return {name: g for name, g in zip(named, grads, strict=False) if g is not None}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from highway_bp.cut import is_no_container
+from highway_bp.caches import is_no_container
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from highway_bp.parallel.agreement import check_weights
 from highway_bp.parallel.owners import let_go, of_others
 from highway_bp.parallel.ranks import Ranks
 from highway_bp.parallel.sharded_chain import ShardedChain
-from highway_bp.set_method import takers
+from highway_bp.set_method import modules_with_method
 
 
 def shard(
@@ -25,15 +25,14 @@ def shard(
     scan: str = "auto",
     micro_batches: int = 1,
 ) -> list[ShardedChain]:
-    """Turn every `ResidualChain` and converted trunk of ``model`` into a `ShardedChain`, in place.
+    """Turn every `ResidualChain` of ``model`` into a `ShardedChain`, in place.
 
     All processes of the group build the same model (same weights), shard it, and train it alike:
     same batches, same calls. Each keeps the weights of its own layers and what is outside the
     chain; those of other layers keep name and shape. `whole_state_dict` brings all together.
 
     Args:
-        sizes: layers per process, of a converted trunk the model's own layers; None for shares as
-            equal as can be.
+        sizes: layers per process; None for shares as equal as can be.
         scan, micro_batches: as of a `ShardedChain`.
 
     Returns:
@@ -41,10 +40,15 @@ def shard(
 
     Raises:
         RuntimeError: torch.distributed has not been started.
-        ValueError: there is no chain, a recurrent layer is among them, more processes than
-            layers, different weights, or a parameter that two processes would share.
+        ValueError: there is no chain, a recurrent layer or a converted trunk is among them, more
+            processes than layers, different weights, or a parameter that two processes would share.
     """
-    recurrent = [t for t in takers(model) if t not in list(chains(model)) + trunks(model)]
+    if converted := trunks(model):
+        raise ValueError(
+            f"{converted[0]} is a converted trunk, whose layers the model calls itself; expected "
+            "a model whose layers are a ResidualChain"
+        )
+    recurrent = [t for t in modules_with_method(model) if t not in list(chains(model))]
     if recurrent:
         raise ValueError(
             f"{type(recurrent[0]).__name__} has time steps, not layers of its own; "
@@ -56,8 +60,6 @@ def shard(
         for name, child in parent.named_children():
             if isinstance(child, ResidualChain):
                 setattr(parent, name, ShardedChain(child, child.method, *how))
-    for trunk in trunks(model):
-        trunk.shard(*how)
     let_go(model)
     return sharded_chains(model)
 

@@ -9,19 +9,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from highway_bp.chain import ChainLayer
 from highway_bp.check import check_whole
-from highway_bp.cut import Cut
+from highway_bp.graph_check import check_graph
+from highway_bp.has_method import Chain
+from highway_bp.layer_call import run_layer
 from highway_bp.methods import Backprop, Method
 from highway_bp.parallel.agreement import check_call
 from highway_bp.parallel.micro_batches import arguments_of_each, joined, sizes_of
 from highway_bp.parallel.ranks import Message, Ranks, laid_out, shares_of
+from highway_bp.parallel.sharded_pass import through_ranks
 from highway_bp.parallel.sharded_system import ShardedSystem
 from highway_bp.segment import Segment
 
 SCANS = ("auto", "sequential", "doubling", "gathered")
 
 
-class ShardedChain(Cut):
+class ShardedChain(Chain, nn.ModuleList):
     """A `ResidualChain` to whoever calls it; every process runs its own layers.
 
     The state goes through the processes one after the other; in the backward pass all work at
@@ -68,7 +72,7 @@ class ShardedChain(Cut):
         check_whole("micro_batches", micro_batches, least=1)
         self.ranks, self.scan, self.micro_batches = Ranks(group), scan, micro_batches
         self.shares = shares_of(len(self), self.ranks.size, sizes)
-        self.method = Backprop() if method is None else method
+        self.begin(Backprop() if method is None else method)
         self.replicas: Ranks | None = None  # those with the same layers, as `replicate` has it
         # Some gradient always: a process without would be missing in the backward pass.
         self.token = torch.zeros((), requires_grad=True)
@@ -89,9 +93,9 @@ class ShardedChain(Cut):
         found = {id(p): p for i in self.own for p in self[i].parameters() if p.requires_grad}
         return list(found.values())
 
-    def check(self, method: Method) -> None:
-        super().check(method)
-        if getattr(method, "group_size", 1) != 1:
+    def check_method(self, method: Method) -> None:
+        super().check_method(method)
+        if method.group_size not in (1, None):
             raise ValueError(
                 f"group_size={method.group_size} in a ShardedChain; expected 1, as "
                 "the layers of a process are a group already"
@@ -120,17 +124,24 @@ class ShardedChain(Cut):
             f"a state of {h.dtype} {list(h.shape)}, {self.method}, "
             f"sizes={[len(share) for share in self.shares]}, micro_batches={self.micro_batches}"
         )
-        check_call(self.ranks, call + mode, None if self._checked else h)
+        check_call(self.ranks, call + mode, None if self.checked else h)
         with self._own_randomness(h):
             if torch.is_grad_enabled():
                 trained = [*self.own_parameters(), self.token]
-                states = self.cut(h, args, kwargs, trained, return_states)
+                states = through_ranks(self, h, args, kwargs, trained, return_states)
+                self.checked = True
             else:
                 states = self.outputs(self.run(h, args, kwargs), return_states)
         return states if return_states else states[-1]
 
-    def run(self, h: Tensor, args: tuple, kwargs: dict) -> list[Segment]:
-        """This process's layers on every micro-batch as it arrives; each goes on at once."""
+    def run(
+        self, h: Tensor, args: tuple, kwargs: dict, leaves: Sequence[Tensor] = ()
+    ) -> list[Segment]:
+        """This process's layers on every micro-batch as it arrives; each goes on at once.
+
+        Args:
+            leaves: what else gets a gradient: arguments and parameters.
+        """
         ranks, most = self.ranks, self.micro_batches
         if not torch.is_grad_enabled() and h.ndim:  # the last batch of a test set may be small
             most = max(1, min(most, len(h)))
@@ -140,7 +151,7 @@ class ShardedChain(Cut):
         sent: list[Message] = []
         arguments = arguments_of_each(args, kwargs, sizes)
         for part, each in zip(self._arriving(h.detach(), sizes), arguments, strict=True):
-            segments.append(self.run_group(self.own, part.requires_grad_(wants), *each))
+            segments.append(self.run_group(part.requires_grad_(wants), *each))
             if not ranks.is_last:
                 out = segments[-1].h_out.detach()
                 if not sent:  # the first is the largest, or as large as the others
@@ -148,7 +159,26 @@ class ShardedChain(Cut):
                 sent.append(ranks.send(out, ranks.rank + 1))
         for message in sent:
             message.wait()
+        if torch.is_grad_enabled():  # not before: the next process is waiting
+            for segment in segments:
+                self._check(segment, frozenset(map(id, leaves)))
         return segments
+
+    def run_group(self, h: Tensor, args: tuple, kwargs: dict) -> Segment:
+        """This process's layers as one segment, from the leaf h."""
+        segment = Segment(h, h.requires_grad)
+        for i in self.own:
+            layer = ChainLayer(self[i], i, alone=len(self.own) == 1)
+            call, returned = run_layer(layer, segment.end, args, kwargs)
+            if torch.is_grad_enabled() and not self.checked:
+                layer.check(segment.end, returned.ran)
+            segment.add(call, returned)
+        return segment
+
+    def _check(self, segment: Segment, ends: frozenset) -> None:
+        made: set[int] = set()
+        for i in range(len(self.own)):
+            check_graph(segment, i, ends, made)
 
     def outputs(self, segments: Sequence[Segment], every: bool) -> list[Tensor]:
         """On all processes: each has its own."""

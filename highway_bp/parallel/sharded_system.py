@@ -21,7 +21,7 @@ from highway_bp.methods import Gamma
 from highway_bp.module_system import States, gamma_of, probe_generator, ratio, squares
 from highway_bp.parallel import scans
 from highway_bp.parallel.micro_batches import joined
-from highway_bp.segment import Segment
+from highway_bp.segment import Cotangents, Segment
 
 if TYPE_CHECKING:
     from highway_bp.parallel.sharded_chain import ShardedChain
@@ -50,10 +50,13 @@ class ShardedSystem:
         self.length, self.segments = chain.ranks.size, segments
         self._sizes = [len(s.h_in) if s.h_in.ndim else 1 for s in segments]
         self._like = joined([s.h_out.detach() for s in segments])  # the state as a whole
-        self._wanted = segments[0].h_in.requires_grad  # on all ranks but perhaps the first
-        self.b_segments = list(zip(*map(self._parts, b), strict=True))
+        self._wanted = segments[0].wanted  # on all ranks but perhaps the first
+        nothing = [()] * len(b)
+        self.b_segments = [
+            Cotangents(list(parts), nothing) for parts in zip(*map(self._parts, b), strict=True)
+        ]
         pairs = zip(segments, self.b_segments, strict=True)
-        inner = joined([_like_input(s.inner_cotangent(b_s[:-1]), s) for s, b_s in pairs])
+        inner = joined([_like_input(s.inner_cotangent(b_s), s) for s, b_s in pairs])
         arrived = self._ranks.shift(inner, self._like, inside)
         out = torch.zeros_like(self._like) if b[-1] is None else b[-1]
         self._b = self._held(out if arrived is None else out + arrived, inner)
@@ -114,7 +117,9 @@ class ShardedSystem:
 
     def smallest_blocks(self, auto: AutoGamma) -> list[float]:
         """Every rank keeps those of all: so whose chain goes into a checkpoint does not matter."""
-        return self._chain.gammas.values_for(auto, self.length, self._estimate)
+        return self._chain.gammas.values_for(
+            auto, [str(share.start) for share in self._chain.shares], self._estimate
+        )
 
     def _estimate(self, probes: int, seed: int) -> list[float]:
         zJ, zK = (partial(self._pushed, block=J, carry=K) for J, K in ((1, 0), (0, 1)))

@@ -8,18 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from highway_bp.has_method import HasMethod, Watched
 from highway_bp.methods import Backprop, Method, check_fixed_gamma
 from highway_bp.rnn import lengths as by_length
 from highway_bp.rnn.steps import Cell, Steps
-from highway_bp.takes_method import TakesMethod
-from highway_bp.watch import Watched
 
 CUDNN_WITH_BFLOAT16 = 91300  # recurrent layers of that dtype
 TILE_BYTES = 2**21  # of one state tensor (L, tile, H): its few companions then fit a CPU's cache
 States = Tensor | tuple[Tensor, ...]
 
 
-class MethodRNN(TakesMethod, nn.RNNBase):
+class MethodRNN(HasMethod, nn.RNNBase):
     """A recurrent network of torch whose backward pass is solved by a gradient method.
 
     Subclasses come before their ``torch.nn`` class and give the cell of their carry.
@@ -37,10 +36,10 @@ class MethodRNN(TakesMethod, nn.RNNBase):
         self.iterations: list[int] = []  # of every layer, direction and tile of the batch
         self.method = Backprop() if method is None else method
 
-    def check(self, method: Method) -> None:
-        super().check(method)
+    def check_method(self, method: Method) -> None:
+        super().check_method(method)
         check_fixed_gamma(method)
-        if self.proj_size and method.groups(1) is not None:
+        if self.proj_size and method.group_size is not None:
             raise ValueError(
                 f"proj_size={self.proj_size}; expected 0 with {method}: a projected state is no "
                 "diagonal chain"
@@ -68,7 +67,7 @@ class MethodRNN(TakesMethod, nn.RNNBase):
         self.length = _steps(input, self.batch_first)
         if lengths is not None:
             lengths = self._checked(lengths, input)
-        if not torch.is_grad_enabled() or self.method.groups(1) is None:
+        if not torch.is_grad_enabled() or self.method.group_size is None:
             return self._by_autograd(input, hx, lengths)
         if isinstance(input, PackedSequence):
             x, lengths = by_length.pad(input)

@@ -31,7 +31,7 @@ class LSTM(MethodRNN, nn.LSTM):
     n_states = 2
 
     def _layers(self, x: Tensor, start: list[Tensor], lengths: Tensor | None):
-        if lengths is not None and len(self.method.groups(2)) == 1:
+        if lengths is not None and self.method.group_size > 1:
             raise ValueError(
                 f"lengths (or a packed input) with {self.method}; expected windows of one step: "
                 "the cell states inside a window are not at hand"

@@ -8,15 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from highway_bp.first_order import first_order
+from highway_bp.has_method import HasMethod, Watched
 from highway_bp.methods import Backprop, Method, check_fixed_gamma
 from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
-from highway_bp.takes_method import TakesMethod
-from highway_bp.watch import Watched
 
 State = Tensor | tuple[Tensor, ...]
 
 
-class Recurrent(TakesMethod, nn.Module):
+class Recurrent(HasMethod, nn.Module):
     """s_t = cell(x_t, s_{t-1}) for t = 1 .. L, differentiated over all time steps at once.
 
     The steps of the backward pass run as rows of one batch of L * B, so the cell must treat rows
@@ -54,8 +53,8 @@ class Recurrent(TakesMethod, nn.Module):
             )
         self.method = Backprop() if method is None else method
 
-    def check(self, method: Method) -> None:
-        super().check(method)
+    def check_method(self, method: Method) -> None:
+        super().check_method(method)
         check_fixed_gamma(method)
 
     def extra_repr(self) -> str:
@@ -81,7 +80,7 @@ class Recurrent(TakesMethod, nn.Module):
                 )
         layout = _Layout(isinstance(given, tuple), [part.shape[-1] for part in parts])
         start = torch.cat(parts, -1)
-        if not torch.is_grad_enabled() or self.method.groups(1) is None:
+        if not torch.is_grad_enabled() or self.method.group_size is None:
             states = _run(self.cell, layout, x, start)
         else:
             params = [p for p in self.cell.parameters() if p.requires_grad]
@@ -156,7 +155,7 @@ class _Solved(torch.autograd.Function):
         x, start, states, *params = ctx.saved_tensors
         cell, layout = ctx.recurrent.cell, ctx.layout
         before = torch.cat([start[None], states[:-1]])
-        size = len(ctx.method.groups(len(x))[0])
+        size = min(ctx.method.group_size, len(x))
 
         def run(x: Tensor, start: Tensor, where: slice) -> tuple[Tensor, Tensor]:
             inside = _run(cell, layout, x, start)

@@ -115,7 +115,7 @@ class Steps(torch.autograd.Function):
 
 
 def _way_back(cell: Cell, method: Method, L: int) -> Callable[[Rows], Gradients]:
-    size = len(method.groups(L)[0])
+    size = min(method.group_size, L)
 
     def by_window(rows: Rows) -> Gradients:
         leaves = [t.detach().requires_grad_() for t in rows.weights]

@@ -1,145 +1,111 @@
-"""`convert`: find the residual trunk of a model and let a gradient method train it."""
+"""`convert`: find the residual trunks of a model and let a gradient method train them."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
 from highway_bp.methods import Method, check_method
-from highway_bp.trunks import decoders, encoders, resnets
-from highway_bp.trunks.sublayers import opaque
-from highway_bp.trunks.trunk import Trunk, TrunkList, TrunkSequential, Wrap
+from highway_bp.trunks.converted import ConvertedLayer, convert_layer
+from highway_bp.trunks.trunk import Trunk
+
+LISTS = (nn.ModuleList, nn.Sequential)
+WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
 
 
-@dataclass(frozen=True)
-class Family:
-    """Layers that are split the same way.
+def convert(
+    model: nn.Module, method: Method, layers: str | Sequence[str] | None = None
+) -> nn.Module:
+    """Let ``method`` train the residual trunks of ``model``, in place, and return the model.
 
-    needs: attributes a layer must have, so that a class of the same name but of another make is
-    not mistaken; joined: neighbouring module lists (a ResNet's stages) are one trunk.
-    """
-
-    classes: tuple[str, ...]
-    needs: tuple[str, ...]
-    wrap: Wrap
-    joined: bool = False
-
-    def holds(self, layer: nn.Module) -> bool:
-        names = {cls.__name__ for cls in type(layer).__mro__}
-        return bool(names & set(self.classes)) and all(hasattr(layer, n) for n in self.needs)
-
-
-FAMILIES = (
-    Family(("GPT2Block",), ("ln_1", "attn", "ln_2", "mlp"), decoders.gpt2),
-    Family(
-        ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"),
-        ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp"),
-        decoders.llama,
-    ),
-    Family(
-        ("BertLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer", "ElectraLayer"),
-        ("attention", "intermediate", "output"),
-        encoders.bert,
-    ),
-    Family(("MambaBlock",), ("norm", "mixer"), opaque),
-    Family(
-        ("ViTLayer",),
-        ("layernorm_before", "attention", "layernorm_after", "mlp", "dropout"),
-        encoders.vit,
-    ),
-    Family(
-        ("BasicBlock", "Bottleneck"),
-        ("conv1", "bn1", "relu", "conv2", "bn2", "downsample"),
-        resnets.torchvision_block,
-        joined=True,
-    ),
-)
-
-
-def convert(model: nn.Module, method: Method, layers: str | None = None) -> nn.Module:
-    """Let ``method`` train the residual trunk of ``model``, in place, and return the model.
-
-    Known: GPT-2, Llama, Mistral, Qwen2 and 3, BERT, RoBERTa, ViT of transformers (each layer two
-    sublayers of the chain: attention, feed-forward), its Mamba, and torchvision's ResNets.
-    Parameters, ``state_dict``, class and forward pass of the model stay what they are; with
-    gradients off, or ``Backprop()``, its own layers run as before. `set_method` changes the
-    method later.
+    A trunk is a list of layers of one class, each of which maps a state to a state and has a
+    residual connection around it. Its layers go on being called by the model's own code. Their
+    class is exchanged for one made from it, which makes every call a step of a chain. All else
+    stays as it is; with gradients off, or ``Backprop()``, the layers run as before. `set_method`
+    changes the method later, `chains` shows the trunks.
 
     Args:
-        model: the model, or one that contains it; not compiled nor wrapped for several devices
-            yet.
+        model: the model, or one that contains it, before it is compiled or wrapped for devices.
         method: the gradient method.
-        layers: for models that are not known: dotted name of the ModuleList or Sequential whose
-            layers map a state to a state, each with a residual connection around it. A layer's
-            carry is the identity unless it has a ``carry(h_in, h_out)``.
+        layers: where the trunk is not found or another one is meant: dotted names of the
+            ModuleLists or Sequentials that hold it, or the name of its layers' class.
 
     Raises:
-        TypeError: no module, no gradient method, or ``layers`` names something else.
-        ValueError: no trunk is found, the model is already converted, compiled or wrapped, or has
-            cross-attention.
+        TypeError: no module, or no gradient method.
+        ValueError: no trunk is found, ``layers`` names none, or the model is already converted,
+            compiled or wrapped.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected an nn.Module")
     check_method(method)
     _check_bare(model)
-    if layers is not None:
-        Trunk([_named(model, layers)], opaque, method)
-        return model
-    found = list(_trunks(model))
-    if not found:
-        raise ValueError(_unknown(model))
-    for containers, family in found:
-        for layer in containers[0]:
-            if hasattr(layer, "crossattention"):
-                raise ValueError(
-                    f"{type(layer).__name__} has cross-attention; expected a decoder or an encoder "
-                    "of its own"
-                )
-        Trunk(containers, family.wrap, method)
+    found = _outermost(model) if layers is None else _joined(model, _named(model, layers))
+    for names in found:
+        trunk = Trunk(", ".join(names), method)
+        for name in names:
+            for i, layer in enumerate(model.get_submodule(name)):
+                if not isinstance(layer, ConvertedLayer):  # one layer may be listed twice
+                    convert_layer(layer, trunk, f"{name}.{i}")
     return model
 
 
-def _trunks(model: nn.Module) -> Iterator[tuple[list[nn.Module], Family]]:
-    """Module lists whose layers are all of one family; stages of one parent together."""
-    for parent in model.modules():
-        joined: list[nn.Module] = []
-        family_joined = None
-        for child in parent.children():
-            family = _family(child)
-            if family is None:
-                continue
-            if family.joined:
-                joined.append(child)
-                family_joined = family
-            else:
-                yield [child], family
-        if family_joined is not None:
-            yield joined, family_joined
-
-
-def _family(container: nn.Module) -> Family | None:
-    if type(container) not in (nn.ModuleList, nn.Sequential) or not len(container):
-        return None
-    return next((f for f in FAMILIES if all(f.holds(layer) for layer in container)), None)
-
-
-def _named(model: nn.Module, name: str) -> nn.Module:
-    try:
-        container = model.get_submodule(name)
-    except AttributeError:
+def _outermost(model: nn.Module) -> list[list[str]]:
+    """Lists of layers of one class, but for lists inside of such layers; by trunk."""
+    lists = [name for name, module in _lists(model) if _could_be_layer(module[0])]
+    if not lists:
         raise ValueError(
-            f"layers={name!r}; {type(model).__name__} has no such module{_candidates(model)}"
-        ) from None
-    if type(container) not in (nn.ModuleList, nn.Sequential):
-        raise TypeError(
-            f"layers={name!r} is a {type(container).__name__}; expected a ModuleList or Sequential"
+            f"found no list of layers in {type(model).__name__}; expected a ModuleList or "
+            'Sequential of layers of one class: hb.convert(model, method, layers="...")'
         )
-    if not len(container):
-        raise ValueError(f"layers={name!r} is empty; expected at least one layer")
-    return container
+    found: list[list[str]] = []
+    for names in _joined(model, lists):
+        inside = any(names[0].startswith(f"{outer}.") for outer in itertools.chain(*found))
+        if not inside and sum(len(model.get_submodule(name)) for name in names) > 1:
+            found.append(names)
+    return found or [lists[:1]]  # one layer that is called again and again
+
+
+def _lists(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Lists whose layers are all of one class, the outer ones first."""
+    for name, module in model.named_modules():
+        if name and isinstance(module, LISTS) and len({type(layer) for layer in module}) == 1:
+            yield name, module
+
+
+def _could_be_layer(layer: nn.Module) -> bool:
+    """Not a list, nor a single operation: a residual layer has modules inside."""
+    return not isinstance(layer, LISTS) and len(list(layer.modules())) > 2
+
+
+def _named(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
+    names = [layers] if isinstance(layers, str) else list(layers)
+    modules = dict(model.named_modules())
+    found: list[str] = []
+    for name in names:
+        if isinstance(modules.get(name), LISTS) and len(modules[name]):
+            found.append(name)
+            continue
+        of_class = [n for n, m in _lists(model) if type(m[0]).__name__ == name]
+        if not of_class:
+            known = [f"{n} ({len(m)} x {type(m[0]).__name__})" for n, m in _lists(model)]
+            raise ValueError(
+                f"layers={name!r} is no list of layers of {type(model).__name__} and no class of "
+                f"such layers; expected one of {', '.join(known[:6]) or 'none'}"
+            )
+        found += of_class
+    return found
+
+
+def _joined(model: nn.Module, names: Sequence[str]) -> list[list[str]]:
+    """The stages of one parent with layers of one class are one trunk."""
+    trunks: defaultdict[tuple[str, type], list[str]] = defaultdict(list)
+    for name in names:
+        parent, kind = name.rpartition(".")[0], type(model.get_submodule(name)[0])
+        trunks[parent, kind].append(name)
+    return list(trunks.values())
 
 
 def _check_bare(model: nn.Module) -> None:
@@ -149,31 +115,12 @@ def _check_bare(model: nn.Module) -> None:
             raise ValueError(
                 f"{kind} is compiled; expected the model itself: convert, then compile"
             )
-        if kind in ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"):
+        if kind in WRAPPERS:
             raise ValueError(
                 f"the model is wrapped in {kind}; expected the model itself: convert, then wrap"
             )
-        if isinstance(module, TrunkList | TrunkSequential):
+        if isinstance(module, ConvertedLayer):
             raise ValueError(
                 f"{type(model).__name__} is already converted; set_method(model, method) changes "
                 "the method"
             )
-
-
-def _unknown(model: nn.Module) -> str:
-    known = ", ".join(name for family in FAMILIES for name in family.classes)
-    return (
-        f"found no residual trunk in {type(model).__name__}; known layers: {known}. Name them by "
-        f'hand: hb.convert(model, method, layers="...")' + _candidates(model)
-    )
-
-
-def _candidates(model: nn.Module) -> str:
-    """Lists of at least two layers of one class, as a hint."""
-    found = []
-    for name, module in model.named_modules():
-        if name and type(module) in (nn.ModuleList, nn.Sequential) and len(module) > 1:
-            (kind, count), *others = Counter(type(m).__name__ for m in module).most_common()
-            if not others:
-                found.append(f"{name} ({count} x {kind})")
-    return f"; candidates: {', '.join(found[:4])}" if found else ""

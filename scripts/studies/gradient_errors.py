@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -84,7 +83,6 @@ def errors(model: nn.Module, batches: Sequence, task) -> list[dict]:
         return sum(task.loss(model, x, y)[0] for x, y in batches) / len(batches)
 
     found = []
-    warnings.filterwarnings("ignore", message=r"k=\d+ is larger than L=")  # of groups
     for name, (method, carry) in variants(model).items():
         for layer in recurrent(model):
             layer.carry = carry

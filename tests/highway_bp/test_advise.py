@@ -9,7 +9,7 @@ from torch import nn
 import highway_bp as hb
 from highway_bp.diagnostics.advice import Advice, StepTimes
 from highway_bp.diagnostics.gradient_error import GradientError
-from tests.highway_bp.hub_models import build
+from tests.highway_bp.families import build, inputs
 
 CHAIN = StepTimes(
     forward=1.0, backward=2.0, cut_forward=1.0, head=0.2, parameters=1.2, iteration=0.9, layers=12
@@ -134,10 +134,9 @@ def test_a_gru_takes_numbers_for_gamma_and_no_devices():
 
 
 def test_a_converted_gpt2():
-    case = build("gpt2", 4)
-    model = hb.convert(case.model, hb.Highway(1))
+    model, batch = hb.convert(build("gpt2", layers=8), hb.Highway(1)), inputs("gpt2")
     before = state_of(model)
-    found = hb.advise(model, case.batch, lambda m, batch: m(**batch).loss, ks=(0, 2, 3), seconds=60)
+    found = hb.advise(model, batch, lambda m, batch: m(**batch).loss, ks=(0, 2, 3), seconds=60)
     assert state_of(model) == before
     assert found.times.layers == 8
     curve = {

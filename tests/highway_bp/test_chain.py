@@ -373,22 +373,12 @@ def test_empty_chain():
         assert torch.equal(model(x), x)
 
 
-def test_k_larger_than_L_is_exact_and_said_once():
-    """Once under Python's own default filter, however many steps are trained."""
-    model = chain(hb.Highway(L + 4))
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("default")
-        found = [gradients(model, data()) for _ in range(3)]
-    assert len(said) == 1 and f"k={L + 4}" in str(said[0].message)
-    for g in found:
-        assert_close(g, gradients(plain(), data()))
-
-
-def test_k_of_L_says_nothing():
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        gradients(chain(hb.Highway(L)), data())
-    assert said == []
+@pytest.mark.parametrize("k", [L, L + 4])
+def test_k_of_L_and_more_is_exact_and_says_nothing(k):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = gradients(chain(hb.Highway(k)), data())
+    assert_close(found, gradients(plain(), data()))
 
 
 def test_nothing_of_a_step_outlives_it():

@@ -8,7 +8,7 @@ from torch import nn
 
 import highway_bp as hb
 from highway_bp.diagnostics.gradient_error import layer_name
-from tests.highway_bp.hub_models import build
+from tests.highway_bp.families import build, losses
 
 
 def flat(model: nn.Module, loss_fn, method: hb.Method) -> dict[str, torch.Tensor]:
@@ -19,8 +19,7 @@ def flat(model: nn.Module, loss_fn, method: hb.Method) -> dict[str, torch.Tensor
 
 
 def test_every_score_is_what_it_says():
-    case = build("gpt2", 3)
-    model, loss = hb.convert(case.model, hb.Backprop()), case.loss
+    model, loss = hb.convert(build("gpt2"), hb.Backprop()), losses("gpt2")["logits"]
     exact = flat(model, loss, hb.Backprop())
     e = torch.cat([g.flatten() for g in exact.values()])
     before = torch.zeros_like(e)
@@ -55,11 +54,11 @@ def test_layers_are_named_by_their_parameters(parameter, layer):
 
 
 def test_running_statistics_and_random_numbers_are_left_alone():
-    case = build("resnet-basic", 4)
-    model = hb.convert(case.model, hb.Highway(1))
+    name = "torchvision resnet18"
+    model = hb.convert(build(name).train(), hb.Highway(1))
     buffers = {n: b.clone() for n, b in model.named_buffers()}
     state = torch.get_rng_state()
-    hb.gradient_error(model, case.loss, ks=(0, 1))
+    hb.gradient_error(model, losses(name)["logits"], ks=(0, 1))
     assert any("running_mean" in n for n in buffers)
     assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
     assert torch.equal(torch.get_rng_state(), state)
@@ -73,7 +72,7 @@ def test_a_method_that_not_all_can_take_is_set_nowhere():
 
 
 def test_a_loss_that_fails_leaves_the_method_as_it_was():
-    model = hb.convert(build("gpt2").model, hb.Highway(2))
+    model = hb.convert(build("gpt2"), hb.Highway(2))
 
     def broken(_):
         raise ZeroDivisionError

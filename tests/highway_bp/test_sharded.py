@@ -98,15 +98,25 @@ def data(kind: str):
 class InGroups:
     """A method in one process, with the groups that P processes would have."""
 
-    def __init__(self, method: hb.Method, sizes: list[int]):
-        self.method, self.sizes = method, sizes
+    layer = 0  # which is run now
 
-    def groups(self, L: int) -> list[range]:
-        ends = itertools.accumulate(self.sizes)
-        return [range(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
+    def __init__(self, method: hb.Method, sizes: list[int]):
+        self.method, self._sizes = method, [size for size in sizes for _ in range(size)]
+
+    @property
+    def group_size(self) -> int:
+        """Of the group that the layer before this one is in: it may be full."""
+        return self._sizes[max(self.layer - 1, 0)]
 
     def solve(self, system):
         return self.method.solve(system)
+
+
+class GroupedChain(hb.ResidualChain):
+    def _cut(self, i, *args):
+        if isinstance(self.method, InGroups):
+            self.method.layer = i
+        return super()._cut(i, *args)
 
 
 def loss_on(states: list) -> torch.Tensor:
@@ -120,7 +130,7 @@ def expected(kind: str, method: hb.Method, P: int, everywhere: bool) -> dict[str
     if not isinstance(method, hb.Backprop):
         sizes = [len(layers) // P + (r < len(layers) % P) for r in range(P)]
         method = InGroups(method, sizes)
-    chain = hb.ResidualChain(layers, method)
+    chain = GroupedChain(layers, method)
     x = data(kind).requires_grad_()
     states = chain(x, return_states=True)
     loss = loss_on(states if everywhere else states[-1:])
@@ -212,7 +222,7 @@ def in_half_precision() -> list[float]:
     for micro_batches in (1, 2):
         torch.manual_seed(0)
         layers = sublayers(6, 8, 2)
-        whole = hb.ResidualChain(layers, InGroups(hb.Highway(0), [3, 3]))
+        whole = GroupedChain(layers, InGroups(hb.Highway(0), [3, 3]))
         chain = hb.ShardedChain(layers, hb.Highway(0), micro_batches=micro_batches)
         gradients = []
         for each in (whole, chain):

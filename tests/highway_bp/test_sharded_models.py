@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 import highway_bp as hb
 from models.decoder import Decoder
+from models.pair_classifier import PairClassifier
 from models.resnet import ResNet
-from tests.highway_bp import hub_models
+from tests.highway_bp.families import build
 from tests.highway_bp.on_ranks import on_ranks
-from tests.highway_bp.test_sharded import InGroups, Relu
+from tests.highway_bp.test_sharded import Relu
 
 STEPS = 4
 METHODS = [hb.Backprop(), hb.Highway(0), hb.Highway(1)]
@@ -31,7 +32,7 @@ def gpt() -> Case:
     torch.manual_seed(0)
     model = Decoder(vocabulary=17, layers=3, hidden=8, heads=2, length=6).double()
     x = torch.randint(17, (4, 6))
-    return model, [4, 2], x, x.roll(-1, 1)
+    return model, [3, 3], x, x.roll(-1, 1)
 
 
 def resnet() -> Case:
@@ -63,22 +64,15 @@ def two_chains() -> Case:
     return model.to(memory_format=torch.channels_last), [2, 1], x, torch.arange(4)
 
 
-class Llama(nn.Module):
+def roberta() -> Case:
     """With a mask of its own for every example: the last tokens of some are left out."""
-
-    def __init__(self):
-        super().__init__()
-        self.inside = hb.convert(hub_models.decoder("Llama", 3).double(), hb.Backprop())
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mask = torch.arange(x.shape[1]) < 3 + x[:, :1] % 4
-        return self.inside(input_ids=x, attention_mask=mask.long()).logits
-
-
-def llama() -> Case:
     torch.manual_seed(0)
-    model, x = Llama(), torch.randint(hub_models.V, (8, 6))
-    return model, [4, 2], x, x.roll(-1, 1)
+    sizes = dict(layers=3, hidden=8, heads=2, length=6)
+    model = PairClassifier(vocabulary=17, padding=1, labels=("a", "b", "c"), **sizes).double()
+    x = torch.randint(2, 17, (8, 6))
+    mask = torch.arange(6) < 3 + x[:, :1] % 4
+    x = torch.stack([x.where(mask, 1), mask.long(), torch.zeros_like(x)], 1)
+    return model.eval(), [3, 3], x, torch.arange(8) % 3  # eval: without dropout
 
 
 MODELS = {"gpt": gpt, "resnet": resnet, "two chains": two_chains}
@@ -109,7 +103,9 @@ def losses(model: nn.Module, trained: nn.Module, x: torch.Tensor, y: torch.Tenso
 def trained_alone(make: Callable[[], Case], method: hb.Method) -> tuple[list[float], dict]:
     """Losses and weights of one process with the groups of two."""
     model, sizes, x, y = make()
-    hb.set_method(model, method if method == hb.Backprop() else InGroups(method, sizes))
+    if method != hb.Backprop():
+        method = replace(method, group_size=sizes[0])
+    hb.set_method(model, method)
     return losses(model, model, x, y), model.state_dict()
 
 
@@ -130,7 +126,7 @@ def trained_on_two(make: Callable[[], Case], method: hb.Method) -> tuple:
 
 
 def trained(*parts: str) -> Callable[[], Case]:
-    """The GPT of which those layers alone are trained: a process may have none of them."""
+    """The GPT of which those halves alone are trained: a process may have none of them."""
 
     def make():
         model, *rest = gpt()
@@ -141,13 +137,13 @@ def trained(*parts: str) -> Callable[[], Case]:
     return make
 
 
-# model, gamma; two of the GPT's three layers are on the first process
+# model, gamma; three of the GPT's six halves of layers are on the first process
 ERRORS = {
     "gpt": (gpt, 0.1),
     "resnet": (resnet, 0.0),
     "gammas": (gpt, "auto"),
-    "first": (trained("0", "1"), 0.0),
-    "last": (trained("2"), 0.0),
+    "first": (trained("0", "1", "2"), 0.0),
+    "last": (trained("3", "4", "5"), 0.0),
 }
 
 
@@ -213,26 +209,25 @@ class Net(nn.Module):
         return self.last(self.chain(self.first(x)))
 
 
-def bert() -> nn.Module:
-    torch.manual_seed(0)
-    return hb.convert(hub_models.encoder("Bert", 4), hb.Highway(1))
+def classifier() -> nn.Module:
+    return roberta()[0]
 
 
 def bytes_of(model: nn.Module) -> int:
     return sum(p.nbytes for p in model.parameters() if not p.is_meta)
 
 
-def bytes_of_layers(model: nn.Module) -> int:
-    return bytes_of(model.chain if isinstance(model, Net) else model.bert.encoder.layer)
+def chain_of(model: nn.Module) -> nn.ModuleList:
+    return model.chain if isinstance(model, Net) else model.model.roberta.encoder.layer
 
 
 def shared_and_collected(make: Callable[[], nn.Module]) -> tuple:
     """Bytes of layers, shapes, the whole state; and that of a model which has loaded another
     state, in other shares."""
     model, again = make(), make()
-    outside = bytes_of(model) - bytes_of_layers(model)
+    outside = bytes_of(model) - bytes_of(chain_of(model))
     hb.shard(model)
-    hb.shard(again, sizes=[1, 3])
+    hb.shard(again, sizes=[1, len(again.chain) - 1] if isinstance(again, Net) else [2, 4])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         hb.load_whole_state_dict(again, other(make().state_dict()))
@@ -296,7 +291,7 @@ def on_two(rank: int) -> dict:
     found["ks"] = adaptive_ks(model, x, y, hb.Highway(0))
     with pytest.raises(ValueError, match="advise measures one process"):
         hb.advise(model, None, lambda model, _: loss_of(x, y)(model))
-    for make in (Net, bert):
+    for make in (Net, classifier):
         found[make.__name__] = shared_and_collected(make)
     return found
 
@@ -341,13 +336,14 @@ def test_an_adaptive_schedule_takes_the_same_ks(two):
     assert_close(two[0]["ks"], expected)
 
 
-@pytest.mark.parametrize("make", [Net, bert])
+@pytest.mark.parametrize("make", [Net, classifier])
 def test_each_process_has_its_own_weights_and_a_checkpoint_has_all(two, make):
     whole = make()
     expected = whole.state_dict()
     for rank, found in enumerate(two):
         size, shapes, state, again = found[make.__name__]
-        assert size == bytes_of_layers(whole) / 2
+        half = len(chain_of(whole)) // 2
+        assert size == sum(map(bytes_of, list(chain_of(whole))[rank * half : (rank + 1) * half]))
         assert shapes == [p.shape for p in whole.parameters()]
         for collected, wanted in ((state, expected), (again, other(expected))):
             assert rank or list(collected) == list(wanted)  # the first one has all
@@ -376,24 +372,15 @@ def test_a_model_of_one_process_has_its_state_dict():
     assert not any(t.requires_grad for t in state.values())
 
 
-def test_a_key_value_cache_is_refused(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        model = hb.convert(hub_models.gpt2(3), hb.Highway(1))
+def test_a_converted_model_is_refused():
+    model = hb.convert(build("gpt2"), hb.Highway(1))
+    with pytest.raises(ValueError, match=r"h: 3 x GPT2Block.*is a converted trunk.*ResidualChain"):
         hb.shard(model)
-        x = torch.arange(5)[None]
-        assert model(x).logits.requires_grad  # while training, it is left out
-        with torch.no_grad(), pytest.raises(RuntimeError, match="expected use_cache=False"):
-            model(x)
-        with torch.no_grad():
-            assert model(x, use_cache=False).logits.isfinite().all()
-    finally:
-        dist.destroy_process_group()
 
 
 # -- replicas -------------------------------------------------------------------------------------
 
-CUT = [(gpt, 1), (gpt, 2), (llama, 2)]  # micro-batches
+CUT = [(gpt, 1), (gpt, 2), (roberta, 2)]  # micro-batches
 
 
 def on_four(rank: int) -> tuple[list, list]:

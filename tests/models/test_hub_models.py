@@ -54,7 +54,7 @@ def test_image_models():
     vit = VisionTransformer(10, layers=2, hidden=12, heads=2)
     assert vit(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     resnet = torchvision_resnet(7, "resnet50")
-    assert [len(chain) for chain in hb.chains(resnet)] == [16]
+    assert [chain.length for chain in hb.chains(resnet)] == [16]
     with pytest.raises(ValueError, match="name='resnet9'; expected one of resnet18"):
         torchvision_resnet(7, "resnet9")
     with pytest.raises(ValueError, match="patch_size=5; expected a divisor of 32"):

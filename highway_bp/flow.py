@@ -1,0 +1,286 @@
+"""A chain in autograd's graph: every layer on a graph of its own, all of them solved at once.
+
+    h_0 -> Gate -> Leak -> layer 1 -> Tap -> h_1 -> Leak -> layer 2 -> Tap -> h_2 ...
+
+    Gate  stands in front of the first layer. Its inputs are h_0 and all else that gets a gradient
+          from the layers: their parameters, and arguments. Its backward runs last: it solves the
+          linear system and returns their gradients.
+    Leak  begins a layer's local graph. What autograd's own pass sends back through it comes from
+          something inside the layer that a hook has shown to a loss.
+    Tap   ends it: it passes on the state without the local graph. Its backward notes b_i, what
+          losses send to this state.
+
+A Tap owns its layer's local graph, which ends at the Tap before: no cycle keeps a graph alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from highway_bp.auto_gamma import AutoGamma
+from highway_bp.first_order import first_order
+from highway_bp.has_method import Chain, Watched
+from highway_bp.module_system import ModuleSystem
+from highway_bp.segment import Cotangents, Segment, add, emptied, parameter_step, unused
+
+# Autograd comes to this leaf of Gate's unless it was asked for certain gradients alone.
+SENTINEL = torch.zeros((), requires_grad=True)
+_SENTINEL_NODE = SENTINEL.expand_as(SENTINEL).grad_fn.next_functions[0][0]
+_solving = threading.local()
+
+
+def solving() -> int:
+    """How many systems this thread is solving, one inside the other."""
+    return getattr(_solving, "depth", 0)
+
+
+class Pass:
+    """One forward pass through a chain, and during a backward pass what that has come to.
+
+    Attributes:
+        taps: number of layers so far.
+        made: ids of leaves that layers have made and returned.
+        inside: a system is being solved; autograd then stops at this pass's own nodes.
+    """
+
+    def __init__(self, chain: Chain):
+        self.chain, self.method = chain, Watched(chain.method, chain)
+        self.taps, self.made, self.inside = 0, set(), False
+        self._task: int | None = None  # what is noted belongs to one backward pass
+        self._top: weakref.ref | None = None  # the last Tap that this backward pass has come to
+        self._gammas: dict[str, float] | None = None  # of its layers, for gamma="auto"
+
+    def note(self, tap: Tap) -> None:
+        """A backward pass has come to this Tap, the last one first."""
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._task, self._top, self._gammas = task, weakref.ref(tap), None
+
+    def solve(self, gate: Gate) -> tuple[Tensor | None, list[Tensor | None]]:
+        """w_0, and the gradients of Gate's other inputs."""
+        leaves = _leaves(gate)
+        if self._task != torch._C._current_graph_task_id():  # no loss on any state
+            return None, [None] * len(leaves)
+        taps = self._taps_behind(None)
+        with self._inside(taps):
+            segments, b = _segments(taps)
+            system = ModuleSystem(segments, b, self)
+            self.chain.at_solve(system)
+            w = self.method.solve(system)
+            _give_to_retained(taps, segments, b, w[1:])
+            grads = parameter_step(segments, b, w[1:], leaves)
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        for tap in taps:
+            tap.b, tap.b_extras = None, ()
+            tap.segment = tap.segment if keep else None
+        return w[0], _zero_where_unreached(grads, leaves, segments, b, w[1:])
+
+    def from_behind(self, tap: Tap) -> Tensor | None:
+        """w at the state of a Tap that was not noted yet, but for what losses send there."""
+        taps = self._taps_behind(tap)
+        with self._inside(taps):
+            segments, b = _segments(taps)
+            if taps[0].segment is not tap.segment:  # the state is the end of its group
+                return self._from(segments, b)
+            w_end = add(self._from(segments[1:], b[1:]), b[0].states[-1])
+            return segments[0].inner_gradient(tap.place, w_end, b[0])
+
+    def _from(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> Tensor | None:
+        if not segments:
+            return None
+        return self.method.method.solve(ModuleSystem(segments, b, self))[0]
+
+    def values_for(self, auto: AutoGamma, keys: Sequence[str], estimate: Callable) -> list[float]:
+        """As `GammaMemory`'s, but the same for all systems of a backward pass."""
+        if self._gammas is None:
+            segments, b = _segments(self._taps_behind(None))
+            system = ModuleSystem(segments, b, self.chain.gammas)
+            self._gammas = dict(zip(system.keys, system.smallest_blocks(auto), strict=True))
+        return [self._gammas[key] for key in keys]
+
+    def _taps_behind(self, node: Tap | None) -> list[Tap]:
+        """The Taps from the one behind ``node``, or behind Gate, to the last that was noted."""
+        taps = [self._top()]
+        while is_tap(before := node_before(taps[-1])) and before is not node:
+            taps.append(before)
+        return taps[::-1]
+
+    @contextlib.contextmanager
+    def _inside(self, taps: Sequence[Tap]) -> Iterator[None]:
+        """While this pass is solved; hooks on its states do not run then."""
+        self.inside, _solving.depth = True, solving() + 1
+        try:
+            with emptied(tap.hooks for tap in taps):
+                yield
+        finally:
+            self.inside, _solving.depth = False, solving() - 1
+
+
+class Gate(torch.autograd.Function):
+    """(h_0, arguments, parameters) -> h_0 and the arguments, as the layers see them."""
+
+    @staticmethod
+    def forward(ctx, one_pass, n_arguments, sentinel, h, *rest):
+        ctx.one_pass, ctx.n, ctx.parameters = one_pass, n_arguments, rest[n_arguments:]
+        ctx.h = h.detach()
+        ctx.set_materialize_grads(False)
+        return h.detach(), *(t.detach() for t in rest[:n_arguments])
+
+    @first_order
+    def backward(ctx, leak, *leaks):
+        if ctx.one_pass.inside:
+            return (None,) * (4 + ctx.n + len(ctx.parameters))
+        w_0, grads = ctx.one_pass.solve(ctx)
+        grads[: ctx.n] = [add(g, leak_) for g, leak_ in zip(grads, leaks, strict=False)]
+        w_0 = add(w_0, leak)
+        if w_0 is None and ctx.needs_input_grad[3]:  # no path has reached it
+            w_0 = torch.zeros_like(ctx.h)
+        return None, None, None, w_0, *grads
+
+
+class Leak(torch.autograd.Function):
+    """h_i -> h_i as the layer's local graph begins with it."""
+
+    @staticmethod
+    def forward(ctx, one_pass, h):
+        ctx.one_pass = one_pass
+        ctx.set_materialize_grads(False)
+        return h.detach()
+
+    @staticmethod
+    def backward(ctx, g):
+        if ctx.one_pass.inside:
+            return None, None
+        segment = ctx.segment()  # None: the layer was left out of the chain
+        freed = not torch._C._autograd._get_current_graph_task_keep_graph()
+        if segment is not None and g is not None and freed:
+            segment.used = True
+        return None, g
+
+
+class Tap(torch.autograd.Function):
+    """A segment's last state, and what its last layer returned beside it, without local graph."""
+
+    @staticmethod
+    def forward(ctx, one_pass, segment, extras, before):
+        one_pass.taps += 1
+        ctx.one_pass, ctx.segment, ctx.number = one_pass, segment, one_pass.taps
+        ctx.place, ctx.extras = len(segment.states) - 1, extras
+        ctx.b = ctx.shown = None
+        ctx.b_extras = ()
+        ctx.set_materialize_grads(False)
+        return segment.h_out.detach(), *(t.detach() for t in extras)
+
+    @first_order
+    def backward(ctx, b, *b_extras):
+        if ctx.one_pass.inside:
+            return None, None, None, None
+        if b is not None and "Batched" in repr(torch._C._dispatch_keys(b)):
+            raise RuntimeError(
+                "batched gradients (is_grads_batched, vectorize=True) through a chain of layers; "
+                "expected one after the other, or Backprop()"
+            )
+        if ctx.segment is None:
+            raise RuntimeError(
+                "Trying to backward through a chain of layers a second time: their graphs are "
+                "freed. Call the first backward() with retain_graph=True"
+            )
+        ctx.b, ctx.b_extras = b if ctx.shown is None else b - ctx.shown, b_extras
+        ctx.one_pass.note(ctx)
+        before = node_before(ctx)
+        if not is_tap(before):
+            return None, None, None, None
+        before.shown = ctx.one_pass.from_behind(before) if _is_looked_at(before) else None
+        return None, None, None, before.shown
+
+
+def is_tap(node: object) -> bool:
+    return isinstance(node, Tap._backward_cls)
+
+
+def is_of_chain(node: object) -> bool:
+    """Whether a node of autograd's graph is one of any chain's."""
+    return isinstance(node, Tap._backward_cls | Gate._backward_cls | Leak._backward_cls)
+
+
+def node_before(tap: Tap) -> Tap | Gate:
+    return tap.next_functions[0][0]
+
+
+def watch_state(h: Tensor) -> None:
+    """Let the Tap of a state know when somebody looks at the state's gradient."""
+    h.register_hook(_unchanged).remove()  # leaves the dictionary of the hooks to come
+    h.grad_fn.hooks, h.grad_fn.state = h._backward_hooks, weakref.ref(h)
+
+
+def _unchanged(g: Tensor) -> Tensor:
+    return g
+
+
+def _is_looked_at(tap: Tap) -> bool:
+    """Whether autograd shows the state's gradient to somebody, who then has to see w.
+
+    A hook sees it, and it may be among what `torch.autograd.grad` was asked for.
+    """
+    explicit = not torch._C._will_engine_execute_node(_SENTINEL_NODE)
+    return bool(tap.hooks) or (explicit and tap.state() is not None)
+
+
+def _leaves(gate: Gate) -> list[GradientEdge | Tensor]:
+    """What the local graphs end in: arguments, as the layers have them, and parameters."""
+    return [*(GradientEdge(gate, 1 + j) for j in range(gate.n)), *gate.parameters]
+
+
+def _segments(taps: Sequence[Tap]) -> tuple[list[Segment], list[Cotangents]]:
+    segments: list[Segment] = []
+    cotangents: list[Cotangents] = []
+    for tap in taps:
+        if not segments or tap.segment is not segments[-1]:
+            segments.append(tap.segment)
+            n = len(tap.segment.states)
+            cotangents.append(Cotangents([None] * n, [()] * n))
+        cotangents[-1].states[tap.place] = tap.b
+        cotangents[-1].extras[tap.place] = tap.b_extras
+    return unused(segments), cotangents
+
+
+def _give_to_retained(taps, segments, b, w_ends) -> None:
+    """What comes from behind is added to the .grad of states with `retain_grad`, by now b_i."""
+    known = iter(zip(segments, b, w_ends, strict=True))
+    for tap in taps:
+        if tap.place == 0:
+            segment, b_segment, w_end = next(known)
+        state = tap.state()
+        if state is None or not state.retains_grad or tap.shown is not None:
+            continue
+        is_end = tap.place == len(segment.states) - 1
+        w = w_end if is_end else segment.inner_gradient(tap.place, w_end, b_segment)
+        if w is not None:
+            more = w if tap.b is None else w - tap.b
+            state.grad = more.clone() if state.grad is None else state.grad + more
+
+
+def _zero_where_unreached(grads, leaves, segments, b, w_ends) -> list[Tensor | None]:
+    """Parameters of layers that no path has reached get zeros: they are not unused.
+
+    Layers behind all losses have no gradient, as in backpropagation.
+    """
+    last = max((i for i, b_i in enumerate(b) if not b_i.is_empty), default=-1)
+    unreached = {
+        id(p)
+        for segment, w in zip(segments[:last], w_ends, strict=False)
+        if w is None
+        for call in segment.calls
+        for p in call.layer.module.parameters()
+    }
+    return [
+        torch.zeros_like(t) if g is None and id(t) in unreached else g
+        for g, t in zip(grads, leaves, strict=True)
+    ]

@@ -1,0 +1,70 @@
+"""What a layer's local graph may end in: gradients of anything else would be lost."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from highway_bp.flow import is_of_chain
+from highway_bp.segment import Segment
+
+
+def check_graph(segment: Segment, i: int, ends: frozenset, made: set[int]) -> None:
+    """Raise RuntimeError where the gradient of what the i-th layer has used would be lost.
+
+    Args:
+        ends: nodes of autograd's graph, and ids of leaves, whose gradients the chain gives.
+        made: ids of leaves that layers have made and returned; a new one is added.
+    """
+    begin = {segment.h_in.grad_fn} - {None}
+    outputs = [segment.states[i], *segment.extras[i]]
+    for node in nodes(outputs, ends | begin):
+        if is_of_chain(node):
+            what = "a state of the chain"
+        elif hasattr(node, "variable") and node.variable is not segment.h_in:
+            if id(node.variable) in ends | made or not _is_missed(node, segment.extras[i], made):
+                continue
+            what = f"a tensor of shape {[*node.variable.shape]}"
+        else:
+            continue
+        raise RuntimeError(
+            f"{segment.calls[i].layer.name} uses {what} that requires a gradient but is neither "
+            "its input, a parameter of the chain nor an argument; pass it to the layer as an "
+            "argument"
+        )
+
+
+def nodes(outputs: Sequence[Tensor], ends: frozenset) -> Iterator[object]:
+    """The nodes of autograd's graph behind ``outputs``, up to and without ``ends``."""
+    seen, found = set(ends), [t.grad_fn for t in outputs if t.requires_grad]
+    while found:
+        node = found.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            found += [parent for parent, _ in node.next_functions]
+
+
+def _is_missed(node: object, extras: Sequence[Tensor], made: set[int]) -> bool:
+    """Whether somebody has this leaf who would not get its gradient: anybody but the graph.
+
+    A layer may make leaves itself, and return them for the next ones.
+    """
+    is_returned = any(node.variable is t for t in extras)
+    by_layer = 4 if is_returned else 0  # its tuple, our three lists
+    if sys.getrefcount(node.variable) > _BARE + by_layer:
+        return True
+    if is_returned:
+        made.add(id(node.variable))
+    return False
+
+
+def _references_of_bare_leaf() -> int:
+    node = torch.zeros(1, requires_grad=True).exp().grad_fn.next_functions[0][0]
+    return sys.getrefcount(node.variable)
+
+
+_BARE = _references_of_bare_leaf()

@@ -1,0 +1,73 @@
+"""The backward pass of a sharded chain: every process solves the same system, each its part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from highway_bp.caches import is_no_container
+from highway_bp.first_order import first_order
+from highway_bp.has_method import Watched
+from highway_bp.segment import parameter_step
+from highway_bp.step import keep_buffers
+
+if TYPE_CHECKING:
+    from highway_bp.parallel.sharded_chain import ShardedChain
+
+
+@torch.compiler.disable(recursive=False)
+def through_ranks(
+    chain: ShardedChain,
+    h: Tensor,
+    args: tuple,
+    kwargs: dict,
+    params: Sequence[Tensor],
+    every: bool,
+) -> list[Tensor]:
+    """`ShardedChain.outputs`, with gradients for h, tensors among the arguments and ``params``."""
+    flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=is_no_container)
+    wanted = {id(t): t for t in flat if isinstance(t, Tensor) and t.requires_grad}
+    with keep_buffers():
+        return list(
+            _ShardedPass.apply(chain, (flat, spec, [*wanted]), every, h, *wanted.values(), *params)
+        )
+
+
+class _ShardedPass(torch.autograd.Function):
+    """Forward: this process's layers, on a graph of their own. Backward: the method's solution,
+    then one pass for all parameter gradients w_i df_i/dtheta_i."""
+
+    @staticmethod
+    def forward(ctx, chain, arguments, every, h, *leaves):
+        flat, spec, ids = arguments
+        copies = {i: t.detach().requires_grad_() for i, t in zip(ids, leaves, strict=False)}
+        args, kwargs = pytree.tree_unflatten([copies.get(id(t), t) for t in flat], spec)
+        with torch.enable_grad():
+            ctx.leaves = [*copies.values(), *leaves[len(ids) :]]
+            ctx.segments = chain.run(h, args, kwargs, ctx.leaves)
+        ctx.chain, ctx.method = chain, Watched(chain.method, chain)
+        ctx.inputs = [h.detach() if h.requires_grad else None, *copies.values()]
+        ctx.set_materialize_grads(False)
+        return tuple(chain.outputs(ctx.segments, every))
+
+    @first_order
+    def backward(ctx, *grads):
+        if ctx.segments is None:
+            raise RuntimeError(
+                "Trying to backward through a ShardedChain a second time: the graphs of its layers "
+                "are freed. Call the first backward() with retain_graph=True"
+            )
+        system = ctx.chain.system(ctx.segments, grads)
+        w = ctx.method.solve(system)
+        of_leaves = parameter_step(ctx.segments, system.b_segments, system.ends(w), ctx.leaves)
+        w_0, arguments = w[0], len(ctx.inputs) - 1
+        if w_0 is None and ctx.inputs[0] is not None:
+            w_0 = torch.zeros_like(ctx.inputs[0])
+        of_inputs = ctx.chain.summed([w_0, *of_leaves[:arguments]], ctx.inputs)
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            ctx.segments = None
+        return None, None, None, *of_inputs, *of_leaves[arguments:]

@@ -1,0 +1,133 @@
+"""One layer of a chain is called: it continues the chain, or begins a new one."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from highway_bp.caches import held_tensors, is_cache, is_filled, is_no_container
+from highway_bp.flow import SENTINEL, Gate, Leak, Pass, Tap, is_of_chain, is_tap, watch_state
+from highway_bp.graph_check import check_graph, nodes
+from highway_bp.has_method import Chain
+from highway_bp.layer_call import Layer, run_layer
+from highway_bp.segment import Segment
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What the layers of one pass may use that requires a gradient.
+
+    Attributes:
+        arguments: by id, what the model gives to its layers and what they get in its place.
+        ends: nodes of autograd's graph, and ids of parameters, in which a local graph may end.
+        has_filled_cache: a key-value cache was not empty when the pass began.
+    """
+
+    one_pass: Pass
+    gate: Gate
+    arguments: dict[int, tuple[Tensor, Tensor]]
+    ends: frozenset
+    has_filled_cache: bool
+
+    def local(self, t: Tensor) -> Tensor | None:
+        """What a layer gets for t; None if autograd could not bring its gradient back."""
+        if id(t) in self.arguments:
+            return self.arguments[id(t)][1]
+        tap = t.grad_fn
+        if not is_tap(tap) or tap.one_pass is not self.one_pass or t.output_nr == 0:
+            return None
+        extra = tap.extras[t.output_nr - 1]  # an earlier layer returned it beside its state
+        return None if any(map(is_of_chain, nodes([extra], self.ends))) else extra
+
+
+def step(
+    chain: Chain, layer: Layer, h: Tensor, args: tuple, kwargs: dict, first: bool = False
+) -> Any:
+    """Run a layer of ``chain`` on the state h; returns what the layer returned.
+
+    Args:
+        first: begin a new chain, whatever h is.
+
+    Raises:
+        TypeError: the layer returns something else than a state, or a tuple that begins with one.
+        RuntimeError: it changes h in place, or uses a tensor that requires a gradient and is
+            neither a parameter of the chain nor an argument.
+    """
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(f"{layer.name} in a transform of torch.func; expected Backprop() there")
+    flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=is_no_container)
+    given = [t for t in flat if isinstance(t, Tensor) and t.requires_grad and t is not h]
+    place = None if first else _continued(chain, layer, h, given)
+    scope, before, segment = place or _begun(chain, h, given, [v for v in flat if is_cache(v)])
+    if segment is None or len(segment.states) >= chain.method.group_size:
+        wanted = h.requires_grad if segment is None else segment.wanted or segment.trains
+        segment = _new_segment(scope, before, wanted)
+    x = segment.end
+    local = {id(h): x, **{id(t): scope.local(t) for t in given}}
+    args, kwargs = pytree.tree_unflatten([local.get(id(t), t) for t in flat], spec)
+    with keep_buffers():
+        call, returned = run_layer(layer, x, args, kwargs, scope.has_filled_cache)
+    if not chain.takes(layer, x, returned):
+        return returned.ran.out
+    segment.add(call, returned)
+    check_graph(segment, -1, scope.ends, scope.one_pass.made)
+    outer = Tap.apply(scope.one_pass, segment, returned.extras, before)
+    outer[0].grad_fn.scope = scope
+    watch_state(outer[0])
+    return returned.with_outer(outer)
+
+
+def _begun(
+    chain: Chain, h: Tensor, given: Sequence[Tensor], caches: Sequence[Any]
+) -> tuple[Scope, Tensor, None]:
+    """A new chain, with a Gate in front of it."""
+    one_pass, parameters = Pass(chain), [p for p in chain.parameters() if p.requires_grad]
+    filled = any(map(is_filled, caches))
+    held = [p for cache in caches for p in held_tensors(vars(cache)) if p[2].requires_grad]
+    given = list({id(t): t for t in [*given, *(t for _, _, t in held)]}.values())
+    before, *aliases = Gate.apply(one_pass, len(given), SENTINEL, h, *given, *parameters)
+    arguments = {id(t): (t, alias) for t, alias in zip(given, aliases, strict=True)}
+    inner = [p.grad_fn for p in parameters if p.grad_fn is not None]
+    ends = frozenset([before.grad_fn, *inner, *map(id, parameters)])
+    for container, key, t in held:
+        container[key] = arguments[id(t)][1]
+    return Scope(one_pass, before.grad_fn, arguments, ends, filled), before, None
+
+
+def _continued(
+    chain: Chain, layer: Layer, h: Tensor, given: Sequence[Tensor]
+) -> tuple[Scope, Tensor, Segment] | None:
+    """If h is the last state of this chain and all arguments are known."""
+    tap = h.grad_fn
+    if not is_tap(tap) or h.output_nr != 0 or tap.segment is None:
+        return None
+    if tap.one_pass.chain is not chain or tap.number != tap.one_pass.taps:
+        return None
+    if any(tap.scope.local(t) is None for t in given):
+        chain.warn_once(
+            "break",
+            f"{layer.name} is given a tensor that requires a gradient and that the layers before "
+            "it are not given: a new chain begins there",
+        )
+        return None
+    return tap.scope, h, tap.segment
+
+
+def _new_segment(scope: Scope, before: Tensor, wanted: bool) -> Segment:
+    segment = Segment(Leak.apply(scope.one_pass, before), wanted)
+    segment.h_in.grad_fn.segment = weakref.ref(segment)
+    return segment
+
+
+def keep_buffers():
+    """Tell the compiler, where it is in use, that backward graphs are walked more than once."""
+    config = sys.modules.get("torch._functorch.config")
+    return contextlib.nullcontext() if config is None else config.patch(donated_buffer=False)

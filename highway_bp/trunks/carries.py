@@ -1,0 +1,109 @@
+"""The carry of other people's layers, read off what autograd has recorded of their forward pass.
+
+Any linear map will do for a carry: the block is what it leaves. So what is read here decides how
+fast k converges, never what it converges to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from highway_bp.carry import Carry, Diagonal, Identity, RecordedMap
+from highway_bp.flow import is_of_chain
+
+PRODUCTS = ("Mm", "Addmm", "Bmm", "Baddbmm", "Convolution", "MkldnnConv", "Cudnn", "ScaledDot")
+NONLINEAR = (
+    "Relu",
+    "Gelu",
+    "Silu",
+    "Elu",
+    "Hard",
+    "LeakyRelu",
+    "Tanh",
+    "Sigmoid",
+    "Softmax",
+    "Max",
+)
+
+
+def recorded_carry(h: Tensor, out: Tensor) -> Callable[[Tensor, Tensor], Carry] | None:
+    """carry(h_in, h_out) of a layer that has mapped h to ``out``; None for the identity.
+
+    - ``LN(h1 + Block(h1)), h1 = LN(h + ...)`` (post-LN): diag(weight / sigma) of all its norms;
+    - ``ReLU(S h + Block(h))``: diag(1[out > 0]) S, S the identity or a linear shortcut;
+    - ``S h + Block(h)`` where S changes the shape: S.
+    """
+    node = out.grad_fn
+    if node is None or h.grad_fn is None:
+        return None
+    if _is(node, "NativeLayerNorm"):
+        return lambda h_in, h_out: _through_norms(node, h)
+    rectified = _is(node, "Relu")
+    if rectified:
+        node = node.next_functions[0][0]
+    if not _is(node, "Add") or not (rectified or out.shape != h.shape):
+        return None
+    shortcut = _shortcut(node, h)
+    if shortcut is None:
+        return None
+
+    def carry(h_in: Tensor, h_out: Tensor) -> Carry:
+        mask = Diagonal(torch.sign(h_out)) if rectified else Identity()  # 1[h_out > 0]
+        is_identity = shortcut.node is h.grad_fn
+        return mask if is_identity else mask @ RecordedMap(h, shortcut)
+
+    return carry
+
+
+def has_residual_path(h: Tensor, out: Tensor) -> bool:
+    """Whether a path leads from h to ``out`` without a matrix product or convolution.
+
+    Operations that autograd has recorded under other names, compiled ones say, may be such a path.
+    """
+    seen, nodes = {None}, [out.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is h.grad_fn:
+            return True
+        if node not in seen and not is_of_chain(node) and not _is(node, *PRODUCTS):
+            seen.add(node)
+            nodes += [parent for parent, _ in node.next_functions]
+    return False
+
+
+def _through_norms(last: object, h: Tensor) -> Carry:
+    width, d = last._saved_normalized_shape, 1.0
+    for node in _behind(last, h):
+        if _is(node, "NativeLayerNorm") and node._saved_normalized_shape == width:
+            d, weight = d * node._saved_result2, node._saved_weight  # 1 / sigma; read only once
+            d = d if weight is None else d * weight.detach()
+    return Diagonal(d.to(h.dtype))
+
+
+def _shortcut(add: object, h: Tensor) -> GradientEdge | None:
+    """Which of two branches that are added is h itself, or the only linear map of it."""
+    edges = [GradientEdge(*edge) for edge in add.next_functions if edge[0] is not None]
+    for edge in edges:
+        if edge.node is h.grad_fn:
+            return edge
+    linear = [e for e in edges if all(not _is(n, *NONLINEAR) for n in _behind(e.node, h))]
+    return linear[0] if len(linear) == 1 else None
+
+
+def _behind(node: object, h: Tensor) -> Iterator[object]:
+    """The nodes of the local graph, from ``node`` to where it begins with h."""
+    seen, nodes = {h.grad_fn, None}, [node]
+    while nodes:
+        node = nodes.pop()
+        if node not in seen and not is_of_chain(node):
+            seen.add(node)
+            yield node
+            nodes += [parent for parent, _ in node.next_functions]
+
+
+def _is(node: object, *kinds: str) -> bool:
+    return node is not None and node.name().startswith(kinds)

@@ -1,0 +1,206 @@
+"""A converted layer: the layer itself, of a class made from its class, whose forward is a step of
+a chain."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial, wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from highway_bp.caches import is_no_container, without_caches
+from highway_bp.flow import is_tap, solving
+from highway_bp.layer_call import Ran, state_of
+from highway_bp.step import step
+from highway_bp.trunks.carries import recorded_carry
+from highway_bp.trunks.trunk import Trunk
+
+_own = threading.local()  # .layers: those whose own forward is running in this thread
+
+
+class ConvertedLayer:
+    """Mixed into a layer's class. All else of the layer stays: weights, hooks, edits, isinstance.
+
+    Attributes:
+        _trunk, _name: its chain, and its name in the model.
+        _set_forward: a forward that somebody has set on this instance.
+    """
+
+    _set_forward: Callable | None = None
+
+    def __call__(self, *args, **kwargs):
+        if "forward" in self.__dict__:  # it would hide the class's
+            self.__dict__["_set_forward"] = self.__dict__.pop("forward")
+        if _is_checkpointed(self):  # around the layer's own forward: see `_run_own`
+            return nn.Module.__call__(self, *args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._trunk.add(self._name, self)
+
+    def __reduce_ex__(self, protocol):
+        return _blank, (original_class(type(self)),), self.__dict__
+
+
+def convert_layer(layer: nn.Module, trunk: Trunk, name: str) -> None:
+    """Make ``layer``, of that name in its model, one of the trunk's."""
+    layer._trunk, layer._name = trunk, name
+    layer.__class__ = converted_class(type(layer))
+    trunk.add(name, layer)
+
+
+@cache
+def converted_class(cls: type) -> type:
+    """``cls`` with a forward that is a step of a chain."""
+
+    @wraps(cls.forward)
+    def forward(self, *args, **kwargs):
+        return _forward(self, args, kwargs)
+
+    made = type(cls.__name__, (ConvertedLayer, cls), {"__module__": cls.__module__})
+    made.forward = forward  # afterwards: transformers wraps the forward of every new class
+    return made
+
+
+def original_class(cls: type) -> type:
+    mro = cls.__mro__
+    return mro[mro.index(ConvertedLayer) + 1]
+
+
+def _blank(cls: type) -> nn.Module:
+    made = converted_class(cls)
+    return made.__new__(made)
+
+
+@dataclass(frozen=True)
+class TrunkLayer:
+    """A converted layer as its chain runs it."""
+
+    module: nn.Module
+
+    @property
+    def name(self) -> str:
+        return f"{self.key} ({original_class(type(self.module)).__name__})"
+
+    @property
+    def key(self) -> str:
+        return self.module._name
+
+    def run(self, h: Tensor, args: tuple, kwargs: dict) -> Ran:
+        out, carry = _run_own(self.module, (h, *args), kwargs), getattr(self.module, "carry", None)
+        state = state_of(out)
+        if not callable(carry):
+            carry = None if state is None else recorded_carry(h, state)
+        return Ran(out, carry)
+
+
+@torch.compiler.disable(recursive=False)
+def _forward(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
+    trunk = layer._trunk
+    if layer in getattr(_own, "layers", ()):  # its set forward calls the one it has replaced
+        return original_class(type(layer)).forward(layer, *args, **kwargs)
+    if not torch.is_grad_enabled() or trunk.method.group_size is None:
+        return _run_own(layer, args, kwargs)
+    if solving():  # `torch.utils.checkpoint` around the layer runs it again
+        return _run_own(layer, args, kwargs)
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            f"{TrunkLayer(layer).name} is run inside a backward pass, as re-entrant checkpointing "
+            "does; expected use_reentrant=False, or Backprop()"
+        )
+    if args:
+        h, *args = args
+    else:
+        kwargs = dict(kwargs)
+        h = kwargs.pop(_first_argument(original_class(type(layer))))
+    if not _wants_gradient(layer, h, args, kwargs):
+        return _run_own(layer, (h, *args), kwargs)
+    _check_supported(layer)
+    if not is_tap(h.grad_fn):
+        trunk.look_for_break(TrunkLayer(layer))
+    return step(trunk, TrunkLayer(layer), h, tuple(args), kwargs)
+
+
+def _run_own(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
+    """The forward that the layer would have without us."""
+    own = partial(original_class(type(layer)).forward, layer)
+    if layer._set_forward is not None:
+        own = partial(_marked, layer, layer._set_forward)
+    if not (_is_checkpointed(layer) and torch.is_grad_enabled()) or solving():
+        return own(*args, **kwargs)
+    checkpoint = layer._gradient_checkpointing_func
+    if getattr(checkpoint, "keywords", {}).get("use_reentrant") and layer._trunk.method.group_size:
+        raise ValueError(
+            "re-entrant checkpointing of a converted model; expected "
+            'gradient_checkpointing_kwargs={"use_reentrant": False}'
+        )
+    args, kwargs = without_caches((args, kwargs))
+    if "use_cache" in kwargs:
+        kwargs["use_cache"] = False
+    return checkpoint(partial(own, **kwargs), *args)
+
+
+def _marked(layer: ConvertedLayer, forward: Callable, *args, **kwargs) -> Any:
+    before = getattr(_own, "layers", ())
+    _own.layers = (*before, layer)
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        _own.layers = before
+
+
+def _is_checkpointed(layer: nn.Module) -> bool:
+    return bool(
+        layer.training
+        and getattr(layer, "gradient_checkpointing", False)
+        and getattr(layer, "_gradient_checkpointing_func", None)
+    )
+
+
+@cache
+def _first_argument(cls: type) -> str:
+    return list(inspect.signature(cls.forward).parameters)[1]
+
+
+def _wants_gradient(layer: nn.Module, h: Any, args: tuple, kwargs: dict) -> bool:
+    if not isinstance(h, Tensor) or not h.is_floating_point():
+        return False
+    if h.requires_grad:
+        return True
+    given = pytree.tree_leaves((args, kwargs), is_leaf=is_no_container)
+    return any(isinstance(t, Tensor) and t.requires_grad for t in given) or any(
+        p.requires_grad for p in layer.parameters()
+    )
+
+
+def _check_supported(layer: ConvertedLayer) -> None:
+    if layer._backward_hooks or layer._backward_pre_hooks:
+        raise RuntimeError(
+            f"{TrunkLayer(layer).name} has a module backward hook, which sees nothing of a chain; "
+            "expected a hook on its output (a tensor), or Backprop()"
+        )
+    if any(m._backward_hooks or m._backward_pre_hooks for m in layer.modules()):
+        layer._trunk.warn_once(
+            "hooks",
+            f"backward hooks of modules inside {TrunkLayer(layer).name} run once per iteration, "
+            "each time with a share of the gradient; hooks on tensors and parameters see all of it",
+        )
+    if layer.__dict__.get("_is_replica"):
+        raise RuntimeError("a converted model in DataParallel; expected DistributedDataParallel")
+    if layer.__dict__.get("_is_fsdp_managed_module") or _is_fsdp(type(layer)):
+        raise RuntimeError(
+            "a converted model in FSDP, which frees a layer's weights before its gradient is "
+            "solved; expected DistributedDataParallel, or Backprop()"
+        )
+
+
+@cache
+def _is_fsdp(cls: type) -> bool:
+    return any(base.__name__ == "FSDPModule" for base in cls.__mro__)

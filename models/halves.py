@@ -1,0 +1,150 @@
+"""Transformer layers as the two residual halves that the paper's chains are made of: attention and
+feed-forward, L = 2 x layers. The modules inside, and their names, are those of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import highway_bp as hb
+from models.pretrained import quiet_transformers
+
+
+class GPT2Attention(nn.Module):
+    """h + attn(ln_1(h)), K = I (Table 1)."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.ln_1, self.attn = layer.ln_1, layer.attn
+
+    def block(self, h: Tensor) -> Tensor:
+        return self.attn(self.ln_1(h))[0]
+
+    def residual(self, h: Tensor, z: Tensor) -> Tensor:
+        return h + z
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.residual(h, self.block(h))
+
+
+class GPT2FeedForward(nn.Module):
+    """h + mlp(ln_2(h)), K = I (Table 1)."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.ln_2, self.mlp = layer.ln_2, layer.mlp
+
+    def block(self, h: Tensor) -> Tensor:
+        return self.mlp(self.ln_2(h))
+
+    def residual(self, h: Tensor, z: Tensor) -> Tensor:
+        return h + z
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.residual(h, self.block(h))
+
+
+class RobertaAttention(nn.Module):
+    """LN(h + attention(h)), K = diag(weight / sigma) of LN (Table 1)."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.attention = layer.attention
+
+    def with_carry(self, h: Tensor, mask: Tensor) -> tuple[Tensor, hb.Carry]:
+        output = self.attention.output
+        z = getattr(self.attention, "self")(h, mask)[0]  # noqa: B009, it is called "self"
+        u = output.dropout(output.dense(z)) + h
+        return output.LayerNorm(u), post_ln_carry(u, output.LayerNorm)
+
+    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
+        return self.with_carry(h, mask)[0]
+
+
+class RobertaFeedForward(nn.Module):
+    """LN(h + mlp(h)), K = diag(weight / sigma) of LN (Table 1)."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.intermediate, self.output = layer.intermediate, layer.output
+
+    def with_carry(self, h: Tensor, mask: Tensor) -> tuple[Tensor, hb.Carry]:
+        u = self.output.dropout(self.output.dense(self.intermediate(h))) + h
+        return self.output.LayerNorm(u), post_ln_carry(u, self.output.LayerNorm)
+
+    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
+        return self.with_carry(h, mask)[0]
+
+
+@torch.no_grad()
+def post_ln_carry(u: Tensor, norm: nn.LayerNorm) -> hb.Carry:
+    """diag(weight / sigma) of LN(u), u (B, L, d); sigma over the last dimension, in float32."""
+    wide = u.float() if u.dtype.itemsize < 4 else u
+    inverse_sigma = (wide.var(-1, correction=0, keepdim=True) + norm.eps).rsqrt().to(u.dtype)
+    return hb.Diagonal(inverse_sigma) @ hb.Diagonal(norm.weight.detach())
+
+
+class GPT2Trunk(nn.Module):
+    """In the place of a GPT2Model: embeddings, the chain ``h``, the last norm."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.wte, self.wpe, self.drop = model.wte, model.wpe, model.drop
+        self.h = chain_of_halves(self, "h", model.h, GPT2Attention, GPT2FeedForward)
+        self.ln_f = model.ln_f
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Any:
+        """Tokens int64 (B, L) -> an output of transformers with the last state (B, L, d)."""
+        h = self.h(self.drop(self.wte(input_ids) + self.wpe.weight[: input_ids.shape[1]]))
+        return _output(self.ln_f(h))
+
+
+class RobertaTrunk(nn.Module):
+    """In the place of a RobertaEncoder: the chain ``layer``."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        layers = encoder.layer
+        self.layer = chain_of_halves(self, "layer", layers, RobertaAttention, RobertaFeedForward)
+
+    def forward(self, h: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Any:
+        """State (B, L, d), mask as attention takes it -> an output with the last state."""
+        return _output(self.layer(h, attention_mask))
+
+
+def _output(h: Tensor) -> Any:
+    """As the models of transformers around these trunks expect it."""
+    return quiet_transformers().modeling_outputs.BaseModelOutputWithPastAndCrossAttentions(h)
+
+
+def chain_of_halves(
+    trunk: nn.Module,
+    name: str,
+    layers: Iterable[nn.Module],
+    first: type[nn.Module],
+    second: type[nn.Module],
+) -> hb.ResidualChain:
+    """The chain for ``trunk.name``. In a ``state_dict``, names stay those of the layers."""
+    halves = [half for layer in layers for half in (first(layer), second(layer))]
+    in_second = {child for child, _ in halves[1].named_children()}
+
+    def by_layer(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+        for key in [key for key in state if key.startswith(prefix)]:  # all: their order stays
+            i, dot, rest = key.removeprefix(f"{prefix}{name}.").partition(".")
+            value = state.pop(key)
+            is_half = key.startswith(f"{prefix}{name}.")
+            state[f"{prefix}{name}.{int(i) // 2}{dot}{rest}" if is_half else key] = value
+
+    def by_half(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        start = f"{prefix}{name}."
+        for key, value in [(key, state.pop(key)) for key in [*state] if key.startswith(start)]:
+            i, dot, rest = key.removeprefix(start).partition(".")
+            half = 2 * int(i) + (rest.partition(".")[0] in in_second)
+            state[f"{start}{half}{dot}{rest}"] = value
+
+    trunk.register_state_dict_post_hook(by_layer)
+    trunk.register_load_state_dict_pre_hook(by_half)
+    return hb.ResidualChain(halves)

@@ -1,0 +1,352 @@
+"""How `hb.convert` finds trunks, what it says of them, and that their gradients are path sums."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import highway_bp as hb
+from tests.highway_bp import oracle
+from tests.highway_bp.families import (
+    MASKED_LM,
+    build,
+    inputs,
+    losses,
+    torchvision,
+)
+
+# -- path sums ------------------------------------------------------------------------------------
+
+
+class Part:
+    """A whole layer for the oracle: f(h) = r(h, g(h))."""
+
+    def __init__(self, g, r):
+        self.g, self.r = g, r
+
+    def __call__(self, h):
+        return self.r(h, self.g(h))
+
+
+def pre_ln(f):
+    """K = I."""
+    return Part(lambda h: f(h) - h, lambda h, z: h + z)
+
+
+def post_ln(f, norms):
+    """K = diag(weight / sigma) of both norms, one after the other (paper, Appendix C.3)."""
+
+    def g(h):
+        seen = []
+        hooks = [
+            norm.register_forward_hook(lambda norm, args, _: seen.append((norm, args[0])))
+            for norm in norms
+        ]
+        out, a = f(h), 1.0
+        for hook in hooks:
+            hook.remove()
+        for norm, u in seen:
+            a = a * norm.weight / (u.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
+        return a, out - a * h
+
+    return Part(g, lambda h, z: z[0] * h + z[1])
+
+
+def residual_block(layer):
+    """K = diag(1[out > 0]) S."""
+
+    def body(h):
+        z = torch.relu(layer.bn1(layer.conv1(h)))
+        return layer.bn2(layer.conv2(z))
+
+    def r(h, z):
+        return torch.relu((h if layer.downsample is None else layer.downsample(h)) + z)
+
+    return Part(body, r)
+
+
+def tiny_resnet():
+    torch.manual_seed(0)
+    model = torchvision.models.ResNet(
+        torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=3
+    )
+    model.layer3, model.layer4, model.fc = nn.Identity(), nn.Identity(), nn.Linear(128, 3)
+    return model.double().train()
+
+
+class Dense:
+    """The dense Jacobians of a model's trunk, and b: the gradient at its last state."""
+
+    def __init__(self, model, loss, find):
+        layers, calls, ends = find(model), [], []
+
+        def note(_, args, kwargs, out):
+            calls.append((args, kwargs))
+            ends.append(out)
+
+        hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
+        (b_L,) = torch.autograd.grad(loss(model), ends[-1])
+        for hook in hooks:
+            hook.remove()
+        parts = [self.part(layer, *call) for layer, call in zip(layers, calls, strict=True)]
+        self.chain = oracle.DenseChain(parts, calls[0][0][0].detach())
+        torch.testing.assert_close(self.chain.states[-1], ends[-1].detach(), rtol=1e-10, atol=1e-11)
+        zeros = [torch.zeros_like(h).flatten() for h in self.chain.states[:-1]]
+        self.b = [*zeros, b_L.flatten()]
+        self.leaves = [p for layer in layers for p in layer.parameters()]
+
+    @staticmethod
+    def part(layer, args, kwargs):
+        if hasattr(layer, "downsample"):
+            return residual_block(layer)
+
+        def f(h):
+            return layer(h, *args[1:], **kwargs)
+
+        norms = [m for m in layer.modules() if isinstance(m, nn.LayerNorm)]
+        is_post_ln = hasattr(layer, "attention") and hasattr(layer, "output") and len(norms) == 2
+        return post_ln(f, norms) if is_post_ln else pre_ln(f)
+
+    def gradients(self, method):
+        J, K, b, size = self.chain.J, self.chain.K, self.b, method.group_size
+        if isinstance(method, hb.FixedPoint):
+            w = oracle.fixed_point(self.chain.A, b, method.k)
+        else:
+            J, K, b = oracle.grouped(J, K, b, size)
+            w = oracle.highway(*oracle.with_gamma(J, K, method.gamma), b, method.k)
+            w = oracle.inside_groups(w, self.chain.A, self.b, size)
+        return self.chain.leaf_gradients(w, self.leaves)
+
+
+TRUNKS = {
+    "gpt2": lambda m: list(m.transformer.h),
+    "llama": lambda m: list(m.model.layers),
+    "bert": lambda m: list(m.bert.encoder.layer),
+    "roberta": lambda m: list(m.roberta.encoder.layer),
+    "mamba": lambda m: list(m.backbone.layers),
+    "vit": lambda m: list(m.vit.layers),
+    "resnet": lambda m: [m.layer1[0], m.layer2[0]],
+}
+BELOW_L = [
+    hb.Highway(0),
+    hb.Highway(1),
+    hb.Highway(1, gamma=0.3),
+    hb.FixedPoint(1),
+    hb.Highway(0, group_size=2),
+]
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_below_L_gradients_are_the_sum_over_paths(name):
+    if name == "resnet":
+        model, x = tiny_resnet(), torch.randn(3, 3, 4, 4).double()
+        loss = lambda model: model(x).sin().sum()  # noqa: E731
+    else:
+        model, given = build(name), inputs(name)
+        if name not in ("vit", *MASKED_LM):
+            given = {**given, "use_cache": False}
+        given = {key: t[:1] if isinstance(t, torch.Tensor) else t for key, t in given.items()}
+        loss = lambda model: (  # noqa: E731
+            out.loss if (out := model(**given)).get("loss") is not None else out.logits.sin().sum()
+        )
+    converted = hb.convert(copy.deepcopy(model), hb.Backprop())
+    dense = Dense(model, loss, TRUNKS[name])
+    leaves = [p for layer in TRUNKS[name](converted) for p in layer.parameters()]
+    for method in BELOW_L:
+        hb.set_method(converted, method)
+        found = torch.autograd.grad(loss(converted), leaves)
+        wanted = dense.gradients(method)
+        whole = torch.stack([g.norm() for g in wanted]).norm()
+        for f, g in zip(found, wanted, strict=True):
+            error = (f - g).norm() / whole
+            assert error < (
+                1e-5 if name in ("mamba", "llama", "vit") else 1e-9
+            )  # partly in float32
+
+
+# -- finding --------------------------------------------------------------------------------------
+
+
+class Adds(nn.Module):
+    """h + scale tanh(f(h))."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.f = nn.LayerNorm(4), nn.Linear(4, 4)
+
+    def forward(self, h, scale=1.0):
+        return h + scale * torch.tanh(self.f(self.norm(h)))
+
+
+class Maps(nn.Module):
+    """No residual connection."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.f = nn.LayerNorm(4), nn.Linear(4, 4)
+
+    def forward(self, h):
+        return torch.tanh(self.f(self.norm(h)))
+
+
+class Net(nn.Module):
+    """With decoys: a stem and heads that are lists of one class."""
+
+    def __init__(self, layers=3, scaled_by=1.0):
+        super().__init__()
+        self.stem = nn.ModuleList(Maps() for _ in range(2))
+        self.blocks = nn.ModuleList(Adds() for _ in range(layers))
+        self.heads = nn.ModuleList(nn.Linear(4, 1) for _ in range(2))
+        self.scaled_by = scaled_by
+
+    def forward(self, x):
+        for layer in self.stem:
+            x = layer(x)
+        for i, block in enumerate(self.blocks):
+            x = block(x, scale=1 + i)
+            x = x if self.scaled_by == 1.0 else x * self.scaled_by
+        return sum(head(x).square().sum() for head in self.heads)
+
+
+def made(cls=Net, **settings):
+    torch.manual_seed(0)
+    return cls(**settings).double()
+
+
+def data():
+    torch.manual_seed(1)
+    return torch.randn(3, 4).double()
+
+
+def test_stems_and_heads_are_no_chains_and_the_report_says_so():
+    model = hb.convert(made(), hb.Highway(1))
+    with pytest.warns(UserWarning, match="no layer of stem has a residual path"):
+        model(data()).backward()
+    shown = sorted(map(repr, hb.chains(model)))
+    assert shown[0].startswith("Trunk(blocks: 3 x Adds, method=Highway(k=1")
+    assert shown[1].startswith("Trunk(stem: 2 x Maps, 2 of them without a residual path")
+    assert [chain.length for chain in hb.chains(model)] == [0, 3]
+
+
+@pytest.mark.filterwarnings("ignore:no layer of stem")
+@pytest.mark.parametrize("layers", ["blocks", "Adds", ["blocks"]])
+def test_a_trunk_may_be_named(layers):
+    model, whole = (
+        hb.convert(made(), hb.Highway(1), layers=layers),
+        hb.convert(made(), hb.Highway(1)),
+    )
+    assert [chain.name for chain in hb.chains(model)] == ["blocks"]
+    for each in (model, whole):
+        each(data()).backward()
+    for p, q in zip(model.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+@pytest.mark.filterwarnings("ignore:no layer of stem")
+def test_an_operation_between_layers_breaks_the_chain_and_is_warned_of():
+    model, untouched = hb.convert(made(scaled_by=1.1), hb.Highway(1)), made(scaled_by=1.1)
+    with pytest.warns(UserWarning, match=r"blocks.1 \(Adds\) is not given the state that blocks.0"):
+        model(data()).backward()
+    untouched(data()).backward()
+    for p, q in zip(model.parameters(), untouched.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)  # three chains of length 1
+
+
+def test_a_sequential_is_a_trunk_too():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Adds(), Adds()), nn.Linear(4, 1)).double()
+    untouched = copy.deepcopy(model)
+    hb.convert(model, hb.Highway(2))
+    for each in (model, untouched):
+        each(data()).sum().backward()
+    for p, q in zip(model.parameters(), untouched.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_a_cross_attention_decoder_and_its_encoder_are_two_trunks():
+    model = hb.convert(build("bart"), hb.Highway(1))
+    assert [chain.name for chain in hb.chains(model)] == [
+        "model.encoder.layers",
+        "model.decoder.layers",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "line"),
+    [
+        (lambda: 3, {}, "model is a int; expected an nn.Module"),
+        (lambda: nn.Linear(2, 2), {}, "found no list of layers in Linear; expected a ModuleList"),
+        (made, {"layers": "block"}, "layers='block' is no list of layers of Net and no class of"),
+        (made, {"method": 3}, "method=3; expected a gradient method"),
+        (lambda: hb.convert(made(), hb.Highway(1)), {}, "Net is already converted; set_method"),
+        (lambda: torch.compile(made(), backend="eager"), {}, "is compiled; expected the model"),
+        (lambda: nn.DataParallel(made()), {}, "the model is wrapped in DataParallel; expected"),
+    ],
+)
+def test_what_cannot_be_converted(make, arguments, line):
+    with pytest.raises((TypeError, ValueError), match=line):
+        hb.convert(make(), **{"method": hb.Highway(1), **arguments})
+
+
+@pytest.mark.filterwarnings("ignore:no layer of stem")
+def test_a_module_of_the_parent_used_inside_a_layer_is_refused_every_time():
+    class Shares(Adds):
+        def forward(self, h, scale=1.0):
+            return super().forward(h, scale) + self.parents[0](h)
+
+    model = made()
+    outside = nn.Linear(4, 4).double()
+    for i, block in enumerate(model.blocks):
+        block.__class__ = Shares
+        block.parents = [outside]
+        assert i < 3
+    hb.convert(model, hb.Highway(1), layers="blocks")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"blocks.0 \(Shares\) uses a tensor of shape"):
+            model(data())
+
+
+def test_printing_a_model_shows_its_own_classes():
+    text = str(hb.convert(build("gpt2"), hb.Highway(1)))
+    assert "GPT2Block(" in text and "object at" not in text
+
+
+def test_a_state_by_keyword_and_second_outputs():
+    class Second(Adds):
+        def forward(self, h, before=None):
+            out = super().forward(h if before is None else h + 0.1 * torch.tanh(before))
+            return out, torch.tanh(self.f(h))
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Second() for _ in range(4))
+
+        def forward(self, x):
+            before = None
+            for block in self.blocks:
+                x, before = block(h=x, before=before)
+            return x.square().sum() + before.square().sum()
+
+    model, untouched = made(Two), made(Two)
+    hb.convert(model, hb.Highway(9))
+    with pytest.warns(UserWarning, match="is given a tensor that requires a gradient"):
+        model(data()).backward()
+    untouched(data()).backward()
+    for p, q in zip(model.parameters(), untouched.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_one_layer_used_again_and_again_is_a_chain():
+    model = hb.convert(build("albert"), hb.Highway(0))
+    (chain,) = hb.chains(model)
+    losses("albert")["logits"](model).backward()
+    assert chain.length == 3 and len(chain.layers) == 1
+
+
+def test_mgrit_knows_the_length_when_it_solves():
+    model, untouched = hb.convert(build("gpt2"), hb.MGRIT(cycles=3, coarsening=2)), build("gpt2")
+    for each in (model, untouched):
+        losses("gpt2")["logits"](each).backward()
+    for p, q in zip(model.parameters(), untouched.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
