@@ -136,7 +136,8 @@ def _run_own(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     if not (_is_checkpointed(layer) and torch.is_grad_enabled()) or solving():
         return own(*args, **kwargs)
     checkpoint = layer._gradient_checkpointing_func
-    if getattr(checkpoint, "keywords", {}).get("use_reentrant") and layer._trunk.method.group_size:
+    keywords = getattr(checkpoint, "keywords", {})
+    if keywords.get("use_reentrant") is True and layer._trunk.method.group_size:
         raise ValueError(
             "re-entrant checkpointing of a converted model; expected "
             'gradient_checkpointing_kwargs={"use_reentrant": False}'
