@@ -207,7 +207,10 @@ def is_tap(node: object) -> bool:
 
 def is_of_chain(node: object) -> bool:
     """Whether a node of autograd's graph is one of any chain's."""
-    return isinstance(node, Tap._backward_cls | Gate._backward_cls | Leak._backward_cls)
+    return isinstance(node, _OF_CHAIN)
+
+
+_OF_CHAIN = Tap._backward_cls, Gate._backward_cls, Leak._backward_cls
 
 
 def node_before(tap: Tap) -> Tap | Gate:

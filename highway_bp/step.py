@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +127,15 @@ def _new_segment(scope: Scope, before: Tensor, wanted: bool) -> Segment:
     return segment
 
 
-def keep_buffers():
+@contextlib.contextmanager
+def keep_buffers() -> Iterator[None]:
     """Tell the compiler, where it is in use, that backward graphs are walked more than once."""
     config = sys.modules.get("torch._functorch.config")
-    return contextlib.nullcontext() if config is None else config.patch(donated_buffer=False)
+    if config is None or not config.donated_buffer:
+        yield
+        return
+    config.donated_buffer = False
+    try:
+        yield
+    finally:
+        config.donated_buffer = True

@@ -4,8 +4,8 @@
     python scripts/make_figures.py results --only figure2 time
 
 figure2 to figure6 are the paper's, time is loss against time for all of its experiments, schedules
-what changing k during training reaches, scaling layers on several devices. Each is written to
-results/figures as PNG, PDF and SVG, and beside it, in NAME.rows.txt, the rows that were used.
+what changing k during training reaches, scaling layers on several devices, paths the idea. Each is
+written to results/figures as PNG, PDF and SVG, and beside it, in NAME.rows.txt, the rows used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from scripts.evidence.results import make_all
-from scripts.figures import gradient_errors, losses, scaling, schedules, scores
+from scripts.figures import gradient_errors, losses, paths, scaling, schedules, scores
 from scripts.program import run
 
 DEEP = "Figure 2: final score against k, deep networks"
@@ -34,6 +34,7 @@ FIGURES = {
     "time": losses.draw_time,
     "schedules": schedules.draw,
     "scaling": scaling.draw,
+    "paths": paths.draw,
 }
 
 

@@ -62,7 +62,7 @@ def results(tmp_path) -> Path:
 def test_all_figures_are_drawn_with_their_captions(results, capsys):
     make_figures.main([str(results)])
     names = {p.stem for p in (results / "figures").glob("*.png")}
-    assert names == {*(f"figure{n}" for n in range(2, 7)), "time", "schedules", "scaling"}
+    assert names == {*(f"figure{n}" for n in range(2, 7)), "time", "schedules", "scaling", "paths"}
     for name in names:
         pixels = plt.imread(results / "figures" / f"{name}.png")
         assert pixels.shape[1] > 600 and pixels.std() > 0.01
