@@ -3,6 +3,7 @@ feed-forward, L = 2 x layers. The modules inside, and their names, are those of 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,9 +14,21 @@ import highway_bp as hb
 from models.pretrained import quiet_transformers
 
 
-class GPT2Attention(nn.Module):
-    """h + attn(ln_1(h)), K = I (Table 1)."""
+class PreLN(nn.Module, ABC):
+    """h + block(h), K = I (Table 1)."""
 
+    @abstractmethod
+    def block(self, h: Tensor) -> Tensor:
+        """h (B, L, d) -> (B, L, d)."""
+
+    def residual(self, h: Tensor, z: Tensor) -> Tensor:
+        return h + z
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.residual(h, self.block(h))
+
+
+class GPT2Attention(PreLN):
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.ln_1, self.attn = layer.ln_1, layer.attn
@@ -23,16 +36,8 @@ class GPT2Attention(nn.Module):
     def block(self, h: Tensor) -> Tensor:
         return self.attn(self.ln_1(h))[0]
 
-    def residual(self, h: Tensor, z: Tensor) -> Tensor:
-        return h + z
 
-    def forward(self, h: Tensor) -> Tensor:
-        return self.residual(h, self.block(h))
-
-
-class GPT2FeedForward(nn.Module):
-    """h + mlp(ln_2(h)), K = I (Table 1)."""
-
+class GPT2FeedForward(PreLN):
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.ln_2, self.mlp = layer.ln_2, layer.mlp
@@ -40,43 +45,51 @@ class GPT2FeedForward(nn.Module):
     def block(self, h: Tensor) -> Tensor:
         return self.mlp(self.ln_2(h))
 
-    def residual(self, h: Tensor, z: Tensor) -> Tensor:
-        return h + z
 
-    def forward(self, h: Tensor) -> Tensor:
-        return self.residual(h, self.block(h))
+class PostLN(nn.Module, ABC):
+    """LN(h + block(h)), K = diag(weight / sigma) of LN (Table 1)."""
+
+    @property
+    @abstractmethod
+    def end(self) -> nn.Module:
+        """With the last modules of the block: ``dense``, ``dropout``, and LN itself."""
+
+    @abstractmethod
+    def begin(self, h: Tensor, mask: Tensor | None) -> Tensor:
+        """The block before them; mask: as attention takes it."""
+
+    def with_carry(self, h: Tensor, mask: Tensor | None) -> tuple[Tensor, hb.Carry]:
+        u = self.end.dropout(self.end.dense(self.begin(h, mask))) + h
+        return self.end.LayerNorm(u), post_ln_carry(u, self.end.LayerNorm)
+
+    def forward(self, h: Tensor, mask: Tensor | None) -> Tensor:
+        return self.with_carry(h, mask)[0]
 
 
-class RobertaAttention(nn.Module):
-    """LN(h + attention(h)), K = diag(weight / sigma) of LN (Table 1)."""
-
+class RobertaAttention(PostLN):
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.attention = layer.attention
 
-    def with_carry(self, h: Tensor, mask: Tensor) -> tuple[Tensor, hb.Carry]:
-        output = self.attention.output
-        z = getattr(self.attention, "self")(h, mask)[0]  # noqa: B009, it is called "self"
-        u = output.dropout(output.dense(z)) + h
-        return output.LayerNorm(u), post_ln_carry(u, output.LayerNorm)
+    @property
+    def end(self) -> nn.Module:
+        return self.attention.output
 
-    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
-        return self.with_carry(h, mask)[0]
+    def begin(self, h: Tensor, mask: Tensor | None) -> Tensor:
+        return getattr(self.attention, "self")(h, mask)[0]  # noqa: B009, it is called "self"
 
 
-class RobertaFeedForward(nn.Module):
-    """LN(h + mlp(h)), K = diag(weight / sigma) of LN (Table 1)."""
-
+class RobertaFeedForward(PostLN):
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.intermediate, self.output = layer.intermediate, layer.output
 
-    def with_carry(self, h: Tensor, mask: Tensor) -> tuple[Tensor, hb.Carry]:
-        u = self.output.dropout(self.output.dense(self.intermediate(h))) + h
-        return self.output.LayerNorm(u), post_ln_carry(u, self.output.LayerNorm)
+    @property
+    def end(self) -> nn.Module:
+        return self.output
 
-    def forward(self, h: Tensor, mask: Tensor) -> Tensor:
-        return self.with_carry(h, mask)[0]
+    def begin(self, h: Tensor, mask: Tensor | None) -> Tensor:
+        return self.intermediate(h)
 
 
 @torch.no_grad()
