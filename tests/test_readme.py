@@ -4,9 +4,13 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
+from scripts.evidence.claims import CLAIMS
+from scripts.evidence.judge import Verdict
+from scripts.evidence.results import read_results
 from tests.train_cli import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -57,3 +61,10 @@ def test_the_times_are_those_of_the_benchmarks():
     assert f"{record('bench_trunk')['ratios']['k1_over_plain']:.2f} of a plain step" in README
     small = record("bench_rnn")["small"][0]["speedup"]
     assert f"1 / {small['k0']:.1f} and 1 / {small['k5']:.1f} of `nn.GRU`" in README
+
+
+def test_the_tally_of_claims_is_the_reports():
+    results = read_results(ROOT / "results")
+    found = Counter(claim.judge(results).verdict for claim in CLAIMS)
+    tally = ", ".join(f"{n} {verdict}" for verdict in Verdict if (n := found[verdict]))
+    assert f"Of {len(CLAIMS)} claims of the paper: {tally}." in README.replace("\n", " ")
