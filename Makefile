@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint sweep status figures tables report bench clean
+.PHONY: help setup demo check test lint sweep status figures tables report bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,8 +27,11 @@ demo: setup ## train on the embedded digits with BP and Highway-BP, and draw the
 	$(BIN)/python train.py -m experiment=digits grad=highway k=0,1,3 run_root=$(DEMO)
 	$(BIN)/python scripts/plot_runs.py $(DEMO) --out $(DEMO)/demo.png
 
+check: setup lint ## lint and the quick tests, a minute and a half on two cores
+	$(BIN)/python -m pytest -q -n auto -m "not slow"
+
 test: setup lint ## lint, then run all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 lint: setup ## check style
 	$(BIN)/python -m ruff check .
