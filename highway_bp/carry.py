@@ -29,6 +29,9 @@ class Carry:
     def __matmul__(self, other: Carry) -> Carry:
         return compose(self, other)
 
+    def __rmatmul__(self, w: Tensor) -> Tensor:
+        return self.vecmat(w)
+
 
 class Scalar(Carry):
     """K = s I."""

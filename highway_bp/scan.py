@@ -1,22 +1,29 @@
-"""CumSumProd (paper, section 3 and Algorithm 1): cotangents carried along the residual path.
+"""CumSumProd (paper, section 3): cotangents carried along the residual path.
 
     CumSumProd(v, K)_i = sum_{j >= i} v_j K_{j-1} ... K_i
 
 with row vectors v_0 .. v_{n-1} and ``K[i]`` the factor that carries index i+1 to i (the paper's
 P_i before the first doubling). Equivalently u_{n-1} = v_{n-1}, u_i = v_i + u_{i+1} K[i].
+
+`scan_` solves it on a list, `DiagonalScan` on stacked tensors; the paper's Algorithm 1 is in
+`reference`, the scan across processes in `parallel.scans`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from highway_bp.carry import Carry, Diagonal, Identity, Scalar, as_carry
+from highway_bp.carry import Carry, Diagonal, Scalar, as_carry
+from highway_bp.reference import algorithm_1
 
 Carries = None | float | Tensor | Sequence[Carry]
+ALGORITHMS = ("auto", "sequential", "hillis_steele", "blocked")
+SHORT = 16  # up to so many cotangents "auto" is sequential
 
 
 def cumsumprod(
@@ -27,23 +34,54 @@ def cumsumprod(
     Args:
         v: stacked cotangents (n, ...), or a list of n tensors (shapes may differ where the
             carries map between them).
-        K: None (identity), a number, diagonals (n-1, ...) broadcasting to ``v[1:]``, or a list of
-            n-1 carries; ``K[i]`` carries index i+1 to i.
+        K: None (identity), a number or 0-d tensor, diagonals (n-1, ...) broadcasting to ``v[1:]``,
+            or a list of n-1 carries; ``K[i]`` carries index i+1 to i.
         algorithm: "sequential" (n-1 dependent steps, the reference), "hillis_steele" (the paper's
-            Algorithm 1, log2 n steps), "blocked" (about 2 sqrt(n) steps, stacked v and scalar or
-            diagonal K only), or "auto".
+            Algorithm 1, log2 n steps; a product of carries that overflows gives NaN), "blocked"
+            (about 2 sqrt(n) steps, stacked v and scalar or diagonal K only), or "auto".
 
     Returns:
-        u, the same container as v. All algorithms are differentiable in v and diagonal K.
+        u, the same container as v, of the dtype v and K promote to. All algorithms are
+        differentiable in v and in numbers and diagonals of K.
 
     Raises:
+        TypeError: v is not floating, or a diagonal is neither floating nor bool.
         ValueError: unknown algorithm, wrong number of carries, or shapes that do not fit.
     """
-    if algorithm not in _ALGORITHMS:
-        raise ValueError(f"algorithm={algorithm!r}; expected one of {', '.join(_ALGORITHMS)}")
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm={algorithm!r}; expected one of {', '.join(ALGORITHMS)}")
     if len(v) == 0:
         raise ValueError("v is empty; expected at least one cotangent")
-    return _ALGORITHMS[algorithm](v, _check_carries(v, K))
+    stacked = isinstance(v, Tensor)
+    for t in [v] if stacked else v:
+        if not t.is_floating_point():
+            raise TypeError(f"v has dtype {t.dtype}; expected a floating dtype")
+    if stacked and K is None and algorithm == "auto":
+        return v.flip(0).cumsum(0).flip(0)
+    given, K = K, _carries(v, K)
+    diagonals = isinstance(K, Tensor)
+    tensors = [given] if isinstance(given, Tensor) and given.ndim else [K] if diagonals else K
+    tensors = [k.d if isinstance(k, Diagonal) else k for k in tensors]
+    tensors += [v] if stacked else v
+    dtypes = [t.dtype for t in tensors if isinstance(t, Tensor)]
+    dtype = reduce(torch.promote_types, dtypes)
+    v = v.to(dtype) if stacked else [t.to(dtype) for t in v]
+    if algorithm == "blocked" and not diagonals:
+        raise ValueError(
+            "algorithm='blocked' needs a stacked v and scalar or diagonal K; "
+            "use 'sequential' or 'hillis_steele' for lists of carries"
+        )
+    if diagonals and (algorithm == "blocked" or (algorithm == "auto" and len(v) > SHORT)):
+        shape = len(v), math.prod(v.shape[1:])
+        return _Blocked.apply(
+            v.reshape(shape), K.to(dtype).expand_as(v[1:]).reshape(len(K), shape[1])
+        ).view_as(v)
+    carries = [Diagonal(d.to(dtype)) for d in K] if diagonals else K
+    if algorithm == "hillis_steele":
+        u = algorithm_1(list(v), carries)
+    else:
+        u = scan_([t.clone() for t in v], carries)
+    return torch.stack(u) if stacked else u
 
 
 def scan_(
@@ -57,97 +95,111 @@ def scan_(
     return v
 
 
-def _sequential(v, K):
-    rows = scan_([t.clone() for t in v], _as_list(v, K))
-    return torch.stack(rows) if isinstance(v, Tensor) else rows
+def in_blocks(L: int) -> tuple[int, int]:
+    """(blocks, size): about sqrt(L) each, with room for states 0 .. L."""
+    size = math.isqrt(L) + 1
+    return -(-(L + 1) // size), size
 
 
-def _hillis_steele(v, K):
-    if isinstance(v, Tensor) and isinstance(K, Tensor):
-        return _hillis_steele_stacked(v, K)
-    u, P, n, step = list(v), list(_as_list(v, K)), len(v), 1
-    while step < n:  # P[i] carries index i + step to i
-        u = [u[i] + P[i].vecmat(u[i + step]) if i + step < n else u[i] for i in range(n)]
-        P = [P[i + step] @ P[i] for i in range(max(n - 2 * step, 0))]
-        step *= 2
-    return torch.stack(u) if isinstance(v, Tensor) else u
+class DiagonalScan:
+    """u_i = v_i + u_{i+1} K_i in place on stacked states, with about 2 sqrt(L) dependent steps.
+
+    Blocks are scanned side by side, then from block to block, then every element is corrected by
+    the product of K up to the next block; products are kept for the next call. Where one
+    overflows, inf * 0 would be NaN: then there is one block, and L steps.
+
+    Args:
+        K: diagonals (L, B, C); K[i] carries state i+1 to i, in its first C elements.
+        scale: factor on every K.
+        bounded: |K| <= 1, so no product overflows; nobody has to look, and a GPU not to wait.
+    """
+
+    def __init__(self, K: Tensor, scale: float = 1.0, bounded: bool = False):
+        self.blocks, self.size = in_blocks(len(K))
+        K = K * scale if scale != 1.0 else K
+        K = _pad(K, self.blocks * self.size)
+        self._K = K.unflatten(0, (self.blocks, self.size))
+        self._P = self._K.clone()  # from the first state of the next block to here
+        for j in reversed(range(self.size - 1)):
+            self._P[:, j].mul_(self._P[:, j + 1])
+        if not (bounded or K.is_meta or self._P.isfinite().all()):
+            self.blocks, self.size = 1, len(K)
+            self._K = self._P = K[None]
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Scan v (blocks * size, B, S), S >= C, in place; returns it."""
+        u = v[..., : self._K.shape[-1]].unflatten(0, (self.blocks, self.size))
+        for j in reversed(range(self.size - 1)):
+            u[:, j].addcmul_(u[:, j + 1], self._K[:, j])
+        for m in reversed(range(self.blocks - 1)):
+            u[m, 0].addcmul_(u[m + 1, 0], self._P[m, 0])
+        u[:-1, 1:].addcmul_(u[1:, :1], self._P[:-1, 1:])
+        return v
 
 
-def _hillis_steele_stacked(v: Tensor, P: Tensor) -> Tensor:
-    u, n, step = v, len(v), 1
-    while step < n:
-        u = torch.cat([u[:-step] + u[step:] * P, u[-step:]])
-        P = P[step:] * P[: max(n - 2 * step, 0)] if n > 2 * step else P[:0]
-        step *= 2
-    return u
+class _Blocked(torch.autograd.Function):
+    """`DiagonalScan` on a copy of v (n, m) by K (n-1, m); its gradient is a scan the other way."""
 
+    @staticmethod
+    def forward(v, K):
+        blocks, size = in_blocks(len(K))
+        return DiagonalScan(K)(_pad(v, blocks * size))[: len(v)]
 
-def _blocked(v, K):
-    """Scan inside sqrt(n) blocks side by side, then across blocks, then correct every element."""
-    if not (isinstance(v, Tensor) and isinstance(K, Tensor)):
-        raise ValueError(
-            "algorithm='blocked' needs a stacked v and scalar or diagonal K; "
-            "use 'sequential' or 'hillis_steele' for lists of carries"
+    @staticmethod
+    def setup_context(ctx, inputs, u):
+        ctx.save_for_backward(u, inputs[1])
+        ctx.save_for_forward(u, inputs[1])
+
+    @staticmethod
+    def backward(ctx, g):
+        u, K = ctx.saved_tensors
+        a = _Blocked.apply(g.flip(0), K.flip(0)).flip(0)
+        return a, a[:-1] * u[1:]
+
+    @staticmethod
+    def jvp(ctx, dv, dK):
+        u, K = ctx.saved_tensors
+        du = torch.zeros_like(u) if dv is None else dv
+        if dK is not None:
+            du = torch.cat([du[:-1] + u[1:] * dK, du[-1:]])
+        return _Blocked.apply(du, K)
+
+    @staticmethod
+    def vmap(info, in_dims, v, K):
+        n = info.batch_size
+        v, K = (
+            t.unsqueeze(-1).expand(*t.shape, n) if dim is None else t.movedim(dim, -1)
+            for t, dim in zip((v, K), in_dims, strict=True)
         )
-    n = len(v)
-    size = math.isqrt(n - 1) + 1
-    blocks = -(-n // size)
-    v_b = _pad(v, blocks * size).unflatten(0, (blocks, size))  # (blocks, size, ...)
-    K_b = _pad(K, blocks * size).unflatten(0, (blocks, size))
-    u, P = [v_b[:, -1]], [K_b[:, -1]]  # P: from the next block's first element to here
-    for j in reversed(range(size - 1)):
-        u.append(v_b[:, j] + u[-1] * K_b[:, j])
-        P.append(P[-1] * K_b[:, j])
-    first = [torch.zeros_like(v[0]), u[-1][-1]]  # the solved first element of each block, from
-    for m in reversed(range(blocks - 1)):  # behind the end to the second block
-        first.append(u[-1][m] + first[-1] * P[-1][m])
-    after = torch.stack(first[-2::-1])  # (blocks, ...): what enters block m from its right
-    solved = torch.stack([u_j + after * P_j for u_j, P_j in zip(u[::-1], P[::-1], strict=True)], 1)
-    return solved.flatten(0, 1)[:n]
-
-
-def _auto(v, K):
-    if isinstance(v, Tensor) and K is None:
-        return v.flip(0).cumsum(0).flip(0)
-    stacked = isinstance(v, Tensor) and isinstance(K, Tensor)
-    return (_blocked if stacked and len(v) > 16 else _sequential)(v, K)
-
-
-_ALGORITHMS: dict[str, Callable] = {
-    "auto": _auto,
-    "sequential": _sequential,
-    "hillis_steele": _hillis_steele,
-    "blocked": lambda v, K: _blocked(v, torch.ones_like(v[1:]) if K is None else K),
-}
+        return _Blocked.apply(v.flatten(1), K.flatten(1)).view_as(v), 2
 
 
 def _pad(t: Tensor, length: int) -> Tensor:
     return torch.cat([t, t.new_zeros(length - len(t), *t.shape[1:])])
 
 
-def _check_carries(v: Tensor | Sequence[Tensor], K: Carries) -> Tensor | list[Carry] | None:
-    n = len(v)
-    if K is None:
-        return None
-    if isinstance(K, int | float):
-        if not isinstance(v, Tensor):
+def _carries(v: Tensor | Sequence[Tensor], K: Carries) -> Tensor | list[Carry]:
+    """Diagonals (n-1, ...) for a stacked v and what is no list, else a list of n-1 carries."""
+    n, stacked = len(v), isinstance(v, Tensor)
+    K = 1.0 if K is None else K
+    if isinstance(K, int | float) or (isinstance(K, Tensor) and K.ndim == 0):
+        if not stacked:
             return [Scalar(K)] * (n - 1)
-        return torch.full((n - 1, *[1] * (v.ndim - 1)), float(K), dtype=v.dtype, device=v.device)
+        K = torch.as_tensor(K, dtype=v.dtype, device=v.device)
+        return K.expand(n - 1, *[1] * (v.ndim - 1))
     if len(K) != n - 1:
         raise ValueError(f"K has {len(K)} carries; expected {n - 1}, one less than v's {n}")
-    if isinstance(K, Tensor):
-        if isinstance(v, Tensor):
-            K = K.reshape(n - 1, *[1] * (v.ndim - K.ndim), *K.shape[1:])
-        for i in range(min(n - 1, 1) if isinstance(v, Tensor) else n - 1):  # stacked: one shape
-            as_carry(K[i].detach(), v[i + 1], f"index {i + 1}")
-        return K if isinstance(v, Tensor) else [Diagonal(d) for d in K]
-    return [
-        k if isinstance(k, Carry) else as_carry(k, v[i + 1], f"index {i + 1}")
-        for i, k in enumerate(K)
-    ]
+    if isinstance(K, Tensor) and stacked:
+        K = K.reshape(n - 1, *[1] * (v.ndim - K.ndim), *K.shape[1:])
+        if n > 1:  # all have one shape
+            as_carry(K[0].detach(), v[1], "index 1")
+        return K
+    return [_with_gradient(k, v[i + 1], f"index {i + 1}") for i, k in enumerate(K)]
 
 
-def _as_list(v, K: Tensor | list[Carry] | None) -> list[Carry]:
-    if K is None:
-        return [Identity()] * (len(v) - 1)
-    return [Diagonal(d) for d in K] if isinstance(K, Tensor) else K
+def _with_gradient(k: object, h_out: Tensor, name: str) -> Carry:
+    """`as_carry`, but a tensor keeps its graph."""
+    carry = as_carry(k, h_out, name)
+    if isinstance(k, Tensor) and not isinstance(carry, Scalar):
+        return Diagonal(k)
+    return Scalar(k) if isinstance(k, Tensor) else carry

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from functools import cached_property
@@ -13,53 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from highway_bp.mgrit import rows
+from highway_bp.scan import DiagonalScan, in_blocks
 
 SAMPLE = 64  # states whose change is measured
 EVERY = slice(None)  # step
 KERNEL = "HIGHWAY_BP_SCAN_KERNEL"  # 0: no kernel of Triton on CUDA
 
 
-def in_blocks(L: int) -> tuple[int, int]:
-    """(blocks, size): about sqrt(L) each, with room for states 0 .. L."""
-    size = math.isqrt(L) + 1
-    return -(-(L + 1) // size), size
-
-
-class DiagonalScan:
-    """u_i = v_i + u_{i+1} K_i in place on stacked states, with about 2 sqrt(L) dependent steps.
-
-    The twin of `scan.cumsumprod` that keeps the products of K for the next call.
-
-    Args:
-        K: diagonals (L, B, C); K[i] carries state i+1 to i, in its first C elements.
-        scale: factor on every K.
-    """
-
-    def __init__(self, K: Tensor, scale: float = 1.0):
-        self.blocks, self.size = in_blocks(len(K))
-        K = K * scale if scale != 1.0 else K
-        padding = K.new_zeros(self.blocks * self.size - len(K), *K.shape[1:])
-        self._K = torch.cat([K, padding]).unflatten(0, (self.blocks, self.size))
-        self._P = self._K.clone()  # from the first state of the next block to here
-        for j in reversed(range(self.size - 1)):
-            self._P[:, j] *= self._P[:, j + 1]
-
-    def __call__(self, v: Tensor) -> Tensor:
-        """Scan v (blocks * size, B, S), S >= C, in place; returns it."""
-        u = v[..., : self._K.shape[-1]].unflatten(0, (self.blocks, self.size))
-        for j in reversed(range(self.size - 1)):
-            u[:, j].addcmul_(u[:, j + 1], self._K[:, j])
-        for m in reversed(range(self.blocks - 1)):
-            u[m, 0].addcmul_(u[m + 1, 0], self._P[m, 0])
-        u[:-1, 1:].addcmul_(u[1:, :1], self._P[:-1, 1:])
-        return v
-
-
-def scan_of(K: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
-    """On CUDA one kernel of Triton, if it is there and the environment allows it; else
-    `DiagonalScan`."""
-    if not (K.is_cuda and os.environ.get(KERNEL) != "0" and find_spec("triton")):
-        return DiagonalScan(K, scale)
+def scan_of(K: Tensor, scale: float, bounded: bool) -> Callable[[Tensor], Tensor]:
+    """On CUDA one kernel of Triton, for carries whose products cannot overflow, if it is there
+    and the environment allows it; else `DiagonalScan`."""
+    if not (bounded and K.is_cuda and os.environ.get(KERNEL) != "0" and find_spec("triton")):
+        return DiagonalScan(K, scale, bounded)
     from highway_bp.rnn.scan_kernel import scan_
 
     def scan(v: Tensor) -> Tensor:
@@ -85,6 +49,7 @@ class TimeSystem:
         b_0: cotangent on s_0 (B, S); None for zero.
         whole: vjp gives w (J + K), otherwise w J.
         wants_start: whether anybody asks for w_0.
+        bounded: |K| <= 1, so that no product of carries overflows.
     """
 
     def __init__(
@@ -95,9 +60,11 @@ class TimeSystem:
         b_0: Tensor | None = None,
         whole: bool = False,
         wants_start: bool = True,
+        bounded: bool = False,
     ):
         self.length, self._whole, self._first = len(b), whole, 0 if wants_start else 1
         self._b, self._form_K, self._vjp, self._b_0 = b, K, vjp, b_0
+        self._bounded = bounded
         self._scans: dict[float, Callable[[Tensor], Tensor]] = {}
         self._products: dict[int, Tensor] = {}
 
@@ -134,7 +101,7 @@ class TimeSystem:
             v[0, ..., :C].addcmul_(v[1, ..., :C], self._K[0], value=1.0 - gamma)
             return v
         if gamma not in self._scans:
-            self._scans[gamma] = scan_of(self._K, 1.0 - gamma)
+            self._scans[gamma] = scan_of(self._K, 1.0 - gamma, self._bounded)
         return self._scans[gamma](v)
 
     def keep(self, w: Tensor) -> Tensor:

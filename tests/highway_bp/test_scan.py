@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import highway_bp as hb
+from highway_bp import reference
+from tests.highway_bp import oracle
 
 ALGORITHMS = ["auto", "sequential", "hillis_steele", "blocked"]
 SHAPES = [(1,), (3,), (2, 3), (2, 3, 2)]
@@ -174,6 +176,87 @@ def test_input_is_left_as_it_was(algorithm):
 def test_unknown_algorithm_names_the_choices():
     with pytest.raises(ValueError, match="hillis_steele"):
         hb.cumsumprod(double(3, 2), None, "fastest")
+
+
+@every_algorithm
+@pytest.mark.parametrize("n", [1, 2, 5, 40])
+@pytest.mark.parametrize("of_v", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("of_K", [torch.float32, torch.float64, torch.bool, 0.5])
+def test_the_dtype_is_that_of_both_whatever_the_length(algorithm, n, of_v, of_K):
+    v = torch.ones(n, 3, dtype=of_v)
+    K = torch.ones(n - 1, 3).to(of_K) if isinstance(of_K, torch.dtype) else of_K
+    wanted = torch.promote_types(of_v, of_K) if isinstance(K, Tensor) else of_v
+    assert hb.cumsumprod(v, K, algorithm).dtype == wanted
+    if algorithm != "blocked":
+        assert {u.dtype for u in hb.cumsumprod(list(v), K, algorithm)} == {wanted}
+
+
+@every_algorithm
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_whole_numbers_are_refused(algorithm, n):
+    v = torch.ones(n, 2, dtype=torch.int64)
+    for K in (None, 2, torch.ones(n - 1, 2)):
+        with pytest.raises(TypeError, match=r"v has dtype torch.int64; expected a floating dtype"):
+            hb.cumsumprod(v, K, algorithm)
+
+
+@every_list_algorithm
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_list_of_tensors_gets_gradients(algorithm, stacked):
+    v, K = double(4, 3), [double(3), torch.tensor(0.5).double(), double(1)]
+    tensors = [v, *(k.requires_grad_() for k in K)]
+
+    def call(v, *K):
+        found = hb.cumsumprod(v if stacked else list(v), list(K), algorithm)
+        return found if stacked else torch.stack(found)
+
+    assert torch.autograd.gradcheck(call, tensors)
+
+
+@every_algorithm
+@pytest.mark.parametrize("n", [1, 4, 40])
+def test_a_0d_tensor_is_a_number(algorithm, n):
+    v, K = double(n, 2), torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(
+        hb.cumsumprod(v, K, algorithm).detach(), hb.cumsumprod(v, 0.7, algorithm)
+    )
+    assert torch.autograd.gradcheck(lambda K: hb.cumsumprod(v, K, algorithm), K)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "sequential", "blocked"])
+@pytest.mark.parametrize("n", [10, 40])
+def test_products_that_overflow(algorithm, n):
+    v = torch.zeros(n, 2)
+    v[0], v[1, 0] = 1.0, 1e-30
+    found = hb.cumsumprod(v, torch.full((n - 1, 2), 1e30), algorithm)
+    torch.testing.assert_close(found[0], torch.tensor([2.0, 1.0]))
+    assert not found[2:].any()
+
+
+def test_blocked_under_transforms_and_twice():
+    v, K = double(20, 3), double(19, 3).tanh()
+
+    def loss(v, K, algorithm):
+        return hb.cumsumprod(v, K, algorithm).square().sum()
+
+    found, wanted = (
+        torch.func.vmap(torch.func.hessian(loss, 1), (None, 0, None))(
+            v, torch.stack([K, K.flip(0)]), algorithm
+        )
+        for algorithm in ("blocked", "hillis_steele")
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("k", range(5))
+def test_the_papers_formula_is_the_sum_over_paths(k):
+    """`reference.highway` against the brute-force oracle, and at k = L against substitution."""
+    J, K = [double(3, 3) for _ in range(4)], [double(3, 3) for _ in range(4)]
+    b = [double(3) for _ in range(5)]
+    w = reference.highway(J, K, b, k)
+    assert_same(w, oracle.highway([None, *J], [None, *K], b, k))
+    exact = definition(b, [J_i + K_i for J_i, K_i in zip(J, K, strict=True)])
+    assert all(torch.allclose(*pair) for pair in zip(w, exact, strict=True)) == (k == 4)
 
 
 @every_algorithm
