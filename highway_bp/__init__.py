@@ -73,3 +73,7 @@ __all__ = [
     "trainer_callback",
     "whole_state_dict",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""A backward pass that cannot be differentiated itself says so."""
+"""What a gradient solved by a method cannot do: second derivatives, transforms of torch.func."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ def first_order(backward: Callable) -> Callable:
     """For the ``backward`` of an autograd function whose gradients have no graph of their own.
 
     Unlike ``once_differentiable`` it also refuses where the cotangents need no gradient: a second
-    derivative through the function's inputs would silently be zero.
+    derivative through the function's inputs would silently be zero. Batched cotangents
+    (``is_grads_batched``, ``vectorize=True``) are refused as well.
     """
 
     @functools.wraps(backward)
     def checked(ctx, *cotangents):
+        if any("Batched" in repr(torch._C._dispatch_keys(b)) for b in cotangents if b is not None):
+            raise RuntimeError(
+                "batched gradients (is_grads_batched, vectorize=True) through a chain of layers; "
+                "expected one after the other, or Backprop()"
+            )
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "create_graph=True through a chain whose gradient is solved by a method; its "
@@ -25,3 +31,9 @@ def first_order(backward: Callable) -> Callable:
         return backward(ctx, *cotangents)
 
     return staticmethod(checked)
+
+
+def refuse_transforms(name: str) -> None:
+    """Raise RuntimeError within ``torch.func.grad``, ``vmap`` and the like."""
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(f"{name} in a transform of torch.func; expected Backprop() there")

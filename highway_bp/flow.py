@@ -182,11 +182,6 @@ class Tap(torch.autograd.Function):
     def backward(ctx, b, *b_extras):
         if ctx.one_pass.inside:
             return None, None, None, None
-        if b is not None and "Batched" in repr(torch._C._dispatch_keys(b)):
-            raise RuntimeError(
-                "batched gradients (is_grads_batched, vectorize=True) through a chain of layers; "
-                "expected one after the other, or Backprop()"
-            )
         if ctx.segment is None:
             raise RuntimeError(
                 "Trying to backward through a chain of layers a second time: their graphs are "

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from highway_bp.caches import held_tensors, is_cache, is_filled, is_no_container
+from highway_bp.first_order import refuse_transforms
 from highway_bp.flow import SENTINEL, Gate, Leak, Pass, Tap, is_of_chain, is_tap, watch_state
 from highway_bp.graph_check import check_graph, nodes
 from highway_bp.has_method import Chain
@@ -61,8 +61,7 @@ def step(
         RuntimeError: it changes h in place, or uses a tensor that requires a gradient and is
             neither a parameter of the chain nor an argument.
     """
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(f"{layer.name} in a transform of torch.func; expected Backprop() there")
+    refuse_transforms(layer.name)
     flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=is_no_container)
     given = [t for t in flat if isinstance(t, Tensor) and t.requires_grad and t is not h]
     place = None if first else _continued(chain, layer, h, given)

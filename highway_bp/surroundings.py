@@ -21,7 +21,7 @@ class Surroundings:
     def __init__(self, module: nn.Module, h: Tensor):
         self._module, self._device, self._h = module, h.device, h
         self._autocast = _autocast_state(h.device.type)
-        self._random = _random_state(h.device) if module.training else None
+        self._random = random_state(h.device) if module.training else None
         self._versions = [p._version for p in module.parameters()] + [h._version]
 
     def autocast(self) -> AbstractContextManager:
@@ -59,10 +59,10 @@ def _autocast_state(device: str) -> tuple[torch.dtype, bool] | None:
     return torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
 
 
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(
-        device
-    ) if device.type == "cuda" else None
+def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Of the CPU's generator, and of the device's where that is a GPU."""
+    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), on_gpu
 
 
 def _set_random_state(device: torch.device, cpu: Tensor, cuda: Tensor | None) -> None:

@@ -19,7 +19,7 @@ from highway_bp.methods import Method
 from highway_bp.rnn.gates import dtype_of_sums, sigmoid_slope, tanh_slope, weight_gradients
 from highway_bp.rnn.steps import Gradients, Rows
 from highway_bp.rnn.time_system import TimeSystem
-from highway_bp.rnn.windows import Windows, at_ends, products
+from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,11 @@ class GRUCell:
             h = _library_gru(x, start[0], weights)
         return (h.clone(),)
 
-    def gradients(self, method: Method, rows: Rows) -> Gradients:
+    def gradients(self, method: Method, rows: Rows, size: int) -> Gradients:
+        rows = rows.in_dtype_of_weights()
+        if size > 1:
+            grad_x, w_0, by_weight = window_gradients(method, self._windows(rows, size), rows)
+            return grad_x, [w_0], by_weight
         step = GRUJacobian(rows)
         diagonal = step.diagonal() if self.carry == "diagonal" else None
 
@@ -44,7 +48,9 @@ class GRUCell:
             step.through_gates(w, b, out, steps)
 
         K = step.z if diagonal is None else step.z + diagonal
-        w = method.solve(TimeSystem(rows.b[0].to(K.dtype), lambda: K, vjp))[: len(rows.x) + 1]
+        b = rows.b[0].to(K.dtype)
+        w = method.solve(TimeSystem(b, lambda: K, vjp, bounded=self.carry == "gate"))
+        w = w[: len(rows.x) + 1]
         a = step.slopes.mul_(w[1:].unsqueeze(-2))  # (L, B, 3, H), cotangents of h W_hh^T + b_hh
         biased = len(rows.weights) == 4
         by_hidden = weight_gradients(a.flatten(-2), rows.before, biased)
@@ -52,12 +58,11 @@ class GRUCell:
         by_input = weight_gradients(a.flatten(-2), rows.x, biased)
         grad_x = a.flatten(-2).to(rows.x.dtype) @ rows.weights[0] if rows.wants_x else None
         by_weight = [g for pair in zip(by_input, by_hidden, strict=True) for g in pair]
-        return grad_x, self.initial(w[0]), by_weight
+        return grad_x, [w[0]], by_weight
 
-    def initial(self, w_0: Tensor) -> list[Tensor]:
-        return [w_0]
+    def _windows(self, rows: Rows, size: int) -> Windows:
+        weights = [t.detach().requires_grad_() for t in rows.weights]
 
-    def windows(self, rows: Rows, size: int, weights: Sequence[Tensor]) -> Windows:
         def run(x: Tensor, start: Tensor, where: slice) -> tuple[Tensor, Tensor]:
             h = _library_gru(x, start, weights)
             return h, h[-1]
@@ -67,7 +72,7 @@ class GRUCell:
             K = step.z if self.carry == "gate" else step.z + step.diagonal()
             return products(K, size)
 
-        return Windows(size, rows.before[::size], at_ends(rows.b[0], size), K, run)
+        return Windows(size, rows.before[::size], at_ends(rows.b[0], size), K, run, weights)
 
 
 class GRUJacobian:
@@ -82,7 +87,7 @@ class GRUJacobian:
     def __init__(self, rows: Rows):
         W_ih, W_hh, *biases = rows.weights
         b_ih, b_hh = biases or (None, None)
-        H, h, dtype = rows.h.shape[-1], rows.before, dtype_of_sums(rows.x)
+        H, h, dtype = rows.states.shape[-1], rows.before, dtype_of_sums(rows.x)
         a_i = F.linear(rows.x, W_ih, b_ih).to(dtype)  # (L, B, 3H)
         a_h = F.linear(h, W_hh, b_hh).to(dtype)
         m = a_h[..., 2 * H :]

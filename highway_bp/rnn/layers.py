@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from highway_bp.first_order import refuse_transforms
 from highway_bp.has_method import HasMethod, Watched
 from highway_bp.methods import Backprop, Method, check_fixed_gamma
 from highway_bp.rnn import lengths as by_length
-from highway_bp.rnn.steps import Cell, Steps
+from highway_bp.rnn.steps import Cell, Steps, autocast
 
 CUDNN_WITH_BFLOAT16 = 91300  # recurrent layers of that dtype
 TILE_BYTES = 2**21  # of one state tensor (L, tile, H): its few companions then fit a CPU's cache
@@ -27,8 +28,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
     cells: dict[str, Cell]
     n_states: int
 
-    def __init__(self, *args, method: Method | None = None, carry: str = "gate", **kwargs):
-        super().__init__(*args, **kwargs)
+    def begin(self, method: Method | None, carry: str) -> None:
         if carry not in self.cells:
             raise ValueError(f"carry={carry!r}; expected one of {', '.join(self.cells)}")
         self.carry = carry
@@ -62,17 +62,27 @@ class MethodRNN(HasMethod, nn.RNNBase):
 
         Raises:
             TypeError, ValueError, RuntimeError: what ``torch.nn`` raises for inputs that do not
-                fit; lengths that are not whole numbers from 1 to L, one for each sequence.
+                fit; lengths that are not whole numbers from 1 to L, one for each sequence; within
+                a transform of ``torch.func``, with a method other than ``Backprop()``.
         """
-        self.length = _steps(input, self.batch_first)
+        packed = isinstance(input, PackedSequence)
+        if not packed and input.dim() not in (2, 3):
+            raise ValueError(
+                f"{self.mode}: Expected input to be 2D or 3D, got {input.dim()}D instead"
+            )
+        time = 1 if self.batch_first and not packed and input.dim() == 3 else 0
+        self.length = len(input.batch_sizes) if packed else input.shape[time]
         if lengths is not None:
-            lengths = self._checked(lengths, input)
+            if packed or input.dim() != 3:
+                raise ValueError(
+                    "lengths are given; expected a padded input of 3 dimensions with them"
+                )
+            lengths = by_length.check_lengths(lengths, self.length, input.shape[1 - time])
         if not torch.is_grad_enabled() or self.method.group_size is None:
             return self._by_autograd(input, hx, lengths)
-        if isinstance(input, PackedSequence):
-            x, lengths = by_length.pad(input)
-            output, states = self._layers(x, self._start(x, hx), lengths)
-            return by_length.pack_like(output, lengths, input), self._given(states)
+        refuse_transforms(type(self).__name__)
+        if packed:
+            return self._packed(input, hx)
         x, start = self._time_major(input, hx)
         output, states = self._layers(x, start, lengths)
         if input.dim() == 2:
@@ -85,13 +95,13 @@ class MethodRNN(HasMethod, nn.RNNBase):
             return self._library(input, hx)
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
         output, states = self._library(packed, hx)
-        L = input.shape[1 if self.batch_first else 0]
-        return pad_packed_sequence(output, self.batch_first, total_length=L)[0], states
+        output, _ = pad_packed_sequence(output, self.batch_first, total_length=self.length)
+        return output, states
 
     def _library(self, input, hx):
         """``torch.nn``'s forward pass; under autocast on CUDA in the dtype that methods work in,
         as torch's own wrapper of cuDNN knows float16 alone."""
-        dtype = self._autocast_dtype(_data(input).device)
+        dtype = self._autocast_dtype(input.data.device)
         if dtype is None:
             return super().forward(input, hx)
         weights = self._flat_weights
@@ -111,29 +121,28 @@ class MethodRNN(HasMethod, nn.RNNBase):
         has_it = dtype != torch.bfloat16 or torch.backends.cudnn.version() >= CUDNN_WITH_BFLOAT16
         return dtype if has_it else torch.float32
 
-    def _checked(self, lengths, input) -> Tensor:
-        if isinstance(input, PackedSequence) or input.dim() != 3:
-            raise ValueError("lengths are given; expected a padded input of 3 dimensions with them")
-        L, B = input.shape[:2] if not self.batch_first else (input.shape[1], input.shape[0])
-        return by_length.check_lengths(lengths, L, B)
+    def _packed(self, input: PackedSequence, hx):
+        """As in torch, rows go in the order of their lengths, and no indices to the CPU."""
+        data, sizes, order, back = input
+        x, lengths = pad_packed_sequence(PackedSequence(data, sizes))
+        start = self._start(x, hx)
+        if hx is not None and order is not None:
+            start = [s.index_select(1, order) for s in start]
+        output, states = self._layers(x, start, lengths)
+        if back is not None:
+            states = [s.index_select(1, back) for s in states]
+        data = pack_padded_sequence(output, lengths).data
+        return PackedSequence(data, sizes, order, back), self._given(states)
 
     def _time_major(self, input: Tensor, hx) -> tuple[Tensor, list[Tensor]]:
         """x (L, B, I) and initial states (D * num_layers, B, H); B = 1 for unbatched input."""
-        if input.dim() not in (2, 3):
-            raise ValueError(
-                f"{self.mode}: Expected input to be 2D or 3D, got {input.dim()}D instead"
-            )
         if input.dim() == 3:
-            return (x := input.movedim(0, 1) if self.batch_first else input), self._start(x, hx)
+            x = input.movedim(0, 1) if self.batch_first else input
+            return x, self._start(x, hx)
         if hx is not None:
-            given = self._listed(hx)
-            if any(s.dim() != 2 for s in given):
-                names, dims = self._names(given)
-                raise RuntimeError(
-                    f"For unbatched 2-D input, {names} should also be 2-D but got {dims}"
-                )
-            hx = self._given([s.unsqueeze(1) for s in given])
-        return (x := input.unsqueeze(1)), self._start(x, hx)
+            hx = self._given([s.unsqueeze(1) for s in self._listed(hx, dims=2)])
+        x = input.unsqueeze(1)
+        return x, self._start(x, hx)
 
     def _start(self, x: Tensor, hx) -> list[Tensor]:
         """Initial states that fit x (L, B, I); zeros if none are given."""
@@ -141,21 +150,23 @@ class MethodRNN(HasMethod, nn.RNNBase):
             D = 1 + self.bidirectional
             zeros = x.new_zeros(self.num_layers * D, x.shape[1], self.hidden_size)
             hx = self._given([zeros] * self.n_states)
-        given = self._listed(hx)
-        if any(s.dim() != 3 for s in given):
-            names, dims = self._names(given)
-            raise RuntimeError(f"For batched 3-D input, {names} should also be 3-D but got {dims}")
+        given = self._listed(hx, dims=3)
         self.check_forward_args(x.movedim(1, 0) if self.batch_first else x, hx, None)
         return given
 
-    def _names(self, given: list[Tensor]) -> tuple[str, str]:
-        """How torch's messages speak of the states and their dimensions."""
-        if len(given) == 1:
-            return "hx", f"{given[0].dim()}-D tensor"
-        return "hx and cx", f"({', '.join(f'{s.dim()}-D' for s in given)}) tensors"
-
-    def _listed(self, hx: States) -> list[Tensor]:
-        return [hx] if self.n_states == 1 else list(hx)
+    def _listed(self, hx: States, dims: int = 0) -> list[Tensor]:
+        """The states one by one, of ``dims`` dimensions each; with torch's messages."""
+        given = [hx] if self.n_states == 1 else list(hx)
+        if dims and any(s.dim() != dims for s in given):
+            names, found = "hx", f"{given[0].dim()}-D tensor"
+            if len(given) > 1:
+                names = "hx and cx"
+                found = f"({', '.join(f'{s.dim()}-D' for s in given)}) tensors"
+            kind = "batched 3-D" if dims == 3 else "unbatched 2-D"
+            raise RuntimeError(f"For {kind} input, {names} should also be {dims}-D but got {found}")
+        if len(given) != self.n_states:
+            raise RuntimeError(f"{self.mode.lower()} expects two hidden states")
+        return given
 
     def _given(self, states: Sequence[Tensor]) -> States:
         return states[0] if self.n_states == 1 else tuple(states)
@@ -163,8 +174,11 @@ class MethodRNN(HasMethod, nn.RNNBase):
     def _layers(self, x: Tensor, start: list[Tensor], lengths: Tensor | None):
         """Output (L, B, D * H) and last states (D * num_layers, B, H) of all layers."""
         if lengths is not None:
+            lengths = lengths.to(x.device)
             x = by_length.mask(x, lengths)  # whatever stands there, 0 times its slope is 0
-        x, start = self._working_dtype(x, start)
+        dtype = self._autocast_dtype(x.device)
+        if dtype is not None:
+            x, start = x.to(dtype), [s.to(dtype) for s in start]
         method = Watched(self.method, self)
         last: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
@@ -184,31 +198,17 @@ class MethodRNN(HasMethod, nn.RNNBase):
     @torch.compiler.disable  # as the compiler does with torch's own recurrent layers
     def _direction(self, method: Method, x, start, suffix: str, lengths: Tensor | None):
         """Outputs (L, B, H), zero behind the ends, and last states (B, H)."""
+        dtype = self._autocast_dtype(x.device)
         names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]
-        weights = [getattr(self, name + suffix).to(x.dtype) for name in names]
-        ends = None if lengths is None else (lengths - 1).to(x.device)
+        weights = [getattr(self, name + suffix) for name in names]
+        weights = weights if dtype is None else [w.to(dtype) for w in weights]
+        ends = None if lengths is None else lengths - 1
         L, B = x.shape[:2]
         row = max(L * self.hidden_size * x.element_size(), 1)
         tile = B if x.is_cuda else max(1, min(B, TILE_BYTES // row))
-        with torch.autocast(x.device.type, enabled=False):
-            found = Steps.apply(
-                self.cells[self.carry], method, tile, ends, self.n_states, x, *start, *weights
-            )
+        cell = self.cells[self.carry]
+        with autocast(x.device, enabled=False if x.is_cuda else None):
+            found = Steps.apply(cell, method, tile, ends, self.n_states, x, *start, *weights)
         h, *states = found if isinstance(found, tuple) else (found,)
         h_n = by_length.last(h, lengths)
         return h if lengths is None else by_length.mask(h, lengths), (h_n, *states)
-
-    def _working_dtype(self, x: Tensor, start: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Under autocast that of the region on CUDA, that of the weights elsewhere."""
-        dtype = self._autocast_dtype(x.device) or self.weight_ih_l0.dtype
-        return x.to(dtype), [s.to(dtype) for s in start]
-
-
-def _data(input: Tensor | PackedSequence) -> Tensor:
-    return input.data if isinstance(input, PackedSequence) else input
-
-
-def _steps(input: Tensor | PackedSequence, batch_first: bool) -> int:
-    if isinstance(input, PackedSequence):
-        return len(input.batch_sizes)
-    return input.shape[1] if batch_first and input.dim() == 3 else input.shape[0]

@@ -1,4 +1,4 @@
-"""Sequences of different lengths: padded tensors (L, B, F) with a length per row."""
+"""Sequences of different lengths: padded tensors (L, B, F) with a length per row (B,)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 
 def check_lengths(lengths: Tensor | Sequence[int], L: int, B: int) -> Tensor:
@@ -29,32 +28,18 @@ def check_lengths(lengths: Tensor | Sequence[int], L: int, B: int) -> Tensor:
     return t.long()
 
 
-def pad(packed: PackedSequence) -> tuple[Tensor, Tensor]:
-    """(L, B, F) and lengths (B,), the rows in the user's order."""
-    return pad_packed_sequence(packed)
-
-
-def pack_like(x: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSequence:
-    """x (L, B, F) packed in the order of ``packed``."""
-    order = packed.sorted_indices
-    if order is None:
-        return pack_padded_sequence(x, lengths)
-    data = pack_padded_sequence(x[:, order], lengths[order.cpu()]).data
-    return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices)
-
-
 def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
     """x (L, B, F) with the first ``lengths`` steps of each row in reverse; its own inverse."""
     if lengths is None:
         return x.flip(0)
-    t = torch.arange(len(x), device="cpu")[:, None]  # (L, 1)
-    source = torch.where(t < lengths, lengths - 1 - t, t).to(x.device)  # (L, B)
+    t = torch.arange(len(x), device=x.device)[:, None]  # (L, 1)
+    source = torch.where(t < lengths, lengths - 1 - t, t)  # (L, B)
     return x.gather(0, source[..., None].expand_as(x))
 
 
 def mask(x: Tensor, lengths: Tensor) -> Tensor:
     """x (L, B, F) with zeros behind each row's end."""
-    inside = (torch.arange(len(x), device="cpu")[:, None] < lengths).to(x.device)
+    inside = torch.arange(len(x), device=x.device)[:, None] < lengths
     return torch.where(inside[..., None], x, 0)
 
 
@@ -62,4 +47,4 @@ def last(x: Tensor, lengths: Tensor | None) -> Tensor:
     """The last step of each row (B, F)."""
     if lengths is None:
         return x[-1]
-    return x[(lengths - 1).to(x.device), torch.arange(x.shape[1], device=x.device)]
+    return x[lengths - 1, torch.arange(x.shape[1], device=x.device)]

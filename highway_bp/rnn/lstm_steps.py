@@ -23,8 +23,8 @@ from highway_bp.methods import Method
 from highway_bp.rnn.gates import dtype_of_sums, sigmoid_slope, tanh_slope, weight_gradients
 from highway_bp.rnn.steps import Gradients, Rows
 from highway_bp.rnn.time_system import EVERY, TimeSystem
-from highway_bp.rnn.windows import Windows, at_ends, products
-from highway_bp.scan import cumsumprod
+from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
+from highway_bp.scan import DiagonalScan, in_blocks
 
 
 @dataclass(frozen=True)
@@ -41,26 +41,28 @@ class LSTMCell:
             c_n = c[ends, torch.arange(len(ends), device=c.device)].to(h.dtype)
         return h, c_n
 
-    def gradients(self, method: Method, rows: Rows) -> Gradients:
+    def gradients(self, method: Method, rows: Rows, size: int) -> Gradients:
+        rows = rows.in_dtype_of_weights()
         step = LSTMJacobian(rows)
         split = SPLITS[self.carry](step)
-        system = TimeSystem(_cotangents(split, rows), lambda: split.K, split.vjp)
-        w = method.solve(system)[: len(rows.x) + 1]  # (L + 1, B, 2H)
-        a = step.gate_cotangents(*split.whole(w[1:]))  # (L, B, 4H)
-        biased = len(rows.weights) == 4
-        by_input = weight_gradients(a, rows.x, biased)
-        by_hidden = weight_gradients(a, rows.before, False)
-        grad_x = a.to(rows.x.dtype) @ rows.weights[0] if rows.wants_x else None
-        bias = by_input[1:]
-        return grad_x, self.initial(w[0]), [by_input[0], *by_hidden, *bias, *bias]
-
-    def initial(self, w_0: Tensor) -> list[Tensor]:
+        if size > 1:
+            windows = self._windows(step, split, rows, size)
+            grad_x, w_0, by_weight = window_gradients(method, windows, rows)
+        else:
+            b, bounded = _cotangents(split, rows), self.carry != "diagonal"
+            w = method.solve(TimeSystem(b, lambda: split.K, split.vjp, bounded=bounded))
+            w = w[: len(rows.x) + 1]  # (L + 1, B, 2H)
+            a = step.gate_cotangents(*split.whole(w[1:]))  # (L, B, 4H)
+            by_input = weight_gradients(a, rows.x, len(rows.weights) == 4)
+            by_hidden = weight_gradients(a, rows.before, False)
+            grad_x = a.to(rows.x.dtype) @ rows.weights[0] if rows.wants_x else None
+            W, *bias = by_input
+            w_0, by_weight = w[0], [W, *by_hidden, *bias, *bias]
         w_c, w_h = w_0.chunk(2, -1)
-        return [w_h, w_c]
+        return grad_x, [w_h, w_c], by_weight
 
-    def windows(self, rows: Rows, size: int, weights: Sequence[Tensor]) -> Windows:
-        step = LSTMJacobian(rows)
-        split = SPLITS[self.carry](step)
+    def _windows(self, step: LSTMJacobian, split: GateSplit, rows: Rows, size: int) -> Windows:
+        weights = [t.detach().requires_grad_() for t in rows.weights]
         q_start, q_end = split.q_before[::size], at_ends(split.q, size)  # (n, B, H)
 
         def run(x: Tensor, start: Tensor, where: slice) -> tuple[Tensor, Tensor]:
@@ -72,7 +74,7 @@ class LSTMCell:
         c, h = step.c_before[::size], rows.before[::size]
         starts = torch.cat([c, h - q_start * c], -1).to(rows.x.dtype)
         b_ends = at_ends(_cotangents(split, rows), size)
-        return Windows(size, starts, b_ends, lambda: products(split.K, size), run)
+        return Windows(size, starts, b_ends, lambda: products(split.K, size), run, weights)
 
 
 class LSTMJacobian:
@@ -195,8 +197,11 @@ def _activations(x: Tensor, before: Tensor, weights: Sequence[Tensor]) -> list[T
 
 def cell_states(i: Tensor, f: Tensor, g: Tensor, c_0: Tensor) -> Tensor:
     """c_0 .. c_L (L + 1, B, H): the library's forward pass keeps the last one alone."""
-    v = torch.cat([(i * g).flip(0), c_0[None].to(i.dtype)])
-    return cumsumprod(v, f.flip(0)).flip(0)
+    blocks, size = in_blocks(L := len(i))
+    c = i.new_zeros(blocks * size, *c_0.shape)
+    torch.mul(i.flip(0), g.flip(0), out=c[:L])
+    c[L] = c_0
+    return DiagonalScan(f.flip(0), bounded=True)(c)[: L + 1].flip(0)
 
 
 def _library_lstm(

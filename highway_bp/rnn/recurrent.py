@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from highway_bp.first_order import first_order
+from highway_bp.first_order import refuse_transforms
+from highway_bp.graph_check import nodes
 from highway_bp.has_method import HasMethod, Watched
 from highway_bp.methods import Backprop, Method, check_fixed_gamma
+from highway_bp.rnn.steps import Gradients, Rows, Steps, autocast
 from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
+from highway_bp.surroundings import random_state
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -19,7 +22,9 @@ class Recurrent(HasMethod, nn.Module):
     """s_t = cell(x_t, s_{t-1}) for t = 1 .. L, differentiated over all time steps at once.
 
     The steps of the backward pass run as rows of one batch of L * B, so the cell must treat rows
-    independently, and must use no tensors that need a gradient other than its parameters.
+    independently (no batch normalisation in training), draw no random numbers (no dropout), and
+    use no tensors that need a gradient other than its parameters; with a method other than
+    ``Backprop()`` anything else is refused.
 
     Args:
         cell: module ``cell(x_t, state) -> state``; x_t is (B, I), a state a tensor (B, S) or a
@@ -66,6 +71,8 @@ class Recurrent(HasMethod, nn.Module):
         Raises:
             ValueError: x is not (L, B, I) with L >= 1; a state or carry of the wrong shape.
             TypeError: no state is given and the cell has no ``initial_state``.
+            RuntimeError: the cell draws random numbers; within a transform of ``torch.func``. Its
+                backward pass: it mixes rows, or uses other tensors that need a gradient.
         """
         if x.dim() != 3 or len(x) == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected (L, B, I) with L >= 1")
@@ -83,10 +90,8 @@ class Recurrent(HasMethod, nn.Module):
         if not torch.is_grad_enabled() or self.method.group_size is None:
             states = _run(self.cell, layout, x, start)
         else:
-            params = [p for p in self.cell.parameters() if p.requires_grad]
-            with torch.autocast(x.device.type, enabled=False):
-                method = Watched(self.method, self)
-            states = _Solved.apply(self, method, layout, x, start, *params)
+            refuse_transforms(type(self.cell).__name__)
+            states = self._solved(layout, x, start)
         every = layout.state(states)
         output = getattr(self.cell, "output", None)
         return (every if output is None else output(every)), layout.state(states[-1])
@@ -99,34 +104,11 @@ class Recurrent(HasMethod, nn.Module):
             )
         return initial(x.shape[1])
 
-    def diagonal(self, layout: _Layout, x: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """The carry at all steps (L, B, S); x (L, B, I), states (L, B, S)."""
-        rows = [layout.state(t.flatten(0, 1)) for t in (before, after)]
-        with torch.no_grad():
-            carry = _parts(self._carry(x.flatten(0, 1), *rows))
-        L, B = x.shape[:2]
-        if len(carry) != len(layout.sizes):
-            raise ValueError(
-                f"carry of {type(self.cell).__name__} has {len(carry)} parts; expected "
-                f"{len(layout.sizes)}, one for each part of the state"
-            )
-        return torch.cat(
-            [
-                self._part(d, before, (L * B, size))
-                for d, size in zip(carry, layout.sizes, strict=True)
-            ],
-            -1,
-        ).unflatten(0, (L, B))
-
-    def _part(self, d: object, like: Tensor, shape: tuple[int, int]) -> Tensor:
-        d = torch.as_tensor(0.0 if d is None else d, dtype=like.dtype, device=like.device)
-        try:
-            return d.expand(shape)
-        except RuntimeError:
-            raise ValueError(
-                f"carry of {type(self.cell).__name__} has shape {tuple(d.shape)}; expected a "
-                f"diagonal that broadcasts to a state of shape {shape}, rows of all steps"
-            ) from None
+    @torch.compiler.disable  # as in `MethodRNN`
+    def _solved(self, layout: _Layout, x: Tensor, start: Tensor) -> Tensor:
+        params = [p for p in self.cell.parameters() if p.requires_grad]
+        cell = _RowsOfSteps(self.cell, self._carry, layout, x.device)
+        return Steps.apply(cell, Watched(self.method, self), x.shape[1], None, 1, x, start, *params)
 
 
 class _Layout:
@@ -140,35 +122,84 @@ class _Layout:
         return parts if self.is_tuple else parts[0]
 
 
-class _Solved(torch.autograd.Function):
-    """States s_1 .. s_L (L, B, S) of x and s_0; gradients by ``method``."""
+class _RowsOfSteps:
+    """A user's cell in one forward pass, as `steps.Cell`; states (L, B, S) as `_Layout` has it."""
 
-    @staticmethod
-    def forward(ctx, recurrent, method, layout, x, start, *params):
-        states = _run(recurrent.cell, layout, x, start)
-        ctx.recurrent, ctx.method, ctx.layout = recurrent, method, layout
-        ctx.save_for_backward(x, start, states, *params)
-        return states
+    def __init__(self, cell: nn.Module, carry: Callable, layout: _Layout, device: torch.device):
+        self.cell, self.carry, self.layout = cell, carry, layout
+        self.name, self.autocast = type(cell).__name__, autocast(device)
+        self.is_mixed = getattr(self.autocast, "_enabled", False)
 
-    @first_order
-    def backward(ctx, b):
-        x, start, states, *params = ctx.saved_tensors
-        cell, layout = ctx.recurrent.cell, ctx.layout
-        before = torch.cat([start[None], states[:-1]])
-        size = min(ctx.method.group_size, len(x))
+    def forward(self, x, start, weights, ends) -> tuple[Tensor]:
+        before = random_state(x.device)
+        states = _run(self.cell, self.layout, x, start[0])
+        after = random_state(x.device)
+        if any(a is not None and not a.equal(b) for a, b in zip(before, after, strict=True)):
+            raise RuntimeError(
+                f"{self.name} draws random numbers (dropout?), which its backward pass would draw "
+                "anew; expected a cell without them, or Backprop()"
+            )
+        return (states,)
+
+    def gradients(self, method: Method, rows: Rows, size: int) -> Gradients:
+        ends = at_ends(rows.states[1:], size)
 
         def run(x: Tensor, start: Tensor, where: slice) -> tuple[Tensor, Tensor]:
-            inside = _run(cell, layout, x, start)
+            with self.autocast:
+                inside = _run(self.cell, self.layout, x, start)
+            self._check(inside, ends[where].flatten(0, 1), [x, start, *rows.weights])
             return inside, inside[-1]
 
         def K() -> Tensor:
-            return products(ctx.recurrent.diagonal(layout, x, before, states), size)
+            return products(self.diagonal(rows.x, rows.before, rows.states[1:]), size)
 
-        windows = Windows(size, before[::size], at_ends(b, size), K, run)
-        grad_x, grad_start, grads = window_gradients(
-            ctx.method, windows, x, b, params, *ctx.needs_input_grad[3:5]
-        )
-        return None, None, None, grad_x, grad_start, *grads
+        b_ends = at_ends(rows.b[0], size)
+        windows = Windows(size, rows.before[::size], b_ends, K, run, rows.weights)
+        grad_x, w_0, by_weight = window_gradients(method, windows, rows)
+        return grad_x, [w_0], by_weight
+
+    def _check(self, inside: Tensor, end: Tensor, known: list[Tensor]) -> None:
+        """Refuse what would make the gradient wrong: run once more, the cell does something else,
+        or a gradient would be lost."""
+        now = inside[-1].detach()
+        eps = torch.finfo(torch.bfloat16 if self.is_mixed else now.dtype).eps
+        if torch.dist(now, end) > eps**0.5 * torch.linalg.vector_norm(end):
+            raise RuntimeError(
+                f"{self.name} computes other states with all steps as rows of one batch (batch "
+                "normalisation?); expected a cell that treats rows independently, or Backprop()"
+            )
+        for node in nodes([inside], frozenset()):
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and not any(leaf is t for t in known):
+                raise RuntimeError(
+                    f"{self.name} uses a tensor of shape {[*leaf.shape]} that requires a gradient "
+                    "and is no parameter of it; expected x, its state and its parameters alone"
+                )
+
+    def diagonal(self, x: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """The carry at all steps (L, B, S); x (L, B, I), states (L, B, S)."""
+        L, B = x.shape[:2]
+        rows = [self.layout.state(t.flatten(0, 1)) for t in (before, after)]
+        with torch.no_grad(), self.autocast:
+            carry = _parts(self.carry(x.flatten(0, 1), *rows))
+        if len(carry) != len(self.layout.sizes):
+            raise ValueError(
+                f"carry of {self.name} has {len(carry)} parts; expected "
+                f"{len(self.layout.sizes)}, one for each part of the state"
+            )
+        sizes = zip(carry, self.layout.sizes, strict=True)
+        parts = [self._part(d, before, (L * B, size)) for d, size in sizes]
+        return torch.cat(parts, -1).unflatten(0, (L, B))
+
+    def _part(self, d: object, like: Tensor, shape: tuple[int, int]) -> Tensor:
+        d = torch.as_tensor(0.0 if d is None else d, dtype=like.dtype, device=like.device)
+        try:
+            return d.expand(shape)
+        except RuntimeError:
+            raise ValueError(
+                f"carry of {self.name} has shape {tuple(d.shape)}; expected a diagonal that "
+                f"broadcasts to a state of shape {shape}, rows of all steps"
+            ) from None
 
 
 def _run(cell: nn.Module, layout: _Layout, x: Tensor, start: Tensor) -> Tensor:

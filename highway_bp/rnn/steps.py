@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,7 +13,6 @@ from torch import Tensor
 
 from highway_bp.first_order import first_order
 from highway_bp.methods import Method
-from highway_bp.rnn.windows import Windows, window_gradients
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Rows:
     Attributes:
         x: inputs (L, B, I).
         start: initial states, (B, H) each.
-        h: outputs (L, B, H).
+        states: the first initial state, then the outputs (L + 1, B, H).
         b: cotangents of the outputs (L, B, H) and of the cell's own last states (B, H) each.
         weights: of the layer and direction, in ``torch.nn``'s order.
         ends: the last step of each row (B,), None when all rows have L steps.
@@ -30,7 +31,7 @@ class Rows:
 
     x: Tensor
     start: Sequence[Tensor]
-    h: Tensor
+    states: Tensor
     b: Sequence[Tensor]
     weights: Sequence[Tensor]
     ends: Tensor | None
@@ -40,50 +41,48 @@ class Rows:
     @property
     def before(self) -> Tensor:
         """h_0 .. h_{L-1} (L, B, H)."""
-        return torch.cat([self.start[0][None], self.h[:-1]])
+        return self.states[:-1]
 
     def cut(self, first: int, size: int) -> Rows:
-        def rows(t: Tensor) -> Tensor:
-            return t.narrow(-2, first, size)
+        return self._each(lambda t: t.narrow(-2, first, size).contiguous(), first, size)
 
-        ends = None if self.ends is None else self.ends[first : first + size]
+    def in_dtype_of_weights(self) -> Rows:
+        """Under autocast on the CPU, x and states may have another one."""
+        return self._each(lambda t: t.to(self.weights[0].dtype))
+
+    def _each(self, f, *cut: int) -> Rows:
         return replace(
             self,
-            x=rows(self.x),
-            start=[*map(rows, self.start)],
-            h=rows(self.h),
-            b=[*map(rows, self.b)],
-            ends=ends,
+            x=f(self.x),
+            start=[*map(f, self.start)],
+            states=f(self.states),
+            b=[*map(f, self.b)],
+            ends=self.ends.narrow(0, *cut) if cut and self.ends is not None else self.ends,
         )
 
 
 # Gradients of x (None when not wanted), of each initial state, of each weight.
-Gradients = tuple[Tensor | None, Sequence[Tensor], Sequence[Tensor]]
+Gradients = tuple[Tensor | None, Sequence[Tensor], Sequence[Tensor | None]]
 
 
 class Cell(Protocol):
-    """What `Steps` needs of a cell: the library's forward pass, and the two ways back."""
+    """What `Steps` needs of a cell: its forward pass, and the way back."""
 
     def forward(
         self, x: Tensor, start: Sequence[Tensor], weights: Sequence[Tensor], ends: Tensor | None
     ) -> tuple[Tensor, ...]:
         """Outputs (L, B, H), then the last states that are no output (B, H) each."""
 
-    def gradients(self, method: Method, rows: Rows) -> Gradients:
-        """Every step its own layer: vector-Jacobian products in closed form."""
-
-    def windows(self, rows: Rows, size: int, weights: Sequence[Tensor]) -> Windows:
-        """Windows of ``size`` steps as layers, for `window_gradients`."""
-
-    def initial(self, w_0: Tensor) -> list[Tensor]:
-        """Gradients of the initial states (B, H) from the chain's w_0 (B, S)."""
+    def gradients(self, method: Method, rows: Rows, size: int) -> Gradients:
+        """Windows of ``size`` steps as layers; single steps in closed form, where there is one."""
 
 
 class Steps(torch.autograd.Function):
     """Outputs and last states of ``cell``; the gradients are solved by ``method``.
 
     Called with (cell, method, tile, ends, number of initial states, x, *initial states,
-    *weights); ``tile`` rows of the batch are differentiated at a time.
+    *weights); ``tile`` rows of the batch are differentiated at a time. The outputs are the
+    user's, to be written into: what the way back needs of them is a copy.
     """
 
     @staticmethod
@@ -91,22 +90,26 @@ class Steps(torch.autograd.Function):
         start, weights = tensors[:n_states], tensors[n_states:]
         results = cell.forward(x, start, weights, ends)
         ctx.cell, ctx.method, ctx.tile, ctx.n_states = cell, method, tile, n_states
-        ctx.save_for_backward(ends, x, results[0], *tensors)
+        states = torch.cat([start[0][None], results[0]])
+        ctx.save_for_backward(ends, x, states, *tensors)
         return results if len(results) > 1 else results[0]
 
     @first_order
     def backward(ctx, *b):
-        ends, x, h, *tensors = ctx.saved_tensors
+        ends, x, states, *tensors = ctx.saved_tensors
         start, weights = tensors[: ctx.n_states], tensors[ctx.n_states :]
         wanted = ctx.needs_input_grad[5:]
         wants_x, wants_start = wanted[0], any(wanted[1 : 1 + ctx.n_states])
-        rows = Rows(x, start, h, b, weights, ends, wants_x, wants_start)
-        way_back, B = _way_back(ctx.cell, ctx.method, len(x)), x.shape[1]
-        parts = [way_back(rows.cut(i, min(ctx.tile, B - i))) for i in range(0, B, ctx.tile)]
+        rows = Rows(x, start, states, b, weights, ends, wants_x, wants_start)
+        (L, B), tile = x.shape[:2], ctx.tile
+        tiles = [rows.cut(i, min(tile, B - i)) for i in range(0, B, tile)] if tile < B else [rows]
+        size = min(ctx.method.group_size, L)
+        with autocast(x.device, enabled=False):
+            parts = [ctx.cell.gradients(ctx.method, part, size) for part in tiles]
         by_x, by_start, by_weight = zip(*parts, strict=True)
-        grad_x = torch.cat(by_x, 1) if wants_x else None
-        grad_start = [torch.cat(parts) for parts in zip(*by_start, strict=True)]
-        grad_weights = [torch.stack(parts).sum(0) for parts in zip(*by_weight, strict=True)]
+        grad_x = _joined(by_x, 1) if wants_x else None
+        grad_start = [_joined(found, 0) for found in zip(*by_start, strict=True)]
+        grad_weights = [sum(found[1:], found[0]) for found in zip(*by_weight, strict=True)]
         grads = [
             g if g is None else g.to(t.dtype)
             for g, t in zip([grad_x, *grad_start, *grad_weights], [x, *tensors], strict=True)
@@ -114,18 +117,15 @@ class Steps(torch.autograd.Function):
         return None, None, None, None, None, *grads
 
 
-def _way_back(cell: Cell, method: Method, L: int) -> Callable[[Rows], Gradients]:
-    size = min(method.group_size, L)
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
 
-    def by_window(rows: Rows) -> Gradients:
-        leaves = [t.detach().requires_grad_() for t in rows.weights]
-        windows = cell.windows(rows, size, leaves)
-        grad_x, w_0, by_weight = window_gradients(
-            method, windows, rows.x, rows.b[0], leaves, rows.wants_x, rows.wants_start
-        )
-        return grad_x, cell.initial(w_0), by_weight
 
-    def by_step(rows: Rows) -> Gradients:
-        return cell.gradients(method, rows)
-
-    return by_step if size == 1 else by_window
+def autocast(device: torch.device, enabled: bool | None = None) -> AbstractContextManager:
+    """The device's autocast region as it is now, or switched; without a cache of weights, which
+    a pass without a graph would fill with weights without one. Nothing where there is none."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind):
+        return contextlib.nullcontext()
+    enabled = torch.is_autocast_enabled(kind) if enabled is None else enabled
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), enabled, cache_enabled=False)

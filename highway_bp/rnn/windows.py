@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from highway_bp.methods import Method
+from highway_bp.rnn.steps import Rows
 from highway_bp.rnn.time_system import EVERY, TimeSystem
 
 
@@ -28,6 +29,7 @@ class Windows:
         K: gives the windows' carries (n, B, C).
         run: ``run(x, start, windows)`` with x (size, m * B, I) and start (m * B, S), m windows
             side by side, gives outputs (size, m * B, H) and end states (m * B, S).
+        leaves: the weights that ``run`` uses.
     """
 
     size: int
@@ -35,25 +37,14 @@ class Windows:
     b_ends: Tensor
     K: Callable[[], Tensor]
     run: Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
+    leaves: Sequence[Tensor]
 
 
 def window_gradients(
-    method: Method,
-    windows: Windows,
-    x: Tensor,
-    b: Tensor,
-    leaves: Sequence[Tensor],
-    wants_x: bool,
-    wants_start: bool,
+    method: Method, windows: Windows, rows: Rows
 ) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
-    """Gradients of x (L, B, I), w_0 of the initial state (B, S), and of ``leaves``.
-
-    Args:
-        b: cotangents of the outputs (L, B, H); at the windows' ends ``windows.b_ends`` counts.
-        leaves: tensors that ``windows.run`` uses.
-        wants_x, wants_start: whether anybody asks for those gradients.
-    """
-    runs = _runs(windows, x, b, wants_x)
+    """Gradients of x (L, B, I), w_0 of the initial state (B, S), and of the windows' leaves."""
+    runs = _runs(windows, rows)
     inner = torch.cat([run.inner() for run in runs])  # (n, B, S)
     b_states = windows.b_ends.clone()
     b_states[:-1] += inner[1:]
@@ -65,18 +56,19 @@ def window_gradients(
             every[at] = w
         torch.add(b, torch.cat([run.through(every[run.where]) for run in runs])[at], out=out)
 
-    system = TimeSystem(b_states, windows.K, vjp, inner[0], whole=True, wants_start=wants_start)
+    system = TimeSystem(
+        b_states, windows.K, vjp, inner[0], whole=True, wants_start=rows.wants_start
+    )
     w = method.solve(system)[: len(inner) + 1]
     outputs, cotangents = [], []
     for run in runs:
         outputs += [run.outputs, run.end]
-        cotangents += [run.b, _side_by_side(w[1:][run.where])]
-    inputs = [run.x for run in runs] if wants_x else []
-    grads = torch.autograd.grad(outputs, [*inputs, *leaves], cotangents, allow_unused=True)
+        cotangents += [run.b, w[1:][run.where].flatten(0, 1)]
+    inputs = [run.x for run in runs] if rows.wants_x else []
+    grads = torch.autograd.grad(outputs, [*inputs, *windows.leaves], cotangents, allow_unused=True)
     by_x, by_leaf = grads[: len(inputs)], grads[len(inputs) :]
-    B = x.shape[1]
-    grad_x = torch.cat([_one_after_another(g, B) for g in by_x]) if wants_x else None
-    return grad_x, w[0], list(by_leaf)
+    by_x = [_uncut(g, run.shape[0]) for g, run in zip(by_x, runs, strict=False)]
+    return torch.cat(by_x) if rows.wants_x else None, w[0], list(by_leaf)
 
 
 def at_ends(t: Tensor, size: int) -> Tensor:
@@ -85,26 +77,30 @@ def at_ends(t: Tensor, size: int) -> Tensor:
 
 
 def products(K: Tensor, size: int) -> Tensor:
-    """The windows' carries (n, B, C) from those of the steps (L, B, C)."""
-    return torch.stack([window.prod(0) for window in K.split(size)])
+    """The windows' carries (n, B, C) from those of the steps (L, B, C).
+
+    Any carry is right at k = L: where a product overflows it is 0, and the block has it all.
+    """
+    found = torch.stack([window.prod(0) for window in K.split(size)])
+    return found.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 class _Run:
     """Windows of equal size side by side, and the graph of their steps."""
 
-    def __init__(self, windows: Windows, x: Tensor, b: Tensor, where: slice, wants_x: bool):
+    def __init__(self, windows: Windows, rows: Rows, steps: slice, where: slice):
         m, starts = where.stop - where.start, windows.starts[where]
         self.where, self.shape = where, starts.shape
-        self.x = _cut(x, m).detach().requires_grad_(wants_x)
-        self.b = _cut(b, m)[:-1]  # (size - 1, m * B, H)
-        self.start = _side_by_side(starts).detach().requires_grad_()
+        self.x = _cut(rows.x[steps], m).detach().requires_grad_(rows.wants_x)
+        self.b = _cut(rows.b[0][steps], m)[:-1]  # (size - 1, m * B, H)
+        self.start = starts.flatten(0, 1).detach().requires_grad_()
         with torch.enable_grad():
             outputs, self.end = windows.run(self.x, self.start, where)
             self.outputs = outputs[:-1]  # at the end it is the state that counts
 
     def through(self, w: Tensor) -> Tensor:
         """w (m, B, S) at the ends to w (J + K) (m, B, S) at the starts."""
-        return self._grad(self.end, _side_by_side(w))
+        return self._grad(self.end, w.flatten(0, 1))
 
     def inner(self) -> Tensor:
         """What losses on the outputs before the ends send to the starts (m, B, S)."""
@@ -117,15 +113,13 @@ class _Run:
         return v.view(self.shape)
 
 
-def _runs(windows: Windows, x: Tensor, b: Tensor, wants_x: bool) -> list[_Run]:
+def _runs(windows: Windows, rows: Rows) -> list[_Run]:
     """The full windows, then the shorter one at the end."""
-    n, full = len(windows.starts), len(x) // windows.size
+    n, full = len(windows.starts), len(rows.x) // windows.size
     split = full * windows.size
-    runs = []
-    if full:
-        runs.append(_Run(windows, x[:split], b[:split], slice(0, full), wants_x))
+    runs = [_Run(windows, rows, slice(0, split), slice(0, full))] if full else []
     if full < n:
-        runs.append(_Run(windows, x[split:], b[split:], slice(full, n), wants_x))
+        runs.append(_Run(windows, rows, slice(split, None), slice(full, n)))
     return runs
 
 
@@ -134,11 +128,6 @@ def _cut(t: Tensor, m: int) -> Tensor:
     return t.unflatten(0, (m, -1)).transpose(0, 1).flatten(1, 2)
 
 
-def _one_after_another(t: Tensor, B: int) -> Tensor:
+def _uncut(t: Tensor, m: int) -> Tensor:
     """The inverse of `_cut`."""
-    return t.unflatten(1, (-1, B)).transpose(0, 1).flatten(0, 1)
-
-
-def _side_by_side(t: Tensor) -> Tensor:
-    """(m, B, S) -> (m * B, S)."""
-    return t.flatten(0, 1)
+    return t.unflatten(1, (m, -1)).transpose(0, 1).flatten(0, 1)

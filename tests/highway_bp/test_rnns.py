@@ -410,15 +410,6 @@ def test_half_precision_scans_in_float32(kind):
 
 
 @every_kind
-def test_autocast_computes_in_the_weights_dtype_on_the_cpu(kind):
-    ours = KINDS[kind][1](D, H, method=hb.Highway(1))
-    with torch.autocast("cpu", torch.bfloat16):
-        output, _ = ours(torch.randn(L, B, D))
-    output.sum().backward()
-    assert output.dtype == ours.weight_hh_l0.grad.dtype == torch.float32
-
-
-@every_kind
 def test_a_compiled_model_computes_the_same(kind):
     _, ours, x, states = pair(kind, hb.Highway(2))
     model = nn.Sequential(nn.Linear(D, D), nn.Tanh()).double()

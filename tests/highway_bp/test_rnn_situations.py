@@ -1,0 +1,296 @@
+"""Recurrent layers where users have met trouble: each as torch's own, or refused in one line."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import highway_bp as hb
+
+L, B, D, H = 6, 5, 3, 4
+KINDS = {"GRU": (nn.GRU, hb.GRU), "LSTM": (nn.LSTM, hb.LSTM)}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+EXACT = [hb.Backprop(), hb.Highway(L), hb.Highway(3, group_size=2)]
+every_exact = pytest.mark.parametrize("method", EXACT, ids=str)
+
+
+def pair(kind: str, method: hb.Method, **options):
+    """torch's network and ours with the same weights, float32."""
+    torch.manual_seed(0)
+    theirs, ours = KINDS[kind]
+    plain, network = theirs(D, H, **options), ours(D, H, method=method, **options)
+    network.load_state_dict(plain.state_dict())
+    return plain, network
+
+
+def gradients(rnn, x, call):
+    rnn.zero_grad()
+    x = x.clone().requires_grad_()
+    call(rnn, x).backward()
+    return [x.grad, *(p.grad for p in rnn.parameters())]
+
+
+def assert_same(kind, method, x, call, tolerance=1e-5, **options):
+    plain, ours = pair(kind, method, **options)
+    found, exact = gradients(ours, x, call), gradients(plain, x, call)
+    torch.testing.assert_close(found, exact, rtol=tolerance, atol=tolerance)
+
+
+@every_kind
+@every_exact
+def test_an_empty_batch(kind, method):
+    def call(rnn, x):
+        return rnn(x)[0].sum() + (rnn(x[:, :0])[0] ** 2).sum()
+
+    assert_same(kind, method, torch.randn(L, B, D), call)
+    assert_same(kind, method, torch.randn(L, 0, D), lambda rnn, x: rnn(x)[0].sum())
+
+
+@pytest.mark.parametrize("write", ["mul_", "dropout"])
+@every_exact
+def test_writing_into_the_output(method, write):
+    def call(rnn, x):
+        o, h = rnn(x)
+        o = o.mul_(2) if write == "mul_" else nn.functional.dropout(o, 0.0, inplace=True)
+        return o.square().sum() + h.sum()
+
+    assert_same("GRU", method, torch.randn(L, B, D), call)
+    plain, ours = pair("LSTM", method)
+    if method != hb.Backprop():  # which torch's LSTM refuses
+        exact = gradients(plain, torch.ones(L, B, D), lambda rnn, x: (2 * rnn(x)[0]).sum())
+        found = gradients(ours, torch.ones(L, B, D), lambda rnn, x: rnn(x)[0].mul_(2).sum())
+        torch.testing.assert_close(found, exact)
+
+
+@every_kind
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_on_the_cpu(kind, options, dtype):
+    """In training and evaluation the dtypes and values of torch, its gradients within rounding."""
+    plain, ours = pair(kind, hb.Highway(L), **options)
+    x = torch.randn(L, B, D, dtype=dtype)
+    kept = [p.grad for p in ours.parameters()]
+    with torch.autocast("cpu", torch.bfloat16):
+        results = [flat(plain(x)), flat(ours(x))]
+        with torch.no_grad():
+            results.append(flat(ours.eval()(x)))
+    for wanted, training, evaluation in zip(*results, strict=True):
+        assert training.dtype == wanted.dtype == evaluation.dtype
+        assert torch.equal(training, wanted) and torch.equal(training, evaluation)
+    for outputs in results[:2]:
+        sum(o.float().square().sum() for o in outputs).backward()
+    assert kept == [None] * len(kept)
+    for p, q in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert p.grad.dtype == q.grad.dtype == torch.float32
+        assert torch.dist(p.grad, q.grad) <= 0.03 * q.grad.norm()
+
+
+def flat(outputs):
+    output, states = outputs
+    return [output, *(states if isinstance(states, tuple) else [states])]
+
+
+@every_kind
+def test_a_loss_computed_and_differentiated_under_autocast(kind):
+    _, ours = pair(kind, hb.Highway(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours(torch.randn(L, B, D))[0].sum().backward()
+    assert ours.weight_hh_l0.grad.isfinite().all()
+
+
+@every_kind
+@pytest.mark.parametrize("k", [1, 12])
+def test_products_of_carries_that_overflow(kind, k):
+    """One loss, early in the sequence; the steps behind it have large diagonals and no gradient."""
+    L, B = 12, 2
+
+    def call(rnn, x):
+        return rnn(x)[0][0].sum()
+
+    plain, ours = KINDS[kind][0](D, H), KINDS[kind][1](D, H, carry="diagonal")
+    with torch.no_grad():
+        for name, p in plain.named_parameters():
+            p.zero_()
+            if name == "weight_hh_l0":
+                p.view(-1, H, H).diagonal(dim1=1, dim2=2).fill_(1e12)
+    ours.load_state_dict(plain.state_dict())
+    ours.method = hb.Highway(k)
+    x = torch.zeros(L, B, D)
+    exact = gradients(plain, x, call)
+    assert exact[0].isfinite().all()
+    found = gradients(ours, x, call)
+    torch.testing.assert_close(found, exact)
+    ours.method = hb.Highway(k, group_size=3)
+    torch.testing.assert_close(gradients(ours, x, call), exact)
+
+
+@every_kind
+@every_exact
+def test_the_meta_device(kind, method):
+    ours = KINDS[kind][1](D, H, device="meta", method=method)
+    output, _ = ours(torch.empty(L, B, D, device="meta"))
+    output.sum().backward()
+    assert output.is_meta and ours.weight_hh_l0.grad.shape == ours.weight_hh_l0.shape
+
+
+BAD_STATES = {str(t): lambda t=t: torch.zeros(1, B, H).to(t) for t in (torch.float64, torch.int64)}
+BAD_STATES |= {str(t): lambda t=t: torch.zeros(1, B, H).to(t) for t in (torch.half, torch.cfloat)}
+
+
+@every_kind
+@pytest.mark.parametrize("bad", [*BAD_STATES, "three", "0-d input"])
+@pytest.mark.parametrize("method", [hb.Highway(1), hb.Highway(1, group_size=2)], ids=str)
+def test_bad_input_raises_as_torch(kind, bad, method):
+    x, state = torch.randn(L, B, D), BAD_STATES.get(bad, lambda: torch.zeros(1, B, H))()
+    hx = state if kind == "GRU" else (state,) * (3 if bad == "three" else 2)
+    if bad == "three" and kind == "GRU":
+        hx = torch.zeros(3, B, H)
+    plain, ours = pair(kind, method)
+    said = []
+    for rnn in (plain, ours):
+        with pytest.raises((RuntimeError, ValueError)) as seen:
+            rnn(torch.tensor(1.0)) if bad == "0-d input" else rnn(x, hx)
+        said.append((seen.type, str(seen.value)))
+    assert said[0] == said[1]
+
+
+TRANSFORMS = {
+    "func.grad": lambda rnn, x: torch.func.grad(lambda x: rnn(x)[0].sum())(x),
+    "func.vjp": lambda rnn, x: torch.func.vjp(lambda x: rnn(x)[0], x),
+    "func.jacrev": lambda rnn, x: torch.func.jacrev(lambda x: rnn(x)[0].sum())(x),
+    "functional_call": lambda rnn, x: torch.func.grad(
+        lambda p: torch.func.functional_call(rnn, p, (x,))[0].sum()
+    )(dict(rnn.named_parameters())),
+    "is_grads_batched": lambda rnn, x: torch.autograd.grad(
+        rnn(x)[0], list(rnn.parameters()), torch.ones(2, L, B, H), is_grads_batched=True
+    ),
+    "vectorize": lambda rnn, x: torch.autograd.functional.jacobian(
+        lambda x: rnn(x)[0].sum((0, 1)), x, vectorize=True
+    ),
+}
+RNNS = {
+    "GRU": hb.GRU,
+    "LSTM": hb.LSTM,
+    "Recurrent": lambda D, H, method: hb.Recurrent(Decay(D, H), method=method),
+}
+
+
+class Decay(nn.Module):
+    """h' = h / 2 + more(tanh(x W)), with the carry 1/2."""
+
+    def __init__(self, inputs, hidden, more=None):
+        super().__init__()
+        self.project, self.more = nn.Linear(inputs, hidden), more or nn.Identity()
+
+    def forward(self, x, h):
+        return 0.5 * h + self.more(torch.tanh(self.project(x) + h))
+
+    def carry(self, x, before, after):
+        return torch.full_like(before, 0.5)
+
+    def initial_state(self, B):
+        return self.project.weight.new_zeros(B, self.project.out_features)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("kind", RNNS)
+def test_transforms_are_refused_in_one_line(kind, name):
+    rnn = RNNS[kind](D, H, method=hb.Highway(1))
+    with pytest.raises(RuntimeError, match=r"; expected .*Backprop\(\)") as seen:
+        TRANSFORMS[name](rnn, torch.randn(L, B, D))
+    assert "\n" not in str(seen.value) and "INTERNAL ASSERT" not in str(seen.value)
+
+
+@every_kind
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if "func" in name])
+def test_backprop_takes_transforms(kind, name):
+    TRANSFORMS[name](KINDS[kind][1](D, H), torch.randn(L, B, D))
+
+
+@every_kind
+def test_the_signature_is_torchs_and_ours(kind):
+    theirs, ours = KINDS[kind]
+    found = list(inspect.signature(ours).parameters)
+    assert found[-2:] == ["method", "carry"]
+    plain = theirs(2, 3, 2, False, True, 0.5, True)
+    network = ours(2, 3, 2, False, True, 0.5, True)
+    assert [p.shape for p in network.parameters()] == [p.shape for p in plain.parameters()]
+    assert plain.extra_repr() in network.extra_repr()
+    wanted = set(theirs.__doc__.split("__init__(")[1].split(")")[0].replace("=", ",").split(","))
+    assert set(found[:-2]) <= wanted
+
+
+@every_kind
+@pytest.mark.parametrize("packed", [True, False])
+def test_lengths_are_copied_once(kind, packed, monkeypatch):
+    """Whatever goes to the CPU would wait for a GPU: one tensor, the lengths that were given."""
+    ours = KINDS[kind][1](D, H, num_layers=2, bidirectional=True, method=hb.Highway(1))
+    x, lengths = torch.randn(L, B, D), torch.tensor([3, 6, 1, 2, 2])
+    given = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    copies, cpu, as_tensor = [], torch.Tensor.cpu, torch.as_tensor
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: (copies.append(t), cpu(t))[1])
+    monkeypatch.setattr(torch, "as_tensor", lambda t, **o: (copies.append(t), as_tensor(t, **o))[1])
+    ours(given) if packed else ours(x, lengths=lengths)
+    assert [t is lengths for t in copies] == ([] if packed else [True])
+
+
+# hb.Recurrent with a cell whose steps are no rows of one batch.
+
+
+class Noise(nn.Module):
+    def forward(self, h):
+        return h + 1e-9 * torch.randn_like(h)
+
+
+class Mean(nn.Module):
+    def forward(self, h):
+        return h - h.mean(0)
+
+
+class Captures(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.held = [torch.ones(H, requires_grad=True)]
+
+    def forward(self, h):
+        return h * self.held[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (nn.Dropout(0.1), r"Decay draws random numbers \(dropout\?\)"),
+        (Noise(), "Decay draws random numbers"),
+        (nn.BatchNorm1d(H), "Decay computes other states with all steps as rows of one batch"),
+        (Mean(), "Decay computes other states with all steps as rows of one batch"),
+        (Captures(), r"Decay uses a tensor of shape \[4\] that requires a gradient"),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+@pytest.mark.parametrize("method", [hb.Highway(L), hb.Highway(3, group_size=2)], ids=str)
+def test_a_cell_that_cannot_run_as_rows_is_refused(more, says, method):
+    rnn = hb.Recurrent(Decay(D, H, more), method=method)
+    with pytest.raises(RuntimeError, match=says):
+        rnn(torch.randn(L, B, D))[0].square().sum().backward()
+    rnn.method = hb.Backprop()
+    rnn(torch.randn(L, B, D))[0].square().sum().backward()
+
+
+@pytest.mark.parametrize("more", [nn.Dropout(0.5), nn.BatchNorm1d(H)], ids=repr)
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("batch", [B, 0])
+def test_a_cell_in_evaluation_is_exact(more, amp, batch):
+    torch.manual_seed(0)
+    rnn = hb.Recurrent(Decay(D, H, more)).eval()
+    x, found = torch.randn(L, batch, D), []
+    for method in (hb.Backprop(), hb.Highway(L)):
+        rnn.method = method
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            outputs = rnn(x)[0]
+        rnn.zero_grad()
+        outputs.square().sum().backward()
+        found.append([p.grad for p in rnn.parameters()])
+    tolerance = 0.02 if amp else 1e-5
+    torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=tolerance)
