@@ -1,13 +1,140 @@
-"""`GRU`: ``torch.nn.GRU`` whose backward pass is solved by a gradient method."""
+"""`GRU`: ``torch.nn.GRU`` whose backward pass is solved by a gradient method.
+
+Its step, differentiated over all time steps at once:
+
+    r = sigmoid(x W_ir + b_ir + h W_hr + b_hr)      z likewise
+    m = h W_hn + b_hn                               n = tanh(x W_in + b_in + r m)
+    h' = z h + (1 - z) n                            the carry is K = diag(z) (paper, Table 1)
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from highway_bp.methods import Method
-from highway_bp.rnn.gru_steps import GRUCell
 from highway_bp.rnn.layers import MethodRNN
+from highway_bp.rnn.steps import (
+    Gradients,
+    Rows,
+    dtype_of_sums,
+    sigmoid_slope,
+    tanh_slope,
+    weight_gradients,
+)
+from highway_bp.rnn.time_system import TimeSystem
+from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
+
+
+@dataclass(frozen=True)
+class GRUCell:
+    """``carry``: "gate" (the update gate) or "diagonal" (of the whole step's Jacobian)."""
+
+    carry: str
+
+    def forward(self, x, start, weights, ends) -> tuple[Tensor]:
+        if x.is_cuda:
+            return (_library_gru(x, start[0], weights),)
+        with torch.inference_mode():  # spares the kernel's many small steps a tenth of their time
+            h = _library_gru(x, start[0], weights)
+        return (h.clone(),)
+
+    def gradients(self, method: Method, rows: Rows, size: int) -> Gradients:
+        rows = rows.in_dtype_of_weights()
+        if size > 1:
+            grad_x, w_0, by_weight = window_gradients(method, self._windows(rows, size), rows)
+            return grad_x, [w_0], by_weight
+        step = GRUJacobian(rows)
+        diagonal = step.diagonal() if self.carry == "diagonal" else None
+
+        def vjp(w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
+            b = b if diagonal is None else torch.addcmul(b, w, diagonal[steps], value=-1)
+            step.through_gates(w, b, out, steps)
+
+        K = step.z if diagonal is None else step.z + diagonal
+        b = rows.b[0].to(K.dtype)
+        w = method.solve(TimeSystem(b, lambda: K, vjp, bounded=self.carry == "gate"))
+        w = w[: len(rows.x) + 1]
+        a = step.slopes.mul_(w[1:].unsqueeze(-2))  # (L, B, 3, H), cotangents of h W_hh^T + b_hh
+        biased = len(rows.weights) == 4
+        by_hidden = weight_gradients(a.flatten(-2), rows.before, biased)
+        torch.mul(w[1:], step.slope_n, out=a[..., 2, :])  # now of x W_ih^T + b_ih
+        by_input = weight_gradients(a.flatten(-2), rows.x, biased)
+        grad_x = a.flatten(-2).to(rows.x.dtype) @ rows.weights[0] if rows.wants_x else None
+        by_weight = [g for pair in zip(by_input, by_hidden, strict=True) for g in pair]
+        return grad_x, [w[0]], by_weight
+
+    def _windows(self, rows: Rows, size: int) -> Windows:
+        weights = [t.detach().requires_grad_() for t in rows.weights]
+
+        def run(x: Tensor, start: Tensor, where: slice) -> tuple[Tensor, Tensor]:
+            h = _library_gru(x, start, weights)
+            return h, h[-1]
+
+        def K() -> Tensor:
+            step = GRUJacobian(rows)
+            K = step.z if self.carry == "gate" else step.z + step.diagonal()
+            return products(K, size)
+
+        return Windows(size, rows.before[::size], at_ends(rows.b[0], size), K, run, weights)
+
+
+class GRUJacobian:
+    """The step's Jacobian at all times: z, and the slopes dh'/da of the gates' inputs a.
+
+    Attributes:
+        z: update gate (L, B, H).
+        slopes: with respect to r, z, m's inputs (L, B, 3, H), a = h W_hh^T + b_hh.
+        slope_n: with respect to x W_in + b_in (L, B, H); those of r and z are ``slopes``'.
+    """
+
+    def __init__(self, rows: Rows):
+        W_ih, W_hh, *biases = rows.weights
+        b_ih, b_hh = biases or (None, None)
+        H, h, dtype = rows.states.shape[-1], rows.before, dtype_of_sums(rows.x)
+        a_i = F.linear(rows.x, W_ih, b_ih).to(dtype)  # (L, B, 3H)
+        a_h = F.linear(h, W_hh, b_hh).to(dtype)
+        m = a_h[..., 2 * H :]
+        r, z = a_i[..., : 2 * H].add_(a_h[..., : 2 * H]).sigmoid_().chunk(2, -1)
+        n = a_i[..., 2 * H :].addcmul_(r, m).tanh_()
+        self.z, self.slope_n = z, 1 - z
+        tanh_slope(self.slope_n, n, grad_input=self.slope_n)
+        self.slopes = slopes = a_h.unflatten(-1, (3, H))  # in the place of what is used up
+        by_gate = self.slope_n * m
+        sigmoid_slope(by_gate, r, grad_input=slopes[..., 0, :])
+        sigmoid_slope(torch.sub(h, n, out=by_gate), z, grad_input=slopes[..., 1, :])
+        torch.mul(self.slope_n, r, out=slopes[..., 2, :])
+        self._W_hh = W_hh
+
+    def through_gates(self, w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
+        """Write b + w J (n, B, H), J the Jacobian through the gates; out may lie over w."""
+        a = torch.mul(w.unsqueeze(-2), self.slopes[steps], out=self._a[: len(w)])
+        a = a.flatten(0, 1).flatten(1)
+        if a.dtype == self._W_hh.dtype:
+            torch.addmm(b.flatten(0, 1), a, self._W_hh, out=out.flatten(0, 1))
+        else:
+            torch.add(b, (a.to(self._W_hh.dtype) @ self._W_hh).view_as(b), out=out)
+
+    @cached_property
+    def _a(self) -> Tensor:
+        return torch.empty_like(self.slopes)  # once for all iterations
+
+    def diagonal(self) -> Tensor:
+        """The diagonal of J (L, B, H)."""
+        own = torch.stack([W.diagonal() for W in self._W_hh.chunk(3)])  # (3, H)
+        return (self.slopes * own).sum(-2)
+
+
+def _library_gru(x: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """h_1 .. h_L (L, B, H) by torch's own kernel (cuDNN on CUDA)."""
+    h_0 = h_0[None].contiguous()  # cuDNN asks for it
+    h, _ = torch._VF.gru(x, h_0, weights, len(weights) == 4, 1, 0.0, True, False, False)
+    return h
 
 
 class GRU(MethodRNN, nn.GRU):

@@ -24,18 +24,7 @@ def _after(k_1, u_1, k_2, u_2):
 
 @triton.jit(do_not_specialize=["n"])
 def _scan(
-    V,
-    K,
-    n,
-    lanes,
-    C,
-    v_step,
-    v_row,
-    k_step,
-    k_row,
-    scale,
-    STEPS: tl.constexpr,
-    LANES: tl.constexpr,
+    V, K, n, lanes, C, v_step, v_row, k_step, k_row, scale, STEPS: tl.constexpr, LANES: tl.constexpr
 ):
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
     inside = lane < lanes
@@ -64,20 +53,7 @@ def scan_(v: Tensor, K: Tensor, scale: float = 1.0) -> Tensor:
     n, B, C = K.shape
     if v.dtype == torch.float64:  # a kernel's numbers are float32
         K, scale = K * scale, 1.0
+    strides, steps = (*v.stride()[:2], *K.stride()[:2]), 128 if n >= LONG else 64
     grid = (triton.cdiv(B * C, LANES),)
-    _scan[grid](
-        v,
-        K,
-        n,
-        B * C,
-        C,
-        v.stride(0),
-        v.stride(1),
-        K.stride(0),
-        K.stride(1),
-        scale,
-        STEPS=128 if n >= LONG else 64,
-        LANES=LANES,
-        num_warps=WARPS,
-    )
+    _scan[grid](v, K, n, B * C, C, *strides, scale, steps, LANES, num_warps=WARPS)
     return v
