@@ -167,7 +167,7 @@ def _diagonal(d: Tensor, h_out: Tensor, name: str) -> Carry:
             f"carry of {name} has dtype {d.dtype}; expected a floating or bool diagonal"
         )
     if d.ndim == 0:
-        return Scalar(d.detach().to(h_out.dtype))
+        return Scalar(d.to(h_out.dtype))
     try:
         fits = torch.broadcast_shapes(d.shape, h_out.shape) == h_out.shape
     except RuntimeError:
@@ -177,7 +177,7 @@ def _diagonal(d: Tensor, h_out: Tensor, name: str) -> Carry:
             f"carry of {name} has shape {tuple(d.shape)}; expected a diagonal that broadcasts "
             f"to the state's shape {tuple(h_out.shape)}"
         )
-    return Diagonal(d.detach().to(h_out.dtype))
+    return Diagonal(d.to(h_out.dtype))
 
 
 class _Foreign(Carry):

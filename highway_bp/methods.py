@@ -88,10 +88,7 @@ class FixedPoint:
         check_whole("group_size", self.group_size, least=1)
 
     def solve(self, system: LinearSystem) -> States:
-        w = system.cotangents()
-        for states in _iterations(self, system.length):
-            w = system.through_blocks(w, gamma=1.0, states=states)
-        return w
+        return Highway(self.k, gamma=1.0).solve(system)
 
 
 @dataclass(frozen=True)
@@ -126,14 +123,22 @@ class Highway:
             raise ValueError(f"gamma={self.gamma}; expected a number from 0 to 1, or 'auto'")
 
     def solve(self, system: LinearSystem) -> States:
+        """w^k. The paper adds w^0 = CumSumProd(b, K) to every u = CumSumProd(w J, K); as the scan
+        is linear, b goes into it with w J: w^{k+1} = CumSumProd(b + w^k J, K)
+        (`reference.highway` is the formula as printed)."""
         gamma = self.gamma
         if not isinstance(gamma, Real):
             gamma = system.smallest_blocks(AutoGamma() if gamma == "auto" else gamma)
-        w = system.scan(system.cotangents(), gamma, range(system.length))  # w^0
-        for states in _iterations(self, system.length):
+
+        def scan(v: States, states: range) -> States:
+            return v if gamma == 1.0 else system.scan(v, gamma, states)  # 1: nothing is carried
+
+        L = system.length
+        w = scan(system.cotangents(), range(L))  # w^0
+        for states in (range(L - m) for m in range(min(self.k, L))):  # the others are exact
             kept = None if self.tolerance is None else system.keep(w)
             v = system.through_blocks(w, gamma, states)
-            w = system.scan(v, gamma, states)  # w^{k+1} = CumSumProd(b + v, K)
+            w = scan(v, states)
             if kept is not None and system.change(w, kept) < self.tolerance:
                 break
         return w
@@ -175,8 +180,3 @@ def check_method(method: object) -> None:
             f"method={method!r}; expected a gradient method such as Backprop(), "
             "FixedPoint(k) or Highway(k)"
         )
-
-
-def _iterations(method: FixedPoint | Highway, L: int) -> list[range]:
-    """The states that change in each iteration: w_i^m is exact for i >= L - m already."""
-    return [range(L - m) for m in range(min(method.k, L))]

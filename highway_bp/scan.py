@@ -58,14 +58,11 @@ def cumsumprod(
             raise TypeError(f"v has dtype {t.dtype}; expected a floating dtype")
     if stacked and K is None and algorithm == "auto":
         return v.flip(0).cumsum(0).flip(0)
-    given, K = K, _carries(v, K)
-    diagonals = isinstance(K, Tensor)
-    tensors = [given] if isinstance(given, Tensor) and given.ndim else [K] if diagonals else K
-    tensors = [k.d if isinstance(k, Diagonal) else k for k in tensors]
-    tensors += [v] if stacked else v
-    dtypes = [t.dtype for t in tensors if isinstance(t, Tensor)]
+    dtypes = [t.dtype for t in (*([v] if stacked else v), *_diagonals(K))]
     dtype = reduce(torch.promote_types, dtypes)
     v = v.to(dtype) if stacked else [t.to(dtype) for t in v]
+    K = _carries(v, K)
+    diagonals = isinstance(K, Tensor)
     if algorithm == "blocked" and not diagonals:
         raise ValueError(
             "algorithm='blocked' needs a stacked v and scalar or diagonal K; "
@@ -73,10 +70,9 @@ def cumsumprod(
         )
     if diagonals and (algorithm == "blocked" or (algorithm == "auto" and len(v) > SHORT)):
         shape = len(v), math.prod(v.shape[1:])
-        return _Blocked.apply(
-            v.reshape(shape), K.to(dtype).expand_as(v[1:]).reshape(len(K), shape[1])
-        ).view_as(v)
-    carries = [Diagonal(d.to(dtype)) for d in K] if diagonals else K
+        K = K.expand_as(v[1:]).reshape(len(K), shape[1])
+        return _Blocked.apply(v.reshape(shape), K).view_as(v)
+    carries = [Diagonal(d) for d in K] if diagonals else K
     if algorithm == "hillis_steele":
         u = algorithm_1(list(v), carries)
     else:
@@ -192,14 +188,13 @@ def _carries(v: Tensor | Sequence[Tensor], K: Carries) -> Tensor | list[Carry]:
     if isinstance(K, Tensor) and stacked:
         K = K.reshape(n - 1, *[1] * (v.ndim - K.ndim), *K.shape[1:])
         if n > 1:  # all have one shape
-            as_carry(K[0].detach(), v[1], "index 1")
-        return K
-    return [_with_gradient(k, v[i + 1], f"index {i + 1}") for i, k in enumerate(K)]
+            as_carry(K[0], v[1], "index 1")
+        return K.to(v.dtype)
+    return [as_carry(k, v[i + 1], f"index {i + 1}") for i, k in enumerate(K)]
 
 
-def _with_gradient(k: object, h_out: Tensor, name: str) -> Carry:
-    """`as_carry`, but a tensor keeps its graph."""
-    carry = as_carry(k, h_out, name)
-    if isinstance(k, Tensor) and not isinstance(carry, Scalar):
-        return Diagonal(k)
-    return Scalar(k) if isinstance(k, Tensor) else carry
+def _diagonals(K: Carries) -> list[Tensor]:
+    """The tensors whose dtype counts; that of a number does not."""
+    tensors = [K] if isinstance(K, Tensor) else K if isinstance(K, Sequence) else []
+    tensors = [k.d if isinstance(k, Diagonal) else k for k in tensors]
+    return [k for k in tensors if isinstance(k, Tensor) and k.ndim > 0]

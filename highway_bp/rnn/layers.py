@@ -73,30 +73,32 @@ class MethodRNN(HasMethod, nn.RNNBase):
         time = 1 if self.batch_first and not packed and input.dim() == 3 else 0
         self.length = len(input.batch_sizes) if packed else input.shape[time]
         if lengths is not None:
-            if packed or input.dim() != 3:
-                raise ValueError(
-                    "lengths are given; expected a padded input of 3 dimensions with them"
-                )
-            lengths = by_length.check_lengths(lengths, self.length, input.shape[1 - time])
+            return self._padded(input, hx, lengths)
         if not torch.is_grad_enabled() or self.method.group_size is None:
-            return self._by_autograd(input, hx, lengths)
+            return self._library(input, hx)
         refuse_transforms(type(self).__name__)
         if packed:
             return self._packed(input, hx)
-        x, start = self._time_major(input, hx)
-        output, states = self._layers(x, start, lengths)
-        if input.dim() == 2:
-            return output.squeeze(1), self._given([s.squeeze(1) for s in states])
-        return output.movedim(1, 0) if self.batch_first else output, self._given(states)
+        if input.dim() == 3:
+            x = input.movedim(0, 1) if self.batch_first else input  # (L, B, I)
+            output, states = self._layers(x, self._start(x, hx), None)
+            return output.movedim(1, 0) if self.batch_first else output, self._given(states)
+        if hx is not None:
+            hx = self._given([s.unsqueeze(1) for s in self._listed(hx, dims=2)])
+        x = input.unsqueeze(1)
+        output, states = self._layers(x, self._start(x, hx), None)
+        return output.squeeze(1), self._given([s.squeeze(1) for s in states])
 
-    def _by_autograd(self, input, hx, lengths: Tensor | None):
-        """``torch.nn``'s own forward pass; with lengths, around a packed sequence."""
-        if lengths is None:
-            return self._library(input, hx)
+    def _padded(self, input, hx, lengths: Tensor | Sequence[int]):
+        """A padded input as a packed one; one tensor of lengths goes to the CPU."""
+        if isinstance(input, PackedSequence) or input.dim() != 3:
+            raise ValueError("lengths are given; expected a padded input of 3 dimensions with them")
+        L, batch = self.length, 0 if self.batch_first else 1
+        lengths = by_length.check_lengths(lengths, L, input.shape[batch])
         packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
-        output, states = self._library(packed, hx)
-        output, _ = pad_packed_sequence(output, self.batch_first, total_length=self.length)
-        return output, states
+        (data, sizes, _, back), states = self.forward(packed, hx)
+        output, _ = pad_packed_sequence(PackedSequence(data, sizes), self.batch_first, 0.0, L)
+        return output.index_select(batch, back), states
 
     def _library(self, input, hx):
         """``torch.nn``'s forward pass; under autocast on CUDA in the dtype that methods work in,
@@ -134,16 +136,6 @@ class MethodRNN(HasMethod, nn.RNNBase):
         data = pack_padded_sequence(output, lengths).data
         return PackedSequence(data, sizes, order, back), self._given(states)
 
-    def _time_major(self, input: Tensor, hx) -> tuple[Tensor, list[Tensor]]:
-        """x (L, B, I) and initial states (D * num_layers, B, H); B = 1 for unbatched input."""
-        if input.dim() == 3:
-            x = input.movedim(0, 1) if self.batch_first else input
-            return x, self._start(x, hx)
-        if hx is not None:
-            hx = self._given([s.unsqueeze(1) for s in self._listed(hx, dims=2)])
-        x = input.unsqueeze(1)
-        return x, self._start(x, hx)
-
     def _start(self, x: Tensor, hx) -> list[Tensor]:
         """Initial states that fit x (L, B, I); zeros if none are given."""
         if hx is None:
@@ -174,8 +166,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
     def _layers(self, x: Tensor, start: list[Tensor], lengths: Tensor | None):
         """Output (L, B, D * H) and last states (D * num_layers, B, H) of all layers."""
         if lengths is not None:
-            lengths = lengths.to(x.device)
-            x = by_length.mask(x, lengths)  # whatever stands there, 0 times its slope is 0
+            lengths = lengths.to(x.device)  # x is 0 behind them
         dtype = self._autocast_dtype(x.device)
         if dtype is not None:
             x, start = x.to(dtype), [s.to(dtype) for s in start]
@@ -197,7 +188,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
 
     @torch.compiler.disable  # as the compiler does with torch's own recurrent layers
     def _direction(self, method: Method, x, start, suffix: str, lengths: Tensor | None):
-        """Outputs (L, B, H), zero behind the ends, and last states (B, H)."""
+        """Outputs (L, B, H), whatever they are behind the ends, and last states (B, H)."""
         dtype = self._autocast_dtype(x.device)
         names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]
         weights = [getattr(self, name + suffix) for name in names]
@@ -210,5 +201,4 @@ class MethodRNN(HasMethod, nn.RNNBase):
         with autocast(x.device, enabled=False if x.is_cuda else None):
             found = Steps.apply(cell, method, tile, ends, self.n_states, x, *start, *weights)
         h, *states = found if isinstance(found, tuple) else (found,)
-        h_n = by_length.last(h, lengths)
-        return h if lengths is None else by_length.mask(h, lengths), (h_n, *states)
+        return h, (by_length.last(h, lengths), *states)

@@ -37,12 +37,6 @@ def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x.gather(0, source[..., None].expand_as(x))
 
 
-def mask(x: Tensor, lengths: Tensor) -> Tensor:
-    """x (L, B, F) with zeros behind each row's end."""
-    inside = torch.arange(len(x), device=x.device)[:, None] < lengths
-    return torch.where(inside[..., None], x, 0)
-
-
 def last(x: Tensor, lengths: Tensor | None) -> Tensor:
     """The last step of each row (B, F)."""
     if lengths is None:

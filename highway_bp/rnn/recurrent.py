@@ -128,7 +128,8 @@ class _RowsOfSteps:
     def __init__(self, cell: nn.Module, carry: Callable, layout: _Layout, device: torch.device):
         self.cell, self.carry, self.layout = cell, carry, layout
         self.name, self.autocast = type(cell).__name__, autocast(device)
-        self.is_mixed = getattr(self.autocast, "_enabled", False)
+        kind = device.type
+        self.is_mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
     def forward(self, x, start, weights, ends) -> tuple[Tensor]:
         before = random_state(x.device)
