@@ -1,9 +1,17 @@
-"""The configuration's schema: types and ranges."""
+"""What a configuration may hold beyond its types: keys, ranges, and which model fits which data.
+
+`check` needs neither data nor model, and so comes before both.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
-from dataclasses import dataclass
+import pydoc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +19,144 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from experiments import schema
 from experiments.errors import UserError
-
-
-@dataclass
-class RootKeys:
-    """Types of the root keys; inside a group, an unknown key is Hydra's error (struct mode)."""
-
-    k: int = 3
-    gamma: Any = 0.0
-    seed: int = 0
-    steps: int | None = None
-    advise: bool = False
-    continue_from: str | None = None
-    device: str = "auto"
-    run_root: str = "runs"
-    data: Any = None
-    optim: Any = None
-    trainer: Any = None
-    logger: Any = None
-    grad: Any = None
-    schedule: Any = None
-    diagnostics: Any = None
-    parallel: Any = None
-    model: Any = None
-
-
-def register_schema() -> None:
-    """Make the types known to Hydra under the name the primary config uses."""
-    ConfigStore.instance().store(name="schema", node=RootKeys)
-
+from experiments.identity import KINDS, flat
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+HELP = "python train.py --cfg job shows all keys"
+
+GROUPS = sorted({f.name for f in CONFIGS.iterdir()} & set(schema.Root.__annotations__))
+# What the choices of `optim` read beside the keys of `schema.Optim`.
+READ_BY = {
+    "sgd": {"momentum"},
+    "adam": {"betas"},
+    "adamw": {"betas"},
+    "drops": {"drops", "warmup_lr"},
+    "cosine": {"final_lr"},
+}
+# What a model is given by data of a kind (`Data.model_arguments`).
+IMAGES, TEXT, PAIRS = {"classes"}, {"vocabulary"}, {"vocabulary", "padding", "labels"}
+GIVEN_BY = {
+    "images": IMAGES,
+    "digits": IMAGES,
+    "image_folder": IMAGES,
+    "text": TEXT,
+    "topics": TEXT,
+    "pairs": PAIRS,
+    "grammar": PAIRS,
+}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Allowed values, in code and in words."""
+
+    test: Callable[[Any], bool]
+    words: str
+
+    def includes(self, value: Any) -> bool:
+        try:
+            return self.test(value)
+        except TypeError:  # of another type, where the types are not Hydra's to check
+            return False
+
+
+def whole(least: int, most: float = math.inf) -> Range:
+    words = f", at least {least}" if most == math.inf else f" from {least} to {most}"
+    return Range(lambda n: type(n) is int and least <= n <= most, f"a whole number{words}")
+
+
+def number(test: Callable[[float], bool], words: str) -> Range:
+    return Range(lambda x: type(x) in (int, float) and math.isfinite(x) and test(x), words)
+
+
+def one_of(*values: Any) -> Range:
+    *others, last = (str(value).lower() for value in values)
+    known = {(type(value), value) for value in values}
+    return Range(lambda v: (type(v), v) in known, f"{', '.join(others)} or {last}")
+
+
+def each(item: Range, words: str) -> Range:
+    return Range(lambda values: all(map(item.includes, values)), words)
+
+
+POSITIVE = number(lambda x: x > 0, "a number above 0")
+NOT_NEGATIVE = number(lambda x: x >= 0, "a number, at least 0")
+BELOW_ONE = number(lambda x: 0 <= x < 1, "a number from 0 to below 1")
+FRACTION = number(lambda x: 0 <= x <= 1, "a number from 0 to 1")
+BETAS = Range(
+    lambda b: len(b) == 2 and all(map(BELOW_ONE.includes, b)), "two numbers from 0 to below 1"
+)
+DROPS = Range(
+    lambda d: all(a < b for a, b in pairwise([0, *d, 1])), "increasing fractions between 0 and 1"
+)
+GAMMA = Range(lambda g: g == "auto" or FRACTION.includes(g), f"{FRACTION.words}, or 'auto'")
+SWITCH = one_of("auto", True, False)
+# Rows of the grammar. Folders of images have names.
+ROWS = Range(lambda n: type(n) is str or n >= 1, "a whole number, at least 1")
+
+# Of values that are not null; whether they may be is a matter of type. Methods, schedules and
+# models check their own arguments.
+RANGES: dict[str, Range] = {
+    "k": whole(0),
+    "gamma": GAMMA,
+    "seed": whole(0, 2**63 - 1),
+    "steps": whole(1),
+    "device": one_of("auto", "cpu", "cuda"),
+    "optim.algorithm": one_of("sgd", "adam", "adamw"),
+    "optim.schedule": one_of("drops", "cosine"),
+    "optim.epochs": POSITIVE,
+    "optim.steps": whole(1),
+    "optim.batch_size": whole(1),
+    "optim.lr": POSITIVE,
+    "optim.final_lr": NOT_NEGATIVE,
+    "optim.warmup_lr": NOT_NEGATIVE,
+    "optim.weight_decay": NOT_NEGATIVE,
+    "optim.warmup_steps": whole(0),
+    "optim.clip": POSITIVE,
+    "optim.momentum": BELOW_ONE,
+    "optim.betas": BETAS,
+    "optim.drops": DROPS,
+    "data.validation": whole(0),
+    "data.classes": whole(1),
+    "data.train": ROWS,
+    "data.test": ROWS,
+    "data.length": whole(1),
+    "data.vocabulary": whole(1),
+    "data.train_limit": whole(1),
+    "data.eval_limit": whole(1),
+    "data.size": whole(1),
+    "data.workers": whole(0),
+    "trainer.amp": SWITCH,
+    "trainer.channels_last": SWITCH,
+    "trainer.progress": SWITCH,
+    "trainer.threads": whole(1),
+    "trainer.eval_batch_size": whole(1),
+    "trainer.eval_interval": whole(1),
+    "trainer.checkpoint_interval": whole(1),
+    "trainer.log_interval": whole(1),
+    "trainer.snapshots": each(whole(1), "whole numbers, at least 1"),
+    "parallel.sizes": each(whole(1), "whole numbers of layers, at least 1"),
+    "parallel.data": whole(1),
+    "parallel.scan": one_of("auto", "sequential", "doubling", "gathered"),
+    "parallel.micro_batches": whole(1),
+    "parallel.timeout": whole(1),
+    "diagnostics.at": each(FRACTION, "fractions from 0 to 1"),
+    "diagnostics.ks": each(whole(0), "whole numbers from 0"),
+    "diagnostics.gamma": GAMMA,
+    "logger.mode": one_of("offline", "online"),
+}
+
+
+@cache
+def register_schema() -> None:
+    """Make the types known to Hydra: the root's as "schema", the others as "types/<class>"."""
+    store = ConfigStore.instance().store
+    store(name="schema", node=schema.Root)
+    for name, each_type in vars(schema).items():
+        if is_dataclass(each_type):
+            store(group="types", name=name, node=each_type)
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -52,66 +166,65 @@ def composed(*overrides: str) -> DictConfig:
         return compose("config", list(overrides))
 
 
-# Smallest value of whole numbers; None allowed where the type says so.
-_AT_LEAST = {
-    "seed": 0,
-    "steps": 1,
-    "optim.steps": 1,
-    "optim.batch_size": 1,
-    "optim.warmup_steps": 0,
-    "data.train_limit": 1,
-    "data.eval_limit": 1,
-    "trainer.threads": 1,
-    "trainer.eval_batch_size": 1,
-    "trainer.eval_interval": 1,
-    "trainer.checkpoint_interval": 1,
-    "trainer.log_interval": 1,
-    "parallel.data": 1,
-    "parallel.micro_batches": 1,
-    "parallel.timeout": 1,
-}
-_OPTIONAL = (
-    "steps",
-    "optim.steps",
-    "data.train_limit",
-    "data.eval_limit",
-    "trainer.threads",
-    "trainer.eval_interval",
-    "trainer.checkpoint_interval",
-)
+def check(cfg: DictConfig, choices: Mapping[str, str]) -> None:
+    """Raise UserError for what no training can be run with.
+
+    choices: of the groups, by name; for the lines of errors.
+    """
+    for name in known_keys(cfg) ^ set(cfg):
+        raise UserError(f"{name} is {'unknown' if name in cfg else 'missing'}; {HELP}")
+    for group in GROUPS:
+        if OmegaConf.is_missing(cfg, group):
+            raise UserError(f"{group} is missing; expected one of configs/{group}")
+        for name in set(cfg[group]) - known_keys(cfg[group]):
+            raise UserError(f"{group}.{name} is unknown; {HELP}")
+    _check_ranges(dict(flat(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))))
+    _check_fit(cfg, choices)
 
 
-def check_values(cfg: DictConfig) -> None:
-    """Raise UserError for a number no training can be run with, before anything is loaded."""
-    for key, least in _AT_LEAST.items():
-        value = OmegaConf.select(cfg, key)
-        if value is None and key in _OPTIONAL:
-            continue
-        if key.startswith("parallel.") and not cfg.parallel.layers:
-            continue  # parallel=none has no such keys
-        if type(value) is not int or value < least:
-            raise UserError(f"{key}={value}; expected a whole number, at least {least}")
-    epochs = OmegaConf.select(cfg, "optim.epochs")
-    if epochs is not None and (type(epochs) not in (int, float) or not 0 < epochs < math.inf):
-        raise UserError(f"optim.epochs={epochs}; expected a number above 0")
-    for key in (
-        "optim.lr",
-        "optim.warmup_lr",
-        "optim.final_lr",
-        "optim.weight_decay",
-        "optim.momentum",
-        "optim.clip",
-    ):
-        value = OmegaConf.select(cfg, key)
-        if value is None and key not in ("optim.lr", "optim.weight_decay"):
-            continue  # of another optimiser
-        if type(value) not in (int, float) or not 0 <= value < math.inf:
-            raise UserError(f"{key}={value}; expected a number, at least 0")
-    for key in ("trainer.amp", "trainer.channels_last"):
-        value = OmegaConf.select(cfg, key)
-        if value not in (True, False, "auto"):
-            raise UserError(f"{key}={value}; expected auto, true or false")
-    for key in ("trainer.tf32", "trainer.deterministic"):
-        value = OmegaConf.select(cfg, key)
-        if type(value) is not bool:
-            raise UserError(f"{key}={value}; expected true or false")
+def known_keys(node: DictConfig) -> set[str]:
+    """The keys that a group may have: those of its type, and arguments of what it is built by."""
+    kind = OmegaConf.get_type(node)
+    known = {f.name for f in fields(kind)} if is_dataclass(kind) else set()
+    if "algorithm" in node:
+        return known.union(*READ_BY.values())
+    if "_target_" in node:
+        arguments = _signature(node).parameters
+        known |= {"_target_", *arguments}
+        if any(one.kind is one.VAR_KEYWORD for one in arguments.values()) and kind is dict:
+            known |= set(node)
+    return known or set(node)
+
+
+def _signature(node: DictConfig) -> inspect.Signature:
+    built_by = pydoc.locate(node._target_)
+    if not callable(built_by):
+        raise UserError(f"_target_={node._target_}; expected the path of a class or function")
+    return inspect.signature(built_by)
+
+
+def _check_ranges(values: Mapping[str, Any]) -> None:
+    for key, allowed in RANGES.items():
+        value = values.get(key)
+        if value is not None and not allowed.includes(value):
+            raise UserError(f"{key}={value}; expected {allowed.words}")
+    for key in ("optim.algorithm", "optim.schedule"):
+        for name in READ_BY[values[key]] - {k.removeprefix("optim.") for k in values}:
+            raise UserError(f"{key}={values[key]} without optim.{name}; expected +optim.{name}=...")
+    if all(values[key] is None for key in ("steps", "optim.steps", "optim.epochs")):
+        raise UserError("steps, optim.steps and optim.epochs are null; expected one of them")
+
+
+def _check_fit(cfg: DictConfig, choices: Mapping[str, str]) -> None:
+    """Whether the model takes what the data give; of a user's own data that is not known."""
+    given = GIVEN_BY.get(KINDS.get(cfg.data._target_))
+    if given is None:
+        return
+    arguments = dict.fromkeys(given.union(set(cfg.model) - {"_target_"}))
+    try:
+        _signature(cfg.model).bind(**arguments)
+    except TypeError as error:
+        raise UserError(
+            f"model={choices['model']} does not fit data={choices['data']}, which gives "
+            f"{' and '.join(sorted(given))}: {error}"
+        ) from error

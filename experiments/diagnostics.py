@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 import highway_bp as hb
-from experiments.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -20,29 +19,11 @@ class Diagnostics:
         at: fractions of training, 0 (before the first step) to 1.
         ks: numbers of iterations.
         gamma: where the run's method has no iterations.
-
-    Raises:
-        UserError: a fraction outside [0, 1]; ks that are no whole numbers.
     """
 
     at: Sequence[float]
     ks: Sequence[int]
     gamma: float | str
-
-    def __post_init__(self) -> None:
-        for name in ("at", "ks"):
-            if not isinstance(getattr(self, name), list):
-                raise UserError(f"diagnostics.{name}={getattr(self, name)}; expected a list")
-        try:
-            hb.Highway(0, self.gamma)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"diagnostics.{error}") from error
-        for at in self.at:
-            if type(at) not in (int, float) or not 0 <= at <= 1:
-                raise UserError(f"diagnostics.at={list(self.at)}; expected fractions from 0 to 1")
-        for k in self.ks:
-            if type(k) is not int or k < 0:
-                raise UserError(f"diagnostics.ks={list(self.ks)}; expected whole numbers from 0")
 
     def due(self, step: int, steps: int) -> bool:
         """Whether to measure after ``step`` of ``steps``."""

@@ -1,9 +1,11 @@
-"""The one exception that means "the user can fix this", and who of several processes reports it."""
+"""The one exception that means "the user can fix this", and how and by whom it is reported."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 
 GRACE = 3.0  # seconds in which a process that knows more may report; torchrun then ends the others
 
@@ -14,6 +16,34 @@ class UserError(Exception):
     The line names the argument or file, what was received and what would be right. `train.py`
     prints it without a traceback and exits with a non-zero code.
     """
+
+
+@contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Make what a constructor says of its arguments a UserError that says ``where`` they are."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{where}: {one_line(error)[:300]}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception of a user's making says, with its cause, without Hydra's further advice.
+
+    Hydra and OmegaConf keep the reason in the cause, the key in `full_key`, and append their
+    search path and types.
+    """
+    text = str(error).split("Config search path")[0].split("full_key")[0]
+    text = text.removeprefix("In 'config': ").removeprefix("In 'hydra/config': ")
+    text, unknown_key, _ = text.partition("To append to")
+    if "hydra" in type(error).__module__ and error.__cause__ is not None:
+        text = text.strip(" .\n") + ": " + str(error.__cause__).split("full_key")[0]
+    key = getattr(error, "full_key", None)
+    if key and key not in text:
+        text = f"{key}: {text}"
+    if unknown_key:
+        text = text.rstrip() + "; python train.py --cfg job shows all keys"
+    return " ".join(text.split())
 
 
 def turn_to_report() -> str:

@@ -47,87 +47,32 @@ KINDS = {
     "highway_bp.schedules.Adaptive": "adaptive",
 }
 
-ALWAYS = object()  # as a default: never left out
-
-# Every field that changes a result, and the value at which it is left out.
-FIELDS: dict[str, Any] = {
-    "precision": ALWAYS,  # as `precision_of` resolves it
+# The values at which fields are left out; all others are always there.
+DEFAULTS: dict[str, Any] = {
     "trainer.channels_last": "auto",
     "continue_from": None,
-    "model": ALWAYS,  # the kind, as are data, grad and schedule
-    "model.depth": ALWAYS,
-    "model.preact": ALWAYS,
     "model.downsampling": "paper",
-    "model.cell": ALWAYS,
-    "model.family": ALWAYS,
-    "model.name": ALWAYS,
-    "model.layers": ALWAYS,
-    "model.hidden": ALWAYS,
-    "model.heads": ALWAYS,
-    "model.length": ALWAYS,
     "model.carry": "gate",
     "model.dropout": 0.0,
     "model.pretrained": None,
-    "model.image_size": ALWAYS,
-    "model.patch_size": ALWAYS,
-    "data": ALWAYS,
-    "data.name": ALWAYS,
     "data.config": None,
-    "data.splits": ALWAYS,
-    "data.image_column": ALWAYS,
-    "data.label_column": ALWAYS,
-    "data.classes": ALWAYS,
-    "data.rows": ALWAYS,
     "data.validation": 0,
-    "data.augment": ALWAYS,
-    "data.flip": ALWAYS,
-    "data.train": ALWAYS,
-    "data.test": ALWAYS,
     "data.column": "text",
-    "data.tokenizer": ALWAYS,
-    "data.vocabulary": ALWAYS,
-    "data.length": ALWAYS,
-    "data.size": ALWAYS,
     "data.train_limit": None,
     "data.eval_limit": None,
-    "optim.algorithm": ALWAYS,
-    "optim.schedule": ALWAYS,
     "optim.steps": None,
     "optim.epochs": None,
-    "optim.batch_size": ALWAYS,
-    "optim.lr": ALWAYS,
-    "optim.final_lr": ALWAYS,
     "optim.warmup_steps": 0,
     "optim.warmup_lr": 0.01,
-    "optim.drops": ALWAYS,
-    "optim.momentum": ALWAYS,
-    "optim.betas": ALWAYS,
-    "optim.weight_decay": ALWAYS,
     "optim.clip": None,
-    "grad": ALWAYS,
-    "grad.k": ALWAYS,
     "grad.gamma": 0.0,
     "grad.group_size": 1,
     "grad.tolerance": None,
-    "grad.window": ALWAYS,
-    "grad.cycles": ALWAYS,
-    "grad.coarsening": ALWAYS,
-    "grad.levels": ALWAYS,
-    "grad.relaxation": ALWAYS,
     "schedule": "constant",
-    "schedule.n": ALWAYS,
-    "schedule.start": ALWAYS,
-    "schedule.end": ALWAYS,
-    "schedule.exact_from": ALWAYS,
-    "schedule.ks": ALWAYS,
-    "schedule.at": ALWAYS,
-    "schedule.tolerance": ALWAYS,
-    "schedule.signal": ALWAYS,
-    "schedule.budget": ALWAYS,
     "parallel": None,  # as `_parallel` resolves it
 }
 
-# What does not change a result, or is in FIELDS in another form; a group stands for all its keys.
+# What does not change a result, or counts in another form; a group stands for all its keys.
 LEFT_OUT = {
     "k",
     "gamma",
@@ -161,14 +106,14 @@ def identity(cfg: DictConfig, device: str) -> dict[str, Any]:
     The root keys k and gamma count only where the gradient method uses them, so that runs of
     backpropagation coincide.
     """
-    found = dict(_flat(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)))
+    found = dict(flat(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)))
     if found.get("steps") is not None:  # it overrides the recipe's length
         found["optim.steps"] = found["steps"]
     if found.get("optim.steps") is not None:
         found["optim.epochs"] = None
     fields = {_name(key): _value(key, value) for key, value in found.items() if _counts(key)}
     fields |= {"precision": precision_of(cfg.trainer, device), "parallel": _parallel(cfg.parallel)}
-    kept = {name: value for name, value in fields.items() if value != _default(name)}
+    kept = {n: value for n, value in fields.items() if n not in DEFAULTS or value != DEFAULTS[n]}
     return {"version": VERSION, **kept}
 
 
@@ -193,11 +138,11 @@ def precision_of(trainer: Mapping[str, Any], device: str) -> str:
     return "tf32" if trainer["tf32"] and device == "cuda" else "float32"
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Keys with dots; {"model": {"depth": 20}} gives "model.depth"."""
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
@@ -217,10 +162,6 @@ def _value(key: str, value: Any) -> Any:
     if isinstance(value, list):
         return [_value("", each) for each in value]
     return float(value) if type(value) is int else value
-
-
-def _default(name: str) -> Any:
-    return FIELDS.get(name, ALWAYS)
 
 
 def _parallel(parallel: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -11,12 +11,11 @@ from enum import Enum
 from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.errors import UserError, turn_to_report
+from experiments.errors import UserError, one_line, turn_to_report
 from experiments.interrupt import Interrupted, in_worker
 from experiments.run_folder import BeingTrained
 
@@ -71,16 +70,9 @@ def attempt(cfg: DictConfig) -> Outcome:
 
 
 def report(error: Exception, job: str = "") -> None:
-    """Print one line, with the reason Hydra keeps in the cause and without its search path."""
+    """Print a user's mistake in one line."""
     who = turn_to_report()
-    text = str(error).split("Config search path")[0]
-    text = text.removeprefix("In 'config': ").removeprefix("In 'hydra/config': ")
-    text, unknown_key, _ = text.partition("To append to")
-    if isinstance(error, HydraException) and error.__cause__ is not None:
-        text = text.strip(" .\n") + ": " + str(error.__cause__).split("full_key")[0]
-    if unknown_key:
-        text = text.rstrip() + "; python train.py --cfg job shows all keys"
-    print(f"error: {who}{' '.join(text.split())}{job}", file=sys.stderr)
+    print(f"error: {who}{one_line(error)}{job}", file=sys.stderr)
 
 
 def in_short(overrides: Iterable[str]) -> str:

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.errors import UserError
-
 Settings = Mapping[str, Any]
 
 
@@ -30,7 +28,6 @@ def build_optimizer(model: nn.Module, optim: Settings) -> torch.optim.Optimizer:
                 {"params": vectors, "weight_decay": 0.0},
             ]
             return torch.optim.AdamW(groups, betas=tuple(optim["betas"]), **common)
-    raise UserError(f"optim.algorithm={optim['algorithm']}; expected sgd, adam or adamw")
 
 
 def learning_rate(step: int, total: int, optim: Settings) -> float:
@@ -42,7 +39,6 @@ def learning_rate(step: int, total: int, optim: Settings) -> float:
             )
         case "cosine":
             return cosine(step, total, optim["lr"], optim["final_lr"], optim["warmup_steps"])
-    raise UserError(f"optim.schedule={optim['schedule']}; expected drops or cosine")
 
 
 def step_drops(

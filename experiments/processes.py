@@ -16,12 +16,12 @@ import torch
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 import highway_bp as hb
-from experiments.errors import GRACE, UserError
+from experiments.errors import GRACE, UserError, naming
 from experiments.interrupt import Interrupted
 from experiments.run_folder import BeingTrained, RunFolder
 
@@ -86,8 +86,7 @@ class LayersShared(OneProcess):
         settings: the config group ``parallel``.
 
     Raises:
-        UserError: not started by torchrun, or by a number that cannot be shared out; sizes that
-            are none.
+        UserError: not started by torchrun, or by a number that cannot be shared out.
     """
 
     def __init__(self, settings: Mapping[str, Any]):
@@ -97,7 +96,6 @@ class LayersShared(OneProcess):
                 "torchrun --nproc-per-node=2 train.py ..."
             )
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        _check_sizes(settings["sizes"])
         self.replicas = settings["data"]
         if self.size % self.replicas:
             raise UserError(
@@ -183,10 +181,8 @@ class LayersShared(OneProcess):
 
     def share(self, model: nn.Module) -> None:
         sizes, scan, parts = (self._settings[key] for key in ("sizes", "scan", "micro_batches"))
-        try:
+        with naming("parallel=layers"):
             hb.shard(model, self._layers, sizes, scan, parts)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"parallel=layers: {error}") from error
 
     def replicated(self, model: nn.Module) -> nn.Module:
         return model if self.replicas == 1 else hb.replicate(model, self._data)
@@ -225,14 +221,6 @@ class LayersShared(OneProcess):
             dist.gather_object(mine, everyone, group=self._layers, group_dst=0)
         whole["state"] = {i: state for found in everyone or [] for i, state in found.items()}
         return whole
-
-
-def _check_sizes(sizes: object) -> None:
-    listed = isinstance(sizes, list | ListConfig) and all(type(n) is int for n in sizes)
-    if not listed and sizes is not None:
-        raise UserError(
-            f"parallel.sizes={sizes}; expected null or a list of numbers of layers, such as [4,2]"
-        )
 
 
 def processes_of(cfg: DictConfig) -> OneProcess:

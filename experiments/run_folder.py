@@ -11,10 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
-from experiments.atomic import write_text
+from experiments import checkpoint
+from experiments.atomic import write_atomically, write_text
 from experiments.errors import UserError
+from experiments.identity import flat
 
 LOCK, STARTED = "lock", "started.json"
 PATIENCE = 0.1  # seconds; `is_busy` of another process may hold the lock for an instant
@@ -40,15 +43,19 @@ def is_busy(path: Path) -> bool:
 
 
 class RunFolder:
-    """One run's files. ``config`` holds what identifies the run, ``path`` is named after it."""
+    """One run's files.
 
-    def __init__(self, path: Path, config: dict[str, Any]):
-        """Nothing is written before ``create``.
+    Args:
+        path: named after the run; nothing is written before ``create``.
+        config: what identifies the run.
+        writes: False for those processes of a run that leave its files to the first.
 
-        Raises:
-            UserError: the folder was made with another configuration (the key is named).
-        """
-        self.path = path
+    Raises:
+        UserError: the folder was made with another configuration (the key is named).
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], writes: bool = True):
+        self.path, self.writes = path, writes
         self._metrics = path / "metrics.jsonl"
         self._config = json.dumps(config, indent=1, sort_keys=True) + "\n"
         file = path / "config.json"
@@ -60,7 +67,7 @@ class RunFolder:
 
     def create(self) -> None:
         """Make the folder with its config.json; UserError if it cannot be written."""
-        write_text(self.path / "config.json", self._config)
+        self._write("config.json", self._config)
 
     @property
     def finished(self) -> bool:
@@ -94,7 +101,7 @@ class RunFolder:
         """Write started.json: what is trained here, since when, by which process."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         by = {"started": now, "pid": os.getpid(), "host": socket.gethostname()}
-        write_text(self.path / STARTED, json.dumps({**about, **by}, indent=1) + "\n")
+        self._write(STARTED, json.dumps({**about, **by}, indent=1) + "\n")
 
     def started(self) -> dict[str, Any]:
         """What `start` wrote last; empty before, or if it is damaged."""
@@ -109,6 +116,8 @@ class RunFolder:
         Raises:
             UserError: the disk is full or the folder is gone.
         """
+        if not self.writes:
+            return
         try:
             with open(self._metrics, "a") as f:
                 f.write(json.dumps(record) + "\n")
@@ -137,32 +146,29 @@ class RunFolder:
 
     def keep_until(self, step: int) -> None:
         """Drop what was recorded after ``step``: it is going to be computed again."""
-        kept = [json.dumps(r) + "\n" for r in self.records() if 0 < step >= r["step"]]
-        write_text(self._metrics, "".join(kept))
+        if self.writes:
+            kept = [json.dumps(r) + "\n" for r in self.records() if 0 < step >= r["step"]]
+            self._write(self._metrics.name, "".join(kept))
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint, as `experiments.checkpoint.save` does."""
+        if self.writes:
+            checkpoint.save(self.path, state)
+
+    def keep(self, name: str, state: dict[str, Any]) -> Path:
+        """Write tensors to a file of their own; returns its path."""
+        if self.writes:
+            write_atomically(self.path / name, lambda f: torch.save(state, f))
+        return self.path / name
 
     def finish(self, row: dict[str, Any]) -> None:
         """Write row.json, then DONE."""
-        write_text(self.path / "row.json", json.dumps(row, indent=1) + "\n")
-        write_text(self.path / "DONE", "")
+        self._write("row.json", json.dumps(row, indent=1) + "\n")
+        self._write("DONE", "")
 
-
-class Bystander(RunFolder):
-    """The folder as seen by those processes of a run that leave its files to the first."""
-
-    def create(self) -> None:
-        """The first process makes it."""
-
-    def start(self, about: dict[str, Any]) -> None:
-        """The first process tells."""
-
-    def append(self, record: dict[str, Any]) -> None:
-        """The first process has the same record."""
-
-    def keep_until(self, step: int) -> None:
-        """The first process does."""
-
-    def finish(self, row: dict[str, Any]) -> None:
-        """The first process does."""
+    def _write(self, name: str, text: str) -> None:
+        if self.writes:
+            write_text(self.path / name, text)
 
 
 def _difference(file: Path, text: str) -> str:
@@ -170,18 +176,8 @@ def _difference(file: Path, text: str) -> str:
         old = json.loads(file.read_text())
     except json.JSONDecodeError:
         return "its config.json is damaged"
-    new = _flat(json.loads(text))
-    old = _flat(old)
+    old, new = dict(flat(old)), dict(flat(json.loads(text)))
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key):
             return f"{key}: {old.get(key)} there, {new.get(key)} now"
     return "another layout"
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"depth": 20}} -> {"model.depth": 20}."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        inner = isinstance(value, dict)
-        flat.update(_flat(value, f"{prefix}{key}.") if inner else {prefix + key: value})
-    return flat

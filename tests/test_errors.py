@@ -350,6 +350,16 @@ def image_folders_without_a_place(train, *_):
 
 
 @situation
+def a_k_that_has_no_effect(train, *_):
+    return train("grad=bp", "k=5", "steps=1").out.splitlines()[0]
+
+
+@situation
+def a_gamma_that_has_no_effect(train, *_):
+    return train("grad=fixed_point", "gamma=0.2", "steps=1").out.splitlines()[0]
+
+
+@situation
 def a_k_larger_than_L_in_training(train, *_):
     return train("k=5", "steps=1").out.splitlines()[0]
 

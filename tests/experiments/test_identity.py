@@ -8,16 +8,13 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from experiments.config import register_schema
 from experiments.data.images import ImageData
 from experiments.data.pairs import LABELS, PairData
 from experiments.data.text import TextData
 from experiments.identity import (
-    FIELDS,
     KINDS,
-    LEFT_OUT,
     config_hash,
     identity,
     precision_of,
@@ -97,27 +94,6 @@ def weight_sum(model: torch.nn.Module) -> float:
 
 def digest(batch: tuple[torch.Tensor, torch.Tensor]) -> str:
     return hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in batch)).hexdigest()[:8]
-
-
-def test_the_fields_name_every_key_of_every_group(composed):
-    """A new key has to be put where it belongs: among what changes a result, or what does not."""
-    for group in ("model", "data", "optim", "grad", "schedule", "trainer", "parallel"):
-        for file in (CONFIGS / group).glob("*.yaml"):
-            overrides = [f"{group}={file.stem}"]
-            cfg = OmegaConf.to_container(composed(*overrides), resolve=False)
-            for key in flat(cfg):
-                name = key.removesuffix("._target_")
-                parts = name.split(".")
-                known = FIELDS.keys() | LEFT_OUT
-                assert any(".".join(parts[:n]) in known for n in range(1, len(parts) + 1)), key
-
-
-def flat(config: dict, prefix: str = ""):
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
 
 
 def test_every_class_that_a_configuration_names_has_a_lasting_name(composed):

@@ -186,9 +186,9 @@ def test_a_mistake_is_reported_once(tmp_path):
     ("argument", "line"),
     [
         ("parallel.data=2", "parallel.data=2 with 3 processes; expected torchrun's number to be"),
-        ("parallel.sizes=fast", "parallel.sizes=fast; expected null or a list of"),
-        ("parallel.sizes=3", "parallel.sizes=3; expected null or a list of"),
-        ("parallel.sizes=[2,x]", "parallel.sizes=[2, 'x']; expected null or a list of"),
+        ("parallel.sizes=fast", "parallel.sizes=fast: Invalid value assigned: str is not"),
+        ("parallel.sizes=3", "parallel.sizes=3: Invalid value assigned: int is not"),
+        ("parallel.sizes=[2,x]", "parallel.sizes=[2,x]: Value 'x' of type 'str' could not"),
         ("-m", "parallel=layers in a sweep; expected one run per torchrun"),
     ],
 )

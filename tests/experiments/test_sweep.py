@@ -175,7 +175,7 @@ def test_a_bug_in_one_job_shows_itself_and_the_others_go_on(train, runs, monkeyp
     whole = Trainer.train
 
     def buggy(self):
-        if self.seed == 1:
+        if self.plan.cfg.seed == 1:
             raise RuntimeError("CUDA out of memory")
         return whole(self)
 
@@ -190,7 +190,7 @@ def test_a_bug_in_one_job_shows_itself_and_the_others_go_on(train, runs, monkeyp
 def test_a_sweep_over_an_unknown_key_is_told_in_one_line(train, runs):
     seen = train("-m", "kk=0,1", "seed=0,1")
     assert (seen.code, seen.err.count("\n"), finished(runs)) == (1, 1, set())
-    assert seen.err.startswith("error: Could not override 'kk': Key 'kk' not in 'RootKeys'")
+    assert seen.err.startswith("error: Could not override 'kk': Key 'kk' not in 'Root'")
 
 
 def test_a_value_that_is_not_there_stops_its_own_jobs_alone(train, runs):

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.errors import UserError
-from experiments.optimizer import build_optimizer, cosine, learning_rate, step_drops
+from experiments.optimizer import build_optimizer, cosine, step_drops
 from experiments.tasks import Classification, LanguageModelling
 
 
@@ -102,10 +101,3 @@ def test_optimisers_leave_frozen_parameters_out():
     assert isinstance(optimizer, torch.optim.Adam)
     (group,) = optimizer.param_groups
     assert [p.shape for p in group["params"]] == [(2, 2)] and group["betas"] == (0.9, 0.99)
-
-
-def test_unknown_choices_are_told():
-    with pytest.raises(UserError, match=r"optim\.algorithm=lion; expected sgd, adam or adamw"):
-        build_optimizer(nn.Linear(1, 1), {**ADAM, "algorithm": "lion"})
-    with pytest.raises(UserError, match=r"optim\.schedule=sine; expected drops or cosine"):
-        learning_rate(0, 10, {**ADAM, "schedule": "sine"})

@@ -8,13 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
+from experiments.config import composed
 from experiments.errors import UserError
 from experiments.wandb_writer import NoWriter, WandbWriter, group_name, method_name
 from tests.train_cli import only_run
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "logger"
 ABOUT = {
     "experiment": "digits",
     "model": "resnet20",
@@ -59,7 +58,7 @@ def by_kind(folder: Path) -> dict[str, list]:
 
 
 def load(logger: str):
-    return instantiate(OmegaConf.load(CONFIGS / f"{logger}.yaml"))
+    return instantiate(composed(f"logger={logger}").logger)
 
 
 def no_network(*_):

@@ -1,0 +1,67 @@
+"""What is made small: a model's loss on the batches of a data set, and its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from experiments.data.batches import Batch, Data
+from experiments.identity import precision_of
+
+if TYPE_CHECKING:
+    from experiments.plan import Plan
+
+
+class Objective:
+    """Loss and scores in the plan's precision, on this process's part of every batch.
+
+    Attributes:
+        batches: of training, on the plan's device.
+        task: the data's loss and scores.
+    """
+
+    def __init__(self, plan: Plan, data: Data) -> None:
+        optim, settings = plan.cfg.optim, plan.cfg.trainer
+        self.data, self.task = data, data.task
+        self.batches = data.train_batches(optim.batch_size, plan.cfg.seed, plan.device)
+        self._device, self._processes = plan.device, plan.processes
+        self._eval_batch_size = settings.eval_batch_size
+        self._bfloat16 = precision_of(settings, plan.device.type) == "bfloat16"
+        wanted, slower = settings.channels_last, self._bfloat16 and plan.device.type == "cpu"
+        self._channels_last = not slower if wanted == "auto" else wanted
+
+    def place(self, model: nn.Module) -> None:
+        """Bring the model to the device, in the layout of its images."""
+        model.to(self._device)
+        if self._channels_last:
+            model.to(memory_format=torch.channels_last)
+
+    def batch(self, step: int) -> Batch:
+        """x (B, ...) and y (B, ...) of a step."""
+        x, y = map(self._processes.part, self.batches.batch(step))
+        return self._laid_out(x), y
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, a scalar with a gradient, and further training scores."""
+        with self._autocast():
+            return self.task.loss(model, x, y)
+
+    def loss_on(self, x: Tensor, y: Tensor) -> Callable[[nn.Module], Tensor]:
+        """The loss on one batch, as a function of the model."""
+        return lambda model: self.loss(model, x, y)[0]
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Scores over all test rows."""
+        batches = self.data.eval_batches(self._eval_batch_size, self._device)
+        with self._autocast():
+            return self.task.evaluate(model, ((self._laid_out(x), y) for x, y in batches))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16)
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        images = x.dim() == 4 and self._channels_last
+        return x.contiguous(memory_format=torch.channels_last) if images else x

@@ -1,0 +1,151 @@
+"""What is to be run, built and checked as far as that needs neither data nor model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+import highway_bp as hb
+from experiments.config import check
+from experiments.diagnostics import Diagnostics
+from experiments.errors import UserError, naming
+from experiments.gpus import take_one_gpu
+from experiments.identity import config_hash, identity, precision_of, setup_hash
+from experiments.processes import OneProcess, processes_of
+from experiments.row import SCHEMA, method_fields, stored_config, stored_overrides
+from experiments.run_folder import RunFolder
+
+
+@dataclass
+class Plan:
+    """A configuration and what it asks for.
+
+    Args:
+        choices: the group choices by name, e.g. {"model": "resnet110", "grad": "highway"}.
+        overrides: the arguments ``cfg`` was composed from.
+
+    Raises:
+        UserError, OmegaConfBaseException: what no training can be run with.
+    """
+
+    cfg: DictConfig
+    choices: Mapping[str, str]
+    overrides: Sequence[str] = ()
+    processes: OneProcess = field(init=False)
+    method: hb.Method = field(init=False)
+    schedule: hb.schedules.Schedule = field(init=False)
+    diagnostics: Diagnostics = field(init=False)
+    device: torch.device = field(init=False)
+
+    def __post_init__(self) -> None:
+        check(self.cfg, self.choices)
+        self.processes = processes_of(self.cfg)
+        self.method = build(self.cfg, "grad")
+        with self._naming_schedule():
+            self.schedule = instantiate(self.cfg.schedule, _partial_=True, _convert_="all")(
+                self.method
+            )
+        self.diagnostics = Diagnostics(**OmegaConf.to_container(self.cfg.diagnostics))
+        self.device = _device(self.cfg.device)
+        if self._fixed_steps:
+            self.steps(per_epoch=1)
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """What identifies the run, but for its seed."""
+        return identity(self.cfg, self.device.type)
+
+    @property
+    def hash(self) -> str:
+        return config_hash(self.fields)
+
+    @property
+    def folder(self) -> RunFolder:
+        """`<model>-<grad>[-<schedule> or -k<k>]-<hash>-<device>-s<seed>` below run_root."""
+        schedule, k = self.choices["schedule"], getattr(self.method, "k", None)
+        if schedule == "constant":
+            schedule = None if k is None else f"k{k}"
+        parts = (self.choices["model"], self.choices["grad"], schedule)
+        name = [*filter(None, parts), self.hash, self.device.type, f"s{self.cfg.seed}"]
+        path, identified = Path(self.cfg.run_root) / "-".join(name), {"seed": self.cfg.seed}
+        return RunFolder(path, self.fields | identified, self.processes.writes)
+
+    def steps(self, per_epoch: int) -> int:
+        """The steps of training; raises UserError if the schedule does not fit into them."""
+        steps = self._fixed_steps or round(self.cfg.optim.epochs * per_epoch)
+        if steps < 1:
+            raise UserError(
+                f"optim.epochs={self.cfg.optim.epochs} of {per_epoch} steps each; expected at "
+                "least one step"
+            )
+        with self._naming_schedule():
+            self.schedule.method_for(0, steps)
+        return steps
+
+    def without_effect(self) -> list[str]:
+        """Lines on root keys that were given and that the gradient method does not have."""
+        given = {override.partition("=")[0].lstrip("+") for override in self.overrides}
+        return [
+            f"{key}={self.cfg[key]} has no effect with grad={self.choices['grad']}"
+            for key in ("k", "gamma")
+            if key in given and key not in self.cfg.grad
+        ]
+
+    def about(self, data_name: str, per_epoch: int, model: nn.Module) -> dict[str, Any]:
+        """What of the run's row is known before it has begun."""
+        cfg, steps = self.cfg, self.steps(per_epoch)
+        return {
+            "schema": SCHEMA,
+            "config_hash": self.hash,
+            "setup": setup_hash(self.fields),
+            "seed": cfg.seed,
+            "device_kind": self.device.type,
+            "experiment": self.choices.get("experiment"),
+            "overrides": stored_overrides(self.overrides),
+            "config": stored_config(cfg),
+            "model": self.choices["model"],
+            "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            **method_fields(cfg, self.choices["schedule"], self.method),
+            "precision": precision_of(cfg.trainer, self.device.type),
+            "data": data_name,
+            "steps": steps,
+            "epochs": steps / per_epoch,
+            "batch_size": cfg.optim.batch_size,
+            **self.processes.fields,
+        }
+
+    @property
+    def _fixed_steps(self) -> int | None:
+        return self.cfg.steps or self.cfg.optim.steps
+
+    def _naming_schedule(self):
+        return naming(f"schedule={self.choices['schedule']}")
+
+
+def build(cfg: DictConfig, group: str, **extra: Any) -> Any:
+    """Instantiate a group; what its constructor rejects is the user's to mend."""
+    try:
+        return instantiate(cfg[group], **extra)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise UserError(f"{group}: {str(cause or error).splitlines()[0]}") from error
+
+
+def _device(name: str) -> torch.device:
+    if name != "cpu":
+        take_one_gpu()
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch finds no CUDA device; use device=cpu or auto")
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(found if name == "auto" else name)
