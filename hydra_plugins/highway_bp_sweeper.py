@@ -67,6 +67,8 @@ class Sweeper(BasicSweeper):
             raise UserError(
                 "a process of the sweep was killed; the same command resumes"
             ) from error
+        finally:
+            _end_workers()
 
     def get_job_batch(self) -> list[Job]:
         """The next jobs, less those that cannot be composed and those that are the same run.
@@ -122,3 +124,10 @@ def run_of(config: DictConfig) -> Any:
 def _terminate_workers() -> None:
     for process in multiprocessing.active_children():  # of joblib; submitit's are no children
         process.terminate()
+
+
+def _end_workers() -> None:
+    """After a signal, joblib's idle workers were seen to stay for minutes, and this process too."""
+    loky = sys.modules.get("joblib.externals.loky")
+    if loky is not None:
+        loky.get_reusable_executor(reuse=True).shutdown(kill_workers=True)
