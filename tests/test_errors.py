@@ -173,6 +173,50 @@ def a_cell_without_a_carry(*_):
     return raised(TypeError, lambda: hb.Recurrent(nn.Linear(3, 4)))
 
 
+class Around(MinimalGatedCell):
+    def __init__(self, after: nn.Module):
+        super().__init__(3, 4)
+        self.after = after
+
+    def forward(self, x, h):
+        return self.after(super().forward(x, h))
+
+
+def of_cell(after: nn.Module) -> str:
+    network = hb.Recurrent(Around(after), method=hb.Highway(1))
+    return raised(RuntimeError, lambda: network(X)[0].sum().backward())
+
+
+@situation
+def a_cell_with_dropout(*_):
+    return of_cell(nn.Dropout(0.5))
+
+
+@situation
+def a_cell_with_batch_normalisation(*_):
+    return of_cell(nn.BatchNorm1d(4))
+
+
+@situation
+def a_recurrent_layer_in_a_transform(*_):
+    rnn = hb.GRU(3, 4, method=hb.Highway(1))
+    return raised(RuntimeError, lambda: torch.func.grad(lambda x: rnn(x)[0].sum())(X))
+
+
+@situation
+def batched_gradients(*_):
+    rnn, two = hb.GRU(3, 4, method=hb.Highway(1)), torch.ones(2, 5, 2, 4)
+    output, leaves = rnn(X)[0], list(rnn.parameters())
+    return raised(
+        RuntimeError, lambda: torch.autograd.grad(output, leaves, two, is_grads_batched=True)
+    )
+
+
+@situation
+def a_scan_of_whole_numbers(*_):
+    return raised(TypeError, lambda: hb.cumsumprod(torch.arange(3)))
+
+
 @situation
 def a_model_without_a_chain(*_):
     return raised(ValueError, lambda: hb.set_method(nn.Linear(3, 4), hb.Highway(1)))

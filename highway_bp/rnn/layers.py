@@ -201,4 +201,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
         with autocast(x.device, enabled=False if x.is_cuda else None):
             found = Steps.apply(cell, method, tile, ends, self.n_states, x, *start, *weights)
         h, *states = found if isinstance(found, tuple) else (found,)
+        if lengths is not None:  # what torch gives for packed sequences under autocast on the CPU
+            dtype = torch.promote_types(h.dtype, start[0].dtype)
+            h, states = h.to(dtype), [s.to(dtype) for s in states]
         return h, (by_length.last(h, lengths), *states)

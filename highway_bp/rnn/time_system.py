@@ -20,9 +20,10 @@ KERNEL = "HIGHWAY_BP_SCAN_KERNEL"  # 0: no kernel of Triton on CUDA
 
 
 def scan_of(K: Tensor, scale: float, bounded: bool) -> Callable[[Tensor], Tensor]:
-    """On CUDA one kernel of Triton, for carries whose products cannot overflow, if it is there
-    and the environment allows it; else `DiagonalScan`."""
-    if not (bounded and K.is_cuda and os.environ.get(KERNEL) != "0" and find_spec("triton")):
+    """On CUDA one kernel of Triton, if it is there, the environment allows it and no product of
+    carries can overflow; else `DiagonalScan`."""
+    has_kernel = K.is_cuda and os.environ.get(KERNEL) != "0" and find_spec("triton")
+    if not (has_kernel and (bounded or (K.abs() <= 1).all())):
         return DiagonalScan(K, scale, bounded)
     from highway_bp.rnn.scan_kernel import scan_
 
@@ -116,7 +117,8 @@ class TimeSystem:
         """Steps of n layers (`mgrit.GridSystem`), (len(states), B, S)."""
         w, at = w[rows(states, ahead=n)], rows(states)
         if n > 1:
-            carried = w[..., : self._K.shape[-1]] * self._between(n, states)
+            w_C = w[..., : self._K.shape[-1]]
+            carried = torch.where(w_C == 0, 0, w_C * self._between(n, states))  # may overflow
             w = F.pad(carried, (0, w.shape[-1] - carried.shape[-1]))
         v = w.new_empty(w.shape)
         self._vjp(w, torch.zeros_like(v), v, at)

@@ -2,7 +2,7 @@
 
 The n windows of a sequence lie side by side as n * B rows of one call of the cell, so that its own
 backward pass gives all their vector-Jacobian products at once. With windows of one step it is the
-naive twin of the closed forms in `gru_steps` and `lstm_steps`.
+naive twin of the closed forms in `gru` and `lstm`.
 """
 
 from __future__ import annotations

@@ -93,6 +93,20 @@ def flat(outputs):
 
 
 @every_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_of_a_packed_sequence(kind, dtype):
+    given = pack_padded_sequence(torch.randn(L, B, D, dtype=dtype), [6, 4, 4, 2, 1])
+    plain, ours = pair(kind, hb.Highway(L))
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted, found = plain(given), ours(given)
+    for a, b in zip(
+        flat((found[0].data, found[1])), flat((wanted[0].data, wanted[1])), strict=True
+    ):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+
+
+@every_kind
 def test_a_loss_computed_and_differentiated_under_autocast(kind):
     _, ours = pair(kind, hb.Highway(2))
     with torch.autocast("cpu", torch.bfloat16):
