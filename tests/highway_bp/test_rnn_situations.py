@@ -149,23 +149,41 @@ def test_the_meta_device(kind, method):
     assert output.is_meta and ours.weight_hh_l0.grad.shape == ours.weight_hh_l0.shape
 
 
-BAD_STATES = {str(t): lambda t=t: torch.zeros(1, B, H).to(t) for t in (torch.float64, torch.int64)}
-BAD_STATES |= {str(t): lambda t=t: torch.zeros(1, B, H).to(t) for t in (torch.half, torch.cfloat)}
+X = torch.randn(L, B, D)
+DTYPES = (torch.float64, torch.int64, torch.half, torch.cfloat)
+BAD = {  # an input, and a state
+    "width": (torch.zeros(L, B, D + 1), None),
+    "dtype": (X.double(), None),
+    "no steps": (torch.zeros(0, B, D), None),
+    "0-d": (torch.zeros(()), None),
+    "4-d": (torch.zeros(L, B, D, 1), None),
+    "a batch of another size": (X, torch.zeros(1, B + 1, H)),
+    "two layers": (X, torch.zeros(2, B, H)),
+    "a state of another width": (X, torch.zeros(1, B, H + 1)),
+    "a state without batch": (X, torch.zeros(B, H)),
+    "an input without batch": (torch.zeros(L, D), torch.zeros(1, 1, H)),
+    **{str(dtype): (X, torch.zeros(1, B, H).to(dtype)) for dtype in DTYPES},
+}
 
 
 @every_kind
-@pytest.mark.parametrize("bad", [*BAD_STATES, "three", "0-d input"])
+@pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("method", [hb.Highway(1), hb.Highway(1, group_size=2)], ids=str)
 def test_bad_input_raises_as_torch(kind, bad, method):
-    x, state = torch.randn(L, B, D), BAD_STATES.get(bad, lambda: torch.zeros(1, B, H))()
-    hx = state if kind == "GRU" else (state,) * (3 if bad == "three" else 2)
-    if bad == "three" and kind == "GRU":
-        hx = torch.zeros(3, B, H)
-    plain, ours = pair(kind, method)
+    x, state = BAD[bad]
+    hx = (state, state) if state is not None and kind == "LSTM" else state
+    assert_raise_alike(kind, method, x, hx)
+
+
+def test_three_states_raise_as_torch():
+    assert_raise_alike("LSTM", hb.Highway(1), X, (torch.zeros(1, B, H),) * 3)
+
+
+def assert_raise_alike(kind, method, x, hx):
     said = []
-    for rnn in (plain, ours):
+    for rnn in pair(kind, method):
         with pytest.raises((RuntimeError, ValueError)) as seen:
-            rnn(torch.tensor(1.0)) if bad == "0-d input" else rnn(x, hx)
+            rnn(x, hx)
         said.append((seen.type, str(seen.value)))
     assert said[0] == said[1]
 

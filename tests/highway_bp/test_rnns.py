@@ -452,39 +452,3 @@ def test_proj_size_is_refused_but_with_backprop():
     with pytest.raises(ValueError, match="proj_size=2; expected 0 with Highway"):
         hb.LSTM(D, H, proj_size=2, method=hb.Highway(1))
     assert hb.LSTM(D, H, proj_size=2)(torch.randn(L, B, D))[0].shape == (L, B, 2)
-
-
-@pytest.mark.parametrize(
-    ("shape", "state"),
-    [
-        ((L, B, D + 1), None),
-        ((L, B, D), (1, B + 1, H)),
-        ((L, B, D), (2, B, H)),
-        ((L, B, D, 1), None),
-        ((L, D), (1, 1, H)),
-        ((L, B, D), (B, H)),
-        ((L, B, D), (1, B, H + 1)),
-        ((0, B, D), None),
-    ],
-    ids=str,
-)
-@every_kind
-def test_what_torch_rejects_is_rejected_alike(kind, shape, state):
-    theirs, ours = KINDS[kind]
-    states = None if state is None else [torch.randn(state)] * ours.n_states
-    hx = states if states is None or kind == "LSTM" else states[0]
-    with pytest.raises((ValueError, RuntimeError)) as wanted:
-        theirs(D, H)(torch.randn(shape), hx)
-    with pytest.raises(wanted.type) as told:
-        ours(D, H, method=hb.Highway(1))(torch.randn(shape), hx)
-    assert str(told.value) == str(wanted.value)
-
-
-@every_kind
-def test_another_dtype_is_rejected_alike(kind):
-    theirs, ours = KINDS[kind]
-    with pytest.raises(ValueError) as wanted:
-        theirs(D, H)(torch.randn(L, B, D, dtype=torch.float64))
-    with pytest.raises(ValueError) as told:
-        ours(D, H, method=hb.Highway(1))(torch.randn(L, B, D, dtype=torch.float64))
-    assert str(told.value) == str(wanted.value)
