@@ -67,14 +67,13 @@ class MethodRNN(HasMethod, nn.RNNBase):
         """
         packed = isinstance(input, PackedSequence)
         if not packed and input.dim() not in (2, 3):
-            raise ValueError(
-                f"{self.mode}: Expected input to be 2D or 3D, got {input.dim()}D instead"
-            )
+            return self._library(input, hx)  # torch says what is wrong
         time = 1 if self.batch_first and not packed and input.dim() == 3 else 0
         self.length = len(input.batch_sizes) if packed else input.shape[time]
         if lengths is not None:
             return self._padded(input, hx, lengths)
-        if not torch.is_grad_enabled() or self.method.group_size is None:
+        by_autograd = not torch.is_grad_enabled() or self.method.group_size is None
+        if by_autograd or not self._fits(hx, 3 if packed else input.dim()):
             return self._library(input, hx)
         refuse_transforms(type(self).__name__)
         if packed:
@@ -84,7 +83,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
             output, states = self._layers(x, self._start(x, hx), None)
             return output.movedim(1, 0) if self.batch_first else output, self._given(states)
         if hx is not None:
-            hx = self._given([s.unsqueeze(1) for s in self._listed(hx, dims=2)])
+            hx = self._given([s.unsqueeze(1) for s in self._listed(hx)])
         x = input.unsqueeze(1)
         output, states = self._layers(x, self._start(x, hx), None)
         return output.squeeze(1), self._given([s.squeeze(1) for s in states])
@@ -142,23 +141,16 @@ class MethodRNN(HasMethod, nn.RNNBase):
             D = 1 + self.bidirectional
             zeros = x.new_zeros(self.num_layers * D, x.shape[1], self.hidden_size)
             hx = self._given([zeros] * self.n_states)
-        given = self._listed(hx, dims=3)
         self.check_forward_args(x.movedim(1, 0) if self.batch_first else x, hx, None)
-        return given
+        return self._listed(hx)
 
-    def _listed(self, hx: States, dims: int = 0) -> list[Tensor]:
-        """The states one by one, of ``dims`` dimensions each; with torch's messages."""
-        given = [hx] if self.n_states == 1 else list(hx)
-        if dims and any(s.dim() != dims for s in given):
-            names, found = "hx", f"{given[0].dim()}-D tensor"
-            if len(given) > 1:
-                names = "hx and cx"
-                found = f"({', '.join(f'{s.dim()}-D' for s in given)}) tensors"
-            kind = "batched 3-D" if dims == 3 else "unbatched 2-D"
-            raise RuntimeError(f"For {kind} input, {names} should also be {dims}-D but got {found}")
-        if len(given) != self.n_states:
-            raise RuntimeError(f"{self.mode.lower()} expects two hidden states")
-        return given
+    def _fits(self, hx: States | None, dims: int) -> bool:
+        """Whether number and dimensions of the states are right; if not, torch says so."""
+        given = [] if hx is None else self._listed(hx)
+        return len(given) in (0, self.n_states) and all(s.dim() == dims for s in given)
+
+    def _listed(self, hx: States) -> list[Tensor]:
+        return [hx] if self.n_states == 1 else list(hx)
 
     def _given(self, states: Sequence[Tensor]) -> States:
         return states[0] if self.n_states == 1 else tuple(states)
