@@ -9,7 +9,7 @@ import inspect
 import math
 import pydoc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +54,7 @@ class Range:
 
     test: Callable[[Any], bool]
     words: str
+    null: bool = True  # allowed where the type allows it
 
     def includes(self, value: Any) -> bool:
         try:
@@ -91,13 +92,14 @@ BETAS = Range(
 DROPS = Range(
     lambda d: all(a < b for a, b in pairwise([0, *d, 1])), "increasing fractions between 0 and 1"
 )
-GAMMA = Range(lambda g: g == "auto" or FRACTION.includes(g), f"{FRACTION.words}, or 'auto'")
-SWITCH = one_of("auto", True, False)
+GAMMA = Range(
+    lambda g: g == "auto" or FRACTION.includes(g), f"{FRACTION.words}, or 'auto'", null=False
+)
+SWITCH = replace(one_of("auto", True, False), null=False)
 # Rows of the grammar. Folders of images have names.
 ROWS = Range(lambda n: type(n) is str or n >= 1, "a whole number, at least 1")
 
-# Of values that are not null; whether they may be is a matter of type. Methods, schedules and
-# models check their own arguments.
+# Methods, schedules and models check their other arguments.
 RANGES: dict[str, Range] = {
     "k": whole(0),
     "gamma": GAMMA,
@@ -118,6 +120,10 @@ RANGES: dict[str, Range] = {
     "optim.momentum": BELOW_ONE,
     "optim.betas": BETAS,
     "optim.drops": DROPS,
+    **{f"model.{key}": whole(1) for key in ("layers", "hidden", "heads", "length")},
+    "model.image_size": whole(1),
+    "model.patch_size": whole(1),
+    "model.dropout": BELOW_ONE,
     "data.validation": whole(0),
     "data.classes": whole(1),
     "data.train": ROWS,
@@ -169,13 +175,13 @@ def composed(*overrides: str) -> DictConfig:
 def check(cfg: DictConfig, choices: Mapping[str, str]) -> None:
     """Raise UserError for what no training can be run with.
 
-    choices: of the groups, by name; for the lines of errors.
+    choices: of the groups, by name.
     """
-    for name in known_keys(cfg) ^ set(cfg):
+    for name in {f.name for f in fields(schema.Root)} ^ set(cfg):
         raise UserError(f"{name} is {'unknown' if name in cfg else 'missing'}; {HELP}")
     for group in GROUPS:
-        if OmegaConf.is_missing(cfg, group):
-            raise UserError(f"{group} is missing; expected one of configs/{group}")
+        if group not in choices:  # none, or several
+            raise UserError(f"{group} has no choice; expected one of configs/{group}")
         for name in set(cfg[group]) - known_keys(cfg[group]):
             raise UserError(f"{group}.{name} is unknown; {HELP}")
     _check_ranges(dict(flat(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))))
@@ -206,7 +212,7 @@ def _signature(node: DictConfig) -> inspect.Signature:
 def _check_ranges(values: Mapping[str, Any]) -> None:
     for key, allowed in RANGES.items():
         value = values.get(key)
-        if value is not None and not allowed.includes(value):
+        if key in values and not (allowed.includes(value) or (value is None and allowed.null)):
             raise UserError(f"{key}={value}; expected {allowed.words}")
     for key in ("optim.algorithm", "optim.schedule"):
         for name in READ_BY[values[key]] - {k.removeprefix("optim.") for k in values}:

@@ -167,6 +167,58 @@ class Wandb(NoLogger):
 
 
 @dataclass
+class ResNet(Target):
+    depth: int
+    preact: bool
+    downsampling: str
+
+
+@dataclass
+class TorchvisionResNet(Target):
+    name: str
+
+
+@dataclass
+class PixelGRU(Target):
+    hidden: int
+    carry: str
+
+
+@dataclass
+class RNN(PixelGRU):
+    cell: str
+    layers: int
+
+
+@dataclass
+class Transformer(Target):
+    layers: int
+    hidden: int
+    heads: int
+
+
+@dataclass
+class Decoder(Transformer):
+    family: str
+    length: int
+    dropout: float
+
+
+@dataclass
+class PairClassifier(Transformer):
+    pretrained: str | None
+    length: int
+
+
+@dataclass
+class VisionTransformer(Transformer):
+    image_size: int
+    patch_size: int
+    pretrained: str | None
+    dropout: float
+
+
+@dataclass
 class Digits(Target):
     augment: bool
     validation: int

@@ -1,0 +1,192 @@
+"""Random command lines: each one makes a plan that may be run, or one clear line.
+
+What is legal stands here, written by hand: `TABLE` is not made from the schema it tests.
+"""
+
+import random
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config import CONFIGS, GIVEN_BY, register_schema
+from experiments.errors import UserError, one_line
+from experiments.identity import KINDS
+from experiments.plan import Plan, build
+
+NO_NUMBER = "two [1] null"
+WHOLE = ("1 3 64", f"0 -1 1.5 true {NO_NUMBER}")  # legal, illegal
+MAYBE_WHOLE = ("1 3 64 null", "0 -1 1.5 [1]")
+FROM_ZERO = ("0 1 5", f"-1 1.5 {NO_NUMBER}")
+ABOVE_ZERO = ("1e-3 0.5 2", f"0 -1 inf nan {NO_NUMBER}")
+SWITCH = ("auto true false", "maybe 3 null [true]")
+YES_NO = ("true false", "maybe null [true] 2.5")
+GAMMA = ("0 0.5 1 auto", "-0.1 1.1 sometimes null [1] true")
+SHARE = ("0.1 0.9", f"0 1 1.5 {NO_NUMBER}")
+# By what stands before them on the line: keys, their legal values, their illegal ones.
+TABLE = {
+    "experiment=digits_tiny": {
+        "k": FROM_ZERO,
+        "gamma": GAMMA,
+        "seed": ("0 7 9223372036854775807", f"-1 1.5 9223372036854775808 {NO_NUMBER}"),
+        "steps": MAYBE_WHOLE,
+        "advise": YES_NO,
+        "device": ("auto cpu", "tpu null 3"),
+        "run_root": ("elsewhere", "null [a]"),
+        "optim.algorithm": ("sgd", "lion adam null 3"),
+        "optim.schedule": ("drops", "sine cosine null"),
+        "optim.epochs": ("0.5 200", "0 -1 nan two [1]"),
+        "optim.steps": MAYBE_WHOLE,
+        "optim.batch_size": WHOLE,
+        "optim.lr": ABOVE_ZERO,
+        "optim.weight_decay": ("0 1e-4", f"-1 inf {NO_NUMBER}"),
+        "optim.momentum": ("0 0.9", f"1 -0.1 {NO_NUMBER}"),
+        "optim.drops": ("[] [0.5] [0.1,0.9]", "[0] [1] [0.5,0.2] [0.5,0.5] [x] 0.5 null"),
+        "optim.warmup_steps": FROM_ZERO,
+        "optim.warmup_lr": ("0 0.1", f"-1 {NO_NUMBER}"),
+        "optim.clip": ("null 1", "0 -1 inf two"),
+        "trainer.amp": SWITCH,
+        "trainer.channels_last": SWITCH,
+        "trainer.progress": SWITCH,
+        "trainer.tf32": YES_NO,
+        "trainer.deterministic": YES_NO,
+        "trainer.threads": MAYBE_WHOLE,
+        "trainer.eval_batch_size": WHOLE,
+        "trainer.eval_interval": MAYBE_WHOLE,
+        "trainer.checkpoint_interval": MAYBE_WHOLE,
+        "trainer.log_interval": WHOLE,
+        "trainer.snapshots": ("[] [1,2]", "[0] [1.5] 3 null"),
+        "model.depth": ("8 20", f"21 -4 8.5 {NO_NUMBER}"),
+        "model.preact": YES_NO,
+        "model.downsampling": ("paper irevnet shortcut strided", "pool null [a]"),
+        "data.augment": YES_NO,
+        "data.validation": ("0 30", f"-1 1.5 {NO_NUMBER}"),
+    },
+    "experiment=digits_tiny grad=highway": {
+        "grad.k": FROM_ZERO,
+        "grad.gamma": GAMMA,
+        "grad.group_size": WHOLE,
+        "grad.tolerance": ("0.1 null", "0 1 -1 two [1]"),
+    },
+    "experiment=digits_tiny grad=fixed_point": {"grad.k": FROM_ZERO, "grad.group_size": WHOLE},
+    "experiment=digits_tiny grad=mgrit": {
+        "grad.cycles": FROM_ZERO,
+        "grad.coarsening": ("2 4", f"1 0 1.5 {NO_NUMBER}"),
+        "grad.levels": ("1 2 3", f"0 {NO_NUMBER}"),
+        "grad.relaxation": ("F FCF", "C null 3"),
+    },
+    "experiment=topics_tiny grad=truncated_bptt": {"grad.window": WHOLE},
+    "experiment=topics_tiny": {
+        "optim.betas": ("[0.9,0.99] [0,0]", "[0.9] [1,0] [-0.1,0] [x,y] 0.9 null"),
+        "optim.final_lr": ("0 1e-4", f"-1 inf {NO_NUMBER}"),
+        "data.tokenizer": ("characters", "null [a]"),
+        "data.length": WHOLE,
+        "data.vocabulary": WHOLE,
+        "model.cell": ("gru lstm", "rnn null"),
+        "model.hidden": ("4 8", f"0 -1 1.5 {NO_NUMBER}"),
+        "model.layers": ("1 2", f"0 -1 1.5 {NO_NUMBER}"),
+        "model.carry": ("gate diagonal", "forget null"),
+    },
+    "experiment=grammar": {
+        "data.train": WHOLE,
+        "data.test": WHOLE,
+        "data.length": ("8 32", f"0 {NO_NUMBER}"),
+    },
+    "experiment=digits_tiny diagnostics=figure6": {
+        "diagnostics.at": ("[] [0] [0,0.5,1]", "[2] [-1] [x] 0.5 null"),
+        "diagnostics.ks": ("[] [0,3]", "[-1] [1.5] [x] 3 null"),
+        "diagnostics.gamma": GAMMA,
+    },
+    "experiment=digits_tiny schedule=bp_every": {"schedule.n": WHOLE},
+    "experiment=digits_tiny schedule=linear": {
+        "schedule.start": FROM_ZERO,
+        "schedule.end": FROM_ZERO,
+        "schedule.exact_from": ("0.5 null", "-1 1.5 two [1]"),
+    },
+    "experiment=digits_tiny schedule=milestones schedule.ks=[1,bp]": {
+        "schedule.at": ("[0.5] [3]", "[] [0.2,0.8] [7] [-1] [x] 3 null"),
+    },
+    "experiment=digits_tiny schedule=adaptive": {
+        "schedule.tolerance": SHARE,
+        "schedule.budget": SHARE,
+        "schedule.ks": ("[0,1] [1,3,5]", "[] [1] [2,1] [-1,2] [x,y] 3 null"),
+        "schedule.signal": ("relative_error cosine increment", "loss null"),
+    },
+    "experiment=digits_tiny logger=wandb_offline": {
+        "logger.mode": ("offline online", "off null 3")
+    },
+}
+WRONG = [  # beside a wrong value: keys, choices and pairs
+    *("foo=1", "+foo=1", "+optim.foo=1", "optim.foo=1", "+trainer.foo=1", "+parallel.data=2"),
+    *("+model.foo=1", "+data.foo=1", "+grad.foo=1", "+schedule.foo=1", "+logger.foo=1"),
+    *("~grad", "~optim", "~model", "~data", "~trainer", "~seed", "~optim.lr", "~trainer.amp"),
+    *("grad=higway", "model=resnet99", "data=mnist", "optim=null", "schedule=[linear,cosine]"),
+    *("k", "=3", "k==3", "optim.lr=???", "optim.lr=${nowhere}", "k=${k}", "optim=3", "seed={a:1}"),
+    *("data=grammar", "model=roberta", "model._target_=mine.Net", "schedule=linear grad=bp"),
+    *("optim.epochs=null steps=null", "parallel=layers"),
+]
+
+
+def random_lines(count: int) -> list[tuple[str, str | None]]:
+    """Lines and what is wrong with each: nothing, or one of its arguments."""
+    draw, lines = random.Random(0), [(f"experiment=digits_tiny {wrong}", wrong) for wrong in WRONG]
+    places = [(context, key) for context, keys in TABLE.items() for key in keys]
+    while len(lines) < count:
+        context, first = draw.choice(places)
+        others = draw.sample(sorted(TABLE[context]), min(2, len(TABLE[context])))
+        wrong = draw.choice([True, True, False])
+        arguments = {key: draw.choice(TABLE[context][key][0].split()) for key in (*others, first)}
+        if wrong:
+            arguments[first] = draw.choice(TABLE[context][first][1].split())
+        shown = [f"{key}={value}" for key, value in arguments.items()]
+        lines.append(
+            (" ".join([context, *shown]), f"{first}={arguments[first]}" if wrong else None)
+        )
+    return lines
+
+
+def complaint(line: str) -> str | None:
+    """What train.py prints of a mistake, as far as it is found before data are read."""
+    try:
+        cfg = compose("config", line.split(), return_hydra_config=True)
+        choices = dict(cfg.hydra.runtime.choices)
+        cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        plan = Plan(cfg, choices, line.split())
+        assert plan.hash and plan.folder.path.name
+        data = {"classes": 10, "vocabulary": 50, "padding": 1, "labels": ["a", "b", "c"]}
+        given = GIVEN_BY[KINDS[cfg.data._target_]]
+        build(cfg, "model", **{key: data[key] for key in given})
+    except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
+        return one_line(error)  # of train.py, which knows no others
+    return None
+
+
+def test_a_command_line_is_run_or_refused_in_one_clear_line(capfd, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    register_schema()
+    mistaken = []
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        for line, wrong in random_lines(200):
+            try:
+                seen = complaint(line)
+            except Exception as error:  # train.py would print a traceback
+                mistaken.append((line, wrong, repr(error)))
+                continue
+            if wrong is None and seen is None:
+                continue
+            name = (wrong or "").partition("=")[0].rpartition(".")[2]
+            clear = seen and "\n" not in seen and (wrong in WRONG or name in seen)
+            if wrong is None or not clear:
+                mistaken.append((line, wrong, seen))
+    assert not mistaken, "\n".join(map(str, mistaken))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("data", ["digits", "topics_chars", "grammar"])
+def test_the_table_of_what_data_give_is_what_they_give(data):
+    from experiments.config import composed
+
+    cfg = composed("experiment=grammar" if data == "grammar" else f"data={data}")
+    assert build(cfg, "data").model_arguments().keys() == GIVEN_BY[KINDS[cfg.data._target_]]
