@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -22,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import schema
 from experiments.errors import UserError
 from experiments.identity import KINDS, flat
+from experiments.usage import CONFIGS, usage
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 HELP = "python train.py --cfg job shows all keys"
 
 GROUPS = sorted({f.name for f in CONFIGS.iterdir()} & set(schema.Root.__annotations__))
@@ -157,12 +156,14 @@ RANGES: dict[str, Range] = {
 
 @cache
 def register_schema() -> None:
-    """Make the types known to Hydra: the root's as "schema", the others as "types/<class>"."""
+    """Make types and help known to Hydra: the root as "schema", the others as "types/<class>"."""
     store = ConfigStore.instance().store
     store(name="schema", node=schema.Root)
     for name, each_type in vars(schema).items():
         if is_dataclass(each_type):
             store(group="types", name=name, node=each_type)
+    template = usage().replace("$", "$$")  # Hydra puts its own text in place of $...
+    store(group="hydra/help", name="usage", node={"app_name": "train.py", "template": template})
 
 
 def composed(*overrides: str) -> DictConfig:

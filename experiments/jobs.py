@@ -42,6 +42,8 @@ def attempt(cfg: DictConfig) -> Outcome:
     job = "" if alone else f" ({in_short(hydra.overrides.task)})"
     if "Joblib" in hydra.launcher._target_ and not alone and in_worker().received:
         return Outcome.STOPPED
+    if not alone:
+        print(f"{hydra.job.name}: {in_short(hydra.overrides.task)}", flush=True)
     try:
         run(cfg, dict(hydra.runtime.choices), list(hydra.overrides.task))
         return Outcome.DONE

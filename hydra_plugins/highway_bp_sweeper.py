@@ -73,6 +73,8 @@ class Sweeper(BasicSweeper):
     def get_job_batch(self) -> list[Job]:
         """The next jobs, less those that cannot be composed and those that are the same run.
 
+        Each has its number in its name.
+
         Raises:
             HydraException, OmegaConfBaseException: none can be composed; the first one's error.
         """
@@ -90,7 +92,10 @@ class Sweeper(BasicSweeper):
         for error in errors.values():
             report(error)
         self._jobs += runs.values()
-        return list(runs.values())
+        total = len(runs)
+        return [
+            [*job, f"hydra.job.name='run {i} of {total}'"] for i, job in enumerate(runs.values(), 1)
+        ]
 
     def validate_batch_is_legal(self, batch: Sequence[Job]) -> None:
         """`get_job_batch` has composed all jobs."""

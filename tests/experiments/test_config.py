@@ -1,11 +1,15 @@
 """What the configuration chooses: a row's recipe by the model alone, and what presets set."""
 
+from dataclasses import fields, is_dataclass
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from experiments import config, schema
 from experiments.config import register_schema
 from experiments.identity import identity
+from experiments.usage import EXAMPLES
 from tests.train_cli import ROOT
 
 PRESETS = sorted(file.stem for file in (ROOT / "configs" / "experiment").glob("*.yaml"))
@@ -79,3 +83,32 @@ def test_methods_get_the_root_k(composed):
     assert composed("grad=highway", "k=4").grad.k == 4
     assert composed("grad=fixed_point", "k=2").grad.k == 2
     assert "k" not in composed("grad=bp", "k=2").grad
+
+
+def test_help_says_what_every_key_is_for_and_its_examples_compose(train, composed):
+    told = train("--help").out
+    keys = {
+        line.split()[0]: line.split()[1:] for line in told.splitlines() if line.startswith("    ")
+    }
+    for kind in filter(is_dataclass, vars(schema).values()):
+        for key in (f.name for f in fields(kind) if kind not in (schema.Root, schema.Split)):
+            assert key.startswith("_") or keys[key], key
+    for file in (ROOT / "configs").glob("*/*.yaml"):
+        assert f" {file.stem} " in told.replace("\n", " "), file
+    examples = [line.partition("train.py ")[2].partition("  ")[0] for line in EXAMPLES.splitlines()]
+    assert len(examples) == 6 and all(told.count(example) for example in examples)
+    for example in examples:
+        first = (argument.split(",")[0] for argument in example.split() if "=" in argument)
+        assert config.composed(*first).grad
+
+
+@pytest.mark.parametrize(
+    ("progress", "minute", "lines"), [("auto", 0.0, 6), ("auto", 60.0, 0), ("false", 0.0, 0)]
+)
+def test_off_a_terminal_training_prints_a_line_a_minute(
+    train, monkeypatch, progress, minute, lines
+):
+    monkeypatch.setattr("experiments.progress.MINUTE", minute)
+    out = train(f"trainer.progress={progress}").out
+    assert out.count(" of 6, loss ") == lines
+    assert (", eval_accuracy 0." in out) == (lines > 0)

@@ -65,20 +65,20 @@ def assert_complete(root: Path, whole: Path) -> None:
         assert steps == list(range(1, row_of(run)["steps"] + 1))
 
 
-def test_a_sweep_is_killed_and_terminated_and_ends_as_if_nothing_had_happened(tmp_path):
-    arguments = ["grad=bp,highway", "k=0,1,2", "seed=0,1,2", "steps=8"]
+def test_a_sweep_is_killed_and_terminated_and_ends_as_if_nothing_had_happened(train, tmp_path):
+    arguments = ["grad=bp,highway", "k=0,1", "seed=0,1", "steps=8"]
     root, whole = tmp_path / "stopped", tmp_path / "whole"
 
     process = sweep(root, *arguments)
-    wait_until(lambda: len(finished(root)) >= 3 and in_the_middle(root), process)
+    wait_until(lambda: len(finished(root)) >= 1 and in_the_middle(root), process)
     assert [is_busy(run) for run in in_the_middle(root)] == [True]
     process.kill()
     process.join()
     before = written(finished(root))
-    assert len(before) >= 3 and not any(map(is_busy, root.iterdir()))
+    assert len(before) >= 1 and not any(map(is_busy, root.iterdir()))
 
     process = sweep(root, *arguments)
-    wait_until(lambda: len(finished(root)) >= 7 and in_the_middle(root), process)
+    wait_until(lambda: len(finished(root)) >= 3 and in_the_middle(root), process)
     (running,) = in_the_middle(root)
     os.kill(process.pid, signal.SIGTERM)
     process.join()
@@ -88,16 +88,14 @@ def test_a_sweep_is_killed_and_terminated_and_ends_as_if_nothing_had_happened(tm
     assert 3 <= stopped_at < 8 and running not in finished(root)
     before |= written(finished(root))
 
-    process = sweep(root, *arguments)
-    process.join()
-    assert process.exitcode == 0
-    assert f"{running}: going on after step {stopped_at}" in said(root)
-    assert said(root).count("finished already, skipped") >= 7
+    resumed = train("-m", *TINY, f"run_root={root}", *arguments)
+    assert resumed.code == 0
+    assert f"{running}: going on after step {stopped_at}" in resumed.out
+    assert resumed.out.count("finished already, skipped") >= 3
     assert before.items() <= written(finished(root)).items()
-    assert len(finished(root)) == 12  # backpropagation once, not once per k
+    assert len(finished(root)) == 6  # backpropagation once, not once per k
 
-    process = sweep(whole, *arguments)
-    process.join()
+    assert train("-m", *TINY, f"run_root={whole}", *arguments).code == 0
     assert_complete(root, whole)
 
 

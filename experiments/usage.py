@@ -1,0 +1,68 @@
+"""`python train.py --help`: groups and keys, with the comments beside them in configs/."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+KEY = re.compile(r"^([a-z]\w*):(?! *$)(?:[^#\n]*# (.*))?", re.MULTILINE)  # and its comment
+GROUPS = {
+    "model": "the network, with its recipe: data and optimiser",
+    "experiment": "a whole row of the paper, or a small one to try",
+    "data": "training and test data",
+    "optim": "optimiser, learning rate and length",
+    "grad": "the gradient method",
+    "schedule": "k over training",
+    "trainer": "precision, evaluation, checkpoints",
+    "diagnostics": "the gradient's error during training",
+    "parallel": "layers on several processes, by torchrun",
+    "logger": "wandb beside the metrics file",
+    "hydra/launcher": "where the runs of a sweep go",
+}
+EXAMPLES = """\
+python train.py experiment=digits grad=highway k=1                  try it, without a download
+python train.py model=resnet110 grad=bp                             backpropagation
+python train.py experiment=gpt2_wikitext103 k=2 advise=true         first, which k suits it here
+python train.py model=gru_char schedule=milestones                  k grows during training
+python train.py -m experiment=digits grad=bp,highway k=0,1 seed=0,1 a sweep; again to resume it
+torchrun --nproc-per-node=2 train.py model=gpt2 parallel=layers     layers on two processes"""
+
+
+def usage() -> str:
+    """The text, made from the files of configs/."""
+    return "\n".join(
+        [
+            "Train a model with a gradient method: python train.py KEY=VALUE ...",
+            f"\nExamples\n{_indented(EXAMPLES)}",
+            f"\nKeys\n{_keys([CONFIGS / 'config.yaml'])}",
+            "\nGroups, as GROUP=CHOICE; their keys, as GROUP.KEY=VALUE",
+            *(_indented(f"{name}: {what}\n{_group(name)}") for name, what in GROUPS.items()),
+            "\npython train.py --cfg job ... prints a configuration without running it.",
+        ]
+    )
+
+
+def _group(name: str) -> str:
+    """The choices of a group, and the keys of all of them."""
+    files = sorted((CONFIGS / name).glob("*.yaml"))
+    keys = "" if name in ("experiment", "hydra/launcher") else "\n" + _keys(files)
+    return "  " + " ".join(file.stem for file in files) + keys
+
+
+def _keys(files: Sequence[Path]) -> str:
+    """Each key once, with the first comment beside it."""
+    found: dict[str, str] = {}
+    for file in files:
+        text = file.read_text().partition("\nhydra:")[0]
+        if "_global_" in text:  # a model's, which sets keys of other groups too
+            text = textwrap.dedent(text.partition("\nmodel:\n")[2])
+        for key, comment in KEY.findall(text):
+            found[key] = found.get(key) or comment
+    return _indented("\n".join(f"{key:<20} {what}".rstrip() for key, what in found.items()), 4)
+
+
+def _indented(text: str, by: int = 2) -> str:
+    return "\n".join(" " * by + line if line else line for line in text.splitlines())
