@@ -62,7 +62,8 @@ def converted_class(cls: type) -> type:
 
     @wraps(cls.forward)
     def forward(self, *args, **kwargs):
-        return _forward(self, args, kwargs)
+        run = _forward if _is_trained(self._trunk) else _run_own
+        return run(self, args, kwargs)
 
     made = type(cls.__name__, (ConvertedLayer, cls), {"__module__": cls.__module__})
     made.forward = forward  # afterwards: transformers wraps the forward of every new class
@@ -101,37 +102,41 @@ class TrunkLayer:
         return Ran(out, carry)
 
 
+def _is_trained(trunk: Trunk) -> bool:
+    """Whether a call of a layer may be a step of the chain. Exported and traced code has none."""
+    exported = torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return torch.is_grad_enabled() and trunk.method.group_size is not None and not exported
+
+
 @torch.compiler.disable(recursive=False)
 def _forward(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     trunk = layer._trunk
     if layer in getattr(_own, "layers", ()):  # its set forward calls the one it has replaced
         return original_class(type(layer)).forward(layer, *args, **kwargs)
-    if not torch.is_grad_enabled() or trunk.method.group_size is None:
-        return _run_own(layer, args, kwargs)
     if solving():  # `torch.utils.checkpoint` around the layer runs it again
         return _run_own(layer, args, kwargs)
     if torch._C._current_graph_task_id() != -1:
+        if _is_recomputed():  # it was around more than the layer
+            return _run_own(layer, args, kwargs)
         raise RuntimeError(
             f"{TrunkLayer(layer).name} is run inside a backward pass, as re-entrant checkpointing "
             "does; expected use_reentrant=False, or Backprop()"
         )
-    if args:
-        h, *args = args
-    else:
-        kwargs = dict(kwargs)
-        h = kwargs.pop(_first_argument(original_class(type(layer))))
-    if not _wants_gradient(layer, h, args, kwargs):
-        return _run_own(layer, (h, *args), kwargs)
+    others = dict(kwargs)
+    h = args[0] if args else others.pop(_first_argument(original_class(type(layer))), None)
+    if not _wants_gradient(layer, h, args[1:], others):
+        return _run_own(layer, args, kwargs)
     _check_supported(layer)
+    trunk.add(layer._name, layer)
     if not is_tap(h.grad_fn):
         trunk.look_for_break(TrunkLayer(layer))
-    return step(trunk, TrunkLayer(layer), h, tuple(args), kwargs)
+    return step(trunk, TrunkLayer(layer), h, args[1:], others)
 
 
 def _run_own(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     """The forward that the layer would have without us."""
     own = partial(original_class(type(layer)).forward, layer)
-    if layer._set_forward is not None:
+    if layer._set_forward is not None and layer not in getattr(_own, "layers", ()):
         own = partial(_marked, layer, layer._set_forward)
     if not (_is_checkpointed(layer) and torch.is_grad_enabled()) or solving():
         return own(*args, **kwargs)
@@ -165,9 +170,18 @@ def _is_checkpointed(layer: nn.Module) -> bool:
     )
 
 
+def _is_recomputed() -> bool:
+    """Whether checkpointing that is not re-entrant runs a part of the model again."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and "_recomputation_hook" in hooks[0].__qualname__
+
+
 @cache
-def _first_argument(cls: type) -> str:
-    return list(inspect.signature(cls.forward).parameters)[1]
+def _first_argument(cls: type) -> str | None:
+    """The name by which a layer may be given its state; None if it takes it by position alone."""
+    _, *rest = inspect.signature(cls.forward).parameters.values()
+    first = next(iter(rest), None)
+    return first.name if first and first.kind is first.POSITIONAL_OR_KEYWORD else None
 
 
 def _wants_gradient(layer: nn.Module, h: Any, args: tuple, kwargs: dict) -> bool:
@@ -191,7 +205,7 @@ def _check_supported(layer: ConvertedLayer) -> None:
         layer._trunk.warn_once(
             "hooks",
             f"backward hooks of modules inside {TrunkLayer(layer).name} run once per iteration, "
-            "each time with a share of the gradient; hooks on tensors and parameters see all of it",
+            "each time with a share of the gradient; hooks on states and parameters see all of it",
         )
     if layer.__dict__.get("_is_replica"):
         raise RuntimeError("a converted model in DataParallel; expected DistributedDataParallel")

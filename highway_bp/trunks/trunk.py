@@ -36,7 +36,7 @@ class Trunk(Chain):
 
     def add(self, name: str, layer: nn.Module) -> None:
         known = self._layers.get(name)
-        if known is None or known() is None:  # a shallow copy has the same weights
+        if known is None or known() is not layer:  # of copies, the one that was called last
             self._layers[name] = weakref.ref(layer)
 
     def look_for_break(self, layer: Layer) -> None:
@@ -65,14 +65,16 @@ class Trunk(Chain):
         """A layer without a residual path runs as before, outside any chain."""
         state, key = returned.state, layer.key
         if returned.ran.carry is None and key not in self._is_residual:
-            self._is_residual[key] = h.shape == state.shape and has_residual_path(h, state)
+            self._is_residual[key] = (
+                state is not None and h.shape == state.shape and has_residual_path(h, state)
+            )
             if not any(self._is_residual.values()) and len(self._is_residual) == len(self.layers):
                 warnings.warn(
                     f"no layer of {self.name} has a residual path: they run as before, outside any "
                     "chain",
                     stacklevel=2,
                 )
-        takes = returned.ran.carry is not None or self._is_residual[key]
+        takes = state is not None and (returned.ran.carry is not None or self._is_residual[key])
         self._last = key if takes else None
         return takes
 
