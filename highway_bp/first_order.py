@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 import torch
+from torch.autograd import forward_ad
 
 
 def first_order(backward: Callable) -> Callable:
@@ -34,6 +35,9 @@ def first_order(backward: Callable) -> Callable:
 
 
 def refuse_transforms(name: str) -> None:
-    """Raise RuntimeError within ``torch.func.grad``, ``vmap`` and the like."""
-    if torch._C._are_functorch_transforms_active():
-        raise RuntimeError(f"{name} in a transform of torch.func; expected Backprop() there")
+    """Raise RuntimeError within ``torch.func.grad``, ``vmap``, forward-mode derivatives."""
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        raise RuntimeError(
+            f"{name} in a transform of torch.func or a forward-mode derivative; expected "
+            "Backprop() there"
+        )

@@ -6,7 +6,8 @@
           from the layers: their parameters, and arguments. Its backward runs last: it solves the
           linear system and returns their gradients.
     Leak  begins a layer's local graph. What autograd's own pass sends back through it comes from
-          something inside the layer that a hook has shown to a loss.
+          something inside the layer that a hook has shown to a loss. That pass frees the graph:
+          to solve the system, the layer is run once more.
     Tap   ends it: it passes on the state without the local graph. Its backward notes b_i, what
           losses send to this state.
 
@@ -57,19 +58,25 @@ class Pass:
         self._top: weakref.ref | None = None  # the last Tap that this backward pass has come to
         self._gammas: dict[str, float] | None = None  # of its layers, for gamma="auto"
 
+    @property
+    def is_reached(self) -> bool:
+        """Whether the backward pass in progress has brought a gradient to one of the Taps.
+
+        The engine also comes by on the way to a parameter, with none, where it solves another pass.
+        """
+        return self._task == torch._C._current_graph_task_id()
+
     def note(self, tap: Tap) -> None:
         """A backward pass has come to this Tap, the last one first."""
-        task = torch._C._current_graph_task_id()
-        if task != self._task:
-            self._task, self._top, self._gammas = task, weakref.ref(tap), None
+        if not self.is_reached:
+            self._task = torch._C._current_graph_task_id()
+            self._top, self._gammas = weakref.ref(tap), None
+            tap.shown = None  # of an earlier backward pass, which came from behind it
 
     def solve(self, gate: Gate) -> tuple[Tensor | None, list[Tensor | None]]:
         """w_0, and the gradients of Gate's other inputs."""
-        leaves = _leaves(gate)
-        if self._task != torch._C._current_graph_task_id():  # no loss on any state
-            return None, [None] * len(leaves)
-        taps = self._taps_behind(None)
-        with self._inside(taps):
+        leaves, taps = _leaves(gate), self._taps_behind(None)
+        with self._inside():
             segments, b = _segments(taps)
             system = ModuleSystem(segments, b, self)
             self.chain.at_solve(system)
@@ -80,12 +87,15 @@ class Pass:
         for tap in taps:
             tap.b, tap.b_extras = None, ()
             tap.segment = tap.segment if keep else None
-        return w[0], _zero_where_unreached(grads, leaves, segments, b, w[1:])
+        w_0 = w[0]
+        if w_0 is None and gate.needs_input_grad[3]:  # no path has reached it
+            w_0 = torch.zeros_like(gate.h)
+        return w_0, _zero_where_unreached(grads, leaves, segments, b, w[1:])
 
     def from_behind(self, tap: Tap) -> Tensor | None:
         """w at the state of a Tap that was not noted yet, but for what losses send there."""
         taps = self._taps_behind(tap)
-        with self._inside(taps):
+        with self._inside():
             segments, b = _segments(taps)
             if taps[0].segment is not tap.segment:  # the state is the end of its group
                 return self._from(segments, b)
@@ -113,11 +123,11 @@ class Pass:
         return taps[::-1]
 
     @contextlib.contextmanager
-    def _inside(self, taps: Sequence[Tap]) -> Iterator[None]:
+    def _inside(self) -> Iterator[None]:
         """While this pass is solved; hooks on its states do not run then."""
         self.inside, _solving.depth = True, solving() + 1
         try:
-            with emptied(tap.hooks for tap in taps):
+            with emptied(tap.hooks for tap in self._taps_behind(None)):
                 yield
         finally:
             self.inside, _solving.depth = False, solving() - 1
@@ -135,14 +145,13 @@ class Gate(torch.autograd.Function):
 
     @first_order
     def backward(ctx, leak, *leaks):
+        w_0, grads = None, [None] * (ctx.n + len(ctx.parameters))
         if ctx.one_pass.inside:
-            return (None,) * (4 + ctx.n + len(ctx.parameters))
-        w_0, grads = ctx.one_pass.solve(ctx)
+            return None, None, None, w_0, *grads
+        if ctx.one_pass.is_reached:
+            w_0, grads = ctx.one_pass.solve(ctx)
         grads[: ctx.n] = [add(g, leak_) for g, leak_ in zip(grads, leaks, strict=False)]
-        w_0 = add(w_0, leak)
-        if w_0 is None and ctx.needs_input_grad[3]:  # no path has reached it
-            w_0 = torch.zeros_like(ctx.h)
-        return None, None, None, w_0, *grads
+        return None, None, None, add(w_0, leak), *grads
 
 
 class Leak(torch.autograd.Function):
@@ -156,13 +165,7 @@ class Leak(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        if ctx.one_pass.inside:
-            return None, None
-        segment = ctx.segment()  # None: the layer was left out of the chain
-        freed = not torch._C._autograd._get_current_graph_task_keep_graph()
-        if segment is not None and g is not None and freed:
-            segment.used = True
-        return None, g
+        return None, None if ctx.one_pass.inside else g
 
 
 class Tap(torch.autograd.Function):
@@ -180,15 +183,16 @@ class Tap(torch.autograd.Function):
 
     @first_order
     def backward(ctx, b, *b_extras):
-        if ctx.one_pass.inside:
+        is_empty = b is None and all(b_extra is None for b_extra in b_extras)
+        if ctx.one_pass.inside or (is_empty and not ctx.one_pass.is_reached):
             return None, None, None, None
         if ctx.segment is None:
             raise RuntimeError(
                 "Trying to backward through a chain of layers a second time: their graphs are "
                 "freed. Call the first backward() with retain_graph=True"
             )
-        ctx.b, ctx.b_extras = b if ctx.shown is None else b - ctx.shown, b_extras
         ctx.one_pass.note(ctx)
+        ctx.b, ctx.b_extras = b if ctx.shown is None else b - ctx.shown, b_extras
         before = node_before(ctx)
         if not is_tap(before):
             return None, None, None, None

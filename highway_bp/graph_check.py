@@ -8,23 +8,28 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from highway_bp.flow import is_of_chain
+from highway_bp.flow import SENTINEL, is_of_chain
 from highway_bp.segment import Segment
 
 
 def check_graph(segment: Segment, i: int, ends: frozenset, made: set[int]) -> None:
-    """Raise RuntimeError where the gradient of what the i-th layer has used would be lost.
+    """Note in ``segment`` what the i-th layer's graph ends in.
 
     Args:
         ends: nodes of autograd's graph, and ids of leaves, whose gradients the chain gives.
         made: ids of leaves that layers have made and returned; a new one is added.
+
+    Raises:
+        RuntimeError: the gradient of what the layer has used would be lost.
     """
-    begin = {segment.h_in.grad_fn} - {None}
-    outputs = [segment.states[i], *segment.extras[i]]
-    for node in nodes(outputs, ends | begin):
-        if is_of_chain(node):
+    outputs, ends = [segment.states[i], *segment.extras[i]], ends | {segment.h_in.grad_fn, None}
+    for node in nodes(outputs, ends):
+        parents = [parent for parent, _ in node.next_functions]
+        if not _is_leaf(node) and all(p in ends or _is_leaf(p) for p in parents):
+            segment.ends.append(node)
+        if is_of_chain(node) and not _is_of_inner(node, segment.h_in.grad_fn):
             what = "a state of the chain"
-        elif hasattr(node, "variable") and node.variable is not segment.h_in:
+        elif _is_leaf(node) and node.variable is not segment.h_in and node.variable is not SENTINEL:
             if id(node.variable) in ends | made or not _is_missed(node, segment.extras[i], made):
                 continue
             what = f"a tensor of shape {[*node.variable.shape]}"
@@ -46,6 +51,15 @@ def nodes(outputs: Sequence[Tensor], ends: frozenset) -> Iterator[object]:
             seen.add(node)
             yield node
             found += [parent for parent, _ in node.next_functions]
+
+
+def _is_of_inner(node: object, begin: object) -> bool:
+    """Whether a chain inside the layer has made this node, after the layer's graph has begun."""
+    return node.one_pass is not begin.one_pass and node._sequence_nr() > begin._sequence_nr()
+
+
+def _is_leaf(node: object) -> bool:
+    return hasattr(node, "variable")
 
 
 def _is_missed(node: object, extras: Sequence[Tensor], made: set[int]) -> bool:

@@ -41,7 +41,7 @@ class Segment:
         calls, carries: how each came about, and what its layer says of its carry.
         extras: what else each layer returned that requires a gradient.
         split: the graph holds the path through the block alone.
-        used: autograd's own pass has gone through the local graph and freed it.
+        ends: the nodes of the local graph behind which there are no others.
     """
 
     h_in: Tensor
@@ -51,9 +51,13 @@ class Segment:
     calls: list[Call] = field(default_factory=list)
     carries: list[Callable | None] = field(default_factory=list)
     split: bool = False
-    used: bool = False
+    ends: list = field(default_factory=list)
 
     def add(self, call: Call, returned: Returned) -> None:
+        if returned.state is None:
+            raise TypeError(
+                f"{call.layer.name} returned no floating tensor; expected the state, or Backprop()"
+            )
         self.states.append(returned.state)
         self.extras.append(returned.extras)
         self.calls.append(call)
@@ -87,10 +91,9 @@ class Segment:
         return segment
 
     @property
-    def shared(self) -> set[int]:
-        """ids of the extras of its layers, and of all that they were given."""
-        given = pytree.tree_leaves([(call.args, call.kwargs) for call in self.calls])
-        return {id(t) for t in [*given, *itertools.chain(*self.extras)] if isinstance(t, Tensor)}
+    def is_used(self) -> bool:
+        """Whether the backward pass in progress goes through the local graph itself."""
+        return any(map(torch._C._will_engine_execute_node, self.ends))
 
     def vjp(self, w: Tensor) -> Tensor | None:
         """w J (``split``) or w (J + K), a tensor that may be written into; None for zero."""
@@ -177,31 +180,24 @@ def parameter_step(
     if not used or not leaves:
         return [None] * len(leaves)
     outputs, cotangents = zip(*used, strict=True)
-    hooks = (t._backward_hooks for t in leaves if isinstance(t, Tensor) and t._backward_hooks)
+    wanted = [i for i, t in enumerate(leaves) if not isinstance(t, Tensor) or t.requires_grad]
+    inputs, grads = [leaves[i] for i in wanted], [None] * len(leaves)
+    hooks = (t._backward_hooks for t in inputs if isinstance(t, Tensor) and t._backward_hooks)
     with emptied(hooks):  # they run where these gradients leave the chain
-        return list(
-            torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(
+            outputs, inputs, cotangents, retain_graph=True, allow_unused=True
         )
+    for i, g in zip(wanted, found, strict=True):
+        grads[i] = g
+    return grads
 
 
 def unused(segments: Sequence[Segment]) -> list[Segment]:
-    """The segments, run once more where autograd has used up their graphs.
-
-    Two that share an extra, which one has returned and the other was given, share a graph.
-    """
-    if not any(segment.used for segment in segments):
+    """The segments, run once more where the backward pass in progress uses up their graphs."""
+    if torch._C._autograd._get_current_graph_task_keep_graph():
         return list(segments)
-    made = {id(t) for segment in segments for t in itertools.chain(*segment.extras)}
-    shared = [segment.shared & made for segment in segments]
-    used = {i for i, segment in enumerate(segments) if segment.used}
-    while True:
-        touched = set().union(*(shared[i] for i in used))
-        more = {i for i, ids in enumerate(shared) if ids & touched} - used
-        if not more:
-            break
-        used |= more
     extras: dict[int, Tensor] = {}
-    return [s.repeated(extras) if i in used else s for i, s in enumerate(segments)]
+    return [segment.repeated(extras) if segment.is_used else segment for segment in segments]
 
 
 @contextlib.contextmanager

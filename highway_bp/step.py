@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from highway_bp.caches import held_tensors, is_cache, is_filled, is_no_container
@@ -57,7 +57,6 @@ def step(
         first: begin a new chain, whatever h is.
 
     Raises:
-        TypeError: the layer returns something else than a state, or a tuple that begins with one.
         RuntimeError: it changes h in place, or uses a tensor that requires a gradient and is
             neither a parameter of the chain nor an argument.
     """
@@ -68,7 +67,7 @@ def step(
     scope, before, segment = place or _begun(chain, h, given, [v for v in flat if is_cache(v)])
     if segment is None or len(segment.states) >= chain.method.group_size:
         wanted = h.requires_grad if segment is None else segment.wanted or segment.trains
-        segment = _new_segment(scope, before, wanted)
+        segment = Segment(Leak.apply(scope.one_pass, before), wanted)
     x = segment.end
     local = {id(h): x, **{id(t): scope.local(t) for t in given}}
     args, kwargs = pytree.tree_unflatten([local.get(id(t), t) for t in flat], spec)
@@ -118,12 +117,6 @@ def _continued(
         )
         return None
     return tap.scope, h, tap.segment
-
-
-def _new_segment(scope: Scope, before: Tensor, wanted: bool) -> Segment:
-    segment = Segment(Leak.apply(scope.one_pass, before), wanted)
-    segment.h_in.grad_fn.segment = weakref.ref(segment)
-    return segment
 
 
 @contextlib.contextmanager
