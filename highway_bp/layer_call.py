@@ -53,16 +53,23 @@ class Call:
 
     Attributes:
         args, kwargs: without key-value caches, which hold the graphs of later layers.
+        state, version: what it returned, and the version of that.
     """
 
     layer: Layer
     args: tuple
     kwargs: dict
     surroundings: Surroundings
-    has_filled_cache: bool = False
+    has_filled_cache: bool
+    state: Tensor | None
+    version: int | None
 
     def repeat(self, h: Tensor, extras: dict[int, Tensor]) -> Returned:
-        """Once more, with new tensors for the extras of earlier layers, by the old ones' ids."""
+        """Once more, with new tensors for the extras of earlier layers, by the old ones' ids.
+
+        Raises:
+            RuntimeError: it cannot be repeated.
+        """
         if self.has_filled_cache:
             raise RuntimeError(
                 f"{self.layer.name} has to be run once more for its gradient, but was given a "
@@ -70,7 +77,22 @@ class Call:
             )
         args, kwargs = pytree.tree_map(lambda t: extras.get(id(t), t), (self.args, self.kwargs))
         with self.surroundings.restored(self.layer.name), torch.enable_grad():
-            return Returned(self.layer.run(h, args, kwargs), self.layer.name)
+            returned = Returned(self.layer.run(h, args, kwargs))
+        if self.state._version == self.version and not _agree(returned.state, self.state):
+            raise RuntimeError(
+                f"{self.layer.name} was run once more for its gradient and returned another state; "
+                "expected backward(retain_graph=True), which spares that, or Backprop()"
+            )
+        return returned
+
+
+@torch.no_grad()
+def _agree(a: Tensor | None, b: Tensor) -> bool:
+    """Whether two states differ by no more than the order of sums may make them."""
+    if a is None or a.shape != b.shape:
+        return False
+    bound = torch.finfo(b.dtype).eps ** 0.5 * torch.linalg.vector_norm(b)
+    return not torch.linalg.vector_norm(a - b) > bound  # NaN agrees with NaN
 
 
 def state_of(out: Any) -> Tensor | None:
@@ -83,22 +105,14 @@ class Returned:
     """What a layer has returned, taken apart.
 
     Attributes:
-        state: the first tensor.
+        state: the first tensor; None where it is not floating, or something else comes first.
         extras: the other tensors that want a gradient.
-
-    Raises:
-        TypeError: the layer returned no floating tensor.
     """
 
-    def __init__(self, ran: Ran, name: str):
+    def __init__(self, ran: Ran):
         self.ran = ran
         self._flat, self._spec = pytree.tree_flatten(ran.out)
         self.state = state_of(ran.out)
-        if self.state is None:
-            raise TypeError(
-                f"{name} returned a {type(ran.out).__name__}; expected the state, or a tuple that "
-                "begins with it"
-            )
         tensors = [t for t in self._flat if isinstance(t, Tensor) and t is not self.state]
         self.extras = list({id(t): t for t in tensors if t.requires_grad}.values())
 
@@ -114,14 +128,15 @@ def run_layer(
     """Call a layer on h.
 
     Raises:
-        TypeError: it returned no state.
         RuntimeError: it changes h in place.
     """
     version, surroundings = h._version, Surroundings(layer.module, h)
-    returned = Returned(layer.run(h, args, kwargs), layer.name)
+    returned = Returned(layer.run(h, args, kwargs))
     if h._version != version:
         raise RuntimeError(
             f"{layer.name} changes its input in place; a layer of a chain returns a new tensor"
         )
     args, kwargs = without_caches((args, kwargs))
-    return Call(layer, args, kwargs, surroundings, has_filled_cache), returned
+    state, version = returned.state, getattr(returned.state, "_version", None)
+    rest = (has_filled_cache, state, version)
+    return Call(layer, args, kwargs, surroundings, *rest), returned

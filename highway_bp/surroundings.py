@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Surroundings:
-    """The autocast state of a layer's forward pass, and in training its random state.
+    """The autocast state and the random state of a layer's forward pass.
 
     Args:
         module: the layer.
@@ -21,8 +21,8 @@ class Surroundings:
     def __init__(self, module: nn.Module, h: Tensor):
         self._module, self._device, self._h = module, h.device, h
         self._autocast = _autocast_state(h.device.type)
-        self._random = random_state(h.device) if module.training else None
-        self._versions = [p._version for p in module.parameters()] + [h._version]
+        self._random = random_state(h.device)
+        self._versions = _versions(module, h)
 
     def autocast(self) -> AbstractContextManager:
         """The autocast state that was in force, whenever this is called."""
@@ -35,22 +35,25 @@ class Surroundings:
         """Run the layer again: same autocast, same random numbers, buffers left as they are.
 
         Raises:
-            RuntimeError: a weight or the layer's input has been changed in place since.
+            RuntimeError: a weight or the layer's input has been changed since.
         """
-        versions = [p._version for p in self._module.parameters()] + [self._h._version]
-        if versions != self._versions:
+        if _versions(self._module, self._h) != self._versions:
             raise RuntimeError(
                 f"{name} has to be run once more for its gradient, but a weight or its input has "
-                "been changed in place since its forward pass"
+                "been changed since its forward pass; expected backward(retain_graph=True), which "
+                "spares that, or Backprop()"
             )
-        buffers = [(b, b.clone()) for b in self._module.buffers()] if self._module.training else []
+        buffers = [(b, b.clone()) for b in self._module.buffers()]
         devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices, enabled=self._random is not None), self.autocast():
-            if self._random is not None:
-                _set_random_state(self._device, *self._random)
+        with torch.random.fork_rng(devices), self.autocast():
+            _set_random_state(self._device, *self._random)
             yield
         for buffer, before in buffers:
             buffer.data.copy_(before)  # .data: the graphs of other passes may have saved it
+
+
+def _versions(module: nn.Module, h: Tensor) -> list[tuple[int, int]]:
+    return [(id(t), t._version) for t in (*module.parameters(), h)]
 
 
 def _autocast_state(device: str) -> tuple[torch.dtype, bool] | None:
