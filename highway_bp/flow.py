@@ -30,6 +30,7 @@ from highway_bp.first_order import first_order
 from highway_bp.has_method import Chain, Watched
 from highway_bp.module_system import ModuleSystem
 from highway_bp.segment import Cotangents, Segment, add, emptied, parameter_step, unused
+from highway_bp.shown import check_shown
 
 # Autograd comes to this leaf of Gate's unless it was asked for certain gradients alone.
 SENTINEL = torch.zeros((), requires_grad=True)
@@ -76,6 +77,9 @@ class Pass:
     def solve(self, gate: Gate) -> tuple[Tensor | None, list[Tensor | None]]:
         """w_0, and the gradients of Gate's other inputs."""
         leaves, taps = _leaves(gate), self._taps_behind(None)
+        for tap in taps:
+            call = tap.segment.calls[tap.place]
+            check_shown(call.shown, call.layer.name)
         with self._inside():
             segments, b = _segments(taps)
             system = ModuleSystem(segments, b, self)

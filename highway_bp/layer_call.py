@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from highway_bp.caches import without_caches
+from highway_bp.shown import Shown, shown_by
 from highway_bp.surroundings import Surroundings
 
 
@@ -54,6 +55,7 @@ class Call:
     Attributes:
         args, kwargs: without key-value caches, which hold the graphs of later layers.
         state, version: what it returned, and the version of that.
+        shown: tensors inside it whose gradient somebody may look at.
     """
 
     layer: Layer
@@ -63,6 +65,7 @@ class Call:
     has_filled_cache: bool
     state: Tensor | None
     version: int | None
+    shown: Shown
 
     def repeat(self, h: Tensor, extras: dict[int, Tensor]) -> Returned:
         """Once more, with new tensors for the extras of earlier layers, by the old ones' ids.
@@ -131,12 +134,13 @@ def run_layer(
         RuntimeError: it changes h in place.
     """
     version, surroundings = h._version, Surroundings(layer.module, h)
-    returned = Returned(layer.run(h, args, kwargs))
+    with shown_by(layer.module) as shown:
+        returned = Returned(layer.run(h, args, kwargs))
     if h._version != version:
         raise RuntimeError(
             f"{layer.name} changes its input in place; a layer of a chain returns a new tensor"
         )
     args, kwargs = without_caches((args, kwargs))
     state, version = returned.state, getattr(returned.state, "_version", None)
-    rest = (has_filled_cache, state, version)
+    rest = (has_filled_cache, state, version, shown)
     return Call(layer, args, kwargs, surroundings, *rest), returned

@@ -18,6 +18,7 @@ from highway_bp.graph_check import check_graph, nodes
 from highway_bp.has_method import Chain
 from highway_bp.layer_call import Layer, run_layer
 from highway_bp.segment import Segment
+from highway_bp.shown import add_shown
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def step(
     outer = Tap.apply(scope.one_pass, segment, returned.extras, before)
     outer[0].grad_fn.scope = scope
     watch_state(outer[0])
+    add_shown(call.shown, outer[1:])
     return returned.with_outer(outer)
 
 
