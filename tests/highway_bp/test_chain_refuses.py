@@ -100,6 +100,11 @@ def test_layer_that_returns_a_tuple():
     assert "layer 1" in str(caught.value)
 
 
+def test_a_complex_state():
+    with pytest.raises(TypeError, match=r"layer 0 \(Plain\) returned no floating tensor; expected"):
+        run(Plain(nn.Linear(4, 4, dtype=torch.cfloat)), x=torch.randn(3, 4, dtype=torch.cfloat))
+
+
 class Captures(nn.Module):
     def __init__(self, tensor: Tensor) -> None:
         super().__init__()

@@ -146,6 +146,29 @@ class TestStates:
         assert_same(run, method=method)
 
 
+@pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
+def test_a_second_loss_where_a_hook_was_shown_what_came_from_behind(method):
+    def run(model):
+        out, seen = with_states(model), []
+        out.hidden_states[2].register_hook(lambda g: seen.append(g.clone()))
+        out.loss.backward(retain_graph=True)
+        out.hidden_states[2].square().sum().backward()
+        return seen
+
+    assert_same(run, method=method)
+
+
+@pytest.mark.parametrize("look", ["retain_grad", "hook"])
+def test_a_look_at_the_gradient_inside_a_layer_is_refused(look):
+    """It arrives in parts: `retain_grad` would add up those of all iterations."""
+    model = hb.convert(build("gpt2"), EXACT)
+    out = model(**TOKENS, output_attentions=True)
+    weights = out.attentions[1]
+    weights.retain_grad() if look == "retain_grad" else weights.register_hook(lambda g: None)
+    with pytest.raises(RuntimeError, match=r"on a tensor inside transformer.h.1 \(GPT2Block\)"):
+        out.loss.backward()
+
+
 def test_module_backward_hooks_of_layers_are_refused():
     model = hb.convert(build("gpt2"), hb.Highway(1))
     model.transformer.h[1].register_full_backward_hook(lambda *_: None)
@@ -162,6 +185,92 @@ def test_backward_hooks_of_modules_inside_are_warned_of_once():
         for _ in range(2):
             logits_loss(model).backward()
     assert len(told) == 1 and len(seen) > 2
+
+
+# -- layers that show what is inside -------------------------------------------------------------
+
+
+def rows():
+    return torch.arange(30).double().sin().view(5, 6)
+
+
+class Shows(nn.Module):
+    """h + g(seen), with something of the inside kept in ``seen``."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.f, self.g = nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def inside(self, h):
+        return torch.tanh(self.f(self.norm(h)))
+
+    def forward(self, h):
+        self.seen = self.inside(h)
+        return h + self.scale.exp() * self.g(self.seen)
+
+
+class ShowsGate(Shows):
+    def forward(self, h):
+        self.seen = torch.sigmoid(self.scale)
+        return h + self.seen * self.g(self.inside(h))
+
+
+class ShowsDropped(Shows):
+    def inside(self, h):
+        return nn.functional.dropout(super().inside(h), training=True)
+
+
+class ShowsCount(Shows):
+    def inside(self, h):
+        self.calls = getattr(self, "calls", 0) + 1
+        return self.calls * super().inside(h)
+
+
+class Net(nn.Module):
+    """Embedding, layers of one class, head; ``forward`` gives the head's loss."""
+
+    def __init__(self, layer=Shows):
+        super().__init__()
+        self.emb, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.blocks = nn.ModuleList(layer() for _ in range(4))
+
+    def forward(self, x=None):
+        h = self.emb(rows() if x is None else x)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(h).sin().sum()
+
+
+def made(layer=Shows, net=Net):
+    torch.manual_seed(0)
+    return net(layer).double()
+
+
+def seen_in_loss(model, **how):
+    loss = model()
+    (loss + sum(block.seen.square().sum() for block in model.blocks)).backward(**how)
+
+
+@pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
+@pytest.mark.parametrize("layer", [Shows, ShowsGate, ShowsDropped])
+def test_a_loss_on_what_layers_keep(layer, method):
+    """Of states, of weights alone (which uses up a part of the graph), of random numbers."""
+    assert_same(lambda model: seen_in_loss(model.eval()), lambda: made(layer), method)
+
+
+def test_a_second_run_that_gives_another_state_is_refused():
+    with pytest.raises(RuntimeError, match=r"blocks.0 \(ShowsCount\) was run once more .* another"):
+        seen_in_loss(hb.convert(made(ShowsCount), EXACT))
+    assert_same(lambda model: seen_in_loss(model, retain_graph=True), lambda: made(ShowsCount))
+
+
+def test_a_second_run_with_other_weights_is_refused():
+    model = hb.convert(made(), EXACT)
+    weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    loss = functional_call(model, weights) + sum(b.seen.sum() for b in model.blocks)
+    with pytest.raises(RuntimeError, match="a weight or its input has been changed since"):
+        loss.backward()
 
 
 # -- layers with a mind of their own --------------------------------------------------------------
@@ -300,6 +409,58 @@ def test_a_frozen_bottom_is_left_out():
     assert_same(run)
 
 
+def test_freezing_between_forward_and_backward():
+    def run(model):
+        loss = logits_loss(model)
+        model.transformer.h[1].requires_grad_(False)
+        loss.backward()
+
+    assert_same(run)
+
+
+def test_a_shallow_copy_in_place_of_a_layer():
+    def run(model):
+        model.blocks[1] = copy.copy(model.blocks[1])
+        model().backward()
+
+    assert_same(run, made)
+
+
+class Odd(nn.Module):
+    """A head that returns no state: nothing of a chain."""
+
+    def __init__(self, returns):
+        super().__init__()
+        self.norm, self.f, self.returns = nn.LayerNorm(6), nn.Linear(6, 6), returns
+
+    def forward(self, *given, **named):
+        (h,) = (*given, *named.values()) or (self.norm.weight,)
+        return self.returns(self.f(self.norm(h)))
+
+
+@pytest.mark.filterwarnings("ignore:no layer of heads")
+@pytest.mark.parametrize("given", ["position", "name", "nothing"])
+@pytest.mark.parametrize(
+    "returns",
+    [lambda z: (None, z), lambda z: (z.argmax(-1), z), lambda z: {0: "z", 1: z}],
+    ids=["none", "integers", "text"],
+)
+def test_layers_that_return_no_state_run_as_before(returns, given):
+    class WithHeads(Net):
+        def __init__(self, layer):
+            super().__init__(layer)
+            self.heads = nn.ModuleList(Odd(returns) for _ in range(2))
+
+        def forward(self):
+            x = self.emb.weight.sin()
+            args, kwargs = {"position": ([x], {}), "name": ([], {"x": x}), "nothing": ([], {})}[
+                given
+            ]
+            return super().forward() + sum(head(*args, **kwargs)[1].sum() for head in self.heads)
+
+    assert_same(lambda model: model().backward(), lambda: made(net=WithHeads))
+
+
 # -- other passes ---------------------------------------------------------------------------------
 
 
@@ -401,6 +562,67 @@ def test_checkpoint_around_layers():
         logits_loss(model)
 
 
+def test_checkpoint_around_the_model():
+    def run(model):
+        checkpoint(lambda x: model(x).exp(), torch.eye(6).double(), use_reentrant=False).backward()
+
+    assert_same(run, made)
+
+
+class HoldsChain(nn.Module):
+    """A residual layer with layers of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(6), nn.ModuleList(Shows() for _ in range(2))
+
+    def forward(self, h):
+        z = self.norm(h)
+        for layer in self.inner:
+            z = layer(z)
+        return h + torch.tanh(z)
+
+
+@pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
+@pytest.mark.parametrize("leak", [False, True])
+def test_chains_inside_the_layers_of_a_chain(method, leak):
+    def run(model):
+        loss = model()
+        if leak:
+            loss = loss + sum(layer.inner[1].seen.sum() for layer in model.blocks)
+        loss.backward()
+
+    untouched, model = made(HoldsChain), made(HoldsChain)
+    inner = [f"blocks.{i}.inner" for i in range(4)]
+    hb.convert(model, method, layers=["blocks", *inner])
+    outer = hb.convert(made(HoldsChain), method, layers=inner)
+    outer.blocks = hb.ResidualChain(outer.blocks, method)
+    outer.forward = lambda: outer.head(outer.blocks(outer.emb(rows()))).sin().sum()
+    for each in (untouched, model, outer):
+        run(each)
+    for other in (model, outer):
+        found = gradients(other)
+        for name, g in gradients(untouched).items():
+            torch.testing.assert_close(found[name], g, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    "export",
+    [
+        lambda model, x: torch.export.export(model, (x,)).module(),
+        lambda model, x: torch.jit.trace(model, (x,), check_trace=False),
+        lambda model, x: torch.fx.symbolic_trace(model),
+    ],
+    ids=["export", "jit", "fx"],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_export(export, grad):
+    model = hb.convert(made(), EXACT)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(export(model, rows())(rows()), model(rows()))
+
+
 @pytest.mark.parametrize("k", [0, 1, 2])
 def test_with_checkpointing_a_layer_runs_again_for_every_product(k):
     """Once forward, once for each iteration that reaches it, once for its parameters."""
@@ -432,6 +654,11 @@ REFUSED = {
     "in a transform of torch.func": lambda model: torch.func.grad(
         lambda weights: functional_call(model, weights, args=(), kwargs=TOKENS).loss
     )(dict(model.named_parameters())),
+    "a forward-mode derivative; expected Backprop": lambda model: torch.func.jvp(
+        lambda h: model.transformer.h[1](h)[0],
+        (torch.randn(2, 3, 16).double(),),
+        (torch.randn(2, 3, 16).double(),),
+    ),
     "batched gradients": lambda model: torch.autograd.grad(
         model(**TOKENS).logits.flatten()[:3],
         list(model.parameters()),
