@@ -17,17 +17,18 @@ Shown = list[weakref.ref]
 def shown_by(module: nn.Module) -> Iterator[Shown]:
     """While ``module`` runs, collect what it shows: to hooks on its modules, and as attributes."""
     shown: Shown = []
+    modules = list(module.modules())
 
     def note(_: nn.Module, __: tuple, out: Any) -> None:
         add_shown(shown, pytree.tree_leaves(out))
 
-    handles = [m.register_forward_hook(note) for m in module.modules() if m._forward_hooks]
+    handles = [m.register_forward_hook(note) for m in modules if m._forward_hooks]
     try:
         yield shown
     finally:
         for handle in handles:
             handle.remove()
-    for m in module.modules():
+    for m in modules:
         add_shown(shown, vars(m).values())
 
 
