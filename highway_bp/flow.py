@@ -104,7 +104,7 @@ class Pass:
             if taps[0].segment is not tap.segment:  # the state is the end of its group
                 return self._from(segments, b)
             w_end = add(self._from(segments[1:], b[1:]), b[0].states[-1])
-            return segments[0].inner_gradient(tap.place, w_end, b[0])
+            return _inside_group(tap, segments[0], w_end, b[0])
 
     def _from(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> Tensor | None:
         if not segments:
@@ -267,10 +267,20 @@ def _give_to_retained(taps, segments, b, w_ends) -> None:
         if state is None or not state.retains_grad or tap.shown is not None:
             continue
         is_end = tap.place == len(segment.states) - 1
-        w = w_end if is_end else segment.inner_gradient(tap.place, w_end, b_segment)
+        w = w_end if is_end else _inside_group(tap, segment, w_end, b_segment)
         if w is not None:
             more = w if tap.b is None else w - tap.b
             state.grad = more.clone() if state.grad is None else state.grad + more
+
+
+def _inside_group(tap, segment, w_end, b_segment) -> Tensor | None:
+    """w at a state inside a group, which sees nothing of what goes through the local graph."""
+    if tap.segment.is_used:
+        raise RuntimeError(
+            "the gradient of a state inside a group of layers, with a loss on something inside "
+            "them; expected group_size=1, or Backprop()"
+        )
+    return segment.inner_gradient(tap.place, w_end, b_segment)
 
 
 def _zero_where_unreached(grads, leaves, segments, b, w_ends) -> list[Tensor | None]:

@@ -259,6 +259,14 @@ def test_a_loss_on_what_layers_keep(layer, method):
     assert_same(lambda model: seen_in_loss(model.eval()), lambda: made(layer), method)
 
 
+def test_a_look_at_a_state_inside_a_group_with_a_loss_inside_its_layers_is_refused():
+    model = hb.convert(build("gpt2"), IN_GROUPS)
+    out = model(**TOKENS, output_hidden_states=True, output_attentions=True)
+    out.hidden_states[1].retain_grad()
+    with pytest.raises(RuntimeError, match=r"inside a group of layers.*expected group_size=1"):
+        (out.loss + out.attentions[1].sum()).backward()
+
+
 def test_a_second_run_that_gives_another_state_is_refused():
     with pytest.raises(RuntimeError, match=r"blocks.0 \(ShowsCount\) was run once more .* another"):
         seen_in_loss(hb.convert(made(ShowsCount), EXACT))
