@@ -19,11 +19,14 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def naming(where: str) -> Iterator[None]:
-    """Make what a constructor says of its arguments a UserError that says ``where`` they are."""
+def naming(where: str, *more: type[Exception]) -> Iterator[None]:
+    """Make what is said of wrong arguments a UserError that says ``where`` they are.
+
+    more: kinds of exceptions beside TypeError and ValueError.
+    """
     try:
         yield
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, *more) as error:
         raise UserError(f"{where}: {one_line(error)[:300]}") from error
 
 

@@ -117,9 +117,7 @@ class Beginning:
         if self.source is None:
             return trainer.restore(self.state)
         place = f"continue_from={self.source}"
-        with naming(
-            f"continue_from={self.source}: its checkpoint is of another model or optimiser"
-        ):
+        with naming(f"{place}: its checkpoint is of another model or optimiser", RuntimeError):
             trainer.begin_with(self.state)
         if trainer.step >= trainer.total_steps:
             raise UserError(
