@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 
-GRACE = 3.0  # seconds in which a process that knows more may report; torchrun then ends the others
+GRACE = 10.0  # seconds in which a process that knows more may report; torchrun then ends the others
 
 
 class UserError(Exception):
