@@ -30,7 +30,7 @@ from highway_bp.first_order import first_order
 from highway_bp.has_method import Chain, Watched
 from highway_bp.module_system import ModuleSystem
 from highway_bp.segment import Cotangents, Segment, add, emptied, parameter_step, unused
-from highway_bp.shown import check_shown
+from highway_bp.shown import check_shown, kept_grads
 
 # Autograd comes to this leaf of Gate's unless it was asked for certain gradients alone.
 SENTINEL = torch.zeros((), requires_grad=True)
@@ -77,20 +77,27 @@ class Pass:
     def solve(self, gate: Gate) -> tuple[Tensor | None, list[Tensor | None]]:
         """w_0, and the gradients of Gate's other inputs."""
         leaves, taps = _leaves(gate), self._taps_behind(None)
+        freed = not torch._C._autograd._get_current_graph_task_keep_graph()
         for tap in taps:
             call = tap.segment.calls[tap.place]
-            check_shown(call.shown, call.layer.name)
+            check_shown(call.shown, call.layer.name, freed and tap.segment.is_used)
         with self._inside():
             segments, b = _segments(taps)
             system = ModuleSystem(segments, b, self)
             self.chain.at_solve(system)
             w = self.method.solve(system)
             _give_to_retained(taps, segments, b, w[1:])
+            inner = [
+                (t, segment.gradient_inside(t, w_end, b_segment))
+                for segment, b_segment, w_end in zip(segments, b, w[1:], strict=True)
+                for t in segment.retained
+            ]
             grads = parameter_step(segments, b, w[1:], leaves)
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        for t, g in inner:
+            t.grad = add(t.grad, g)
         for tap in taps:
             tap.b, tap.b_extras = None, ()
-            tap.segment = tap.segment if keep else None
+            tap.segment = None if freed else tap.segment
         w_0 = w[0]
         if w_0 is None and gate.needs_input_grad[3]:  # no path has reached it
             w_0 = torch.zeros_like(gate.h)
@@ -131,7 +138,9 @@ class Pass:
         """While this pass is solved; hooks on its states do not run then."""
         self.inside, _solving.depth = True, solving() + 1
         try:
-            with emptied(tap.hooks for tap in self._taps_behind(None)):
+            taps = self._taps_behind(None)
+            inside = [t for tap in taps if tap.place == 0 for t in tap.segment.retained]
+            with emptied(tap.hooks for tap in taps), kept_grads(inside):
                 yield
         finally:
             self.inside, _solving.depth = False, solving() - 1

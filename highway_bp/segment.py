@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from highway_bp.carry import Carry, Identity, as_carry
 from highway_bp.layer_call import Call, Returned
+from highway_bp.shown import retained
 
 TOGETHER = 8  # segments whose vector-Jacobian products are one call of autograd's engine
 
@@ -118,6 +119,15 @@ class Segment:
     def inner_gradient(self, i: int, w: Tensor | None, b: Cotangents) -> Tensor | None:
         """w at the state inside the run that the i-th layer returned, with w at its end."""
         return add(_gradient(self.pairs(b, w, i + 1), self.states[i]), b.states[i])
+
+    @property
+    def retained(self) -> list[Tensor]:
+        """Tensors inside its layers with `retain_grad`."""
+        return [t for call in self.calls for t in retained(call.shown)]
+
+    def gradient_inside(self, t: Tensor, w: Tensor | None, b: Cotangents) -> Tensor | None:
+        """What w at its end, and losses, send to a tensor inside the run."""
+        return _gradient(self.pairs(b, w), t)
 
     def pairs(self, b: Cotangents, w: Tensor | None, start: int = 0) -> list[tuple[Tensor, Tensor]]:
         """What the layers from the ``start``-th on returned, with cotangents; w for the last state.

@@ -36,14 +36,34 @@ def add_shown(shown: Shown, values: Iterable[Any]) -> None:
     shown += [weakref.ref(t) for t in values if isinstance(t, Tensor) and t.grad_fn is not None]
 
 
-def check_shown(shown: Shown, name: str) -> None:
-    """Raise RuntimeError where somebody looks at the gradient of one of these tensors.
+def retained(shown: Shown) -> list[Tensor]:
+    """Those with `retain_grad`."""
+    return [t for t in (ref() for ref in shown) if t is not None and t.retains_grad]
 
-    A chain sends its gradient through them in several parts, one for every iteration.
+
+def check_shown(shown: Shown, name: str, is_used: bool) -> None:
+    """Raise RuntimeError where somebody looks at a gradient that a chain cannot give whole.
+
+    A hook would see it in parts, one for every iteration; a tensor that a layer has returned
+    beside its state, or whose graph autograd has used up, lies outside what is solved.
     """
     for t in (ref() for ref in shown):
-        if t is not None and (t.retains_grad or t._backward_hooks):
+        if t is None:
+            continue
+        is_outside = is_used or "Tap" in t.grad_fn.name()
+        if t._backward_hooks or (t.retains_grad and is_outside):
             raise RuntimeError(
                 f"a hook or retain_grad on a tensor inside {name}, whose gradient a chain brings "
                 "in parts; expected one on the layer's state, or Backprop()"
             )
+
+
+@contextlib.contextmanager
+def kept_grads(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Afterwards their .grad is what it was."""
+    before = [(t, t.grad) for t in tensors]
+    try:
+        yield
+    finally:
+        for t, grad in before:
+            t.grad = grad

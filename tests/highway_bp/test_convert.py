@@ -158,15 +158,37 @@ def test_a_second_loss_where_a_hook_was_shown_what_came_from_behind(method):
     assert_same(run, method=method)
 
 
-@pytest.mark.parametrize("look", ["retain_grad", "hook"])
-def test_a_look_at_the_gradient_inside_a_layer_is_refused(look):
-    """It arrives in parts: `retain_grad` would add up those of all iterations."""
+@pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
+@pytest.mark.parametrize("keep", [False, True])
+def test_retain_grad_inside_layers(method, keep):
+    """`keep` also puts a loss on one of them: without retain_graph its graph would be used up."""
+
+    def run(model):
+        out = model(**TOKENS, output_attentions=True, output_hidden_states=True)
+        for t in out.attentions:
+            t.retain_grad()
+        seen = []
+        if not keep:  # the same pass shows the gradient of a state
+            out.hidden_states[1].register_hook(lambda g: seen.append(g.clone()))
+        loss = out.loss + (out.attentions[1].square().sum() if keep else 0)
+        loss.backward(retain_graph=keep)
+        return [*(t.grad for t in out.attentions), *seen]
+
+    assert_same(run, method=method)
+
+
+@pytest.mark.parametrize("look", ["hook", "retain_grad and a loss"])
+def test_a_look_at_the_gradient_inside_a_layer_is_refused_where_it_is_not_whole(look):
     model = hb.convert(build("gpt2"), EXACT)
     out = model(**TOKENS, output_attentions=True)
-    weights = out.attentions[1]
-    weights.retain_grad() if look == "retain_grad" else weights.register_hook(lambda g: None)
+    weights, loss = out.attentions[1], out.loss
+    if look == "hook":
+        weights.register_hook(lambda g: None)
+    else:
+        weights.retain_grad()
+        loss = loss + weights.square().sum()
     with pytest.raises(RuntimeError, match=r"on a tensor inside transformer.h.1 \(GPT2Block\)"):
-        out.loss.backward()
+        loss.backward()
 
 
 def test_module_backward_hooks_of_layers_are_refused():
