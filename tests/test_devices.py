@@ -18,6 +18,8 @@ from experiments.run import prepare_torch
 from scripts.benchmark import DEVICE
 from scripts.surrogate import surrogate, training_step
 
+pytestmark = pytest.mark.slow
+
 STEPS, BATCH = 3, 8
 ALLOWED = {"float32": 1e-3, "bfloat16": 0.1}
 CHARS = "model.hidden=64 data.length=48"

@@ -25,6 +25,8 @@ from scripts import run_plan
 from tests.highway_bp.families import build
 from tests.train_cli import only_run
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
 ROWS = [
     [cell.strip() for cell in line.strip().strip("|").split(" | ")]

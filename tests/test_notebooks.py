@@ -9,6 +9,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 from traitlets import default
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent.parent / "notebooks"
 FIGURES = {"1_sum_over_paths": 3, "2_iterations": 2, "3_real_run": 1}
 SECONDS_PER_CELL = 120  # many times what one takes: the machine may be busy

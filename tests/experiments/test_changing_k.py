@@ -9,6 +9,8 @@ from experiments.run_folder import RunFolder
 from tests.experiments.tiny import TINY_GPT
 from tests.train_cli import assert_same, numbers, only_run, records_of, row_of
 
+pytestmark = pytest.mark.slow
+
 TEXT = ("experiment=topics_tiny", "steps=8")
 
 

@@ -16,6 +16,8 @@ from experiments.errors import UserError, one_line
 from experiments.identity import KINDS
 from experiments.plan import Plan, build
 
+pytestmark = pytest.mark.slow
+
 NO_NUMBER = "two [1] null"
 WHOLE = ("1 3 64", f"0 -1 1.5 true {NO_NUMBER}")  # legal, illegal
 MAYBE_WHOLE = ("1 3 64 null", "0 -1 1.5 [1]")

@@ -9,6 +9,8 @@ from experiments import checkpoint
 from experiments.row import check_row
 from tests.train_cli import numbers, only_run, records_of, row_of
 
+pytestmark = pytest.mark.slow
+
 
 def trained(record: dict) -> dict:
     """What the weights decide; passes are those of the method."""

@@ -22,6 +22,8 @@ from experiments.identity import (
 )
 from tests.train_cli import ROOT
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = json.loads((Path(__file__).parent / "golden_presets.json").read_text())
 CONFIGS = ROOT / "configs"
 PRESETS = sorted(file.stem for file in (CONFIGS / "experiment").glob("*.yaml"))

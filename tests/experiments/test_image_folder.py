@@ -11,6 +11,8 @@ from PIL import Image
 from experiments.data.image_folder import load_image_folder
 from experiments.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path):

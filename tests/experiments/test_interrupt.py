@@ -7,6 +7,8 @@ import pytest
 
 from experiments.interrupt import StopSignal
 
+pytestmark = pytest.mark.slow
+
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
 

@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from experiments import checkpoint
 from tests.train_cli import ROOT, numbers, only_run, records_of, row_of
 
+pytestmark = pytest.mark.slow
+
 TINY = ["experiment=digits_tiny", "logger=none", "trainer.threads=1", "trainer.channels_last=false"]
 
 

@@ -22,6 +22,8 @@ from tests.experiments.hub_layout import (
 )
 from tests.train_cli import only_run, records_of, row_of
 
+pytestmark = pytest.mark.slow
+
 CIFAR10, IMAGENET32 = "uoft-cs/cifar10", "benjamin-paine/imagenet-1k-32x32"
 WIKITEXT, GLUE, MATCHED = "Salesforce/wikitext", "nyu-mll/glue", "validation_matched"
 TRAIN_TEST, TRAIN_VALIDATION = ["train", "test"], ["train", "validation"]

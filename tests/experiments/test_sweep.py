@@ -19,6 +19,8 @@ from experiments import checkpoint, gpus
 from experiments.run_folder import LOCK, RunFolder, is_busy
 from tests.train_cli import ROOT, assert_same, only_run, records_of, row_of, start
 
+pytestmark = pytest.mark.slow
+
 TINY = ["experiment=digits_tiny", "logger=none", "trainer.threads=1", "trainer.eval_interval=99"]
 
 

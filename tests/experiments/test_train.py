@@ -12,6 +12,8 @@ from experiments import checkpoint
 from experiments.row import check_row
 from tests.train_cli import assert_same, count_lines, only_run, records_of, row_of, start
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("overrides", "grad", "k", "gamma"),

@@ -14,6 +14,8 @@ from experiments.errors import UserError
 from experiments.wandb_writer import NoWriter, WandbWriter, group_name, method_name
 from tests.train_cli import only_run
 
+pytestmark = pytest.mark.slow
+
 ABOUT = {
     "experiment": "digits",
     "model": "resnet20",

@@ -11,6 +11,8 @@ from highway_bp.diagnostics.advice import Advice, StepTimes
 from highway_bp.diagnostics.gradient_error import GradientError
 from tests.highway_bp.families import build, inputs
 
+pytestmark = pytest.mark.slow
+
 CHAIN = StepTimes(
     forward=1.0, backward=2.0, cut_forward=1.0, head=0.2, parameters=1.2, iteration=0.9, layers=12
 )

@@ -407,6 +407,7 @@ def test_layers_exchanged_and_tied():
     assert_same(run)
 
 
+@pytest.mark.slow
 def test_lora_before_and_after():
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["c_attn", "c_fc"], init_lora_weights=False)
@@ -711,6 +712,7 @@ def test_refused_in_one_line(line):
     )
 
 
+@pytest.mark.slow
 def test_fsdp_is_refused(tmp_path):
     from torch.distributed.fsdp import fully_shard
 
@@ -734,6 +736,7 @@ def through_ddp(rank: int) -> list[torch.Tensor]:
     return [p.grad for p in model.parameters()]
 
 
+@pytest.mark.slow
 def test_distributed_data_parallel_is_exact(tmp_path):
     model = build("gpt2")
     logits_loss(model).backward()
@@ -742,6 +745,7 @@ def test_distributed_data_parallel_is_exact(tmp_path):
             torch.testing.assert_close(g, p.grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_torch_compile_around_the_model(name):
     def run(model):
@@ -771,6 +775,7 @@ def test_threads_have_passes_of_their_own():
         assert all(torch.equal(a, b) for a, b in zip(found[i], each, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["backward", "no backward", "error"])
 def test_no_tensor_outlives_its_pass(how):
     model, counts = hb.convert(build("gpt2"), hb.Highway(1)), []
@@ -816,6 +821,7 @@ def test_checkpoints_have_the_original_format(tmp_path):
     assert all(torch.equal(saved[key], read[key]) for key in saved)
 
 
+@pytest.mark.slow
 def test_the_trainer_of_transformers(tmp_path):
     pytest.importorskip("accelerate")
     torch.manual_seed(0)
@@ -850,6 +856,7 @@ def batches_of_real_text() -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "labels": row} for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "adaptive"])
 def test_a_schedule_in_the_trainer_of_transformers(kind, tmp_path):
     pytest.importorskip("accelerate")

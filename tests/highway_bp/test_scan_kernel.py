@@ -11,6 +11,8 @@ from torch import nn
 
 import highway_bp as hb
 
+pytestmark = pytest.mark.slow
+
 COMPARE = """
 import itertools, torch
 from highway_bp.rnn.scan_kernel import scan_

@@ -17,6 +17,8 @@ from models.resnet import ResNet
 from scripts.transformer_layers import sublayers
 from tests.highway_bp.on_ranks import on_ranks
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-10
 METHODS = [
     hb.Backprop(),

@@ -22,6 +22,8 @@ from tests.highway_bp.families import build
 from tests.highway_bp.on_ranks import on_ranks
 from tests.highway_bp.test_sharded import Relu
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 METHODS = [hb.Backprop(), hb.Highway(0), hb.Highway(1)]
 Case = tuple[nn.Module, list[int], torch.Tensor, torch.Tensor]  # layers per process, input, target

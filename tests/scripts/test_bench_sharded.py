@@ -16,6 +16,8 @@ from scripts.bench_sharded import TOLERANCE
 from scripts.sharding.setting import Setting
 from scripts.sharding.strategies import Strategy, strategies
 
+pytestmark = pytest.mark.slow
+
 TINY = "--layers 4 --width 8 --batch 4 --length 4 --micro-batches 2 --repeats 2 --processes 2"
 EXACT = {"bp", "k1", "bp_micro", "k1_micro", "model_parallel", "gpipe", "1f1b", "data_parallel"}
 IN_ONE_GO = {"model_parallel", "gpipe", "1f1b"}

@@ -11,6 +11,8 @@ from scripts import plot_runs
 from scripts.evidence.rows import by_arm
 from tests.scripts.synthetic_runs import ROOT, row, write_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folders(tmp_path):

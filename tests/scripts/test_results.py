@@ -12,6 +12,8 @@ from scripts import make_figures, make_report, make_tables
 from scripts.evidence.rows import curve
 from tests.scripts.synthetic_runs import diverged, moments, records, row, seeds, write_rows
 
+pytestmark = pytest.mark.slow
+
 GPT = "gpt2_narrow_wikipedia2015"
 
 

@@ -11,6 +11,8 @@ from scripts.evidence.paper import paper_rows
 from scripts.evidence.results import Results
 from scripts.tables import of_timings
 
+pytestmark = pytest.mark.slow
+
 TINY = Shape("LSTM", batch=2, length=5, hidden=3, layers=2)
 METHODS = {
     "k3": "Highway(k=3",

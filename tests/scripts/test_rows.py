@@ -18,6 +18,8 @@ from scripts.evidence.results import read_results
 from scripts.evidence.rows import arm_of, read_rows, thin
 from tests.scripts.synthetic_runs import ROOT, row, write_rows, write_run
 
+pytestmark = pytest.mark.slow
+
 COMMITTED = [
     pytest.param(one, id=f"{file.stem}-{number}")
     for file in sorted((ROOT / "results").glob("*.jsonl"))

@@ -10,6 +10,8 @@ from scripts.studies import compare_runs, gradient_errors
 from tests.experiments.tiny import TINY_GPT
 from tests.train_cli import only_run
 
+pytestmark = pytest.mark.slow
+
 
 def test_gammas_and_groups_of_a_transformer_at_every_moment(train, runs, tmp_path):
     assert train(*TINY_GPT, "grad=bp", "trainer.snapshots=[2,4]").code == 0
