@@ -1,4 +1,4 @@
-"""`hb.convert` on 46 families: exact for every loss once k >= L, and another gradient below."""
+"""`hb.convert` on 53 families: exact for every loss once k >= L, and another gradient below."""
 
 import copy
 import warnings
