@@ -50,7 +50,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the newest whole checkpoint (None if there is none) and what is to be said of it.
+    """Return the newest undamaged checkpoint, or None, and a line for the user, or None.
 
     Raises:
         UserError: checkpoints are there and all are damaged.

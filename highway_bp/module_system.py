@@ -92,7 +92,7 @@ class ModuleSystem:
         return self.estimate(probes=1, seed=0)
 
     def estimate(self, probes: int, seed: int) -> list[float]:
-        """New values for `smallest_blocks`, which nobody remembers."""
+        """New values for `smallest_blocks`; they are not stored."""
         return [self._estimate_one(i, probes, seed) for i in range(self.length)]
 
     def _estimate_one(self, i: int, probes: int, seed: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar, Protocol
 
@@ -75,18 +76,18 @@ def generator_for(purpose: str, seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest))
 
 
-class TensorData:
+class TensorData(ABC):
     """Batches of a data set that lies in tensors, for its class to inherit."""
 
     what: ClassVar[str]  # a row is
 
+    @abstractmethod
     def rows(self, train: bool, device: Device) -> Batch:
         """x (N, ...) and y (N, ...): all training rows, or all test rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batch(self, x: Tensor, y: Tensor, device: Device, random: torch.Generator | None) -> Batch:
         """What the model gets of some rows; random: for training, None in evaluation."""
-        raise NotImplementedError
 
     def train_batches(self, batch_size: int, seed: int, device: Device) -> TrainBatches:
         return _TensorBatches(self, batch_size, seed, device)

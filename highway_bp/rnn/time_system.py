@@ -130,7 +130,7 @@ class TimeSystem:
 
     @property
     def _stride(self) -> int:
-        """Every so-manyth state stands for all: to look at each would cost like an iteration."""
+        """One state in so many is compared: comparing all would cost as much as an iteration."""
         return max(1, self.length // SAMPLE)
 
     def _between(self, n: int, states: range) -> Tensor:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils import _pytree as pytree
 
 import highway_bp as hb
 
@@ -190,7 +191,7 @@ def assert_raise_alike(kind, method, x, hx):
 
 TRANSFORMS = {
     "func.grad": lambda rnn, x: torch.func.grad(lambda x: rnn(x)[0].sum())(x),
-    "func.vjp": lambda rnn, x: torch.func.vjp(lambda x: rnn(x)[0], x),
+    "func.vjp": lambda rnn, x: torch.func.vjp(lambda x: rnn(x)[0].sum(), x)[1](torch.ones(())),
     "func.jacrev": lambda rnn, x: torch.func.jacrev(lambda x: rnn(x)[0].sum())(x),
     "functional_call": lambda rnn, x: torch.func.grad(
         lambda p: torch.func.functional_call(rnn, p, (x,))[0].sum()
@@ -238,7 +239,11 @@ def test_transforms_are_refused_in_one_line(kind, name):
 @every_kind
 @pytest.mark.parametrize("name", [name for name in TRANSFORMS if "func" in name])
 def test_backprop_takes_transforms(kind, name):
-    TRANSFORMS[name](KINDS[kind][1](D, H), torch.randn(L, B, D))
+    theirs, ours = KINDS[kind][0](D, H), KINDS[kind][1](D, H)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(L, B, D)
+    wanted, found = (TRANSFORMS[name](rnn, x) for rnn in (theirs, ours))
+    torch.testing.assert_close(*(pytree.tree_leaves(t) for t in (found, wanted)))
 
 
 @every_kind
