@@ -1,0 +1,85 @@
+"""What tests of converted models share: the same done with an untouched model."""
+
+import copy
+
+import torch
+from torch import nn
+
+import highway_bp as hb
+from tests.highway_bp.families import build, inputs
+
+EXACT = hb.Highway(99)
+IN_GROUPS = hb.Highway(99, group_size=2)
+TOKENS = inputs("gpt2")
+
+
+def logits_loss(model: nn.Module) -> torch.Tensor:
+    return model(**TOKENS).loss
+
+
+def with_states(model: nn.Module):
+    return model(**TOKENS, output_hidden_states=True)
+
+
+def assert_same(run, make=lambda: build("gpt2"), method=EXACT, tolerance=1e-9) -> None:
+    """``run(model)`` computes gradients of parameters, and may return other tensors: all are those
+    of the untouched model."""
+    untouched = make()
+    converted = hb.convert(copy.deepcopy(untouched), method)
+    results = []
+    for model in (untouched, converted):
+        torch.manual_seed(1)
+        shown = run(model) or []
+        results.append((gradients(model), shown))
+    (wanted, wanted_shown), (found, shown) = results
+    assert found.keys() == wanted.keys() and wanted
+    whole = torch.stack([g.norm() for g in wanted.values()]).norm()
+    for name, g in wanted.items():
+        assert (found[name] - g).norm() <= tolerance * whole, name
+    assert len(shown) == len(wanted_shown)
+    for a, b in zip(shown, wanted_shown, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def rows():
+    return torch.arange(30).double().sin().view(5, 6)
+
+
+class Shows(nn.Module):
+    """h + g(seen), with something of the inside kept in ``seen``."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.f, self.g = nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def inside(self, h):
+        return torch.tanh(self.f(self.norm(h)))
+
+    def forward(self, h):
+        self.seen = self.inside(h)
+        return h + self.scale.exp() * self.g(self.seen)
+
+
+class Net(nn.Module):
+    """Embedding, layers of one class, head; ``forward`` gives the head's loss."""
+
+    def __init__(self, layer=Shows):
+        super().__init__()
+        self.emb, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.blocks = nn.ModuleList(layer() for _ in range(4))
+
+    def forward(self, x=None):
+        h = self.emb(rows() if x is None else x)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(h).sin().sum()
+
+
+def made(layer=Shows, net=Net):
+    torch.manual_seed(0)
+    return net(layer).double()

@@ -1,0 +1,227 @@
+"""Who looks at gradients in a converted model sees the whole of them: hooks, retain_grad, losses on
+what layers show."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+import highway_bp as hb
+from tests.highway_bp.converted import (
+    EXACT,
+    IN_GROUPS,
+    TOKENS,
+    Shows,
+    assert_same,
+    logits_loss,
+    made,
+    with_states,
+)
+from tests.highway_bp.families import build
+
+# -- hooks ----------------------------------------------------------------------------------------
+
+
+def test_a_hook_on_a_parameter_runs_once():
+    def halved(model):
+        for p in model.parameters():
+            p.register_hook(lambda g: g / 2)
+        logits_loss(model).backward()
+
+    assert_same(halved)
+
+
+def test_hooks_of_parameters_outlive_an_error():
+    model, seen = hb.convert(build("gpt2"), hb.Highway(1)), []
+    p = model.transformer.h[1].mlp.c_fc.weight
+    p.register_hook(lambda g: seen.append(1))
+    loss = logits_loss(model)
+    loss.backward(retain_graph=True)
+    failing = model.transformer.wte.weight.register_hook(lambda g: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loss.backward(retain_graph=True)
+    failing.remove()
+    loss.backward()
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
+class TestStates:
+    def test_retain_grad(self, method):
+        def run(model):
+            out = with_states(model)
+            for h in out.hidden_states:
+                h.retain_grad()
+            (out.loss + out.hidden_states[2].square().sum()).backward()
+            return [h.grad for h in out.hidden_states]
+
+        assert_same(run, method=method)
+
+    def test_hooks_see_the_whole_gradient(self, method):
+        def run(model):
+            out, seen = with_states(model), []
+            for h in out.hidden_states[:-1]:
+                h.register_hook(lambda g: seen.append(g.clone()))
+            (out.loss + out.hidden_states[2].square().sum()).backward()
+            return seen
+
+        assert_same(run, method=method)
+
+    def test_hooks_may_change_it(self, method):
+        def run(model):
+            out = with_states(model)
+            out.hidden_states[2].register_hook(lambda g: g * 0.5)
+            out.loss.backward()
+
+        assert_same(run, method=method)
+
+    def test_autograd_grad(self, method):
+        def run(model):
+            out, parameters = with_states(model), list(model.parameters())
+            asked = [*out.hidden_states[:3], *parameters]
+            loss = out.loss + out.hidden_states[1].square().sum()
+            found = torch.autograd.grad(loss, asked, allow_unused=True)
+            for p, g in zip(parameters, found[3:], strict=True):
+                p.grad = g
+            return found[:3]
+
+        assert_same(run, method=method)
+
+    def test_autograd_grad_of_states_alone(self, method):
+        def run(model):
+            logits_loss(model).backward()
+            out = with_states(model)
+            return torch.autograd.grad(out.loss, out.hidden_states[2:3])
+
+        assert_same(run, method=method)
+
+    def test_grad_cam(self, method):
+        def run(model):
+            seen = []
+
+            def watch(_, __, out):
+                h = out if isinstance(out, torch.Tensor) else out[0]
+                h.register_hook(lambda g: seen.append(g.clone()))
+
+            model.transformer.h[1].register_forward_hook(watch)
+            logits_loss(model).backward()
+            return seen
+
+        assert_same(run, method=method)
+
+
+@pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
+def test_a_second_loss_where_a_hook_was_shown_what_came_from_behind(method):
+    def run(model):
+        out, seen = with_states(model), []
+        out.hidden_states[2].register_hook(lambda g: seen.append(g.clone()))
+        out.loss.backward(retain_graph=True)
+        out.hidden_states[2].square().sum().backward()
+        return seen
+
+    assert_same(run, method=method)
+
+
+@pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
+@pytest.mark.parametrize("keep", [False, True])
+def test_retain_grad_inside_layers(method, keep):
+    """`keep` also puts a loss on one of them: without retain_graph its graph would be used up."""
+
+    def run(model):
+        out = model(**TOKENS, output_attentions=True, output_hidden_states=True)
+        for t in out.attentions:
+            t.retain_grad()
+        seen = []
+        if not keep:  # the same pass shows the gradient of a state
+            out.hidden_states[1].register_hook(lambda g: seen.append(g.clone()))
+        loss = out.loss + (out.attentions[1].square().sum() if keep else 0)
+        loss.backward(retain_graph=keep)
+        return [*(t.grad for t in out.attentions), *seen]
+
+    assert_same(run, method=method)
+
+
+@pytest.mark.parametrize("look", ["hook", "retain_grad and a loss"])
+def test_a_look_at_the_gradient_inside_a_layer_is_refused_where_it_is_not_whole(look):
+    model = hb.convert(build("gpt2"), EXACT)
+    out = model(**TOKENS, output_attentions=True)
+    weights, loss = out.attentions[1], out.loss
+    if look == "hook":
+        weights.register_hook(lambda g: None)
+    else:
+        weights.retain_grad()
+        loss = loss + weights.square().sum()
+    with pytest.raises(RuntimeError, match=r"on a tensor inside transformer.h.1 \(GPT2Block\)"):
+        loss.backward()
+
+
+def test_module_backward_hooks_of_layers_are_refused():
+    model = hb.convert(build("gpt2"), hb.Highway(1))
+    model.transformer.h[1].register_full_backward_hook(lambda *_: None)
+    with pytest.raises(RuntimeError, match=r"h.1 \(GPT2Block\) has a module backward hook"):
+        logits_loss(model)
+
+
+def test_backward_hooks_of_modules_inside_are_warned_of_once():
+    model, seen = hb.convert(build("gpt2"), hb.Highway(1)), []
+    model.transformer.h[1].mlp.register_full_backward_hook(lambda *_: seen.append(1))
+    with pytest.warns(
+        UserWarning, match=r"inside transformer.h.1 \(GPT2Block\) run once per"
+    ) as told:
+        for _ in range(2):
+            logits_loss(model).backward()
+    assert len(told) == 1 and len(seen) > 2
+
+
+# -- layers that show what is inside -------------------------------------------------------------
+
+
+class ShowsGate(Shows):
+    def forward(self, h):
+        self.seen = torch.sigmoid(self.scale)
+        return h + self.seen * self.g(self.inside(h))
+
+
+class ShowsDropped(Shows):
+    def inside(self, h):
+        return nn.functional.dropout(super().inside(h), training=True)
+
+
+class ShowsCount(Shows):
+    def inside(self, h):
+        self.calls = getattr(self, "calls", 0) + 1
+        return self.calls * super().inside(h)
+
+
+def seen_in_loss(model, **how):
+    loss = model()
+    (loss + sum(block.seen.square().sum() for block in model.blocks)).backward(**how)
+
+
+@pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
+@pytest.mark.parametrize("layer", [Shows, ShowsGate, ShowsDropped])
+def test_a_loss_on_what_layers_keep(layer, method):
+    """Of states, of weights alone (which uses up a part of the graph), of random numbers."""
+    assert_same(lambda model: seen_in_loss(model.eval()), lambda: made(layer), method)
+
+
+def test_a_look_at_a_state_inside_a_group_with_a_loss_inside_its_layers_is_refused():
+    model = hb.convert(build("gpt2"), IN_GROUPS)
+    out = model(**TOKENS, output_hidden_states=True, output_attentions=True)
+    out.hidden_states[1].retain_grad()
+    with pytest.raises(RuntimeError, match=r"inside a group of layers.*expected group_size=1"):
+        (out.loss + out.attentions[1].sum()).backward()
+
+
+def test_a_second_run_that_gives_another_state_is_refused():
+    with pytest.raises(RuntimeError, match=r"blocks.0 \(ShowsCount\) was run once more .* another"):
+        seen_in_loss(hb.convert(made(ShowsCount), EXACT))
+    assert_same(lambda model: seen_in_loss(model, retain_graph=True), lambda: made(ShowsCount))
+
+
+def test_a_second_run_with_other_weights_is_refused():
+    model = hb.convert(made(), EXACT)
+    weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    loss = functional_call(model, weights) + sum(b.seen.sum() for b in model.blocks)
+    with pytest.raises(RuntimeError, match="a weight or its input has been changed since"):
+        loss.backward()

@@ -1,0 +1,329 @@
+"""Passes through a converted model in any order, and what surrounds them: the right value, or one
+clear line."""
+
+import gc
+import threading
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+import highway_bp as hb
+from tests.highway_bp.converted import (
+    EXACT,
+    IN_GROUPS,
+    TOKENS,
+    Shows,
+    assert_same,
+    gradients,
+    logits_loss,
+    made,
+    rows,
+    with_states,
+)
+from tests.highway_bp.families import LAYERS, build, losses, tf
+from tests.highway_bp.on_ranks import on_ranks
+
+
+def test_a_second_loss_with_retain_graph():
+    def run(model):
+        out = with_states(model)
+        out.loss.backward(retain_graph=True)
+        out.hidden_states[2].square().sum().backward()
+
+    assert_same(run)
+
+
+def test_attention_twice_with_retain_graph():
+    def run(model):
+        out = model(**TOKENS, output_attentions=True)
+        loss = out.loss + out.attentions[1].square().sum()
+        loss.backward(retain_graph=True)
+        loss.backward()
+
+    assert_same(run)
+
+
+def test_a_third_backward_pass_is_refused():
+    model = hb.convert(build("gpt2"), hb.Highway(1))
+    loss = with_states(model).loss
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_two_forward_passes_before_one_backward_pass():
+    def run(model):
+        other = model(input_ids=TOKENS["input_ids"].flip(0), labels=TOKENS["labels"]).loss
+        (logits_loss(model) * other).backward()
+
+    assert_same(run)
+
+
+def test_prefix_tuning():
+    def run(model):
+        torch.manual_seed(5)
+        cache, prefix = tf.DynamicCache(config=model.config), []
+        for i in range(LAYERS):
+            pair = [torch.randn(2, 2, 3, 8).double().requires_grad_() for _ in range(2)]
+            prefix += pair
+            cache.update(*(t * 1 for t in pair), i)
+        mask = torch.ones(2, 9)
+        model(**TOKENS, past_key_values=cache, attention_mask=mask).loss.backward()
+        return [t.grad for t in prefix]
+
+    assert_same(run)
+
+
+@pytest.mark.parametrize("first_counts", [True, False])
+def test_a_prompt_in_two_parts(first_counts):
+    def run(model):
+        x = TOKENS["input_ids"]
+        first = model(input_ids=x[:, :3], use_cache=True)
+        cache = first.past_key_values
+        loss = model(input_ids=x[:, 3:], past_key_values=cache, labels=x[:, 3:]).loss
+        (loss + first.logits.square().mean() * first_counts).backward()
+
+    assert_same(run)
+
+
+def test_generate_is_as_before():
+    model = build("gpt2")
+    prompt = TOKENS["input_ids"][:1, :2]
+    asked = dict(max_new_tokens=5, do_sample=False, pad_token_id=0)
+    wanted = model.generate(prompt, **asked)
+    hb.convert(model, hb.Highway(1))
+    logits_loss(model).backward()
+    assert torch.equal(model.generate(prompt, **asked), wanted)
+
+
+def test_layers_called_one_by_one_and_some_skipped():
+    def run(model):
+        h = model.transformer.wte(TOKENS["input_ids"])
+        for i in (0, 2):
+            h = model.transformer.h[i](h)
+        h.square().sum().backward()
+
+    assert_same(run)
+
+
+def test_checkpoint_around_layers():
+    def run(model, reentrant=False):
+        h = model.transformer.wte(TOKENS["input_ids"])
+        for layer in model.transformer.h:
+            h = checkpoint(layer, h, use_reentrant=reentrant)
+        h.square().sum().backward()
+
+    assert_same(run)
+    model = hb.convert(build("gpt2"), hb.Highway(1))
+    with pytest.raises(RuntimeError, match="expected use_reentrant=False, or Backprop"):
+        run(model, reentrant=True)
+    model.train().gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(ValueError, match="re-entrant checkpointing of a converted model"):
+        logits_loss(model)
+
+
+def test_checkpoint_around_the_model():
+    def run(model):
+        checkpoint(lambda x: model(x).exp(), torch.eye(6).double(), use_reentrant=False).backward()
+
+    assert_same(run, made)
+
+
+class HoldsChain(nn.Module):
+    """A residual layer with layers of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(6), nn.ModuleList(Shows() for _ in range(2))
+
+    def forward(self, h):
+        z = self.norm(h)
+        for layer in self.inner:
+            z = layer(z)
+        return h + torch.tanh(z)
+
+
+@pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
+@pytest.mark.parametrize("leak", [False, True])
+def test_chains_inside_the_layers_of_a_chain(method, leak):
+    def run(model):
+        loss = model()
+        if leak:
+            loss = loss + sum(layer.inner[1].seen.sum() for layer in model.blocks)
+        loss.backward()
+
+    untouched, model = made(HoldsChain), made(HoldsChain)
+    inner = [f"blocks.{i}.inner" for i in range(4)]
+    hb.convert(model, method, layers=["blocks", *inner])
+    outer = hb.convert(made(HoldsChain), method, layers=inner)
+    outer.blocks = hb.ResidualChain(outer.blocks, method)
+    outer.forward = lambda: outer.head(outer.blocks(outer.emb(rows()))).sin().sum()
+    for each in (untouched, model, outer):
+        run(each)
+    for other in (model, outer):
+        found = gradients(other)
+        for name, g in gradients(untouched).items():
+            torch.testing.assert_close(found[name], g, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    "export",
+    [
+        lambda model, x: torch.export.export(model, (x,)).module(),
+        lambda model, x: torch.jit.trace(model, (x,), check_trace=False),
+        lambda model, x: torch.fx.symbolic_trace(model),
+    ],
+    ids=["export", "jit", "fx"],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_export(export, grad):
+    model = hb.convert(made(), EXACT)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(export(model, rows())(rows()), model(rows()))
+
+
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_with_checkpointing_a_layer_runs_again_for_every_product(k):
+    """Once forward, once for each iteration that reaches it, once for its parameters."""
+    model, runs = hb.convert(build("gpt2").train(), hb.Highway(k)), []
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    logits_loss(model).backward()  # the first pass also looks for residual connections
+    for i, layer in enumerate(model.transformer.h):
+        layer.mlp.register_forward_pre_hook(lambda *_, i=i: runs.append(i))
+    logits_loss(model).backward()
+    assert [runs.count(i) for i in range(LAYERS)] == [2 + min(k, LAYERS - i) for i in range(LAYERS)]
+
+
+def test_functional_call_with_other_weights():
+    def run(model):
+        weights = {name: p * 1.0 for name, p in model.named_parameters()}
+        functional_call(model, weights, args=(), kwargs=TOKENS).loss.backward()
+
+    for _ in range(2):  # the first pass and the next
+        assert_same(run)
+
+
+REFUSED = {
+    "create_graph=True through a chain": lambda model: (
+        torch.autograd.grad(logits_loss(model), list(model.parameters()), create_graph=True)[0]
+        .square()
+        .sum()
+        .backward()
+    ),
+    "in a transform of torch.func": lambda model: torch.func.grad(
+        lambda weights: functional_call(model, weights, args=(), kwargs=TOKENS).loss
+    )(dict(model.named_parameters())),
+    "a forward-mode derivative; expected Backprop": lambda model: torch.func.jvp(
+        lambda h: model.transformer.h[1](h)[0],
+        (torch.randn(2, 3, 16).double(),),
+        (torch.randn(2, 3, 16).double(),),
+    ),
+    "batched gradients": lambda model: torch.autograd.grad(
+        model(**TOKENS).logits.flatten()[:3],
+        list(model.parameters()),
+        torch.eye(3, dtype=torch.float64),
+        is_grads_batched=True,
+    ),
+    "in DataParallel; expected DistributedDataParallel": lambda model: model.transformer.h[
+        1
+    ]._replicate_for_data_parallel()(torch.randn(2, 3, 16).double().requires_grad_()),
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_refused_in_one_line(line):
+    model = hb.convert(build("gpt2"), hb.Highway(1))
+    with pytest.raises(RuntimeError, match=line) as error:
+        REFUSED[line](model)
+    assert "\n" not in str(error.value) and "expected" in str(error.value).replace(
+        "use", "expected"
+    )
+
+
+@pytest.mark.slow
+def test_fsdp_is_refused(tmp_path):
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        model = hb.convert(build("gpt2"), hb.Highway(1))
+        for layer in model.transformer.h:
+            fully_shard(layer)
+        with pytest.raises(RuntimeError, match="a converted model in FSDP"):
+            logits_loss(model)
+    finally:
+        dist.destroy_process_group()
+
+
+def through_ddp(rank: int) -> list[torch.Tensor]:
+    """The same gradients by DDP around a converted model, each process with half a batch."""
+    model = hb.convert(build("gpt2"), EXACT)
+    part = {key: t[rank : rank + 1] for key, t in TOKENS.items()}
+    wrapped = DistributedDataParallel(model)
+    wrapped(**part).loss.backward()
+    return [p.grad for p in model.parameters()]
+
+
+@pytest.mark.slow
+def test_distributed_data_parallel_is_exact(tmp_path):
+    model = build("gpt2")
+    logits_loss(model).backward()
+    for found in on_ranks(2, through_ddp, tmp_path):
+        for p, g in zip(model.parameters(), found, strict=True):
+            torch.testing.assert_close(g, p.grad)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_torch_compile_around_the_model(name):
+    def run(model):
+        torch.compiler.reset()
+        losses(name)["logits"](torch.compile(model, backend="eager")).backward()
+
+    assert_same(run, lambda: build(name))
+
+
+def test_threads_have_passes_of_their_own():
+    model = hb.convert(build("gpt2"), hb.Highway(1))
+    batches = [{key: t.roll(i, 1) for key, t in TOKENS.items()} for i in range(4)]
+
+    def gradient(batch):
+        return torch.autograd.grad(model(**batch).loss, list(model.parameters()))
+
+    wanted, found = [gradient(batch) for batch in batches], {}
+    threads = [
+        threading.Thread(target=lambda i=i: found.update({i: gradient(batches[i])}))
+        for i in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, each in enumerate(wanted):
+        assert all(torch.equal(a, b) for a, b in zip(found[i], each, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["backward", "no backward", "error"])
+def test_no_tensor_outlives_its_pass(how):
+    model, counts = hb.convert(build("gpt2"), hb.Highway(1)), []
+    gc.collect()
+    gc.disable()  # it would find cycles
+    for _ in range(4):
+        out = with_states(model)
+        if how == "backward":
+            out.loss.backward()
+        elif how == "error":
+            out.hidden_states[1].register_hook(lambda g: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                out.loss.backward()
+        del out
+        counts.append(sum(type(o) is torch.Tensor for o in gc.get_objects()))
+    gc.enable()
+    assert counts[1:] == counts[1:2] * 3
