@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -54,7 +55,9 @@ class Sweeper(BasicSweeper):
             batches, stop = super().sweep(arguments), StopSignal()
         else:  # jobs in other processes have to find our packages
             os.environ["PYTHONPATH"] = REPOSITORY + os.pathsep + os.environ.get("PYTHONPATH", "")
-            with StopSignal(then=_terminate_workers) as stop:
+            in_workers = "joblib" in launcher
+            stop = StopSignal(then=_terminate_workers)
+            with stop if in_workers else contextlib.nullcontext():  # SLURM's jobs go on without us
                 batches = self._sweep_in_processes(arguments, stop)
         self._finish([job.return_value for jobs in batches for job in jobs], stop)
 
@@ -67,6 +70,11 @@ class Sweeper(BasicSweeper):
             raise UserError(
                 "a process of the sweep was killed; the same command resumes"
             ) from error
+        except RuntimeError as error:
+            if "submitit" not in type(error).__module__:
+                raise
+            line = (str(error) or str(error.__cause__)).splitlines()[0]
+            raise UserError(f"SLURM: {line}; the same command resumes") from error
         finally:
             _end_workers()
 
@@ -127,7 +135,7 @@ def run_of(config: DictConfig) -> Any:
 
 
 def _terminate_workers() -> None:
-    for process in multiprocessing.active_children():  # of joblib; submitit's are no children
+    for process in multiprocessing.active_children():
         process.terminate()
 
 

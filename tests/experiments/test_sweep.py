@@ -242,40 +242,64 @@ def test_a_job_of_submitit_writes_a_checkpoint_before_it_is_put_back(train, runs
 
 
 SLURM = {  # as much of it as submitit calls for one job, on this machine
+    # The script is read before sbatch returns: submitit renames it then.
     "sbatch": """export SLURM_JOB_ID=7 SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0
 export SLURM_JOB_NODELIST=here SLURM_PROCID=0 SLURM_LOCALID=0
-bash "$1" >/dev/null 2>&1 </dev/null &
+cd "$(dirname "$0")" && cp "$1" job.sh
+{ bash job.sh; touch ended; } >/dev/null 2>&1 </dev/null &
 echo Submitted batch job 7""",
-    "srun": 'while [ "$1" != "$PYTHON" ]; do shift; done; exec "$@"',
-    "sacct": "echo 'JobID|State|NodeList'; echo '7|RUNNING|here'",
+    "srun": 'while [ "$1" != "$PYTHON" ]; do shift || exit 1; done; exec "$@"',
+    "sacct": """cd "$(dirname "$0")" && [ -e ended ] && state=COMPLETED || state=RUNNING
+echo 'JobID|State|NodeList'
+echo "7|$state|here"
+""",
 }
 
 
-@pytest.mark.slow
-def test_a_sweep_goes_through_slurm_and_comes_back(tmp_path, monkeypatch):
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    for name, script in SLURM.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
-        (tmp_path / name).chmod(0o755)
+def through_slurm(folder: Path, *arguments: str, **scripts: str) -> subprocess.Popen:
+    """A sweep of one job, submitted to what `SLURM` and ``scripts`` say."""
+    for name, script in {**SLURM, **scripts}.items():
+        (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (folder / name).chmod(0o755)
     environment = {
         **os.environ,
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PATH": f"{folder}:{os.environ['PATH']}",
         "PYTHON": sys.executable,
         "OMP_NUM_THREADS": "1",
     }
     command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "-m",
-        *TINY,
-        f"run_root={tmp_path / 'runs'}",
-        "model.depth=9",
-        "hydra/launcher=slurm",
-        "hydra.launcher.partition=gpu",
+        *(sys.executable, str(ROOT / "train.py"), "-m", *TINY, f"run_root={folder / 'runs'}"),
+        *("hydra/launcher=slurm", "hydra.launcher.partition=gpu", *arguments),
     ]
-    seen = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert seen.returncode == 1 and seen.stderr.startswith("1 of 1 runs failed: ")
-    assert "model.depth=9" in seen.stderr and seen.stderr.count("\n") == 1
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment, cwd=folder, text=True, **pipes)
+
+
+@pytest.mark.parametrize(
+    ("scripts", "said"),
+    [
+        ({}, "1 of 1 runs failed: "),  # the job's own outcome
+        ({"srun": "exit 1"}, "error: SLURM: Job 7 (task: 0) with path "),
+        ({"sbatch": "echo no such partition >&2; exit 1"}, "error: SLURM: no such partition;"),
+    ],
+)
+def test_a_sweep_goes_through_slurm_and_comes_back(tmp_path, scripts, said):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    process = through_slurm(tmp_path, "model.depth=9", **scripts)
+    _, err = process.communicate()
+    *sbatch, line = err.splitlines()
+    assert process.returncode == 1 and line.startswith(said)
+    assert sbatch == ["no such partition"] * ("sbatch" in scripts)
+    assert line.endswith("; the same command resumes" if scripts else "model.depth=9")
+
+
+def test_a_sweep_in_slurms_queue_may_be_left(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    process = through_slurm(tmp_path, srun="sleep 20")
+    wait_until(lambda: (tmp_path / "job.sh").exists())
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (130, "")
 
 
 def test_without_locks_a_run_says_so_and_goes_on(train, runs, monkeypatch):
