@@ -21,7 +21,10 @@ def is_filled(cache: Any) -> bool:
 
 def without_caches(tree: Any) -> Any:
     """The same arguments, None for every cache: a layer that runs again would write twice."""
-    return pytree.tree_map(lambda v: None if is_cache(v) else v, tree, is_leaf=is_no_container)
+    flat, spec = pytree.tree_flatten(tree, is_leaf=is_no_container)
+    if not any(map(is_cache, flat)):
+        return tree
+    return pytree.tree_unflatten([None if is_cache(v) else v for v in flat], spec)
 
 
 def held_tensors(value: Any) -> Iterator[tuple[Any, Any, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,44 +22,44 @@ def check_graph(segment: Segment, i: int, ends: frozenset, made: set[int]) -> No
     Raises:
         RuntimeError: the gradient of what the layer has used would be lost.
     """
-    outputs, ends = [segment.states[i], *segment.extras[i]], ends | {segment.h_in.grad_fn, None}
-    for node in nodes(outputs, ends):
-        parents = [parent for parent, _ in node.next_functions]
-        if not _is_leaf(node) and all(p in ends or _is_leaf(p) for p in parents):
-            segment.ends.append(node)
-        if is_of_chain(node) and not _is_of_inner(node, segment.h_in.grad_fn):
-            what = "a state of the chain"
-        elif _is_leaf(node) and node.variable is not segment.h_in and node.variable is not SENTINEL:
-            if id(node.variable) in ends | made or not _is_missed(node, segment.extras[i], made):
-                continue
-            what = f"a tensor of shape {[*node.variable.shape]}"
-        else:
-            continue
+    begin = segment.h_in.grad_fn
+    graph = nodes([segment.states[i], *segment.extras[i]], ends | {begin})
+    leaves = {node for node, behind in graph.items() if not behind and hasattr(node, "variable")}
+    inner = graph.keys() - leaves
+    segment.ends += [node for node in inner if inner.isdisjoint(graph[node])]
+    of_chain = (node for node in graph if is_of_chain(node) and not _is_of_inner(node, begin))
+    lost = ["a state of the chain" for _ in of_chain]
+    known = ends | made | {id(segment.h_in), id(SENTINEL)}
+    for node in [leaf for leaf in leaves if id(leaf.variable) not in known]:
+        if _is_missed(node, segment.extras[i], made):
+            lost.append(f"a tensor of shape {[*node.variable.shape]}")
+    if lost:
         raise RuntimeError(
-            f"{segment.calls[i].layer.name} uses {what} that requires a gradient but is neither "
+            f"{segment.calls[i].layer.name} uses {lost[0]} that requires a gradient but is neither "
             "its input, a parameter of the chain nor an argument; pass it to the layer as an "
             "argument"
         )
 
 
-def nodes(outputs: Sequence[Tensor], ends: frozenset) -> Iterator[object]:
-    """The nodes of autograd's graph behind ``outputs``, up to and without ``ends``."""
-    seen, found = set(ends), [t.grad_fn for t in outputs if t.requires_grad]
+def nodes(outputs: Sequence[Tensor], ends: frozenset) -> dict[object, list]:
+    """The nodes of autograd's graph behind ``outputs``, up to and without ``ends``.
+
+    Returns:
+        of each node those directly behind it.
+    """
+    graph: dict[object, list] = {}
+    found = [t.grad_fn for t in outputs if t.requires_grad]
     while found:
         node = found.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node
-            found += [parent for parent, _ in node.next_functions]
+        if node is not None and node not in graph and node not in ends:
+            graph[node] = behind = [parent for parent, _ in node.next_functions]
+            found += behind
+    return graph
 
 
 def _is_of_inner(node: object, begin: object) -> bool:
     """Whether a chain inside the layer has made this node, after the layer's graph has begun."""
     return node.one_pass is not begin.one_pass and node._sequence_nr() > begin._sequence_nr()
-
-
-def _is_leaf(node: object) -> bool:
-    return hasattr(node, "variable")
 
 
 def _is_missed(node: object, extras: Sequence[Tensor], made: set[int]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -28,8 +29,7 @@ def shown_by(module: nn.Module) -> Iterator[Shown]:
     finally:
         for handle in handles:
             handle.remove()
-    for m in modules:
-        add_shown(shown, vars(m).values())
+    add_shown(shown, itertools.chain.from_iterable(vars(m).values() for m in modules))
 
 
 def add_shown(shown: Shown, values: Iterable[Any]) -> None:

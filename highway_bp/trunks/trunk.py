@@ -12,6 +12,7 @@ from highway_bp.has_method import Chain
 from highway_bp.layer_call import Layer, Returned
 from highway_bp.methods import Method
 from highway_bp.module_system import ModuleSystem
+from highway_bp.surroundings import parameters_of
 from highway_bp.trunks.carries import has_residual_path
 
 
@@ -59,7 +60,7 @@ class Trunk(Chain):
         return max(len(self.layers) - left_out, self._longest)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        return iter({id(p): p for layer in self.layers for p in layer.parameters()}.values())
+        return iter({id(p): p for layer in self.layers for p in parameters_of(layer)}.values())
 
     def takes(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
         """A layer without a residual path runs as before, outside any chain."""
