@@ -29,6 +29,8 @@ def check_split(layer: nn.Module, name: str, h: Tensor, ran: Ran) -> None:
     Raises:
         ValueError: naming the layer, when they differ.
     """
+    if h.is_meta:
+        return
     h, z = h.detach().requires_grad_(), ran.z.detach()
     with torch.enable_grad():
         out = layer.residual(h, z)
@@ -55,8 +57,10 @@ def _through(out: Tensor, h: Tensor, w: Tensor) -> Tensor:
 def warn_without_residual(system: ModuleSystem) -> None:
     """Warn where most blocks cancel the carry they are said to have: there is no such carry.
 
-    Costs one product with every block.
+    Costs one product with every block. On the meta device there is nothing to look at.
     """
+    if system.outputs[0].is_meta:
+        return
     gammas = [
         gamma
         for gamma, h in zip(system.probe_gammas(), system.outputs, strict=True)
