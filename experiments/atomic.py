@@ -26,7 +26,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(f.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save wraps a full disk in a RuntimeError
-        with contextlib.suppress(OSError):  # the disk's own trouble is the one to tell
+        with contextlib.suppress(OSError):  # the disk's own error is the one to report
             partial.unlink()
         raise UserError(f"cannot write {path} ({error}); is the disk full or read-only?") from error
 

@@ -33,11 +33,11 @@ class LinearSystem(Protocol):
     def scan(self, v: States, gamma: Gamma, states: range) -> States:
         """u_i = v_i + (1 - gamma) u_{i+1} K_{i+1} for i in ``states``, v_i elsewhere; uses up v."""
 
-    def keep(self, w: States) -> States:
-        """What `change` needs of w later, whatever becomes of w."""
+    def snapshot(self, w: States) -> States:
+        """What `relative_change` needs of w later; w itself may be overwritten."""
 
-    def change(self, w: States, kept: States) -> float:
-        """||w - w_kept|| / ||w|| over all states, or over a sample of them."""
+    def relative_change(self, w: States, old: States) -> float:
+        """||w - w_old|| / ||w|| over all states, or over a sample of them."""
 
     def smallest_blocks(self, auto: AutoGamma) -> Gamma:
         """The gamma of every layer that leaves it the smallest block; asked for by "auto" alone."""
@@ -136,10 +136,10 @@ class Highway:
         L = system.length
         w = scan(system.cotangents(), range(L))  # w^0
         for states in (range(L - m) for m in range(min(self.k, L))):  # the others are exact
-            kept = None if self.tolerance is None else system.keep(w)
-            v = system.through_blocks(w, gamma, states)
-            w = scan(v, states)
-            if kept is not None and system.change(w, kept) < self.tolerance:
+            old = None if self.tolerance is None else system.snapshot(w)
+            b_plus_wJ = system.through_blocks(w, gamma, states)
+            w = scan(b_plus_wJ, states)
+            if old is not None and system.relative_change(w, old) < self.tolerance:
                 break
         return w
 

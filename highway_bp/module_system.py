@@ -49,7 +49,7 @@ class ModuleSystem:
         for start in range(0, len(rest), TOGETHER):  # ascending: w_{i+1} is still the old one
             some = rest[start : start + TOGETHER]
             for i, v in zip(some, self._vjps(some, w), strict=True):
-                w[i] = self._pushed(i, w[i + 1], v, gamma_of(gamma, i))
+                w[i] = self._b_plus_vjp(i, w[i + 1], v, gamma_of(gamma, i))
         return w
 
     def scan(self, v: States, gamma: Gamma, states: range) -> States:
@@ -63,15 +63,15 @@ class ModuleSystem:
         )
         return v
 
-    def keep(self, w: States) -> States:
+    def snapshot(self, w: States) -> States:
         return list(w)  # no call writes into a tensor of w: each state gets a new one
 
-    def change(self, w: States, kept: States) -> float:
-        return ratio(squares(w, kept))
+    def relative_change(self, w: States, old: States) -> float:
+        return ratio(squares(w, old))
 
     def leap(self, w: States, n: int, states: range) -> States:
         """Steps of n layers (`mgrit.GridSystem`)."""
-        return [self._leapt(i, w[i + n], n) for i in states]
+        return [self._coarse_step(i, w[i + n], n) for i in states]
 
     def smallest_blocks(self, auto: AutoGamma) -> list[float]:
         return self._gammas.values_for(auto, self.keys, self.estimate)
@@ -110,7 +110,9 @@ class ModuleSystem:
         by_state = dict(zip(known, found, strict=True))
         return [by_state.get(i) for i in states]
 
-    def _pushed(self, i: int, w: Tensor | None, v: Tensor | None, gamma: float) -> Tensor | None:
+    def _b_plus_vjp(
+        self, i: int, w: Tensor | None, v: Tensor | None, gamma: float
+    ) -> Tensor | None:
         """b_i + w (J + gamma K) for the segment between states i and i+1; v: its `vjp` of w."""
         b = self._b[i]
         if w is None:
@@ -122,7 +124,7 @@ class ModuleSystem:
             return b.clone() if v is None else v + b
         return v.add_(b)
 
-    def _leapt(self, i: int, w: Tensor | None, n: int) -> Tensor | None:
+    def _coarse_step(self, i: int, w: Tensor | None, n: int) -> Tensor | None:
         """w A_i(n): from state i + n to state i in one step."""
         if w is None or i < self._first:
             return None
@@ -136,15 +138,15 @@ def probe_generator(like: Tensor, seed: int, i: int) -> torch.Generator:
     return torch.Generator(like.device).manual_seed((seed << 16) + i)
 
 
-def squares(w: States, kept: States) -> Tensor:
-    """Of the states that are known, ||w - w_kept||^2 and ||w||^2 (2,)."""
-    pairs = [(v, u) for v, u in zip(w, kept, strict=True) if v is not None]
+def squares(w: States, old: States) -> Tensor:
+    """Of the states that are known, ||w - w_old||^2 and ||w||^2 (2,)."""
+    pairs = [(v, u) for v, u in zip(w, old, strict=True) if v is not None]
     each = [torch.stack([_square(v if u is None else v - u), _square(v)]) for v, u in pairs]
     return torch.stack(each).sum(0) if each else torch.zeros(2)
 
 
 def ratio(squares: Tensor) -> float:
-    """||w - w_kept|| / ||w||, of their squares."""
+    """||w - w_old|| / ||w||, of their squares."""
     changed, whole = squares.tolist()
     return math.sqrt(changed / whole) if whole else 0.0
 

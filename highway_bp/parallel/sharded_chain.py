@@ -19,7 +19,7 @@ from highway_bp.parallel.agreement import check_call
 from highway_bp.parallel.micro_batches import arguments_of_each, joined, sizes_of
 from highway_bp.parallel.ranks import Message, Ranks, laid_out, shares_of
 from highway_bp.parallel.sharded_pass import through_ranks
-from highway_bp.parallel.sharded_system import ShardedSystem
+from highway_bp.parallel.sharded_system import CarryKind, ShardedSystem
 from highway_bp.segment import Segment
 
 SCANS = ("auto", "sequential", "doubling", "gathered")
@@ -76,7 +76,7 @@ class ShardedChain(Chain, nn.ModuleList):
         self.replicas: Ranks | None = None  # those with the same layers, as `replicate` has it
         # Some gradient always: a process without would be missing in the backward pass.
         self.token = torch.zeros((), requires_grad=True)
-        self.kind: int | None = None  # of all carries; found by the first scan
+        self.kind: CarryKind | None = None  # of all carries; found by the first scan
 
     @property
     def own(self) -> range:

@@ -8,6 +8,7 @@ method, which knows nothing of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,14 @@ if TYPE_CHECKING:
     from highway_bp.parallel.sharded_chain import ShardedChain
 
 GATHER_BELOW = 1 << 20  # bytes of one state: larger ones are moved less by doubling
-IDENTITY, ELEMENTWISE, OTHER = range(3)  # kinds of carries
+
+
+class CarryKind(IntEnum):
+    """What a carry asks of the scan across ranks; the largest of all ranks counts."""
+
+    IDENTITY = 0
+    ELEMENTWISE = 1
+    OTHER = 2
 
 
 class ShardedSystem:
@@ -59,7 +67,7 @@ class ShardedSystem:
         inner = joined([_like_input(s.inner_cotangent(b_s), s) for s, b_s in pairs])
         arrived = self._ranks.shift(inner, self._like, inside)
         out = torch.zeros_like(self._like) if b[-1] is None else b[-1]
-        self._b = self._held(out if arrived is None else out + arrived, inner)
+        self._b = self._local_states(out if arrived is None else out + arrived, inner)
         self._factors: dict[tuple, list[Tensor | None]] = {}
 
     def cotangents(self) -> States:
@@ -82,8 +90,8 @@ class ShardedSystem:
     def scan(self, v: States, gamma: Gamma, states: range) -> States:
         n, ranks, u = states.stop - 1, self._ranks, v[self._rank + 1]  # state n + 1 is whole
         shares = [1.0 - gamma_of(gamma, i) for i in range(self.length)]
-        carried = partial(self._pushed, block=0, carry=shares[self._rank])
-        scan = "sequential" if self._kind == OTHER else self._chain.scan
+        carried = partial(self._product, block=0, carry=shares[self._rank])
+        scan = "sequential" if self._kind == CarryKind.OTHER else self._chain.scan
         if scan == "auto":  # small messages wait, large ones take time to move
             scan = "gathered" if u.numel() * u.element_size() < GATHER_BELOW else "doubling"
         if scan == "sequential":
@@ -97,7 +105,7 @@ class ShardedSystem:
             if key not in self._factors:
                 self._factors[key] = prepare(ranks, self._factor(carried, shares))
             u = run(ranks, u, self._factors[key], n)
-        return self._held(u, v[0] + carried(u) if ranks.is_first else None)
+        return self._local_states(u, v[0] + carried(u) if ranks.is_first else None)
 
     def ends(self, w: States) -> Sequence[Tensor]:
         return self._parts(w[self._rank + 1])
@@ -107,11 +115,11 @@ class ShardedSystem:
         whole = v is None or len(self._sizes) == 1
         return [v] * len(self._sizes) if whole else v.split(self._sizes)
 
-    def keep(self, w: States) -> States:
+    def snapshot(self, w: States) -> States:
         return w  # no call writes into what it is given
 
-    def change(self, w: States, kept: States) -> float:
-        both = squares(w, kept)
+    def relative_change(self, w: States, old: States) -> float:
+        both = squares(w, old)
         dist.all_reduce(both, group=self._ranks.group)
         return ratio(both)
 
@@ -122,18 +130,19 @@ class ShardedSystem:
         )
 
     def _estimate(self, probes: int, seed: int) -> list[float]:
-        zJ, zK = (partial(self._pushed, block=J, carry=K) for J, K in ((1, 0), (0, 1)))
+        zJ, zK = (partial(self._product, block=J, carry=K) for J, K in ((1, 0), (0, 1)))
         generator = probe_generator(self._like, seed, self._rank)
         mine, replicas = smallest_block(zJ, zK, self._like, probes, generator), self._chain.replicas
         if replicas is not None:
             mine = sum(replicas.everyone(mine)) / replicas.size
         return self._ranks.everyone(mine)
 
-    def _held(self, out: Tensor | None, first: Tensor | None) -> States:
+    def _local_states(self, output: Tensor | None, chain_input: Tensor | None) -> States:
+        """w with the state behind this rank's layers and, on the first rank, w_0."""
         w: States = [None] * (self.length + 1)
-        w[self._rank + 1] = out
+        w[self._rank + 1] = output
         if self._ranks.is_first:
-            w[0] = first
+            w[0] = chain_input
         return w
 
     def _through(self, u: Tensor, block: float, carry: float) -> Iterator[Tensor]:
@@ -142,7 +151,7 @@ class ShardedSystem:
             v = segment.through(u_m, block, carry) if self._wanted else None
             yield _like_input(v, segment)
 
-    def _pushed(self, u: Tensor, block: float, carry: float) -> Tensor:
+    def _product(self, u: Tensor, block: float, carry: float) -> Tensor:
         return joined([*self._through(u, block, carry)])
 
     def _down(self, w: States, block: float, carry: float, senders: range) -> States:
@@ -157,12 +166,15 @@ class ShardedSystem:
         for message in sent:
             message.wait()
         arrived = [message.wait() for message in arriving]
-        return self._held(joined(arrived) if arrived else None, joined(own) if own else None)
+        return self._local_states(
+            joined(arrived) if arrived else None, joined(own) if own else None
+        )
 
     @cached_property
-    def _kind(self) -> int:
+    def _kind(self) -> CarryKind:
         """The largest among the carries of all ranks; found out by the chain's first scan."""
-        mine, chain = max(map(_kind_of, self.segments)) if self._wanted else IDENTITY, self._chain
+        chain = self._chain
+        mine = max(map(_carry_kind, self.segments)) if self._wanted else CarryKind.IDENTITY
         if chain.kind is None:
             chain.kind = max(self._ranks.everyone(mine))
         if mine > chain.kind:
@@ -174,7 +186,7 @@ class ShardedSystem:
 
     def _factor(self, carried: Callable[..., Tensor], shares: list[float]) -> Tensor | None:
         """(1 - gamma) K of rank r + 1, None for the identity."""
-        if self._kind == IDENTITY:
+        if self._kind == CarryKind.IDENTITY:
             share = shares[min(self._rank + 1, self.length - 1)]
             return None if set(shares) == {1.0} else self._like.new_full((1,), share)
         ones = torch.ones_like(self._like)
@@ -188,11 +200,11 @@ def _like_input(v: Tensor | None, segment: Segment) -> Tensor:
     return torch.zeros_like(h) if v is None else v.to(h.dtype)
 
 
-def _kind_of(segment: Segment) -> int:
-    """Of a carry that is elementwise, all states have one shape and dtype."""
+def _carry_kind(segment: Segment) -> CarryKind:
+    """Elementwise carries want one shape and dtype for all states."""
     K, h_in, h_out = segment.K, segment.h_in, segment.h_out
     if (h_in.shape, h_in.dtype) != (h_out.shape, h_out.dtype):
-        return OTHER
+        return CarryKind.OTHER
     if isinstance(K, Identity):
-        return IDENTITY
-    return ELEMENTWISE if isinstance(K, Scalar | Diagonal) else OTHER
+        return CarryKind.IDENTITY
+    return CarryKind.ELEMENTWISE if isinstance(K, Scalar | Diagonal) else CarryKind.OTHER

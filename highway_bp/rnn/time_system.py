@@ -105,13 +105,13 @@ class TimeSystem:
             self._scans[gamma] = scan_of(self._K, 1.0 - gamma, self._bounded)
         return self._scans[gamma](v)
 
-    def keep(self, w: Tensor) -> Tensor:
+    def snapshot(self, w: Tensor) -> Tensor:
         return w[:: self._stride].clone()
 
-    def change(self, w: Tensor, kept: Tensor) -> float:
+    def relative_change(self, w: Tensor, old: Tensor) -> float:
         sample = w[:: self._stride]
         whole = torch.linalg.vector_norm(sample).item()
-        return torch.linalg.vector_norm(sample - kept).item() / whole if whole else 0.0
+        return torch.linalg.vector_norm(sample - old).item() / whole if whole else 0.0
 
     def leap(self, w: Tensor, n: int, states: range) -> Tensor:
         """Steps of n layers (`mgrit.GridSystem`), (len(states), B, S)."""
