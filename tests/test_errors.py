@@ -1,4 +1,4 @@
-"""docs/errors.md says what the user sees; here every line of it is provoked.
+"""tests/errors.md has every line that wrong input gives; here each is provoked.
 
 A first column in backticks is what stands behind ``python train.py``; any other first column is a
 situation made by the function of that name below. ``…`` stands for whatever differs by machine.
@@ -27,7 +27,7 @@ from tests.train_cli import only_run
 
 pytestmark = pytest.mark.slow
 
-PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
+PAGE = Path(__file__).with_name("errors.md")
 ROWS = [
     [cell.strip() for cell in line.strip().strip("|").split(" | ")]
     for line in PAGE.read_text().splitlines()

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 
@@ -39,10 +41,23 @@ def test_it_is_short():
     assert len(README.splitlines()) <= 130 and len(BLOCKS) == 2
 
 
+def test_the_docs_are_five_pages_of_800_lines():
+    pages = [page.read_text().splitlines() for page in (ROOT / "docs").glob("*.md")]
+    assert len(pages) == 5 and sum(map(len, pages)) <= 800
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files(page):
-    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+    for target, heading in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+        if heading:
+            assert heading in anchors(page.parent / target if target else page), heading
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives the page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
 def test_the_scores_of_the_pixels_are_those_of_the_rows():
@@ -51,6 +66,41 @@ def test_the_scores_of_the_pixels_are_those_of_the_rows():
     assert len(rows) == 8
     for row in rows:
         assert f"{100 * row['eval_accuracy']:.1f}" in README.replace("\n", " "), row["arguments"]
+
+
+def paired(of: tuple, against: tuple) -> str:
+    """Mean difference of the characters' scores on the CPU, seed by seed, and its standard error.
+
+    Args:
+        of, against: gradient method and k.
+    """
+    lines = (ROOT / "results" / "gru_chars.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if "CPU" in row["device"]]
+    scores = {(r["grad"], r["k"], r["seed"]): r["eval_bits_per_char"] for r in rows}
+    assert len(scores) == len(rows)
+    pairs = [(scores[*of, seed], scores[*against, seed]) for seed in range(3)]
+    difference = [a - b for a, b in pairs]
+    digits = 3 if of[1] == 0 else 4
+    return f"{abs(mean(difference)):.{digits}f} ± {stdev(difference) / 3**0.5:.{digits}f}"
+
+
+def test_the_differences_of_the_characters_are_those_of_the_rows():
+    page = (ROOT / "docs" / "choosing_k.md").read_text()
+    assert f"{paired(('highway', 0), ('bp', None))} bits per character above" in page
+    assert f"{paired(('highway', 1), ('fixed_point', 1))} bits below" in page
+
+
+def test_the_recurrent_times_are_those_of_the_benchmark():
+    page = (ROOT / "docs" / "method.md").read_text().replace("\n", " ")
+    grid = json.loads((ROOT / "results" / "bench_rnn.json").read_text())["grid"]
+    at_k0 = [
+        run["speedup"]["k0"]
+        for run in grid
+        if "L 1024" in run["shape"] and run["shape"].endswith(("hidden 32", "hidden 64"))
+    ]
+    assert len(at_k0) == 6
+    expected = f"1 / {min(at_k0):.2f} to 1 / {max(at_k0):.2f} of `nn.GRU`'s time"
+    assert expected in page
 
 
 def test_the_times_are_those_of_the_benchmarks():

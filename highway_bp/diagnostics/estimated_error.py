@@ -38,7 +38,7 @@ def estimated_error(
         r_i = b_i + w^k_{i+1} A_{i+1} - w^k_i        (w - w^k)_i = (w - w^k)_{i+1} A_{i+1} + r_i
 
     The estimate is e_i = ||r_i|| + l_{i+1} e_{i+1} with l_i = ||w^k_i A_i|| / ||w^k_i||. With
-    l_i = ||A_i|| it would be a bound; as it is, it may be too low (docs/theory.md, section 5).
+    l_i = ||A_i|| it would be a bound; as it is, it may be too low (docs/method.md, section 5).
     For ||w|| stands ||w^k|| of the largest k, so one small k alone says little. A k takes its
     iteration and one more pass through the blocks. Where a model solves several systems (chains,
     recurrent layers, directions), each is judged for the cotangents that arrive at its end: errors

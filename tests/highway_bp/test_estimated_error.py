@@ -13,7 +13,7 @@ from tests.highway_bp.test_paths import loss_of, reference
 
 
 def dense_estimates(J, K, b, ks):
-    """docs/theory.md, section 5, by matrices."""
+    """docs/method.md, section 5, by matrices."""
     L, found = len(b) - 1, []
     for k in ks:
         w, e = oracle.highway(J, K, b, k), [0.0]

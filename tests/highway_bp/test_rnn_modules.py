@@ -42,7 +42,7 @@ def samples(entry, kind: str, method: hb.Method, training: bool):
         given = sample.constructor_input
         options = {"dtype": torch.float64, **given.kwargs}
         if options.get("proj_size") and method != hb.Backprop():
-            continue  # refused, see docs/design.md
+            continue  # refused, see docs/method.md
         theirs, ours = KINDS[kind]
         plain = theirs(*given.args, **options).train(training)
         network = ours(*given.args, **options, method=method).train(training)
@@ -173,7 +173,7 @@ def test_strict_export(kind):
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize("ours", [False, pytest.param(True, marks=pytest.mark.xfail)])
 def test_tools_that_know_torchs_class_alone(kind, tool, ours):
-    """As docs/design.md says under Limits, even with ``Backprop()``."""
+    """As docs/method.md says under Limits, even with ``Backprop()``."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = TOOLS[tool](KINDS[kind][ours](4, 5))

@@ -1,4 +1,4 @@
-"""docs/theory.md, sections 1 to 5, on small random chains of dense matrices in float64.
+"""docs/method.md, sections 1 to 5, on small random chains of dense matrices in float64.
 
 J, K (L + 1, N, N), of which the first is not used; b, w (L + 1, N); norms (L + 1,).
 """
