@@ -1,10 +1,11 @@
 """Highway backpropagation: gradients by iterative propagation along the residual path.
 
 Fagnou, Caillon, Delattre, Allauzen, ICLR 2025. The forward pass is exact; ``method`` chooses how
-the backward pass is solved::
+the backward pass is solved:
 
-    chain = hb.ResidualChain(layers, method=hb.Highway(k=3))
-    head(chain(x)).backward()
+    >>> layers = [nn.Linear(4, 4) for _ in range(3)]
+    >>> chain = hb.ResidualChain(layers, method=hb.Highway(k=1))
+    >>> chain(torch.randn(8, 4)).sum().backward()
 """
 
 from highway_bp import schedules

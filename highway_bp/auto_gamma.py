@@ -16,13 +16,16 @@ from highway_bp.check import check_whole
 class AutoGamma:
     """gamma_i = argmin ||J_i + gamma K_i||_F = -<J_i, K_i> / <K_i, K_i>; -tr(J_i)/d for K = I.
 
-    Estimated from random signs z: <J, K> = E[zJ . zK]. A value may be negative (the block helps
+    Estimated from random signs z: <J, K> = E[zJ . zK]. A value may be negative (the block adds to
     the residual path) or above 1. The estimate costs ``probes`` iterations every ``every``
     backward passes.
 
     Args:
-        probes: random vectors per layer.
-        every: backward passes from one estimate to the next.
+        probes: number of random vectors per layer, at least 1.
+        every: number of backward passes from one estimate to the next, at least 1.
+
+    Raises:
+        TypeError, ValueError: an argument is not such a number.
     """
 
     probes: int = 1

@@ -13,7 +13,10 @@ from torch import Tensor
 
 
 class Carry:
-    """A linear map on cotangents; subclasses define ``vecmat``."""
+    """A linear map K on cotangents (row vectors); subclasses define ``vecmat``.
+
+    Products are ``w @ K`` for a cotangent w, and ``A @ B`` for two carries.
+    """
 
     def vecmat(self, w: Tensor) -> Tensor:
         """Return w K: cotangent of the output, shape of h_out -> of the input, shape of h_in."""
@@ -34,7 +37,7 @@ class Carry:
 
 
 class Scalar(Carry):
-    """K = s I."""
+    """K = s I, for a number or 0-d tensor s."""
 
     def __init__(self, s: float | Tensor):
         self.s = s
@@ -51,7 +54,13 @@ class Identity(Carry):
 
 
 class Diagonal(Carry):
-    """K = diag(d); d broadcasts to the state, e.g. the mask 1[h > 0] of a ReLU after the sum."""
+    """K = diag(d), for a floating or bool tensor d that broadcasts to the state.
+
+    The mask h > 0 of a ReLU after the sum is such a d.
+
+        >>> hb.Diagonal(torch.tensor([1.0, 0.0])).vecmat(torch.tensor([[3.0, 4.0]]))
+        tensor([[3., 0.]])
+    """
 
     def __init__(self, d: Tensor):
         self.d = d
@@ -66,7 +75,12 @@ class Diagonal(Carry):
 
 
 class Permutation(Carry):
-    """The Jacobian of h -> h.index_select(dim, index), index a permutation of that dimension."""
+    """The Jacobian of h -> h.index_select(dim, index).
+
+    Args:
+        index: int64 (n,), a permutation of 0 .. n - 1, n the size of that dimension.
+        dim: the dimension.
+    """
 
     def __init__(self, index: Tensor, dim: int = 1):
         self.inverse = torch.argsort(index)

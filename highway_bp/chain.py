@@ -21,18 +21,24 @@ class ResidualChain(Chain, nn.ModuleList):
     The forward pass is exact whatever the method. The ``state_dict`` is that of an
     ``nn.Sequential`` of the same layers.
 
-    A layer is any ``nn.Module`` that maps one tensor to one tensor. It may say more of itself:
+    A layer is any ``nn.Module`` that maps one tensor to one tensor. It may have these methods:
 
     - ``carry(h_in, h_out)``: its residual path's Jacobian K, as None (identity, the default), a
       number, a tensor (the diagonal) or an object with ``vecmat(w)`` (see ``highway_bp.carry``);
-    - ``with_carry(h, *args)``: forward(h) and such a K, where K needs what forward computed;
-    - ``block(h, *args)`` and ``residual(h, z)`` with forward(h) = residual(h, block(h)): then the
-      block's own vector-Jacobian product is used, and w K need not be subtracted.
+    - ``with_carry(h, *args)``: returns forward(h) and K, where K needs what forward computed;
+    - ``block(h, *args)`` and ``residual(h, z)`` with forward(h) = residual(h, block(h)): the chain
+      then differentiates the block alone and need not subtract w K.
+
+        >>> chain = hb.ResidualChain([nn.Linear(4, 4) for _ in range(3)], hb.Highway(k=3))
+        >>> h = torch.randn(8, 4, requires_grad=True)
+        >>> chain(h).square().sum().backward()  # k = L: the exact gradient
+        >>> h.grad.shape
+        torch.Size([8, 4])
 
     Args:
         layers: the layers f_1 .. f_L.
         method: ``Backprop()`` (the default, exact), ``FixedPoint(k)`` or ``Highway(k)``; the
-            attribute ``method`` may be set at any time and holds from the next forward pass on.
+            attribute ``method`` may be set at any time and is used from the next forward pass on.
 
     Raises:
         TypeError: ``method`` is not a gradient method.
@@ -60,9 +66,9 @@ class ResidualChain(Chain, nn.ModuleList):
         """Run all layers.
 
         Args:
-            h: the input state h_0, floating, any shape.
-            *args, **kwargs: passed on to every layer; gradients flow to tensors among them.
-            return_states: return [h_1, ..., h_L], each of which may enter the loss.
+            h: the input state h_0, of a floating dtype and any shape.
+            *args, **kwargs: passed to every layer; tensors among them get gradients.
+            return_states: return [h_1, ..., h_L]; a loss may use each of them.
 
         Returns:
             h_L, or all states.
@@ -70,7 +76,7 @@ class ResidualChain(Chain, nn.ModuleList):
         Raises:
             TypeError: ``h`` is not a floating tensor, or a layer returns something else.
             ValueError: the carry of a layer with ``block`` and ``residual`` is not its residual
-                path's (looked at on the first pass).
+                path's (checked on the first pass).
             RuntimeError: a layer uses a tensor that needs a gradient and is neither a parameter
                 of the chain nor an argument.
         """

@@ -1,4 +1,4 @@
-"""What the chains of a model remember for their gradient method, for checkpoints."""
+"""The chains of a model, and the estimates of gamma that belong into a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def sharded_chains(model: nn.Module) -> list[ShardedChain]:
 
 
 def method_state(model: nn.Module) -> list[dict[str, Any]]:
-    """Of every chain what it remembers (estimates of gamma): plain values, for a checkpoint."""
+    """The estimates of gamma of every chain, as plain values for a checkpoint."""
     return [chain.gammas.state_dict() for chain in chains(model)]
 
 
 def load_method_state(model: nn.Module, state: list[dict[str, Any]]) -> None:
-    """Restore what `method_state` gave.
+    """Restore what `method_state` returned.
 
     Raises:
         ValueError: the model has another number of chains.

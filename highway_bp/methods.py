@@ -28,10 +28,16 @@ class LinearSystem(Protocol):
         """b_0 .. b_L; the solver may write into all but the last, which is w_L."""
 
     def through_blocks(self, w: States, gamma: Gamma, states: range) -> States:
-        """b_i + w_{i+1} (J_{i+1} + gamma K_{i+1}) for i in ``states``, w_i elsewhere; uses up w."""
+        """b_i + w_{i+1} (J_{i+1} + gamma K_{i+1}) for i in ``states``, w_i elsewhere.
+
+        May write into w.
+        """
 
     def scan(self, v: States, gamma: Gamma, states: range) -> States:
-        """u_i = v_i + (1 - gamma) u_{i+1} K_{i+1} for i in ``states``, v_i elsewhere; uses up v."""
+        """u_i = v_i + (1 - gamma) u_{i+1} K_{i+1} for i in ``states``, v_i elsewhere.
+
+        May write into v.
+        """
 
     def snapshot(self, w: States) -> States:
         """What `relative_change` needs of w later; w itself may be overwritten."""
@@ -40,16 +46,16 @@ class LinearSystem(Protocol):
         """||w - w_old|| / ||w|| over all states, or over a sample of them."""
 
     def smallest_blocks(self, auto: AutoGamma) -> Gamma:
-        """The gamma of every layer that leaves it the smallest block; asked for by "auto" alone."""
+        """For every layer the gamma with the smallest block; only gamma="auto" calls this."""
 
 
 @runtime_checkable
 class Method(Protocol):
-    """What a chain needs of a gradient method.
+    """A gradient method: a way of solving the linear system of a chain (paper, Eq. 3).
 
     Attributes:
-        group_size: consecutive layers that count as one, exact inside. None leaves the chain
-            whole: autograd itself is backpropagation.
+        group_size: number of consecutive layers that count as one, exact inside. None: the chain
+            is not cut, and autograd does the backward pass.
     """
 
     group_size: int | None
@@ -60,7 +66,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Backprop:
-    """Exact backpropagation: substitution from the last state to the first."""
+    """Exact backpropagation, by autograd itself: substitution from the last state to the first."""
 
     group_size: ClassVar[None] = None
 
@@ -76,8 +82,12 @@ class FixedPoint:
     """Fixed-point iteration w <- b + w J' with J' the whole layer (Wang & Ragni 2021; K = 0).
 
     Args:
-        k: iterations, k >= 0. Without intermediate losses it is truncation to the last k layers.
-        group_size: consecutive layers that count as one, exact inside.
+        k: number of iterations, k >= 0. With one loss at the end it truncates the gradient to the
+            last k layers.
+        group_size: number of consecutive layers that count as one, exact inside.
+
+    Raises:
+        TypeError, ValueError: k or group_size is not a whole number in its range.
     """
 
     k: int
@@ -93,16 +103,21 @@ class FixedPoint:
 
 @dataclass(frozen=True)
 class Highway:
-    """Highway-BP: every path through at most k blocks, the rest along the carries (Theorem 2).
+    """Highway-BP: w <- CumSumProd(b + w J, K), k times (paper, Theorem 2).
+
+    The gradient is the sum over all paths that go through at most k blocks.
 
     Args:
-        k: iterations, k >= 0; exact once k >= L, the number of layers (or groups).
-        gamma: share of the carry that goes into the block, 0 (the plain split) .. 1 (fixed point);
-            "auto" or an `AutoGamma` estimates for every layer the one that leaves the smallest
-            block.
-        group_size: consecutive layers that count as one, exact inside.
-        tolerance: stop before k iterations, once one has changed the gradients of the states by
-            less than this share of their norm; None never stops early.
+        k: number of iterations, k >= 0; exact for k >= L, the number of layers (or groups).
+        gamma: share of the carry that counts as part of the block, from 0 (the paper's split) to 1
+            (fixed point). "auto" or an `AutoGamma` estimates for every layer the gamma with the
+            smallest block.
+        group_size: number of consecutive layers that count as one, exact inside.
+        tolerance: stop before k iterations, once an iteration changes the gradients of the states
+            by less than this share of their norm. None: never stop early.
+
+    Raises:
+        TypeError, ValueError: an argument is not a number in its range.
     """
 
     k: int
@@ -146,10 +161,13 @@ class Highway:
 
 @dataclass(frozen=True)
 class TruncatedBPTT:
-    """The usual baseline: exact inside windows, no gradient from one window to another.
+    """Truncated backpropagation: exact inside windows, no gradient from one window to another.
 
     Args:
-        window: consecutive layers (time steps) in a window.
+        window: number of consecutive layers (time steps) in a window, at least 1.
+
+    Raises:
+        TypeError, ValueError: window is not a whole number of at least 1.
     """
 
     window: int

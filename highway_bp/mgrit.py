@@ -42,12 +42,12 @@ class GridSystem(LinearSystem, Protocol):
 
 @dataclass(frozen=True)
 class MGRIT:
-    """Exact inside intervals of layers, the rest from coarse grids; every cycle comes closer.
+    """Multigrid over the layers: exact inside intervals, corrected from coarser grids.
 
-    With N = L // coarsening intervals, N - 1 cycles are exact ("FCF": half of them), and any others
-    are left out. On the way it takes, in passes that wait for each other when every layer has a
-    device of its own, and with two levels and m = coarsening: 2m + N - 2 for the first guess, then
-    m + N - 1 per cycle (m more with "FCF"). `iterations` counts these.
+    With N = L // coarsening intervals, the gradient is exact after N - 1 cycles ("FCF": half of
+    them); further cycles are skipped. `iterations` counts passes that wait for each other when
+    every layer has a device of its own. With two levels and m = coarsening these are 2m + N - 2 for
+    the first guess, then m + N - 1 per cycle (m more with "FCF").
 
     Args:
         cycles: V-cycles after the first guess, cycles >= 0. The guess is one V-cycle on w = b with
@@ -55,8 +55,11 @@ class MGRIT:
             coarse steps.
         coarsening: layers in an interval, and coarse steps in one of the next grid, >= 2.
         levels: grids; 1 is substitution, exact and sequential, 2 is parareal.
-        relaxation: before a coarse grid is asked, "F" solves inside the intervals; "FCF" takes the
-            result through two intervals.
+        relaxation: what is solved before a coarse grid is used: "F" inside the intervals, "FCF"
+            through two intervals.
+
+    Raises:
+        TypeError, ValueError: an argument out of its range.
     """
 
     cycles: int = 1

@@ -29,7 +29,7 @@ SHORT = 16  # up to so many cotangents "auto" is sequential
 def cumsumprod(
     v: Tensor | Sequence[Tensor], K: Carries = None, algorithm: str = "auto"
 ) -> Tensor | list[Tensor]:
-    """Solve u_i = v_i + u_{i+1} K[i] for all i.
+    """Solve u_i = v_i + u_{i+1} K[i] for all i (paper, section 3).
 
     Args:
         v: stacked cotangents (n, ...), or a list of n tensors (shapes may differ where the
@@ -41,8 +41,11 @@ def cumsumprod(
             (about 2 sqrt(n) steps, stacked v and scalar or diagonal K only), or "auto".
 
     Returns:
-        u, the same container as v, of the dtype v and K promote to. All algorithms are
+        u, a tensor or list as v, of the dtype that v and K promote to. All algorithms are
         differentiable in v and in numbers and diagonals of K.
+
+            >>> hb.cumsumprod(torch.tensor([1.0, 2.0, 3.0]), 0.5)
+            tensor([2.7500, 3.5000, 3.0000])
 
     Raises:
         TypeError: v is not floating, or a diagonal is neither floating nor bool.

@@ -12,6 +12,13 @@ from highway_bp.methods import Method
 def set_method(model: nn.Module, method: Method) -> None:
     """Set the gradient method of every chain, converted trunk and recurrent layer in ``model``.
 
+    It is used from the next forward pass on.
+
+        >>> model = nn.Sequential(hb.GRU(3, 4, method=hb.Highway(k=5)))
+        >>> hb.set_method(model, hb.Backprop())
+        >>> hb.current_method(model)
+        Backprop()
+
     Raises:
         ValueError: there is none, or one of them cannot take this method.
         TypeError: ``method`` is not a gradient method.
@@ -35,7 +42,10 @@ def current_method(model: nn.Module) -> Method:
 def iterations(model: nn.Module) -> int:
     """Iterations of the slowest chain or recurrent layer in the last backward pass.
 
-    0 where none was needed: with `Backprop`, which leaves the pass to autograd, or k = 0.
+    0 with `Backprop`, which leaves the pass to autograd, and with k = 0.
+
+    Raises:
+        ValueError: nothing in ``model`` has a gradient method.
     """
     return max(
         (
@@ -49,7 +59,11 @@ def iterations(model: nn.Module) -> int:
 
 
 def chain_length(model: nn.Module) -> int:
-    """L of the longest chain; of a recurrent layer, the steps of its last forward pass."""
+    """L of the longest chain; for a recurrent layer, the steps of its last forward pass.
+
+    Raises:
+        ValueError: nothing in ``model`` has a gradient method.
+    """
     return max(module.length for module in modules_with_method(model))
 
 

@@ -122,7 +122,7 @@ def _continued(
 
 @contextlib.contextmanager
 def keep_buffers() -> Iterator[None]:
-    """Tell the compiler, where it is in use, that backward graphs are walked more than once."""
+    """Let torch.compile, where it is used, keep a backward graph's buffers for several passes."""
     config = sys.modules.get("torch._functorch.config")
     if config is None or not config.donated_buffer:
         yield

@@ -67,11 +67,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Advice:
-    """What `advise` found; printed, it is a table and a recommendation."""
+    """What `advise` measured; printed, it is a table and a recommendation."""
 
     times: StepTimes
     errors: dict[Highway, GradientError]  # of every method measured
-    left_out: tuple[Highway, ...]  # methods that were not measured, as the time was up
+    left_out: tuple[Highway, ...]  # methods that were not measured, for lack of time
     devices: tuple[int, ...]  # numbers of devices, above 1, that the text predicts for
     least_cosine: float  # of a recommended method with the exact gradient
 
@@ -83,9 +83,9 @@ class Advice:
     def for_devices(self, devices: int) -> Choice:
         """The fastest method exact enough, if it beats backpropagation by `MARGIN`.
 
-        Of about equal times the larger cosine wins. On this device (1), or, as a prediction, with
-        the layers in consecutive runs on several (`StepTimes.of`), where backpropagation visits
-        them in turn.
+        Where times are about equal, the larger cosine decides. For 1 it is measured. For several
+        devices it is a prediction: each has consecutive layers (`StepTimes.of`), and
+        backpropagation visits the devices in turn.
 
         Raises:
             TypeError, ValueError: ``devices`` is no whole number, at least 1, or is above 1 for a

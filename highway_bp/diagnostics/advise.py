@@ -36,26 +36,29 @@ def advise(
     seconds: float = 40.0,
     progress: bool | None = None,
 ) -> Advice:
-    """Measure times and gradient errors of Highway-BP, and say whether and how to use it.
+    """Measure times and gradient errors of Highway-BP, and recommend a method.
 
-    The errors are those of the weights and the batch as they are, and change during training: ask
-    again then. A chain of modules is measured whole and cut into as many groups as there are
-    devices (`Highway.group_size`); with P groups, k = P - 1 is exact for the layers' parameters.
-    There is no prediction for models with several chains, which follow each other, and with
-    recurrent layers, the steps of which share their weights.
+    The errors are those of the present weights and this batch. They change during training, so
+    measure again later. A chain of modules is measured whole, and cut into as many groups as there
+    are devices (`Highway.group_size`); with P groups, k = P - 1 is exact for the layers'
+    parameters. There is no prediction for several devices where a model has several chains, or
+    recurrent layers.
 
     Args:
-        model: as of `gradient_error`; it is afterwards what it was.
+        model: see `gradient_error`; it is left unchanged.
         batch, loss_fn: ``loss_fn(model, batch)`` returns a scalar loss.
         devices: the numbers of devices to predict for, besides this one.
         ks: numbers of iterations.
         gammas: values of `Highway.gamma`; recurrent layers use the numbers among them.
-        least_cosine: with the exact gradient; methods below are not recommended.
-        seconds: about how long to measure: first times, then errors, from small k to large.
-        progress: report every measurement on stderr; None: if that is a terminal.
+        least_cosine: least cosine with the exact gradient of a recommended method.
+        seconds: time for measuring, about: first step times, then errors, from small k to large.
+        progress: report every measurement on stderr; None: only if stderr is a terminal.
+
+    Returns:
+        An `Advice`; print it.
 
     Raises:
-        TypeError, ValueError: the model has nothing that takes a method, or is sharded; the loss
+        TypeError, ValueError: nothing in the model has a method, or the model is sharded; the loss
             is no scalar with a gradient; an argument is empty or out of its range.
     """
     check_one_process(model, "advise")

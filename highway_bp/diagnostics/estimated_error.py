@@ -1,4 +1,4 @@
-"""`estimated_error`: how far w^k seems to be from the exact w, without knowing w."""
+"""`estimated_error`: about how far w^k is from the exact w, without computing w."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from highway_bp.mgrit import GridSystem
 
 @dataclass(frozen=True)
 class EstimatedError:
-    """Of one k: an estimate, no bound, of ||w - w^k|| / ||w|| over all states."""
+    """For one k: an estimate (no bound) of ||w - w^k|| / ||w|| over all states."""
 
     k: int
     relative_error: float
@@ -39,16 +39,16 @@ def estimated_error(
 
     The estimate is e_i = ||r_i|| + l_{i+1} e_{i+1} with l_i = ||w^k_i A_i|| / ||w^k_i||. With
     l_i = ||A_i|| it would be a bound; as it is, it may be too low (docs/method.md, section 5).
-    For ||w|| stands ||w^k|| of the largest k, so one small k alone says little. A k takes its
+    ||w^k|| of the largest k is used for ||w||, so one small k alone says little. Each k costs its
     iteration and one more pass through the blocks. Where a model solves several systems (chains,
-    recurrent layers, directions), each is judged for the cotangents that arrive at its end: errors
-    in these are not counted.
+    recurrent layers, directions), each is judged by itself: an error in the cotangents that it
+    gets from the others is not counted.
 
     Args:
-        model: as of `gradient_error`; it is afterwards what it was.
+        model: see `gradient_error`; it is left unchanged.
         loss_fn: ``loss_fn(model)`` runs the model on a batch and returns a scalar loss.
         ks: numbers of iterations.
-        method: `Highway` (the default) or `FixedPoint`; its k and tolerance do not count.
+        method: `Highway` (the default) or `FixedPoint`; its k and tolerance are ignored.
 
     Raises:
         TypeError, ValueError: another method; no chain, or one that no gradient reaches; layers on

@@ -86,9 +86,9 @@ def from_owners(model: nn.Module, values: Mapping[str, Any]) -> dict[str, Any]:
 def whole_state_dict(model: nn.Module) -> dict[str, Any]:
     """The ``state_dict`` of a sharded model as if it were whole, for a checkpoint.
 
-    All processes of a group call it; the first gets it whole, what others have on the CPU. The
-    rest get their own part. One process alone reads it by ``load_state_dict`` as ever, a sharded
-    model by `load_whole_state_dict`.
+    All processes of a group call it. The first gets the whole, with the parts of other processes
+    on the CPU; the others get their own part. A model on one process loads it by
+    ``load_state_dict``, a sharded model by `load_whole_state_dict`.
     """
     state = model.state_dict()
     if not sharded_chains(model):
@@ -104,7 +104,7 @@ def whole_state_dict(model: nn.Module) -> dict[str, Any]:
 
 
 def load_whole_state_dict(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Load a whole ``state_dict``, of which a sharded model takes what this process has.
+    """Load a whole ``state_dict``; a sharded model takes the part of this process.
 
     Raises:
         RuntimeError: it is of another model.
@@ -115,11 +115,11 @@ def load_whole_state_dict(model: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def total_norm(model: nn.Module) -> Tensor:
-    """2-norm of the gradients of all parameters, the same on every process: a number.
+    """2-norm of the gradients of all parameters, a 0-d tensor, the same on every process.
 
-    It is ``torch.nn.utils.get_total_norm``, to the bit: of a sharded model every process forms the
-    norms of its own layers' gradients, the first one also those outside the sharded chains, which
-    all have alike.
+    It equals ``torch.nn.utils.get_total_norm`` of the whole model, to the bit. In a sharded model
+    every process contributes the norms of its own layers' gradients, and the first process those
+    outside the sharded chains, which all processes have alike.
     """
     parameters = list(model.parameters())
     sharded = sharded_chains(model)

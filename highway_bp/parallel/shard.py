@@ -29,11 +29,12 @@ def shard(
 
     All processes of the group build the same model (same weights), shard it, and train it alike:
     same batches, same calls. Each keeps the weights of its own layers and what is outside the
-    chain; those of other layers keep name and shape. `whole_state_dict` brings all together.
+    chain; weights of other layers keep only name and shape. `whole_state_dict` collects all.
 
     Args:
+        group: the processes; None for all.
         sizes: layers per process; None for shares as equal as can be.
-        scan, micro_batches: as of a `ShardedChain`.
+        scan, micro_batches: see `ShardedChain`.
 
     Returns:
         The sharded chains.
@@ -65,10 +66,10 @@ def shard(
 
 
 def replicate(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
-    """Average the gradients over processes with the same layers and each its part of a batch.
+    """Average gradients over processes with the same layers and different parts of a batch.
 
-    Of a 2-D ``DeviceMesh`` with the dimensions "data" and "layers", `shard` takes the group of the
-    second and this the group of the first::
+    With a 2-D ``DeviceMesh`` of the dimensions "data" and "layers", `shard` takes the group of
+    "layers" and `replicate` the group of "data"::
 
         hb.shard(model, mesh["layers"].get_group())
         trained = hb.replicate(model, mesh["data"].get_group())
@@ -79,8 +80,8 @@ def replicate(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
         group: the processes that have the same layers.
 
     Returns:
-        The model in torch's own wrapper, to be called in its place while training; itself where
-        this process has nothing to train.
+        The model in torch's own wrapper: call this one in training. The model itself where this
+        process has nothing to train.
     """
     for chain in sharded_chains(model):
         chain.replicas = Ranks(group)

@@ -26,24 +26,24 @@ SCANS = ("auto", "sequential", "doubling", "gathered")
 
 
 class ShardedChain(Chain, nn.ModuleList):
-    """A `ResidualChain` to whoever calls it; every process runs its own layers.
+    """A `ResidualChain` whose layers are spread over processes.
 
-    The state goes through the processes one after the other; in the backward pass all work at
-    once. The layers of a process are one group, exact inside: with P processes, k iterations hold
-    every path through at most k groups. From k = P - 1 on, the layers' gradients are
-    backpropagation's; that of the input needs k = P. `Backprop()` is plain model parallelism.
+    In the forward pass the state goes through the processes one after the other; in the backward
+    pass all work at once. The layers of a process are one group, exact inside: with P processes,
+    k iterations hold every path through at most k groups. From k = P - 1 on, the layers' gradients
+    are backpropagation's; that of the input needs k = P. `Backprop()` is plain model parallelism.
 
-    With micro-batches, a process is at work on one while the next ones are still on their way to
-    it, in both directions; the gradient stays what it is, unless a layer looks at the whole batch
-    (batch normalisation then sees a micro-batch).
+    With micro-batches, a process works on one while the next ones are still being sent, in both
+    directions. The gradient is the same, unless a layer mixes the examples of a batch (batch
+    normalisation then sees a micro-batch).
 
-    All processes build the same model and call it with the same input, and so ``backward()``. What
-    comes before and after the chain they all compute, to the same gradients; of the layers, each
-    has gradients for its own. `shard` also lets go of the others' weights.
+    All processes build the same model, call it with the same input and call ``backward()``. All of
+    them compute what comes before and after the chain, with the same gradients. Each has gradients
+    of its own layers alone. `shard` also frees the weights of the others.
 
     Args:
         layers: all layers f_1 .. f_L, the same on every process.
-        method: as of a `ResidualChain`; ``group_size`` stays 1.
+        method: see `ResidualChain`; its ``group_size`` must be 1.
         group: the processes; None for all.
         sizes: layers per process; None for shares as equal as can be.
         scan: how carries cross processes: "sequential", "doubling" (log2 P rounds), "gathered" (one

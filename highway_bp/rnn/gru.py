@@ -141,12 +141,19 @@ class GRU(MethodRNN, nn.GRU):
     """Drop-in for ``torch.nn.GRU``: same arguments, inputs, outputs and ``state_dict``.
 
     The states of one layer and direction are a chain over time, L the sequence length; its carry
-    is the update gate (paper, Table 1). With ``Backprop()`` it is ``nn.GRU`` itself.
+    is the update gate (paper, Table 1). The forward pass is torch's own; with ``Backprop()`` so is
+    the backward pass.
+
+        >>> rnn = hb.GRU(3, 5, method=hb.Highway(k=2))
+        >>> output, h_n = rnn(torch.randn(7, 2, 3))  # (L, B, input_size)
+        >>> output.shape, h_n.shape
+        (torch.Size([7, 2, 5]), torch.Size([1, 2, 5]))
+        >>> output.sum().backward()
 
     Args:
         input_size, hidden_size, ..., dtype: those of ``nn.GRU``.
         method: ``Backprop()`` (the default), ``FixedPoint(k)``, ``Highway(k)`` or
-            ``TruncatedBPTT(window)``; may be set at any time and holds from the next forward pass
+            ``TruncatedBPTT(window)``; may be set at any time and is used from the next forward pass
             on. With ``group_size=s``, windows of s steps count as one layer, exact inside.
         carry: "gate", or "diagonal" for the diagonal of the whole step's Jacobian.
 

@@ -54,11 +54,17 @@ class MethodRNN(HasMethod, nn.RNNBase):
         hx: States | None = None,
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor | PackedSequence, States]:
-        """As in ``torch.nn``, with one argument more.
+        """As in ``torch.nn``, with one more argument.
 
         Args:
-            lengths: steps of each sequence of a padded input, in any order. Outputs behind them
-                are zero, last states are those at them.
+            input: (L, B, I), (B, L, I) with ``batch_first``, (L, I), or a packed sequence.
+            hx: the first state (layers * directions, B, H), for an LSTM the two (h_0, c_0).
+            lengths: whole numbers (B,), the steps of each sequence of a padded input, in any
+                order. Later outputs are zero; the last state of a sequence is that at its end.
+
+        Returns:
+            The outputs (L, B, directions * H), in the form of the input, and the last state, in
+            the form of hx.
 
         Raises:
             TypeError, ValueError, RuntimeError: what ``torch.nn`` raises for inputs that do not

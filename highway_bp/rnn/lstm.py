@@ -8,8 +8,8 @@ Its step, differentiated over all time steps at once:
 Its state is (c, h), cotangents (w_c, w_h). The carry is the forget gate on the cell state (paper,
 Table 1). Read literally, a loss on h' goes through a block before it reaches c. Here it reaches c'
 in its own step: the chain's cotangents are (w_c + w_h q, w_h) with q = o (1 - tanh(c')^2) the
-derivative of h' in c', a mere change of coordinates, in which diag(f) is *all* of the way from c
-to c' and h', and the block what goes through the gates.
+derivative of h' in c'. This is a change of coordinates: in it diag(f) is the *whole* path from c to
+c' and h', and the block is what goes through the gates.
 """
 
 from __future__ import annotations
@@ -191,13 +191,14 @@ class LSTM(MethodRNN, nn.LSTM):
     """Drop-in for ``torch.nn.LSTM``: same arguments, inputs, outputs and ``state_dict``.
 
     The states of one layer and direction are a chain over time, L the sequence length; its carry
-    is the forget gate on the cell state (paper, Table 1). With ``Backprop()`` it is ``nn.LSTM``.
+    is the forget gate on the cell state (paper, Table 1). The forward pass is torch's own; with
+    ``Backprop()`` so is the backward pass.
 
     Args:
         input_size, hidden_size, ..., dtype: those of ``nn.LSTM``.
-        method: as of `GRU`.
-        carry: "gate": a loss on h_t reaches c_t in its own step and travels along the forget
-            gate; "literal": as the paper's Table 1 reads, it needs one block for that;
+        method: see `GRU`.
+        carry: "gate": a loss on h_t reaches c_t in its own step and then follows the forget
+            gate; "literal": Table 1 to the letter, where a loss needs one block to reach c_t;
             "diagonal": the diagonal of the whole step's Jacobian.
 
     Raises:

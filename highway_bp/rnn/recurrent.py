@@ -21,20 +21,20 @@ State = Tensor | tuple[Tensor, ...]
 class Recurrent(HasMethod, nn.Module):
     """s_t = cell(x_t, s_{t-1}) for t = 1 .. L, differentiated over all time steps at once.
 
-    The steps of the backward pass run as rows of one batch of L * B, so the cell must treat rows
-    independently (no batch normalisation in training), draw no random numbers (no dropout), and
-    use no tensors that need a gradient other than its parameters; with a method other than
-    ``Backprop()`` anything else is refused.
+    The backward pass runs the cell on all steps as rows of one batch of L * B. So the cell must
+    treat rows independently (no batch normalisation in training), draw no random numbers (no
+    dropout), and use no tensors that need a gradient other than its parameters. Any other cell is
+    refused, except with ``Backprop()``.
 
     Args:
         cell: module ``cell(x_t, state) -> state``; x_t is (B, I), a state a tensor (B, S) or a
-            tuple of such. It may have ``initial_state(B)``, used when no state is given, and
-            ``output(state)``, what is returned instead of the states: a loss on an output then
-            reaches all of its state's parts in their own step.
+            tuple of such. Two methods are optional: ``initial_state(B)`` is used when no state is
+            given; ``output(state)`` is returned instead of the states, and a loss on an output then
+            reaches all parts of its state in their own step.
         carry: ``carry(x, before, after)``: the diagonal of the residual path's Jacobian
-            ds_t/ds_{t-1} for x_t, s_{t-1}, s_t, in a state's form; None stands for a part without
+            ds_t/ds_{t-1} for x_t, s_{t-1}, s_t, in the form of a state; None for a part without
             carry. By default the cell's own method ``carry``.
-        method: as of `GRU`.
+        method: see `GRU`.
 
     Raises:
         TypeError: ``method`` is not a gradient method, or there is no carry.

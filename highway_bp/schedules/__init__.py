@@ -1,10 +1,12 @@
 """Schedules: which gradient method is in force at a step of training.
 
-k small while short paths are enough, large or exact at the end, where the bias of an approximate
-gradient would show. A schedule names the method of a step; the training loop stays its caller's::
+k is small while short paths are enough, and large or exact at the end, where the bias of an
+approximate gradient would show. A schedule gives the method of a step; you set it in your own
+training loop:
 
-    schedule = hb.schedules.Milestones(hb.Highway(1), ks=(1, 2, 5, "bp"), at=(0.3, 0.6, 0.9))
-    hb.set_method(model, schedule.method_for(step, steps))
+    >>> schedule = hb.schedules.Milestones(hb.Highway(1), ks=(1, 5, "bp"), at=(0.3, 0.9))
+    >>> [getattr(schedule.method_for(step, 10), "k", "bp") for step in range(10)]
+    [1, 1, 1, 5, 5, 5, 5, 5, 5, 'bp']
 """
 
 from highway_bp.schedules.adaptive import Adaptive

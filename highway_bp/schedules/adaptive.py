@@ -21,13 +21,14 @@ ITERATION = 1 / 3  # of a step's time: a backward pass through the blocks' input
 class Adaptive:
     """The smallest k of a ladder whose gradient error is within ``tolerance``; exact at the end.
 
-    At first all rungs are measured, later the one in force and its neighbours: up one
-    where its error is too large, down one where that rung's would do. Beyond the last rung
-    training is exact until the next measurement.
+    The first measurement takes all rungs (values of k), later ones the rung in force and its two
+    neighbours. The schedule goes up one rung where the error is too large, and down one where the
+    lower rung's error is small enough. Above the last rung training is exact until the next
+    measurement.
 
-    A measurement runs the step's batch once more by backpropagation and once by each of the rungs.
-    They are so far apart that this takes ``budget`` of the steps that follow, an iteration counted
-    as a third of a step.
+    A measurement runs the step's batch once more by backpropagation and once by each rung. The time
+    between measurements is such that they take ``budget`` of the work of the steps that follow; an
+    iteration counts as a third of a step.
 
     Args:
         method: a method with iterations; its k is replaced.
@@ -39,7 +40,7 @@ class Adaptive:
         exact_from: fraction of training from which on it is backpropagation.
 
     Raises:
-        TypeError, ValueError: what does not fit.
+        TypeError, ValueError: an argument of the wrong type or out of its range.
     """
 
     method: Method
@@ -65,7 +66,7 @@ class Adaptive:
             raise ValueError(f"ks={list(self.ks)}; expected at least two increasing numbers")
 
     def method_for(self, step: int, steps: int, measure: Measure | None = None) -> Method:
-        """As `Schedule.method_for`; without ``measure`` the rung stays what it is."""
+        """See `Schedule.method_for`; without ``measure`` the rung does not change."""
         if step >= round(self.exact_from * steps):
             return with_k(self.method, "bp")
         if measure is not None and step >= self.next_check:

@@ -26,7 +26,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Constant(Fixed):
-    """One method throughout."""
+    """The same method at every step."""
 
     method: Method
 
@@ -36,7 +36,7 @@ class Constant(Fixed):
 
 @dataclass(frozen=True)
 class Milestones(Fixed):
-    """ks[0], then ks[1] from at[0] on, and so on.
+    """k = ks[0] at first, ks[1] from at[0] on, and so on.
 
     Args:
         method: a method with iterations; its k is replaced.
@@ -45,8 +45,8 @@ class Milestones(Fixed):
             below 1, or steps.
 
     Raises:
-        TypeError, ValueError: what does not fit, at once or, for steps behind the end of
-            training, at the first call.
+        TypeError, ValueError: an argument of the wrong type or out of its range. Steps after the
+            end of training are reported at the first call of `method_for`.
     """
 
     method: Method

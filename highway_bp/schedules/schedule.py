@@ -1,4 +1,4 @@
-"""What a schedule is, and what all of them check."""
+"""The protocol of schedules, and the checks that they share."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Measure = Callable[[Method, Sequence[int]], list[GradientError]]
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What training needs of a schedule."""
+    """Gives the gradient method of every step of training."""
 
     def method_for(self, step: int, steps: int, measure: Measure | None = None) -> Method:
-        """The method of step 0 <= step < steps; a schedule may ``measure`` first."""
+        """The method of one step, 0 <= step < steps; a schedule may call ``measure`` first."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold, plain values."""
+        """Plain values for a checkpoint."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Resume from what `state_dict` returned."""
 
 
 def with_k(method: Method, k: K) -> Method:

@@ -26,8 +26,8 @@ def trainer_callback(
 
     Args:
         schedule: one of `highway_bp.schedules`.
-        loss_fn: ``loss_fn(model)`` is the loss of a batch, on which an `Adaptive` schedule measures
-            errors of the gradient; without it its k stays what it is.
+        loss_fn: ``loss_fn(model)`` returns the loss of a batch. An `Adaptive` schedule measures the
+            gradient's error with it; without ``loss_fn`` its k does not change.
 
     Raises:
         ImportError: transformers is not installed.

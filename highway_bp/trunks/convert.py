@@ -22,19 +22,26 @@ def convert(
     """Let ``method`` train the residual trunks of ``model``, in place, and return the model.
 
     A trunk is a list of layers of one class, each of which maps a state to a state and has a
-    residual connection around it. Its layers go on being called by the model's own code. Their
-    class is exchanged for one made from it, which makes every call a step of a chain. All else
-    stays as it is; with gradients off, or ``Backprop()``, the layers run as before. `set_method`
-    changes the method later, `chains` shows the trunks.
+    residual connection around it. The model's own code still calls the layers. Each layer gets a
+    class derived from its own, which makes every call a step of a chain. Nothing else changes;
+    with gradients off, or ``Backprop()``, the layers run as before. `set_method` changes the method
+    later, `chains` lists the trunks.
+
+        >>> layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, norm_first=True)
+        >>> model = nn.TransformerEncoder(layer, num_layers=3, enable_nested_tensor=False)
+        >>> model = hb.convert(model, hb.Highway(k=1))
+        >>> model(torch.randn(5, 2, 8)).sum().backward()
+        >>> hb.iterations(model)
+        1
 
     Args:
-        model: the model, or one that contains it, before it is compiled or wrapped for devices.
+        model: the model, or one that contains it, not yet compiled or wrapped for devices.
         method: the gradient method.
-        layers: where the trunk is not found or another one is meant: dotted names of the
-            ModuleLists or Sequentials that hold it, or the name of its layers' class.
+        layers: names the trunk where it is not found, or another one is wanted: dotted names of
+            the ModuleLists or Sequentials that hold it, or the name of its layers' class.
 
     Raises:
-        TypeError: no module, or no gradient method.
+        TypeError: ``model`` is no module, or ``method`` no gradient method.
         ValueError: no trunk is found, ``layers`` names none, or the model is already converted,
             compiled or wrapped.
     """
