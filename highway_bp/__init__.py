@@ -30,7 +30,7 @@ from highway_bp.schedules.trainer_callback import trainer_callback
 from highway_bp.set_method import chain_length, current_method, iterations, set_method
 from highway_bp.trunks.convert import convert
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "GRU",

@@ -10,6 +10,7 @@ from statistics import mean, stdev
 
 import pytest
 
+import highway_bp as hb
 from scripts.evidence.claims import CLAIMS
 from scripts.evidence.judge import Verdict
 from scripts.evidence.results import read_results
@@ -19,7 +20,10 @@ pytestmark = pytest.mark.slow
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "results" / "README.md"]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "results/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def fits(code: str) -> str:
@@ -39,6 +43,11 @@ def test_a_block_runs_in_a_fresh_process(code):
 
 def test_it_is_short():
     assert len(README.splitlines()) <= 130 and len(BLOCKS) == 2
+
+
+def test_the_version_is_in_the_changelog():
+    assert f"## [{hb.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {hb.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_the_docs_are_five_pages_of_800_lines():
