@@ -1,6 +1,7 @@
 """README: its blocks run as they stand, its links lead somewhere, its numbers are the rows'."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -43,6 +44,38 @@ def test_a_block_runs_in_a_fresh_process(code):
 
 def test_it_is_short():
     assert len(README.splitlines()) <= 130 and len(BLOCKS) == 2
+
+
+PRELUDE = """
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+import highway_bp as hb
+
+config = GPT2Config(vocab_size=50, n_embd=32, n_layer=3, n_head=2, n_positions=12)
+model = GPT2LMHeadModel(config)
+batch = {"input_ids": (x := torch.arange(48).view(4, 12)), "labels": x}
+"""
+SETTINGS = {  # what the blocks of a page suppose
+    "method": "import torch\nimport highway_bp as hb\n",
+    "choosing_k": PRELUDE
+    + "hb.convert(model, hb.Highway(1))\nsteps, batches = 2, [batch] * 2\n"
+    + "loss_fn = lambda model: model(**batch).loss\n",
+    "your_model": PRELUDE
+    + "arguments = TrainingArguments('.', max_steps=2, report_to='none', use_cpu=True)\n"
+    + "data = [{'input_ids': x[0], 'labels': x[0]}] * 8\n",
+}
+
+
+@pytest.mark.parametrize("page", SETTINGS)
+def test_the_blocks_of_a_page_run(page, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.S)
+    code = fits("\n".join([SETTINGS[page], *blocks]))
+    command, path = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=path, capture_output=True, text=True, timeout=300
+    )
+    assert blocks and done.returncode == 0, done.stderr
 
 
 def test_the_version_is_in_the_changelog():
@@ -99,7 +132,7 @@ def test_the_differences_of_the_characters_are_those_of_the_rows():
     assert f"{paired(('highway', 1), ('fixed_point', 1))} bits below" in page
 
 
-def test_the_recurrent_times_are_those_of_the_benchmark():
+def test_the_times_of_the_method_page_are_those_of_the_benchmarks():
     page = (ROOT / "docs" / "method.md").read_text().replace("\n", " ")
     grid = json.loads((ROOT / "results" / "bench_rnn.json").read_text())["grid"]
     at_k0 = [
@@ -110,6 +143,13 @@ def test_the_recurrent_times_are_those_of_the_benchmark():
     assert len(at_k0) == 6
     expected = f"1 / {min(at_k0):.2f} to 1 / {max(at_k0):.2f} of `nn.GRU`'s time"
     assert expected in page
+    trunk = json.loads((ROOT / "results" / "bench_trunk.json").read_text())["ratios"]
+    bp, k0, k1, k3 = (
+        f"{trunk[name]:.2f}"
+        for name in ("converted_bp_over_plain", "k0_over_plain", "k1_over_plain", "k3_over_plain")
+    )
+    assert f"a converted model takes {bp} of the untouched model's step" in page
+    assert f"{k0} at `k = 0`, {k1} at `k = 1`, {k3} at `k = 3`" in page
 
 
 def test_the_times_are_those_of_the_benchmarks():
