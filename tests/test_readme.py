@@ -152,6 +152,24 @@ def test_the_times_of_the_method_page_are_those_of_the_benchmarks():
     assert f"{k0} at `k = 0`, {k1} at `k = 1`, {k3} at `k = 3`" in page
 
 
+@pytest.mark.parametrize(
+    ("experiment", "device", "label"),
+    [
+        ("gru_chars", "CPU", "GRU, characters, L = 256, four seeds"),
+        ("lstm_chars", "NVIDIA", "LSTM, characters, L = 256, one seed"),
+        ("gru_pixels", "NVIDIA", "GRU, pixels, L = 1024, one loss at the end, one seed"),
+    ],
+)
+def test_the_errors_at_the_end_of_training_are_those_of_the_rows(experiment, device, label):
+    lines = (ROOT / "results" / f"{experiment}.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["grad"] == "bp"]
+    last = [row["curve"]["gradient_error"][-1] for row in rows if device in row["device"]]
+    assert all(moment["k"] == [0, 1, 2, 3, 5] for moment in last)
+    means = map(mean, zip(*(moment["relative_error"] for moment in last), strict=True))
+    cells = " | ".join(f"{e:.2f}" if e >= 0.1 else f"{e:.3f}" for e in means)
+    assert f"| {label} | {cells} |" in (ROOT / "docs" / "method.md").read_text()
+
+
 def test_the_times_are_those_of_the_benchmarks():
     def record(name):
         return json.loads((ROOT / "results" / f"{name}.json").read_text())
