@@ -28,10 +28,10 @@ demo: setup ## train on the embedded digits with BP and Highway-BP, and draw the
 	$(BIN)/python scripts/plot_runs.py $(DEMO) --out $(DEMO)/demo.png
 
 check: setup lint ## lint and the quick tests, a minute and a half on two cores
-	$(BIN)/python -m pytest -q -n auto -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
 
 test: setup lint ## lint, then run all tests
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 lint: setup ## check style
 	$(BIN)/python -m ruff check .
