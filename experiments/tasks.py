@@ -72,12 +72,12 @@ class LanguageModelling:
 def _mean_per_target(model: nn.Module, batches: Batches) -> tuple[float, float]:
     """Cross-entropy and share of right answers, over all targets of all batches."""
     model.eval()
-    sums, n = torch.zeros(()), 0
+    sums, n = 0, 0
     for x, y in batches:
         logits = model(x).float().flatten(0, -2)
         loss = F.cross_entropy(logits, y.flatten(), reduction="sum")
         correct = (logits.argmax(-1) == y.flatten()).sum()
-        sums = sums.to(loss.device) + torch.stack([loss.double(), correct.double()])
+        sums = sums + torch.stack([loss.double(), correct.double()])
         n += y.numel()
     model.train()
     total, correct = sums.tolist()

@@ -183,7 +183,7 @@ class Trainer:
         names, iterations = ("grad_norm", "train_loss", *scores), hb.iterations(self.model)
         self._unread.append(Unread(self.step + 1, lr, method, iterations, names, measured, x))
         if self.plan.device.type == "cpu":  # reading is free: weights are still what they were
-            self._check_finite(self._unread[-1])
+            self._check_finite(self._unread[-1], measured.tolist())
         if optim.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), optim.clip, norm)
         self.optimizer.step()
@@ -226,14 +226,15 @@ class Trainer:
         """Wait for the device, stop the clocks, and record the last step if it is due."""
         if not self._unread:
             return
-        for unread in self._unread:
-            self._check_finite(unread)
+        values = torch.stack([unread.values for unread in self._unread]).tolist()
+        for unread, of_step in zip(self._unread, values, strict=True):
+            self._check_finite(unread, of_step)
         wall, processor = self._clocks
         self.seconds += time.perf_counter() - wall
         self.cpu_seconds += time.process_time() - processor
         last = self._unread[-1]
         self._unread = []
-        self._read_last = dict(zip(last.names, last.values.tolist(), strict=True))
+        self._read_last = dict(zip(last.names, values[-1], strict=True))
         if self._at(self.plan.cfg.trainer.log_interval):
             k = {"k": getattr(last.method, "k", None), "iterations": last.iterations}
             self._record({**self.costs(), **self._read_last, "lr": last.lr, **k})
@@ -267,8 +268,8 @@ class Trainer:
         self.log(record, self.step)
         self.last = {**self.last, **record}
 
-    def _check_finite(self, unread: Unread) -> None:
-        norm, loss, *_ = unread.values.tolist()
+    def _check_finite(self, unread: Unread, values: Sequence[float]) -> None:
+        norm, loss, *_ = values
         if math.isfinite(norm) and math.isfinite(loss):
             return
         file = self.folder.keep("nonfinite.pt", {**self.state(), "x": unread.x})

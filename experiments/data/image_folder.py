@@ -99,7 +99,8 @@ def _batches(images: Dataset, workers: int, device: Device, **order: Any) -> Ite
     )
     try:
         for x, y in loader:
-            yield normalised(x.to(device), MEAN, STD), y.to(device)
+            x, y = (t.to(device, non_blocking=True) for t in (x, y))
+            yield normalised(x, MEAN, STD), y
     except UserError as error:  # a worker's comes with its stack
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 

@@ -53,7 +53,8 @@ class PairData(TensorData):
 
     def batch(self, x: Tensor, y: Tensor, device: Device, random: torch.Generator | None) -> Batch:
         """x int64 (B, 3, L), L the longest of the batch, see `model_input`; y int64 (B,)."""
-        return model_input(x, self.padding).to(device), y.to(device)
+        x = model_input(x, self.padding)
+        return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
 
 def model_input(pairs: Tensor, padding: int) -> Tensor:

@@ -81,7 +81,8 @@ class GRUCell:
             K = step.z if self.carry == "gate" else step.z + step.diagonal()
             return products(K, size)
 
-        return Windows(size, rows.before[::size], at_ends(rows.b[0], size), K, run, weights)
+        starts, b_ends = rows.before[::size], at_ends(rows.b[0], size)
+        return Windows(size, starts, b_ends, K, run, weights, bounded=self.carry == "gate")
 
 
 class GRUJacobian:

@@ -164,7 +164,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
     def _layers(self, x: Tensor, start: list[Tensor], lengths: Tensor | None):
         """Output (L, B, D * H) and last states (D * num_layers, B, H) of all layers."""
         if lengths is not None:
-            lengths = lengths.to(x.device)  # x is 0 behind them
+            lengths = lengths.to(x.device, non_blocking=True)  # x is 0 behind them
         dtype = self._autocast_dtype(x.device)
         if dtype is not None:
             x, start = x.to(dtype), [s.to(dtype) for s in start]

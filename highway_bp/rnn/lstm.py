@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +59,8 @@ class LSTMCell:
         if size > 1:
             grad_x, w_0, by_weight = window_gradients(method, _windows(step, rows, size), rows)
         else:
-            b, bounded = step.cotangents(rows), self.carry != "diagonal"
-            w = method.solve(TimeSystem(b, lambda: step.K, step.vjp, bounded=bounded))
+            b = step.cotangents(rows)
+            w = method.solve(TimeSystem(b, lambda: step.K, step.vjp, bounded=step.bounded))
             w = w[: len(rows.x) + 1]  # (L + 1, B, 2H)
             a = step.gate_cotangents(*step.whole(w[1:]))  # (L, B, 4H)
             W_ih, *bias = weight_gradients(a, rows.x, len(rows.weights) == 4)
@@ -79,6 +80,7 @@ class LSTMJacobian:
 
     Attributes:
         K: the carry (L, B, H), or (L, B, 2H) with "diagonal".
+        bounded: |K| <= 1.
         q: dh'/dc' = o (1 - tanh(c')^2), and q_before that of the step before, 0 at the first.
         c_before: c_0 .. c_{L-1} (L, B, H).
         slopes: of c' in the inputs of i, f, g, and of h' at fixed c' in that of o (L, B, 4, H).
@@ -94,7 +96,7 @@ class LSTMJacobian:
         sigmoid_slope(self.c_before, f, grad_input=slopes[..., 1, :])
         tanh_slope(i, g, grad_input=slopes[..., 2, :])
         sigmoid_slope(tanh_c, o, grad_input=slopes[..., 3, :])
-        self._W_hh = rows.weights[1]
+        self._W_hh, self.bounded = rows.weights[1], carry != "diagonal"
         self.K, self._literal_q, self._own = f, None, None
         if carry == "literal":
             self._literal_q, self.q = self.q, torch.zeros_like(self.q)
@@ -157,7 +159,8 @@ def _windows(step: LSTMJacobian, rows: Rows, size: int) -> Windows:
     c, h = step.c_before[::size], rows.before[::size]
     starts = torch.cat([c, h - q_start * c], -1).to(rows.x.dtype)
     b_ends = at_ends(step.cotangents(rows), size)
-    return Windows(size, starts, b_ends, lambda: products(step.K, size), run, weights)
+    K = partial(products, step.K, size)
+    return Windows(size, starts, b_ends, K, run, weights, bounded=step.bounded)
 
 
 def _activations(x: Tensor, before: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:

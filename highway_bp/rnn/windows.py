@@ -30,6 +30,7 @@ class Windows:
         run: ``run(x, start, windows)`` with x (size, m * B, I) and start (m * B, S), m windows
             side by side, gives outputs (size, m * B, H) and end states (m * B, S).
         leaves: the weights that ``run`` uses.
+        bounded: |K| <= 1.
     """
 
     size: int
@@ -38,6 +39,7 @@ class Windows:
     K: Callable[[], Tensor]
     run: Callable[[Tensor, Tensor, slice], tuple[Tensor, Tensor]]
     leaves: Sequence[Tensor]
+    bounded: bool = False
 
 
 def window_gradients(
@@ -57,7 +59,13 @@ def window_gradients(
         torch.add(b, torch.cat([run.through(every[run.where]) for run in runs])[at], out=out)
 
     system = TimeSystem(
-        b_states, windows.K, vjp, inner[0], whole=True, wants_start=rows.wants_start
+        b_states,
+        windows.K,
+        vjp,
+        inner[0],
+        whole=True,
+        wants_start=rows.wants_start,
+        bounded=windows.bounded,
     )
     w = method.solve(system)[: len(inner) + 1]
     outputs, cotangents = [], []
