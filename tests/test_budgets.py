@@ -1,0 +1,58 @@
+"""Operations of a forward and backward pass, launched one by one on a GPU: they may only fall.
+
+Counted as aten operations on the CPU, without views, in the second pass: the first checks more.
+"""
+
+from collections import Counter
+
+import pytest
+from hydra.utils import instantiate
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import highway_bp as hb
+from experiments.config import composed
+from scripts.surrogate import surrogate
+
+GRU = "model=gru_char model.hidden=16 data.length=1024"
+LSTM = "model=lstm_char model.hidden=16 data.length=256"
+RESNET = "model=resnet32_preact"
+GPT2 = "model=gpt2_small model.layers=3 data.length=16"
+CASES = [  # lower a number where fewer are needed
+    (GRU, hb.Highway(0), 147),
+    (GRU, hb.Highway(5), 485),
+    (LSTM, hb.Highway(0), 175),
+    (LSTM, hb.Highway(5), 377),
+    (RESNET, hb.Backprop(), 423),
+    (RESNET, hb.Highway(0), 408),
+    (RESNET, hb.Highway(3), 855),
+    (GPT2, hb.Backprop(), 155),
+    (GPT2, hb.Highway(0), 149),
+    (GPT2, hb.Highway(3), 302),
+]
+
+
+class Counting(TorchDispatchMode):
+    """Counts what is no view, and by name for the message."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if not op.is_view:
+            self.found[op.name()] += 1
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("line", "method", "budget"), CASES, ids=str)
+def test_operations_per_step(line, method, budget):
+    cfg = composed(*line.split())
+    data = surrogate(cfg.data, rows=16)
+    model = instantiate(cfg.model, **data.model_arguments()).train()
+    hb.set_method(model, method)
+    batch = data.train_batches(2, 0, "cpu").batch(0)
+    for _ in range(2):
+        model.zero_grad()
+        with Counting() as counted:
+            data.task.loss(model, *batch)[0].backward()
+    assert counted.found.total() <= budget, counted.found.most_common(8)
