@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test lint sweep status figures tables report bench clean
+.PHONY: help setup demo check test lint sweep status figures tables report bench gpu device clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,40 @@ bench: setup ## measure the engine, recurrent layers and conversion beside plain
 	$(BIN)/python scripts/bench_trunk.py --out results/bench_trunk.json
 	$(BIN)/python scripts/bench_sharded.py --out results/bench_sharded.json
 	@echo "make figures draws results/figures/scaling.png from these costs"
+
+# On one GPU, without a network; to be stopped and started again at any moment. DEVICE=cpu tries
+# all of it in tiny sizes.
+ifeq ($(DEVICE),cpu)
+export CUDA_VISIBLE_DEVICES :=
+GPU := runs/gpu_tried
+RNN := --parts tiny --repeats 1
+ENGINE := --only resnet32_b128 --repeats 1
+RUNS := resnet32 --jobs 2 --set steps=1 optim.batch_size=2 data.validation=100 device=cpu
+else
+GPU := runs/gpu
+RNN := --parts paper
+RUNS := resnet32 gru_pixels gru_chars lstm_chars gpt2 --full --jobs $(or $(JOBS),3)
+endif
+
+gpu: setup device $(GPU)/checked $(GPU)/bench_rnn.json $(GPU)/bench_rnn_tf32.json $(GPU)/bench_engine.json ## on one GPU: checks, benchmarks, the paper's runs in full; resumes
+	$(BIN)/python scripts/run_plan.py $(RUNS) --runs $(GPU)
+
+device:
+	@$(BIN)/python -c "import sys, torch; '$(DEVICE)' == 'cpu' or torch.cuda.is_available() or \
+	sys.exit('make gpu: torch finds no CUDA device; DEVICE=cpu tries it in tiny sizes')"
+
+$(GPU)/checked:
+	@mkdir -p $(@D)
+	$(BIN)/python -m pytest -q tests/test_devices.py
+	@touch $@
+
+$(GPU)/bench_rnn.json $(GPU)/bench_rnn_tf32.json:
+	$(BIN)/python scripts/bench_rnn.py $(RNN) $(if $(findstring tf32,$@),--tf32) --out $@.part
+	@mv $@.part $@
+
+$(GPU)/bench_engine.json:
+	$(BIN)/python scripts/bench_engine.py $(ENGINE) --out $@.part
+	@mv $@.part $@
 
 clean: ## remove caches and build output; keeps .venv, runs and results
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -61,10 +61,12 @@ SHAPES = {
         for b, length, h in product((1, 8, 32), (256, 1024), (32, 64, 256))
     ],
     "paper": list(PAPER.values()),
+    "tiny": [Shape("GRU", 2, 32, 8), Shape("LSTM", 2, 32, 8)],  # to try this program
 }
 NAMES = {
     "small": ["nn", "fp5", "bptt16", "k1w16", "k0", "k1", "k5", "k10"],
     "grid": ["nn", "k0", "k1", "k5"],
+    "tiny": ["nn", "loop", "k0", "k5"],
     "paper": [
         "nn",
         "loop",

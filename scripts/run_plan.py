@@ -1,10 +1,11 @@
-"""Make the runs of results/plan.yaml that are missing, in its order, some at a time.
+"""Make the runs of results/plan.yaml that are missing, some at a time.
 
     python scripts/run_plan.py --jobs 2                      # all of it
     python scripts/run_plan.py gru_pixels gru_chars --list   # of these experiments, print which
 
-Every run is a process of train.py with one thread. Interrupted runs are resumed, finished ones
-skipped. SIGINT, SIGTERM and the end of --seconds let all of them write a checkpoint.
+Their order is that of the experiments given, or the plan's. Every run is a process of train.py
+with one thread. Interrupted runs are resumed, finished ones skipped. SIGINT, SIGTERM and the end
+of --seconds let all of them write a checkpoint.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders")
     parser.add_argument("--gpu", action="store_true", help="those that take hours on a GPU as well")
+    parser.add_argument("--full", action="store_true", help="the paper's own settings alone")
     parser.add_argument("--set", nargs="+", default=[], help="more arguments of train.py")
     parser.add_argument("--list", action="store_true", help="print what is missing, run nothing")
     args = parser.parse_args(argv)
@@ -81,12 +83,11 @@ def main(argv: Sequence[str]) -> None:
         known = ", ".join(paper_rows())
         raise UserError(f"{', '.join(sorted(unknown))}; expected some of {known}")
     done = {one.result for folder, one, _ in run_folders(args.runs) if (folder / "DONE").exists()}
+    wanted = [one for key in args.keys for one in plan() if one.key == key] or plan()
     todo = [
         one
-        for one in plan()
-        if one.key in (args.keys or paper_rows())
-        and one.result not in done
-        and (args.gpu or not one.gpu)
+        for one in wanted
+        if one.result not in done and (one.full if args.full else args.gpu or not one.gpu)
     ]
     print(f"{len(todo)} runs to make", flush=True)
     if args.list:

@@ -89,6 +89,11 @@ class PlannedRun:
         changing = tuple(o for o in self.overrides if not o.startswith("diagnostics"))
         return self.key, changing, self.seed
 
+    @property
+    def full(self) -> bool:
+        """Whether it is of the paper's own setting."""
+        return self.overrides[0] == f"experiment={paper_rows()[self.key].preset}"
+
     def __str__(self) -> str:
         return f"{self.key}: {' '.join(self.overrides)} seed={self.seed}"
 
