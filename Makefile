@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test lint sweep status figures tables report bench gpu device clean
+.PHONY: help setup demo check test lint sweep status figures tables report bench gpu device oldest clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,6 +92,12 @@ $(GPU)/bench_rnn.json $(GPU)/bench_rnn_tf32.json:
 $(GPU)/bench_engine.json:
 	$(BIN)/python scripts/bench_engine.py $(ENGINE) --out $@.part
 	@mv $@.part $@
+
+# UV_TORCH_BACKEND=cpu takes torch's CPU builds.
+oldest: ## quick tests with the lower bounds of pyproject.toml, in .venv-oldest
+	test -x .venv-oldest/bin/uv || ($(PYTHON) -m venv .venv-oldest && .venv-oldest/bin/pip install uv)
+	.venv-oldest/bin/uv pip install -p .venv-oldest/bin/python --resolution lowest-direct -e ".[experiments,dev]"
+	.venv-oldest/bin/python -m pytest -q -m "not slow" tests/highway_bp tests/experiments
 
 clean: ## remove caches and build output; keeps .venv, runs and results
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -125,7 +125,7 @@ TRUNKS = {
     "bert": lambda m: list(m.bert.encoder.layer),
     "roberta": lambda m: list(m.roberta.encoder.layer),
     "mamba": lambda m: list(m.backbone.layers),
-    "vit": lambda m: list(m.vit.layers),
+    "vit": lambda m: list(getattr(m.vit, "layers", ()) or m.vit.encoder.layer),  # until 5.5 there
     "resnet": lambda m: [m.layer1[0], m.layer2[0]],
 }
 BELOW_L = [
