@@ -105,7 +105,8 @@ class Dense:
             return layer(h, *args[1:], **kwargs)
 
         norms = [m for m in layer.modules() if isinstance(m, nn.LayerNorm)]
-        is_post_ln = hasattr(layer, "attention") and hasattr(layer, "output") and len(norms) == 2
+        is_bert = hasattr(layer, "attention") and hasattr(layer, "output") and len(norms) == 2
+        is_post_ln = is_bert and not hasattr(layer, "layernorm_before")  # in 5.5 a ViT has both
         return post_ln(f, norms) if is_post_ln else pre_ln(f)
 
     def gradients(self, method):
@@ -125,7 +126,7 @@ TRUNKS = {
     "bert": lambda m: list(m.bert.encoder.layer),
     "roberta": lambda m: list(m.roberta.encoder.layer),
     "mamba": lambda m: list(m.backbone.layers),
-    "vit": lambda m: list(getattr(m.vit, "layers", ()) or m.vit.encoder.layer),  # until 5.5 there
+    "vit": lambda m: list(getattr(m.vit, "layers", ()) or m.vit.encoder.layer),  # in 5.5
     "resnet": lambda m: [m.layer1[0], m.layer2[0]],
 }
 BELOW_L = [
