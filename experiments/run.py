@@ -179,7 +179,8 @@ def _trained(trainer: Trainer, beginning: Beginning) -> Diverged | None:
         print(f"{folder.path}: going on after step {trainer.step}")
     if trainer.plan.cfg.advise:
         print(trainer.advice())
-    folder.keep_until(trainer.step)
+    for record in folder.keep_until(trainer.step):
+        trainer.log(record)  # a process that was killed may not have sent it
     try:
         trainer.train()
     except Diverged as diverged:

@@ -144,11 +144,15 @@ class RunFolder:
                 f"or delete {self.path} to start anew"
             ) from error
 
-    def keep_until(self, step: int) -> None:
-        """Drop what was recorded after ``step``: it is going to be computed again."""
-        if self.writes:
-            kept = [json.dumps(r) + "\n" for r in self.records() if 0 < step >= r["step"]]
-            self._write(self._metrics.name, "".join(kept))
+    def keep_until(self, step: int) -> list[dict[str, Any]]:
+        """Drop what was recorded after ``step``: it is going to be computed again.
+
+        Returns:
+            The records that stay; none on a process that does not write.
+        """
+        kept = [r for r in self.records() if 0 < step >= r["step"]] if self.writes else []
+        self._write(self._metrics.name, "".join(json.dumps(r) + "\n" for r in kept))
+        return kept
 
     def save(self, state: dict[str, Any]) -> None:
         """Write a checkpoint, as `experiments.checkpoint.save` does."""

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import highway_bp as hb
-from experiments.diagnostics import flat
 from experiments.interrupt import Interrupted, stop_signal
 from experiments.nonfinite import Diverged, first_nonfinite_gradient, first_nonfinite_output
 from experiments.objective import Objective
@@ -45,7 +44,7 @@ class Trainer:
     """Trains a model as planned.
 
     Args:
-        log: the second writer's ``log(record, step)``.
+        log: the second writer's ``log(record)``.
         lasting: what else the checkpoint carries (config hash, wandb id).
 
     Attributes:
@@ -58,7 +57,7 @@ class Trainer:
     objective: Objective
     model: nn.Module
     folder: RunFolder
-    log: Callable[[dict[str, Any], int], None]
+    log: Callable[[dict[str, Any]], None]
     lasting: dict[str, Any]
     step: int = 0
     seconds: float = 0.0
@@ -253,9 +252,7 @@ class Trainer:
         errors = processes.known_to_all(  # in case replicas round differently
             self.plan.diagnostics.measure(self.model, loss, method, processes.mean)
         )
-        place = {"step": self.step, "seconds": self.seconds}
-        self.folder.append({**place, "gradient_error": errors})
-        self.log({**place, **flat(errors)}, self.step)
+        self._write({"seconds": self.seconds, "gradient_error": errors})
 
     def _snapshot(self) -> None:
         """Keep the weights of this moment."""
@@ -263,10 +260,13 @@ class Trainer:
         self.folder.keep(f"snapshots/{self.step}.pt", state)
 
     def _record(self, values: dict[str, Any]) -> None:
+        self.last = {**self.last, **self._write(values)}
+
+    def _write(self, values: dict[str, Any]) -> dict[str, Any]:
         record = {"step": self.step, **values}
         self.folder.append(record)
-        self.log(record, self.step)
-        self.last = {**self.last, **record}
+        self.log(record)
+        return record
 
     def _check_finite(self, unread: Unread, values: Sequence[float]) -> None:
         norm, loss, *_ = values

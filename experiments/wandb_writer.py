@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
+from experiments.diagnostics import flat
 from experiments.errors import UserError
 
 
@@ -35,7 +37,7 @@ class WandbWriter:
         mode: "offline" or "online".
         config: the resolved configuration.
         about: what of the run's row is known before it begins.
-        run_id: the run's id when it is resumed.
+        run_id: the run's id when it is resumed; otherwise it gets one.
         group: in place of `group_name`.
 
     Raises:
@@ -75,7 +77,7 @@ class WandbWriter:
                 group=group or group_name(about),
                 job_type=about["grad"],
                 tags=tags,
-                id=run_id,
+                id=run_id or secrets.token_hex(4),  # WANDB_RUN_ID would be one for all seeds
                 resume="allow",
                 settings=wandb.Settings(silent=True, console="off"),
             )
@@ -91,8 +93,11 @@ class WandbWriter:
     def run_id(self) -> str | None:
         return self._run.id
 
-    def log(self, record: dict[str, Any], step: int) -> None:
-        self._run.log(record, step=step)
+    def log(self, record: dict[str, Any]) -> None:
+        """Add a record of metrics.jsonl; wandb ignores those before its last step."""
+        values = {key: value for key, value in record.items() if key != "gradient_error"}
+        errors = flat(record.get("gradient_error", []))
+        self._run.log({**values, **errors}, step=record["step"])
 
     def finish(self, row: dict[str, Any] | None = None) -> None:
         self._run.summary.update(row or {})
@@ -105,7 +110,7 @@ class NoWriter:
     def __init__(self, run_id: str | None = None, **_: Any):
         self.run_id = run_id
 
-    def log(self, record: dict[str, Any], step: int) -> None:
+    def log(self, record: dict[str, Any]) -> None:
         """Nothing: the metrics file has it."""
 
     def finish(self, row: dict[str, Any] | None = None) -> None:

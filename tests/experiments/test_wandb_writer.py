@@ -1,8 +1,11 @@
 """wandb: a real offline run, read back from its file; and the writer that is not there."""
 
+import json
+import signal
 import socket
 import struct
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +13,10 @@ import pytest
 from hydra.utils import instantiate
 
 from experiments.config import composed
+from experiments.diagnostics import flat
 from experiments.errors import UserError
 from experiments.wandb_writer import NoWriter, WandbWriter, group_name, method_name
-from tests.train_cli import only_run
+from tests.train_cli import count_lines, only_run, records_of, start
 
 pytestmark = pytest.mark.slow
 
@@ -34,24 +38,37 @@ RUN = {"config": {"learning_rate": 0.25}, "about": ABOUT}
 
 
 def records(file: Path) -> list:
-    """The run's protobuf records, as `wandb sync` reads them: LevelDB's log format, one block."""
+    """The run's protobuf records, as `wandb sync` reads them: LevelDB's log format."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    data, found = file.read_bytes(), []
+    data, found, part = file.read_bytes(), [], b""
     assert data[:4] == b":W&B"
-    assert len(data) < 2**15  # one block: no record is split
-    at = 7  # the file's header; then per record: checksum, length, type (1 is a whole record)
+    at, BLOCK = 7, 2**15  # after the file's header
     while at < len(data):
-        _, length, kind = struct.unpack_from("<IHB", data, at)
-        assert kind == 1
-        found.append(Record.FromString(data[at + 7 : at + 7 + length]))
+        if BLOCK - at % BLOCK < 7:  # the rest of a block is padding
+            at += BLOCK - at % BLOCK
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)  # of a part, the first its checksum
+        part += data[at + 7 : at + 7 + length]
         at += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            found.append(Record.FromString(part))
+            part = b""
     return found
 
 
+def history(found: dict[str, list]) -> dict[int, dict]:
+    """What was logged at each step."""
+    rows = [
+        {i.key or i.nested_key[0]: json.loads(i.value_json) for i in one.item}
+        for one in found["history"]
+    ]
+    return {row["_step"]: row for row in rows}
+
+
 def by_kind(folder: Path) -> dict[str, list]:
-    """The records of the one offline run in a run's folder."""
-    (file,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+    """The records of the last offline run in a run's folder."""
+    file = max((folder / "wandb").glob("offline-run-*/run-*.wandb"))
     kinds: dict[str, list] = {}
     for record in records(file):
         kind = record.WhichOneof("record_type")
@@ -73,7 +90,7 @@ def test_an_offline_run_is_whole_and_quiet(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     writer = load("wandb_offline")(folder=tmp_path, run_id="kept1234", **RUN)
     assert writer.run_id == "kept1234"
-    writer.log({"train_loss": 2.5}, step=7)
+    writer.log({"step": 7, "train_loss": 2.5})
     writer.finish({"eval_accuracy": 0.75})
     wandb.teardown()  # finish may return before wandb's service has flushed; exiting waits
     assert capfd.readouterr() == ("", "")
@@ -92,10 +109,7 @@ def test_an_offline_run_is_whole_and_quiet(tmp_path, monkeypatch, capfd):
     assert {"learning_rate": "0.25", "k": "3", "seed": "2", "method": '"highway k=3"'}.items() <= (
         config.items()
     )
-    (history,) = found["history"]
-    logged = {i.key or i.nested_key[0]: i.value_json for i in history.item}
-    assert float(logged["train_loss"]) == 2.5
-    assert int(logged["_step"]) == 7
+    assert history(found)[7]["train_loss"] == 2.5
     over_time = {m.glob_name or m.name: m.step_metric for m in found["metric"]}
     assert over_time == {"seconds": "", "*": "seconds"}
     assert "eval_accuracy" in str(found["summary"])
@@ -115,15 +129,42 @@ def test_what_is_synced_later_has_group_name_and_row(train, runs):
     assert all(f'"{key}"' in summary for key in ("eval_accuracy", "config_hash", "seconds"))
 
 
-def test_a_run_killed_before_its_first_checkpoint_keeps_its_id(train, runs, monkeypatch):
+def test_after_kill_minus_nine_the_file_has_every_record(train, tmp_path):
+    """Those before the last checkpoint may have been lost with the process that was killed."""
+    wandb = pytest.importorskip("wandb")
+    arguments = ("experiment=digits_tiny", "logger=wandb_offline", "steps=20", "grad=highway")
+    arguments += ("k=1", "diagnostics=figure6", f"run_root={tmp_path}", "trainer.threads=1")
+    for lines in (3, 15):  # evaluations, and with them checkpoints, are every 3 steps
+        process = start(*arguments)
+        while process.is_alive() and count_lines(tmp_path) < lines:
+            time.sleep(0.002)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert train(*arguments).code == 0
+    wandb.teardown()
+    run = only_run(tmp_path)
+    rows, records = history(by_kind(run)), records_of(run)
+    assert sum("gradient_error" in record for record in records) >= 3
+    for record in records:
+        record |= flat(record.pop("gradient_error", []))
+        assert rows[record["step"]].items() >= record.items()
+    ids = {path.name.rpartition("-")[2] for path in (run / "wandb").glob("offline-run-*")}
+    assert len(ids) == 1
+
+
+def test_each_seed_has_an_id_and_keeps_it_when_killed_before_a_checkpoint(train, runs, monkeypatch):
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setattr("experiments.trainer.Trainer.train", lambda self: 1 / 0)
     arguments = ("logger=wandb_offline", "logger.project=p", "steps=1")
-    assert train(*arguments).code == 1 and fake.kwargs["id"] is None
+    assert train(*arguments).code == 1
+    first = fake.kwargs["id"]
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    assert train(*arguments).code == 0 and fake.kwargs["id"] == "new"
+    assert train(*arguments).code == 0 and fake.kwargs["id"] == first
+    monkeypatch.setenv("WANDB_RUN_ID", first)  # would be one for all seeds
+    assert train(*arguments, "seed=1").code == 0 and fake.kwargs["id"] not in (None, first)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +207,7 @@ class FakeWandb:
         finish = lambda exit_code: self.exits.append(exit_code)  # noqa: E731
         nothing = lambda *_, **__: None  # noqa: E731
         return SimpleNamespace(
-            id=kwargs["id"] or "new", summary={}, finish=finish, log=nothing, define_metric=nothing
+            id=kwargs["id"], summary={}, finish=finish, log=nothing, define_metric=nothing
         )
 
 
@@ -212,7 +253,7 @@ def test_none_writes_nothing_and_keeps_the_id(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     writer = load("none")(folder=tmp_path, run_id="kept1234", **RUN)
     assert isinstance(writer, NoWriter)
-    writer.log({"train_loss": 1.0}, step=1)
+    writer.log({"step": 1, "train_loss": 1.0})
     writer.finish({"eval_accuracy": 0.5})
     assert writer.run_id == "kept1234"
     assert list(tmp_path.iterdir()) == []
