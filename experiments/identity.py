@@ -147,6 +147,14 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + key, value
 
 
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first key in which two flat configurations differ, with its values."""
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key) or (key in old) != (key in new):
+            return key, old.get(key), new.get(key)
+    return None
+
+
 def _counts(key: str) -> bool:
     return key not in LEFT_OUT and key.partition(".")[0] not in LEFT_OUT
 

@@ -19,7 +19,7 @@ from experiments.config import check
 from experiments.diagnostics import Diagnostics
 from experiments.errors import UserError, naming
 from experiments.gpus import take_one_gpu
-from experiments.identity import config_hash, identity, precision_of, setup_hash
+from experiments.identity import config_hash, flat, identity, precision_of, setup_hash
 from experiments.processes import OneProcess, processes_of
 from experiments.row import SCHEMA, method_fields, stored_config, stored_overrides
 from experiments.run_folder import RunFolder
@@ -63,6 +63,12 @@ class Plan:
     def fields(self) -> dict[str, Any]:
         """What identifies the run, but for its seed."""
         return identity(self.cfg, self.device.type)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All keys, with dots, and the choices; but for where data are on a machine."""
+        given = dict(flat(OmegaConf.to_container(self.cfg, resolve=True))) | dict(self.choices)
+        return {key: v for key, v in given.items() if key not in ("data.root", "data.cache_dir")}
 
     @property
     def hash(self) -> str:

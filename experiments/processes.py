@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import time
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_map_only
 
 import highway_bp as hb
 from experiments.errors import GRACE, UserError, naming
+from experiments.identity import differing
 from experiments.interrupt import Interrupted
 from experiments.run_folder import BeingTrained, RunFolder
 
@@ -42,8 +44,8 @@ class OneProcess:
         """Let no process of the run be left behind by one that fails inside."""
         return contextlib.nullcontext()
 
-    def meet(self, device: torch.device) -> None:
-        """Get in touch with the others."""
+    def meet(self, device: torch.device, settings: Mapping[str, Any]) -> None:
+        """Get in touch with the others, which have to have the same settings."""
 
     def enter(self, folder: RunFolder) -> AbstractContextManager:
         """Keep processes of other runs out of the folder; raises BeingTrained if one is in it."""
@@ -95,7 +97,8 @@ class LayersShared(OneProcess):
                 "parallel=layers: not started by torchrun; expected "
                 "torchrun --nproc-per-node=2 train.py ..."
             )
-        self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        with naming("parallel=layers: RANK and WORLD_SIZE of torchrun", KeyError):
+            self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.replicas = settings["data"]
         if self.size % self.replicas:
             raise UserError(
@@ -137,12 +140,14 @@ class LayersShared(OneProcess):
             return f"a process does not answer: {str(silence).splitlines()[0]}"
         return f"messages between the processes do not come through; is the network up? ({lost})"
 
-    def meet(self, device: torch.device) -> None:
+    def meet(self, device: torch.device, settings: Mapping[str, Any]) -> None:
+        store = self._store()
+        check_alike(store, self.rank, self.size, settings)  # groups of processes depend on them
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", self.rank)))
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=self._store(),
+            store=store,
             rank=self.rank,
             world_size=self.size,
             timeout=self._timeout,
@@ -223,14 +228,35 @@ class LayersShared(OneProcess):
         return whole
 
 
+def check_alike(store: dist.Store, rank: int, size: int, settings: Mapping[str, Any]) -> None:
+    """Compare the settings of all processes, keys with dots, through a store that they share.
+
+    Raises:
+        UserError: two of them differ; on every process the same line.
+    """
+    store.set(f"settings/{rank}", json.dumps(settings))
+    first, *others = (json.loads(store.get(f"settings/{other}")) for other in range(size))
+    for other, found in enumerate(others, 1):
+        if difference := differing(first, found):
+            key, a, b = difference
+            raise UserError(
+                f"{key} is {a} on rank 0 and {b} on rank {other}; expected the same arguments on "
+                "all processes"
+            )
+
+
 def processes_of(cfg: DictConfig) -> OneProcess:
     """The processes that ``cfg`` asks for.
 
     Raises:
-        UserError: not started by torchrun; asked for a sweep, or for advice, which is of one
-            process; a batch that cannot be shared out.
+        UserError: several processes without parallel=layers, or the reverse; asked for a sweep, or
+            for advice, which is of one process; a batch that cannot be shared out.
     """
     if not cfg.parallel.layers:
+        if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
+            raise UserError(
+                f"parallel=none with WORLD_SIZE={size}; expected parallel=layers under torchrun"
+            )
         return OneProcess()
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise UserError("parallel=layers in a sweep; expected one run per torchrun, without -m")

@@ -51,7 +51,7 @@ def _run(plan: Plan) -> Path:
         folder.check_idle()
     for line in plan.without_effect():
         print(line)
-    processes.meet(plan.device)
+    processes.meet(plan.device, plan.settings)
     prepare_torch(cfg.trainer)
     torch.manual_seed(cfg.seed)
     data = build(cfg, "data")

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from experiments import checkpoint
 from experiments.atomic import write_atomically, write_text
 from experiments.errors import UserError
-from experiments.identity import flat
+from experiments.identity import differing, flat
 
 LOCK, STARTED = "lock", "started.json"
 PATIENCE = 0.1  # seconds; `is_busy` of another process may hold the lock for an instant
@@ -180,8 +180,5 @@ def _difference(file: Path, text: str) -> str:
         old = json.loads(file.read_text())
     except json.JSONDecodeError:
         return "its config.json is damaged"
-    old, new = dict(flat(old)), dict(flat(json.loads(text)))
-    for key in sorted({*old, *new}):
-        if old.get(key) != new.get(key):
-            return f"{key}: {old.get(key)} there, {new.get(key)} now"
-    return "another layout"
+    difference = differing(dict(flat(old)), dict(flat(json.loads(text))))
+    return "{}: {} there, {} now".format(*difference) if difference else "another layout"

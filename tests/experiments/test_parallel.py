@@ -3,7 +3,9 @@ one that fails."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +14,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from experiments import checkpoint
+from experiments.config import GROUPS, composed
+from experiments.errors import UserError
+from experiments.identity import flat
+from experiments.plan import Plan
+from experiments.processes import check_alike
 from tests.train_cli import ROOT, numbers, only_run, records_of, row_of
 
 pytestmark = pytest.mark.slow
@@ -184,9 +193,56 @@ def test_a_mistake_is_reported_once(tmp_path):
         assert "experiments/run.py" not in err  # torchrun's traceback alone
 
 
+APART = """
+import os, runpy, sys
+apart = sys.argv.pop()
+if os.environ["RANK"] == "1":
+    sys.argv.append(apart)
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("apart", "line"),
+    [
+        ("optim.lr=0.01", "optim.lr is 0.05 on rank 0 and 0.01 on rank 1; expected the same"),
+        ("steps=7", "steps is 6 on rank 0 and 7 on rank 1; expected the same"),
+        ("parallel=none", "rank 1: parallel=none with WORLD_SIZE=2; expected parallel=layers"),
+    ],
+)
+def test_processes_of_different_settings_are_refused(tmp_path, apart, line):
+    program = tmp_path / "apart.py"
+    program.write_text(APART)
+    begun = time.monotonic()
+    _, err = torchrun(tmp_path, apart, program=str(program)).communicate(timeout=300)
+    assert err.startswith(f"error: {line}") and err.count("error: ") == 1
+    assert time.monotonic() - begun < 60  # parallel.timeout is ten minutes
+    assert not list(tmp_path.glob("*/metrics.jsonl"))
+
+
+def test_every_key_is_compared():
+    cfg, choices = composed("experiment=digits_tiny", "diagnostics=figure6"), dict.fromkeys(GROUPS)
+    settings = Plan(cfg, choices | {"schedule": "constant"}).settings
+    everything = dict(flat(OmegaConf.to_container(cfg, resolve=True)))
+    assert settings.keys() == everything.keys() | set(GROUPS)
+    check_alike(store_with(settings), 0, 2, settings)
+    for key in settings:
+        for other in (settings | {key: "another"}, {k: settings[k] for k in settings if k != key}):
+            with pytest.raises(UserError, match=rf"^{re.escape(key)} is .* on rank 0 and .* on"):
+                check_alike(store_with(other), 0, 2, settings)
+
+
+def store_with(settings: dict) -> dist.Store:
+    """In which the second process has said what it has."""
+    store = dist.HashStore()
+    store.set("settings/1", json.dumps(settings))
+    return store
+
+
 @pytest.mark.parametrize(
     ("argument", "line"),
     [
+        ("parallel=none", "parallel=none with WORLD_SIZE=3; expected parallel=layers under torch"),
         ("parallel.data=2", "parallel.data=2 with 3 processes; expected torchrun's number to be"),
         ("parallel.sizes=fast", "parallel.sizes=fast: Invalid value assigned: str is not"),
         ("parallel.sizes=3", "parallel.sizes=3: Invalid value assigned: int is not"),
@@ -197,6 +253,6 @@ def test_a_mistake_is_reported_once(tmp_path):
 def test_what_cannot_be_shared_out(train, monkeypatch, argument, line):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    outcome = train(argument, "parallel=layers")
+    outcome = train(argument, *([] if "=none" in argument else ["parallel=layers"]))
     assert outcome.code == 1
     assert line in outcome.err and outcome.err.count("error: ") == 1
