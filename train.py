@@ -9,12 +9,10 @@ import os
 import sys
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import register_schema
-from experiments.errors import UserError
+from experiments.errors import COMPOSING, UserError
 from experiments.jobs import Outcome, attempt, leave, report
 
 register_schema()
@@ -30,8 +28,8 @@ if __name__ == "__main__":
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors: reported in one line
     try:
         main()
-    except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
-        report(error)  # ValueError is Hydra's, for experiment=null and the like
+    except (UserError, *COMPOSING) as error:
+        report(error)
         sys.exit(1)
     except BrokenPipeError:  # train.py --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,9 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import traceback
 from collections.abc import Iterator
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 GRACE = 10.0  # seconds in which a process that knows more may report; torchrun then ends the others
+
+
+# What Hydra raises while it makes a configuration of arguments that a user has mistaken.
+COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
 
 
 class UserError(Exception):
@@ -36,6 +44,11 @@ def one_line(error: BaseException) -> str:
     Hydra and OmegaConf keep the reason in the cause, the key in `full_key`, and append their
     search path and types.
     """
+    if str(error).startswith("Config group override must be a string or a list"):
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)  # the message does not say which
+        override = frame.f_locals["override"]
+        name = override.key_or_group
+        return f"{override.input_line}; expected {name}=NAME, a file of configs/{name}"
     text = str(error).split("Config search path")[0].split("full_key")[0]
     text = text.removeprefix("In 'config': ").removeprefix("In 'hydra/config': ")
     text, unknown_key, _ = text.partition("To append to")

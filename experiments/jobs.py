@@ -45,6 +45,9 @@ def attempt(cfg: DictConfig) -> Outcome:
     if not alone:
         print(f"{hydra.job.name}: {in_short(hydra.overrides.task)}", flush=True)
     try:
+        if alone and "BasicLauncher" not in hydra.launcher._target_:
+            launcher = f"hydra/launcher={hydra.runtime.choices['hydra/launcher']}"
+            raise UserError(f"{launcher} is for sweeps; expected python train.py -m {launcher} ...")
         run(cfg, dict(hydra.runtime.choices), list(hydra.overrides.task))
         return Outcome.DONE
     except BeingTrained as elsewhere:

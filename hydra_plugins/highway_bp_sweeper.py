@@ -13,11 +13,10 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.errors import UserError
+from experiments.errors import COMPOSING, UserError
 from experiments.identity import config_hash, identity
 from experiments.interrupt import StopSignal
 from experiments.jobs import Outcome, in_short, report
@@ -84,7 +83,7 @@ class Sweeper(BasicSweeper):
         Each has its number in its name.
 
         Raises:
-            HydraException, OmegaConfBaseException: none can be composed; the first one's error.
+            One of COMPOSING: none can be composed; the first one's error.
         """
         runs: dict[Any, Job] = {}
         errors: dict[str, Exception] = {}  # a value that is not there fails for every seed
@@ -92,7 +91,7 @@ class Sweeper(BasicSweeper):
             try:
                 config = self.hydra_context.config_loader.load_sweep_config(self.config, list(job))
                 runs.setdefault(run_of(config), job)
-            except (HydraException, OmegaConfBaseException) as error:
+            except COMPOSING as error:
                 errors.setdefault(f"{error} {error.__cause__}", error)
                 self._failed.append(job)
         if not runs:

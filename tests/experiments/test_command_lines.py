@@ -7,12 +7,10 @@ import random
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import CONFIGS, GIVEN_BY, register_schema
-from experiments.errors import UserError, one_line
+from experiments.errors import COMPOSING, UserError, one_line
 from experiments.identity import KINDS
 from experiments.plan import Plan, build
 
@@ -160,8 +158,8 @@ def complaint(line: str) -> str | None:
         data = {"classes": 10, "vocabulary": 50, "padding": 1, "labels": ["a", "b", "c"]}
         given = GIVEN_BY[KINDS[cfg.data._target_]]
         build(cfg, "model", **{key: data[key] for key in given})
-    except (UserError, HydraException, OmegaConfBaseException, ValueError) as error:
-        return one_line(error)  # of train.py, which knows no others
+    except (UserError, *COMPOSING) as error:  # train.py knows no others
+        return one_line(error)
     return None
 
 
