@@ -71,7 +71,12 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        return (self.path / "DONE").exists()
+        """Whether DONE and a readable row are here; raises UserError if the records are not."""
+        try:
+            json.loads((self.path / "row.json").read_text())
+        except (OSError, ValueError):  # the last checkpoint gives it again
+            return False
+        return (self.path / "DONE").exists() and bool(self.records())
 
     def check_idle(self) -> None:
         """Raise BeingTrained while another process is at work here; makes nothing."""
@@ -128,9 +133,15 @@ class RunFolder:
         """All whole records; a last line cut off by a crash is left out.
 
         Raises:
-            UserError: a line before the last is damaged.
+            UserError: a line before the last is damaged, or the file of a run that was trained is
+                missing.
         """
         if not self._metrics.exists():
+            if (self.path / checkpoint.LATEST).exists():
+                raise UserError(
+                    f"{self._metrics} is missing; expected the records of training: put it back, "
+                    f"or delete {self.path} to start anew"
+                )
             return []
         lines = self._metrics.read_text(errors="replace").splitlines(keepends=True)
         return [self._record(i, line) for i, line in enumerate(lines, 1) if line.endswith("\n")]

@@ -138,6 +138,26 @@ def test_finish_writes_the_row_then_done(tmp_path, monkeypatch):
     assert json.loads((folder.path / "row.json").read_text()) == {"eval_accuracy": 0.5}
 
 
+@pytest.mark.parametrize("row", ['{"eval_acc', ""])
+def test_done_without_a_readable_row_is_not_finished(tmp_path, row):
+    folder = with_steps(tmp_path / "run", 1)
+    folder.finish({"eval_accuracy": 0.5})
+    (folder.path / "row.json").write_text(row)
+    assert not folder.finished
+    (folder.path / "row.json").unlink()
+    assert not folder.finished
+
+
+def test_records_that_are_missing_are_reported(tmp_path):
+    folder = with_steps(tmp_path / "run", 1)
+    folder.save({"step": 1})
+    folder.finish({"eval_accuracy": 0.5})
+    (folder.path / "metrics.jsonl").unlink()
+    for read in (lambda: folder.finished, lambda: folder.keep_until(1)):
+        with pytest.raises(UserError, match=r"metrics\.jsonl is missing; expected the records of"):
+            read()
+
+
 def test_no_temporary_files_stay(tmp_path):
     folder = with_steps(tmp_path / "run", 1, 2)
     folder.keep_until(1)

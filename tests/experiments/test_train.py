@@ -10,7 +10,7 @@ import torch
 
 from experiments import checkpoint
 from experiments.row import check_row
-from tests.train_cli import assert_same, count_lines, only_run, records_of, row_of, start
+from tests.train_cli import assert_same, count_lines, numbers, only_run, records_of, row_of, start
 
 pytestmark = pytest.mark.slow
 
@@ -149,6 +149,14 @@ def test_a_finished_run_is_skipped(train, runs):
     again = train("steps=1")
     assert (again.code, "finished already, skipped" in again.out) == (0, True)
     assert before == {file: file.stat().st_mtime_ns for file in only_run(runs).iterdir()}
+
+
+def test_a_row_that_was_lost_is_written_again(train, runs):
+    train("steps=1")
+    row = row_of(only_run(runs))
+    (only_run(runs) / "row.json").write_text("{")
+    assert train("steps=1").code == 0
+    assert numbers(row_of(only_run(runs))) == numbers(row)
 
 
 def test_backprop_is_one_run_whatever_k(train, runs):
