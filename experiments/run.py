@@ -113,13 +113,12 @@ class Beginning:
         return {key: self.state[key] for key in ("continued_from",) if key in self.state}
 
     def give_to(self, trainer: Trainer) -> None:
-        """Raises UserError: another run's checkpoint does not fit, or is beyond this run's end."""
-        if self.source is None:
-            return trainer.restore(self.state)
-        place = f"continue_from={self.source}"
-        with naming(f"{place}: its checkpoint is of another model or optimiser", RuntimeError):
-            trainer.begin_with(self.state)
-        if trainer.step >= trainer.total_steps:
+        """Raises UserError: the checkpoint does not fit, or another run's is beyond the end."""
+        place = f"continue_from={self.source}" if self.source else trainer.folder.path
+        wrong = f"{place}: its checkpoint is of another model or optimiser, or version"
+        with naming(wrong, RuntimeError, LookupError, AttributeError):
+            (trainer.begin_with if self.source else trainer.restore)(self.state)
+        if self.source and trainer.step >= trainer.total_steps:
             raise UserError(
                 f"{place} has come to step {trainer.step}; expected less than this run's "
                 f"{trainer.total_steps}"
@@ -197,6 +196,11 @@ def _outcome(trainer: Trainer, diverged: Diverged | None) -> dict[str, Any]:
     plan, last, metric = trainer.plan, trainer.last, trainer.objective.task.metric
     sizes = group_sizes(trainer.model, plan.method)
     scores = {key: value for key, value in last.items() if key.startswith("eval_")}
+    if not diverged and metric not in scores:
+        raise UserError(
+            f"{trainer.folder.path}: its checkpoint is of the last step, without {metric}; delete "
+            "the folder to start anew"
+        )
     if diverged:
         scores = dict.fromkeys({"eval_loss", metric, *scores})
     costs = {key: last.get(key, cost) for key, cost in trainer.costs().items()}

@@ -89,8 +89,10 @@ class Trainer:
         """Go on from what was trained, perhaps in other groups, whose gammas and errors differ.
 
         Raises:
-            RuntimeError, ValueError: it is of another model or optimiser.
+            RuntimeError, ValueError, ...: it is of another model or optimiser, or damaged.
         """
+        if type(state["step"]) is not int or state["step"] < 0:
+            raise ValueError(f"step={state['step']}; expected a whole number, at least 0")
         hb.load_whole_state_dict(self.model, state["model"])
         self.passes = Passes(**state["passes"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -159,6 +159,28 @@ def test_a_row_that_was_lost_is_written_again(train, runs):
     assert numbers(row_of(only_run(runs))) == numbers(row)
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"schedule": ...}, "another model or optimiser, or version: 'schedule'"),
+        ({"step": -3}, "version: step=-3; expected a whole number, at least 0"),
+        ({"optimizer": {}}, "version: 'param_groups'"),
+        ({"model": {}}, "version: Error(s) in loading state_dict for ResNet: Missing key(s)"),
+        ({"last": {}}, "its checkpoint is of the last step, without eval_accuracy; delete the"),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_one_line_and_no_result(train, runs, change, line):
+    train("steps=1")
+    for name in ("DONE", "row.json"):
+        (only_run(runs) / name).unlink()
+    file = only_run(runs) / checkpoint.LATEST
+    state = torch.load(file, weights_only=True) | change
+    torch.save({key: value for key, value in state.items() if value is not ...}, file)
+    seen = train("steps=1")
+    assert seen.code == 1 and line in seen.err and seen.err.count("\n") == 1
+    assert not (only_run(runs) / "DONE").exists()
+
+
 def test_backprop_is_one_run_whatever_k(train, runs):
     train("grad=bp", "k=1", "steps=1")
     assert "skipped" in train("grad=bp", "k=2", "steps=1").out
