@@ -104,6 +104,7 @@ RANGES: dict[str, Range] = {
     "gamma": GAMMA,
     "seed": whole(0, 2**63 - 1),
     "steps": whole(1),
+    "run_root": Range(lambda path: not path.startswith("~"), "a path with $HOME in place of ~"),
     "device": one_of("auto", "cpu", "cuda"),
     "optim.algorithm": one_of("sgd", "adam", "adamw"),
     "optim.schedule": one_of("drops", "cosine"),

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Iterator
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 GRACE = 10.0  # seconds in which a process that knows more may report; torchrun then ends the others
@@ -47,8 +47,13 @@ def one_line(error: BaseException) -> str:
     if str(error).startswith("Config group override must be a string or a list"):
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)  # the message does not say which
         override = frame.f_locals["override"]
-        name = override.key_or_group
+        name = override.key_or_group or "GROUP"
         return f"{override.input_line}; expected {name}=NAME, a file of configs/{name}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: not KEY=VALUE, or a value with such characters as = # ~ that has "
+            """to be quoted twice: "run_root='a=b'\""""
+        )
     text = str(error).split("Config search path")[0].split("full_key")[0]
     text = text.removeprefix("In 'config': ").removeprefix("In 'hydra/config': ")
     text, unknown_key, _ = text.partition("To append to")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -63,6 +64,8 @@ class WandbWriter:
                 error
             )
         os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ.setdefault("HOME", os.path.expanduser("~"))  # without it wandb prints its log
+        logging.raiseExceptions = False  # nor a traceback where the disk is full, which we report
         method = method_name(about)
         sorted_by = {"method": method, "k": about["k"], "seed": about["seed"]}
         tags = [*filter(None, [about["experiment"]])]

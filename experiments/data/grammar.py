@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from experiments.data.pairs import PairData
+from experiments.errors import UserError
 
 COUNTS = ("two", "three", "five", "some", "many")
 LOOKS = ("old", "young", "small", "tall", "brown", "quiet")
@@ -18,6 +19,8 @@ KINDS = {
 ACTIONS = {"sleep": "run", "run": "sleep", "eat": "fast", "sing": "fall silent", "play": "work"}
 PLACES = {"in the garden": "on the roof", "at the river": "in the house", "on the road": "at home"}
 WAYS = ("slowly", "happily", "every day", "after dinner")
+# A premise has six pairs of either of the rarer relations.
+MOST = 3 * 6 * len(COUNTS) * len(LOOKS) * sum(map(len, KINDS.values())) * len(ACTIONS) * len(PLACES)
 PADDING, FIRST, SECOND = "<pad>", "<s>", "</s>"
 
 
@@ -26,7 +29,14 @@ def load_grammar(train: int = 4000, test: int = 800, length: int = 32) -> PairDa
 
     A premise says how many who do what and where. It entails what drops a detail, contradicts
     another action or place, and leaves open what adds a detail.
+
+    Raises:
+        UserError: more pairs than there are.
     """
+    if train + test > MOST:
+        raise UserError(
+            f"data.train={train} and data.test={test}; expected at most {MOST} pairs in all"
+        )
     generator, seen, pairs = random.Random(0), set(), []
     while len(pairs) < train + test:
         label = len(pairs) % 3
