@@ -153,7 +153,7 @@ class Trainer:
                 if stopped or self._at(self.checkpoint_interval):
                     self._read()
                     self.folder.save(self.state())
-                if stopped and self.step < self.total_steps:
+                if stopped:  # after the last step too, as a sweep has to end
                     raise Interrupted(stopped)
 
     def costs(self) -> dict[str, Any]:

@@ -261,6 +261,21 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_exactly(train, runs, tmp_pat
     assert row_of(only_run(runs))["precision"] == ("bfloat16" if bfloat16 else "float32")
 
 
+def test_a_signal_in_the_final_evaluation_ends_a_sweep(train, runs, monkeypatch):
+    from experiments.objective import Objective
+
+    evaluate = Objective.evaluate
+
+    def interrupted(self, model):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "evaluate", interrupted)
+        assert train("-m", "k=0,1", "steps=1").code == 128 + signal.SIGTERM
+    assert train("k=0", "steps=1").code == 0 and row_of(only_run(runs))["eval_accuracy"] > 0
+
+
 def test_bfloat16_on_a_cpu_is_another_training(train, tmp_path):
     losses = []
     for precision in ("false", "true"):
