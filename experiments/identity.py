@@ -111,7 +111,8 @@ def identity(cfg: DictConfig, device: str) -> dict[str, Any]:
         found["optim.steps"] = found["steps"]
     if found.get("optim.steps") is not None:
         found["optim.epochs"] = None
-    fields = {_name(key): _value(key, value) for key, value in found.items() if _counts(key)}
+    counting = {k: v for k, v in found.items() if not {k, k.partition(".")[0]} & LEFT_OUT}
+    fields = {key.removesuffix("._target_"): _value(key, v) for key, v in counting.items()}
     fields |= {"precision": precision_of(cfg.trainer, device), "parallel": _parallel(cfg.parallel)}
     kept = {n: value for n, value in fields.items() if n not in DEFAULTS or value != DEFAULTS[n]}
     return {"version": VERSION, **kept}
@@ -153,14 +154,6 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any,
         if old.get(key) != new.get(key) or (key in old) != (key in new):
             return key, old.get(key), new.get(key)
     return None
-
-
-def _counts(key: str) -> bool:
-    return key not in LEFT_OUT and key.partition(".")[0] not in LEFT_OUT
-
-
-def _name(key: str) -> str:
-    return key.removesuffix("._target_")
 
 
 def _value(key: str, value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -40,16 +41,9 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    models = (
-        [
-            line.split(":", 1)[1].strip()
-            for line in cpuinfo.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if cpuinfo.exists()
-        else []
-    )
-    name = models[0] if models else platform.processor()
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    model = re.search(r"^model name[ \t]*:(.*)", text, re.MULTILINE)
+    name = model[1].strip() if model else platform.processor()
     return f"CPU {name}, {torch.get_num_threads()} threads"
 
 
