@@ -108,11 +108,13 @@ class Advice:
         fast = [m for m in enough if seconds[m] <= SAME * min(seconds.values())]
         best = max(fast, key=cosines.get)
         speed_up = self.times.backprop / seconds[best]
-        reason = f"the fastest with {exact_enough}: {cosines[best]:.3f}"
+        found = f"the fastest with {exact_enough}: {cosines[best]:.3f}"
         if speed_up >= 1 + MARGIN:
-            return Choice(best, speed_up, reason)
-        reason += f" at k = {best.k}, takes {1 / speed_up:.2f} times as long as backprop"
-        return Choice(Backprop(), 1.0, f"{reason}; expected {MARGIN:.0%} faster at least")
+            return Choice(best, speed_up, found)
+        time = f"it takes {1 / speed_up:.2f} times as long as backprop"
+        reason = f"k = {best.k} is {found}; {time}"
+        reason += f", and only a method at least {MARGIN:.0%} faster is recommended"
+        return Choice(Backprop(), 1.0, reason)
 
     def __str__(self) -> str:
         times, ks = self.times, ", ".join(map(str, sorted({m.k for m in self.left_out})))
@@ -125,9 +127,9 @@ class Advice:
         ]
         if self.devices:
             lines.append(
-                "on P: predicted speed-up on P devices with consecutive layers on each (hb.shard), "
-                "over backprop through the same devices, communication left out; data parallelism "
-                "may use them better."
+                "on P: predicted speed-up on P devices with consecutive layers on each, over "
+                "backprop through the same devices, communication left out; hb.shard spreads a "
+                "ResidualChain, no converted model; data parallelism may use them better."
             )
         if ks:
             n = len(self.left_out)
@@ -143,7 +145,7 @@ class Advice:
         groups = "" if self.times.layers is None else f" in {self.times.groups(method)} groups"
         return (
             f"Highway, k = {method.k}{groups}, gamma = {method.gamma}: "
-            f"{choice.speed_up:.2f} times as fast ({choice.reason})."
+            f"{choice.speed_up:.2f} times as fast as backprop ({choice.reason})."
         )
 
     def _table(self) -> list[str]:
