@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +24,15 @@ class GradientError:
         relative_error: norm of their difference, divided by the exact gradient's norm.
         increment: norm of the change since the k before (for the first: since zero), divided by
             the exact gradient's norm. Where that norm is zero, all three are nan.
-        parameters, layers: (cosine, relative_error) by name.
+        parameters, layers: (cosine, relative_error) by name; not printed.
     """
 
     k: int
     cosine: float
     relative_error: float
     increment: float
-    parameters: dict[str, tuple[float, float]]
-    layers: dict[str, tuple[float, float]]
+    parameters: dict[str, tuple[float, float]] = field(repr=False)
+    layers: dict[str, tuple[float, float]] = field(repr=False)
 
 
 def gradient_error(
