@@ -3,9 +3,9 @@
 Fagnou, Caillon, Delattre, Allauzen, ICLR 2025. The forward pass is exact; ``method`` chooses how
 the backward pass is solved:
 
-    >>> layers = [nn.Linear(4, 4) for _ in range(3)]
+    >>> layers = [nn.TransformerEncoderLayer(8, 2, norm_first=True) for _ in range(3)]
     >>> chain = hb.ResidualChain(layers, method=hb.Highway(k=1))
-    >>> chain(torch.randn(8, 4)).sum().backward()
+    >>> chain(torch.randn(5, 4, 8)).square().mean().backward()
 """
 
 from highway_bp import schedules
