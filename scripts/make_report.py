@@ -66,8 +66,9 @@ def hours_in_full(paper: PaperRow, results: Results) -> str:
             bp = paper.steps * seconds["bp"] / 3600
             ours = fmean(s for arm, s in seconds.items() if arm.startswith("k")) / seconds["bp"]
             return (
-                f"in full about {bp:.1g} h a run of backpropagation and {ours:.1f} times that of "
-                f"Highway-BP, estimated from steps on {record['environment']['device']}"
+                f"in full a run of backpropagation takes about {bp:.1g} h, one of Highway-BP "
+                f"{ours:.1f} times as long, estimated from steps "
+                f"on {record['environment']['device']}"
             )
     return "in full: hours not estimated"
 

@@ -216,8 +216,8 @@ def better_at_equal_k(setting: Setting, ks: Sequence[int]) -> Finding:
     outcome = Outcome.FAILS if losses else Outcome.HOLDS if gains else Outcome.UNDECIDED
     unit = UNITS[setting.paper.metric]
     shown = "; ".join(f"k = {k}: {d} {unit}, p = {d.p:.2g}" for k, d in found.items())
-    better, worse = (", ".join(map(str, ks)) or "none" for ks in (gains, losses))
-    text = f"Highway less FP, {shown}; after Holm better at k = {better}, worse at k = {worse}"
+    better, worse = (", ".join(f"k = {k}" for k in ks) or "no k" for ks in (gains, losses))
+    text = f"Highway less FP, {shown}; after Holm better at {better}, worse at {worse}"
     return finding(setting, text, outcome, *arms)
 
 
