@@ -81,10 +81,9 @@ def prepare_torch(settings: Mapping[str, Any]) -> None:
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
     keep_freed_memory()
-    precision = "tf32" if settings["tf32"] else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.conv.fp32_precision = precision
-    torch.backends.cudnn.rnn.fp32_precision = precision
+    # The newer fp32_precision, once set, makes torch.export fail: it asks for allow_tf32.
+    torch.backends.cuda.matmul.allow_tf32 = settings["tf32"]
+    torch.backends.cudnn.allow_tf32 = settings["tf32"]
     torch.backends.cudnn.benchmark = not settings["deterministic"]
     torch.use_deterministic_algorithms(settings["deterministic"])
     if settings["deterministic"]:  # what cuBLAS asks for, before its first call
