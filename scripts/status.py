@@ -48,6 +48,7 @@ def table(found: dict[PlannedRun, str]) -> str:
     """A line per experiment, a column per state."""
     counts = pd.crosstab([one.key for one in found], list(found.values()))
     counts = counts.reindex(index=list(paper_rows()), columns=list(STATES), fill_value=0)
+    counts.index.name = None
     return counts.astype(str).replace("0", "-").rename_axis(columns=None).to_string()
 
 
@@ -71,6 +72,7 @@ def main(argv: Sequence[str]) -> None:
     if args.verbose:
         for one, state in found.items():
             print(f"{state:18}  {one}")
+    print(f"on {args.device}; --device chooses")
     print(table(found))
     print(f"next: {next_command(found, args.runs)}")
 
