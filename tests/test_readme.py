@@ -155,7 +155,7 @@ def test_the_times_of_the_method_page_are_those_of_the_benchmarks():
 @pytest.mark.parametrize(
     ("experiment", "device", "label"),
     [
-        ("gru_chars", "CPU", "GRU, characters, L = 256, four seeds"),
+        ("gru_chars", "CPU", "GRU, characters, L = 256, five seeds"),
         ("lstm_chars", "NVIDIA", "LSTM, characters, L = 256, one seed"),
         ("gru_pixels", "NVIDIA", "GRU, pixels, L = 1024, one loss at the end, one seed"),
     ],
