@@ -7,13 +7,13 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import pytest
 
 import highway_bp as hb
 from scripts.evidence.claims import CLAIMS
-from scripts.evidence.judge import Verdict
+from scripts.evidence.judge import Verdict, difference
 from scripts.evidence.results import read_results
 from tests.train_cli import ROOT
 
@@ -110,26 +110,17 @@ def test_the_scores_of_the_pixels_are_those_of_the_rows():
         assert f"{100 * row['eval_accuracy']:.1f}" in README.replace("\n", " "), row["arguments"]
 
 
-def paired(of: tuple, against: tuple) -> str:
-    """Mean difference of the characters' scores on the CPU, seed by seed, and its standard error.
-
-    Args:
-        of, against: gradient method and k.
-    """
-    lines = (ROOT / "results" / "gru_chars.jsonl").read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if "CPU" in row["device"]]
-    scores = {(r["grad"], r["k"], r["seed"]): r["eval_bits_per_char"] for r in rows}
-    assert len(scores) == len(rows)
-    pairs = [(scores[*of, seed], scores[*against, seed]) for seed in range(3)]
-    difference = [a - b for a, b in pairs]
-    digits = 3 if of[1] == 0 else 4
-    return f"{abs(mean(difference)):.{digits}f} ± {stdev(difference) / 3**0.5:.{digits}f}"
-
-
 def test_the_differences_of_the_characters_are_those_of_the_rows():
-    page = (ROOT / "docs" / "choosing_k.md").read_text()
-    assert f"{paired(('highway', 0), ('bp', None))} bits per character above" in page
-    assert f"{paired(('highway', 1), ('fixed_point', 1))} bits below" in page
+    page = (ROOT / "docs" / "choosing_k.md").read_text().replace("\n", " ")
+    setting = read_results(ROOT / "results").settings["gru_chars"][0]
+    assert f"{setting.device}; paired" in page and setting.paper.paired
+    for text, k, of in (
+        ("at k = 0 less backpropagation", 0, ("bp",)),
+        ("at k = 1 less backpropagation", 1, ("bp",)),
+        ("at k = 1 less the fixed point at k = 1", 1, ("fixed_point", 1)),
+    ):
+        found = difference(setting.arm("highway", k), setting.arm(*of), paired=True)
+        assert f"{text} {found}" in page
 
 
 def test_the_times_of_the_method_page_are_those_of_the_benchmarks():
