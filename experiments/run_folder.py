@@ -59,6 +59,7 @@ class RunFolder:
         self._metrics = path / "metrics.jsonl"
         self._config = json.dumps(config, indent=1, sort_keys=True) + "\n"
         file = path / "config.json"
+        # Not file.exists(), which raises where a name is too long.
         if os.path.exists(file) and file.read_text() != self._config:
             raise UserError(
                 f"{path} was made with another configuration ({_difference(file, self._config)}); "

@@ -94,10 +94,9 @@ class Sweeper(BasicSweeper):
             except COMPOSING as error:
                 errors.setdefault(f"{error} {error.__cause__}", error)
                 self._failed.append(job)
-        if not errors and not runs:
-            raise UserError("a sweep of no runs; expected a value for every key")
         if not runs:
-            raise next(iter(errors.values()))
+            none = UserError("a sweep of no runs; expected a value for every key")
+            raise next(iter(errors.values()), none)
         for error in errors.values():
             report(error)
         self._jobs += runs.values()
