@@ -11,6 +11,7 @@ import argparse
 import base64
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -82,11 +83,22 @@ def embedded(picture: Path) -> Markup:
 
 
 def in_html(page: Path) -> Markup:
-    """A Markdown page, its headings two levels lower."""
-    html = MarkdownIt("commonmark").enable("table").render(page.read_text())
-    for level in ("h2", "h1"):
-        html = html.replace(f"<{level}>", "<h4>").replace(f"</{level}>", "</h4>")
-    return Markup(html)
+    """A Markdown page, its headings two levels lower, every table cell with its column's name."""
+    markdown = MarkdownIt("commonmark").enable("table")
+    tokens = markdown.parse(page.read_text())
+    columns: list[str] = []
+    for token, content in pairwise(tokens):
+        if token.type == "heading_open" or token.type == "heading_close":
+            token.tag = "h4"
+        elif token.type == "thead_open":
+            columns = []
+        elif token.type == "th_open":
+            columns.append(content.content)
+        elif token.type == "tr_open":
+            cell = iter(columns)
+        elif token.type == "td_open":
+            token.attrSet("data-column", next(cell))
+    return Markup(markdown.renderer.render(tokens, markdown.options, {}))
 
 
 def page(claims: list[tuple[Claim, Finding]], results: Results) -> str:
