@@ -41,10 +41,12 @@ class ResidualChain(Chain, nn.ModuleList):
             attribute ``method`` may be set at any time and is used from the next forward pass on.
 
     Raises:
-        TypeError: ``method`` is not a gradient method.
+        TypeError: ``layers`` is no list of modules, or ``method`` is not a gradient method.
     """
 
     def __init__(self, layers: Iterable[nn.Module], method: Method | None = None):
+        if not isinstance(layers, Iterable):
+            raise TypeError(f"layers is {type(layers).__name__}; expected a list of modules")
         super().__init__(layers)
         self.begin(Backprop() if method is None else method)
 

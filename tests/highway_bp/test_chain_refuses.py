@@ -36,6 +36,11 @@ def test_bad_group_size(make, size, error):
         make(1, group_size=size)
 
 
+def test_one_module_instead_of_a_list():
+    with pytest.raises(TypeError, match="layers is Linear; expected a list of modules"):
+        hb.ResidualChain(nn.Linear(3, 3), hb.Highway(1))
+
+
 def test_unknown_method():
     with pytest.raises(TypeError, match="method"):
         hb.ResidualChain(layers(), "highway")
