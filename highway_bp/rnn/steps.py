@@ -102,7 +102,7 @@ class Steps(torch.autograd.Function):
         wants_x, wants_start = wanted[0], any(wanted[1 : 1 + ctx.n_states])
         rows = Rows(x, start, states, b, weights, ends, wants_x, wants_start)
         (L, B), tile = x.shape[:2], ctx.tile
-        tiles = [rows.cut(i, min(tile, B - i)) for i in range(0, B, tile)] if tile < B else [rows]
+        tiles = (rows.cut(i, min(tile, B - i)) for i in range(0, B, tile)) if tile < B else [rows]
         size = min(ctx.method.group_size, L)
         with autocast(x.device, enabled=False):
             parts = [ctx.cell.gradients(ctx.method, part, size) for part in tiles]
