@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from highway_bp.surroundings import modules_of
+
 Shown = list[weakref.ref]
 
 
@@ -18,7 +20,7 @@ Shown = list[weakref.ref]
 def shown_by(module: nn.Module) -> Iterator[Shown]:
     """While ``module`` runs, collect what it shows: to hooks on its modules, and as attributes."""
     shown: Shown = []
-    modules = list(module.modules())
+    modules = modules_of(module)
 
     def note(_: nn.Module, __: tuple, out: Any) -> None:
         add_shown(shown, pytree.tree_leaves(out))

@@ -56,9 +56,21 @@ def _versions(module: nn.Module, h: Tensor) -> list[tuple[int, int]]:
     return [(id(t), t._version) for t in (*parameters_of(module), h)]
 
 
+def modules_of(module: nn.Module) -> dict[nn.Module, None]:
+    """`module.modules()` in another order, in a third of the time: every layer's pass asks."""
+    found: dict[nn.Module, None] = {}
+    rest: list[nn.Module | None] = [module]
+    while rest:
+        m = rest.pop()
+        if m is not None and m not in found:
+            found[m] = None
+            rest += m._modules.values()
+    return found
+
+
 def parameters_of(module: nn.Module) -> list[nn.Parameter]:
-    """`module.parameters()`, a shared one more than once, in a third of the time."""
-    return [p for m in module.modules() for p in m._parameters.values() if p is not None]
+    """`module.parameters()`, a shared one more than once, as fast."""
+    return [p for m in modules_of(module) for p in m._parameters.values() if p is not None]
 
 
 def _autocast_state(device: str) -> tuple[torch.dtype, bool] | None:

@@ -18,6 +18,7 @@ from highway_bp.caches import is_no_container, without_caches
 from highway_bp.flow import is_tap, solving
 from highway_bp.layer_call import Ran, state_of
 from highway_bp.step import step
+from highway_bp.surroundings import modules_of
 from highway_bp.trunks.carries import recorded_carry
 from highway_bp.trunks.trunk import Trunk
 
@@ -201,7 +202,7 @@ def _check_supported(layer: ConvertedLayer) -> None:
             f"{TrunkLayer(layer).name} has a module backward hook, which sees nothing of a chain; "
             "expected a hook on its output (a tensor), or Backprop()"
         )
-    if any(m._backward_hooks or m._backward_pre_hooks for m in layer.modules()):
+    if any(m._backward_hooks or m._backward_pre_hooks for m in modules_of(layer)):
         layer._trunk.warn_once(
             "hooks",
             f"backward hooks of modules inside {TrunkLayer(layer).name} run once per iteration, "
