@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import traceback
 from collections.abc import Iterator
 
 from hydra.errors import HydraException, OverrideParseException
@@ -44,11 +43,6 @@ def one_line(error: BaseException) -> str:
     Hydra and OmegaConf keep the reason in the cause, the key in `full_key`, and append their
     search path and types.
     """
-    if str(error).startswith("Config group override must be a string or a list"):
-        *_, (frame, _) = traceback.walk_tb(error.__traceback__)  # the message does not say which
-        override = frame.f_locals["override"]
-        name = override.key_or_group or "GROUP"
-        return f"{override.input_line}; expected {name}=NAME, a file of configs/{name}"
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override}: not KEY=VALUE, or a value with such characters as = # ~ that has "

@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from experiments.arguments import check_choices
 from experiments.config import CONFIGS, GIVEN_BY, register_schema
 from experiments.errors import COMPOSING, UserError, one_line
 from experiments.identity import KINDS
@@ -123,6 +124,7 @@ WRONG = [  # beside a wrong value: keys, choices and pairs
     *("+model.foo=1", "+data.foo=1", "+grad.foo=1", "+schedule.foo=1", "+logger.foo=1"),
     *("~grad", "~optim", "~model", "~data", "~trainer", "~seed", "~optim.lr", "~trainer.amp"),
     *("grad=higway", "model=resnet99", "data=mnist", "optim=null", "schedule=[linear,cosine]"),
+    *("model=[null]", "grad=[null]", "data=[digits,null]", "logger=[[none]]", "optim=[3]"),
     *("k", "=3", "k==3", "optim.lr=???", "optim.lr=${nowhere}", "k=${k}", "optim=3", "seed={a:1}"),
     *("data=grammar", "model=roberta", "model._target_=mine.Net", "schedule=linear grad=bp"),
     *("optim.epochs=null steps=null", "parallel=layers"),
@@ -150,6 +152,7 @@ def random_lines(count: int) -> list[tuple[str, str | None]]:
 def complaint(line: str) -> str | None:
     """What train.py prints of a mistake, as far as it is found before data are read."""
     try:
+        check_choices(line.split())
         cfg = compose("config", line.split(), return_hydra_config=True)
         choices = dict(cfg.hydra.runtime.choices)
         cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])

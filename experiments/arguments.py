@@ -1,0 +1,58 @@
+"""The command line before Hydra reads it: what it would answer by a traceback or by its usage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
+
+from experiments.errors import UserError
+from experiments.usage import GROUPS
+
+
+def arranged(arguments: Sequence[str]) -> list[str]:
+    """Options such as ``-m`` before the overrides, as Hydra wants them, wherever they stood.
+
+    Raises:
+        UserError: an unknown option, or a group's choice that is no name.
+        OverrideParseException: what is neither an option nor KEY=VALUE.
+    """
+    parser = get_args_parser()
+    parser.error = _refuse
+    overrides = parser.parse_intermixed_args(arguments).overrides
+    check_choices(overrides)
+    options = list(arguments)
+    for override in overrides:
+        options.remove(override)
+    return options + overrides
+
+
+def check_choices(overrides: Sequence[str]) -> None:
+    """Raise UserError unless the choices of groups are names, lists of names, or keys."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        name = override.key_or_group
+        group = name in GROUPS or name.startswith("hydra/")
+        if group and not all(map(_names, _choices(override))):
+            expected = f"{name}=NAME, a file of configs/{name}"
+            raise UserError(f"{override.input_line}; expected {expected}")
+
+
+def _choices(override: Override) -> list:
+    """A sweep's, or the only one; none where a whole group is deleted."""
+    value = override.value()
+    if isinstance(value, ChoiceSweep):
+        return [Override._convert_value(choice) for choice in value.list]
+    return [] if override.is_delete() and value is None else [value]
+
+
+def _names(choice: object) -> bool:
+    if isinstance(choice, list):
+        return all(isinstance(name, str) for name in choice)
+    return isinstance(choice, str | dict | Glob)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(f"{message}; python train.py --help shows what may be given")
