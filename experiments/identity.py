@@ -87,6 +87,8 @@ LEFT_OUT = {
     "data.root",
     "data.cache_dir",
     "data.workers",
+    "data.train.rows",
+    "data.test.rows",
     "trainer.amp",
     "trainer.tf32",
     "trainer.deterministic",

@@ -252,6 +252,7 @@ class Split:
     name: str
     config: str | None
     split: str
+    rows: int | None = None
 
 
 @dataclass

@@ -85,17 +85,14 @@ def load_hub_images(
     each split (None: any). Labels are integers in 0..classes-1. validation: see `image_data`.
     cache_dir: see `experiments.data.source`.
 
-    Raises UserError as `load_rows` does, and for a wrong number of rows, an image that does not
-    decode, and labels that do not fit `classes`.
+    Raises UserError as `load_rows` does, and for an image that does not decode, and labels that do
+    not fit `classes`.
     """
     found = []
     for split in splits:
-        part = load_rows(name, config, split, (image_column, label_column), root, cache_dir)
-        if rows is not None and len(part) != rows[split]:
-            raise UserError(
-                f"data.rows: {name}, split {split!r} has {len(part)} rows, {rows[split]} "
-                "expected; a file is missing or of another release: download the split again"
-            )
+        expected = None if rows is None else rows[split]
+        columns = (image_column, label_column)
+        part = load_rows(name, config, split, columns, root, cache_dir, expected)
         images = _images(part, image_column, f"{name}, split {split!r}")
         found.append((images, _labels(part[label_column][:], classes)))
     return image_data(name, *found, classes, validation, augment, flip)
@@ -151,7 +148,8 @@ def _images(rows: Dataset, column: str, place: str) -> Tensor:
     from datasets import Image
 
     rows = rows.cast_column(column, Image(decode=False))
-    pixels = flat(made_of(rows, _decoded, column=column, place=place), "pixels")
+    found = made_of(rows, _decoded, f"decoding {place}", column=column, place=place)
+    pixels = flat(found, "pixels")
     return pixels.view(-1, 3, SIZE, SIZE)
 
 

@@ -77,7 +77,8 @@ def load_hub_pairs(
 ) -> PairData:
     """Pairs of two splits with columns premise, hypothesis, label, tokenised once.
 
-    train, test: name (of the hub's repository, or of its folder in ``root``), config and split.
+    train, test: name (of the hub's repository, or of its folder in ``root``), config, split and, if
+    it is to be checked, the number of rows.
     tokenizer: of transformers: name of the hub, folder, or "package:NAME/FOLDER". Pairs without
     a label (-1) are left out, tokens beyond ``length`` cut.
 
@@ -89,8 +90,8 @@ def load_hub_pairs(
     train_rows, test_rows = (
         load_rows(**part, columns=columns, root=root, cache_dir=cache_dir) for part in (train, test)
     )
-    train_pairs, train_labels = _tokenised(train_rows, tokens, length)
-    test_pairs, test_labels = _tokenised(test_rows, tokens, length)
+    train_pairs, train_labels = _tokenised(train_rows, train["name"], tokens, length)
+    test_pairs, test_labels = _tokenised(test_rows, test["name"], tokens, length)
     return PairData(
         ", ".join(dict.fromkeys((train["name"], test["name"]))),
         train_pairs[:train_limit],
@@ -117,7 +118,7 @@ def _tokenizer(name: str) -> Any:
         ) from error
 
 
-def _tokenised(rows: Dataset, tokens: Any, length: int) -> tuple[Tensor, Tensor]:
+def _tokenised(rows: Dataset, name: str, tokens: Any, length: int) -> tuple[Tensor, Tensor]:
     """Pairs int32 (N, 2, L) and labels int64 (N,), without the pairs that have no label."""
     names = getattr(rows.features["label"], "names", LABELS)
     if tuple(names) != LABELS:
@@ -125,11 +126,14 @@ def _tokenised(rows: Dataset, tokens: Any, length: int) -> tuple[Tensor, Tensor]
     found = made_of(
         rows,
         _encoded,
+        f"tokenising {name}, {len(rows)} pairs",
         tokenizer=tokens.backend_tokenizer.to_str(),
         padding=(tokens.pad_token_id, tokens.pad_token),
         length=length,
     )
     labels = torch.tensor(rows["label"][:])
+    if unknown := set(labels.tolist()) - {-1, *range(len(LABELS))}:
+        raise UserError(f"data: {name} has labels {sorted(unknown)[:3]}; expected -1, 0, 1 or 2")
     return flat(found, "pairs").view(-1, 2, length)[labels >= 0], labels[labels >= 0]
 
 

@@ -8,6 +8,7 @@ the time of its last change, so a replaced file is read again.
 from __future__ import annotations
 
 import glob
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # importing datasets takes seconds, and embedded data does no
 
 FORMAT = 1  # raise it when code that `made_of` runs changes: its old results are then left alone
 PROBE_SECONDS = 5
+END = 2**16  # bytes by which files are told apart
 
 
 def load_rows(
@@ -35,12 +37,16 @@ def load_rows(
     columns: Sequence[str],
     root: str | None,
     cache_dir: str | None,
+    rows: int | None = None,
 ) -> Dataset:
     """The rows of one split, from the folder ``root``/``name`` if there is one, else from the hub.
 
+    rows: how many are expected, None for any.
+
     Raises:
-        UserError: ``root`` is no folder, a file is missing or damaged, the cache cannot be
-            written, or there is neither a local copy nor a network.
+        UserError: ``root`` is no folder, a file is missing, damaged or there twice, there are more
+            or fewer rows than expected, the cache cannot be written, or there is neither a local
+            copy nor a network.
         ValueError: a column is missing.
     """
     import datasets
@@ -66,27 +72,45 @@ def load_rows(
         else:
             offline_unless_reachable()
             source, files = name, None
-        rows = datasets.load_dataset(
+        found = datasets.load_dataset(
             source, config, data_files=files, split=split, cache_dir=str(cache)
         )
     except (DatasetsError, ValueError, OSError) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
-        found = "incomplete in" if folder.is_dir() else "not on the hub, nor in"
+        where = "incomplete in" if folder.is_dir() else "not on the hub, nor in"
         raise UserError(
-            f"data set {name!r}, split {split!r}: {found} {folder} ({_line(cause)}); download "
+            f"data set {name!r}, split {split!r}: {where} {folder} ({_line(cause)}); download "
             f"{split}-*.parquet from the hub into that folder (data.root or HIGHWAY_BP_DATA)"
         ) from error
-    return rows.select_columns(list(columns))
+    if rows not in (None, len(found)):
+        raise UserError(
+            f"data: {name}, split {split!r} has {len(found)} rows, {rows} expected; a file is "
+            "missing or of another release: download the split again, or set rows=null"
+        )
+    return found.select_columns(list(columns))
 
 
 def _files(folder: Path, config: str | None, split: str) -> list[str]:
-    """The parquet files of a split, as patterns; ValueError if one is missing."""
+    """The parquet files of a split, as patterns; ValueError if one is missing or there twice."""
     place = folder / config if config and (folder / config).is_dir() else folder
     files = sorted(place.rglob(f"{split}-*.parquet"))
     count = files[0].stem.rpartition("-of-")[2] if files else "00001"
     if count.isdigit() and len(files) != int(count):
         raise ValueError(f"{len(files)} files {split}-*.parquet, {int(count)} expected")
+    others = {_end(file): file for file in place.rglob("*.parquet") if file not in files}
+    for file in files:
+        if same := others.get(_end(file)):
+            raise ValueError(f"{file.name} has the rows of {same.name}")
+        others[_end(file)] = file
     return [glob.escape(str(file)) for file in files]
+
+
+def _end(file: Path) -> tuple[int, bytes]:
+    """A file's size and last bytes, among them parquet's index, which two files hardly share."""
+    with open(file, "rb") as opened:
+        size = opened.seek(0, os.SEEK_END)
+        opened.seek(max(0, size - END))
+        return size, opened.read()
 
 
 def offline_unless_reachable() -> None:
@@ -104,17 +128,24 @@ def offline_unless_reachable() -> None:
 
 
 def made_of(
-    rows: Dataset, make: Callable[..., dict], batch_size: int | None = 1000, **settings: Any
+    rows: Dataset,
+    make: Callable[..., dict],
+    doing: str,
+    batch_size: int | None = 1000,
+    **settings: Any,
 ) -> Dataset:
     """What ``make(batch, **settings)`` gives for all rows; the next call reads it from the cache.
 
     The cache's key are the rows, the function's name and the settings. batch_size: rows at a time,
-    None for all at once. Raises UserError if the cache is damaged or its disk full.
+    None for all at once. ``doing`` is printed if the cache does not have it. Raises UserError if
+    the cache is damaged or its disk full.
     """
     from datasets.fingerprint import Hasher
 
     function = f"{make.__module__}.{make.__qualname__}"
     key = Hasher.hash([rows._fingerprint, function, batch_size, settings, FORMAT])
+    if not Path(rows._get_cache_file_path(key)).exists():
+        print(f"{doing} (once)", flush=True)
     try:
         return rows.map(
             make,
@@ -127,7 +158,8 @@ def made_of(
     except (ValueError, OSError) as error:
         place = Path(rows.cache_files[0]["filename"]).parent
         raise UserError(
-            f"{place}: cannot be written, or is damaged ({_line(error)}); make room or delete it"
+            f"{place}: cannot be written, or is damaged ({_line(error)}); make room, delete it, or "
+            "download the data again"
         ) from error
 
 

@@ -85,7 +85,8 @@ def load_hub_text(
 ) -> TextData:
     """Text of two splits, tokenised once; the vocabulary comes from the training text alone.
 
-    train, test: name (of the hub's repository, or of its folder in ``root``), config and split.
+    train, test: name (of the hub's repository, or of its folder in ``root``), config, split and, if
+    it is to be checked, the number of rows.
     tokenizer: "characters" or "bpe". train_limit, eval_limit: use only so many tokens.
 
     Raises UserError as `load_rows` does, and for an unknown tokenizer and a text shorter than one
@@ -96,9 +97,15 @@ def load_hub_text(
         load_rows(**part, columns=[column], root=root, cache_dir=cache_dir)
         for part in (train, test)
     ]
+    names = [f"{part['name']}, split {part['split']!r}" for part in (train, test)]
     asked = {"column": column, "tokenizer": tokenizer}
-    learned = made_of(parts[0], learn, None, **asked, vocabulary=vocabulary)["learned"][0]
-    encoded = [made_of(part, encode, ROWS, **asked, learned=learned) for part in parts]
+    counting = f"learning the vocabulary of {names[0]}"
+    found = made_of(parts[0], learn, counting, None, **asked, vocabulary=vocabulary)
+    learned = found["learned"][0]
+    encoded = [
+        made_of(part, encode, f"tokenising {name}", ROWS, **asked, learned=learned)
+        for part, name in zip(parts, names, strict=True)
+    ]
     train_tokens, test_tokens = (flat(part, "tokens") for part in encoded)
     kept = test_tokens[:eval_limit]
     share = len(kept) / max(len(test_tokens), 1)

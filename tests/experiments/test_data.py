@@ -1,6 +1,7 @@
 """Images: batches as a function of the step, augmentation, and what a broken download says."""
 
 import os
+import shutil
 from pathlib import Path
 
 import datasets
@@ -241,7 +242,15 @@ def test_a_missing_or_damaged_file_is_one_line(folder, capsys, shard, damage, li
     damage(folder.shards[shard])
     with pytest.raises(UserError, match=line) as error:
         folder.load()
-    assert "\n" not in str(error.value) and capsys.readouterr() == ("", "")
+    assert "\n" not in str(error.value) and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("of", "to"), [(2, 1), (0, 1), (0, 2)])
+def test_a_file_in_the_place_of_another_is_an_error(folder, of, to):
+    """As many rows as expected, if the wrong ones: so many as in CIFAR-10's six files."""
+    shutil.copy(folder.shards[of], folder.shards[to])
+    with pytest.raises(UserError, match=r"incomplete in .*\.parquet has the rows of \S+parquet"):
+        folder.load(rows=None)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +270,7 @@ def test_a_broken_image_is_an_error(folder, encoded, line):
 
 def test_what_does_not_fit_the_configuration_is_an_error(folder):
     for changes, line in (
-        ({"rows": {"train": 12, "test": 6}}, "data.rows: .*'test' has 5 rows, 6 expected"),
+        ({"rows": {"train": 12, "test": 6}}, "split 'test' has 5 rows, 6 expected"),
         ({"classes": 2}, "data.classes: 2; the label 2 is none of 0..1"),
         ({"root": folder.root / "nowhere"}, r"data.root .*nowhere' is not a folder"),
     ):

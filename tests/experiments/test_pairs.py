@@ -28,12 +28,13 @@ def tokenizer(tmp_path_factory):
     return str(folder)
 
 
-def hub_folder(root, names=LABELS):
+def hub_folder(root, names=LABELS, rows=ROWS):
     label = Value("int64") if names is None else ClassLabel(names=names)
     columns = dict(
-        zip(("premise", "hypothesis", "label"), map(list, zip(*ROWS, strict=True)), strict=True)
+        zip(("premise", "hypothesis", "label"), map(list, zip(*rows, strict=True)), strict=True)
     )
     for split in ("train", "test"):
+        columns["origin"] = [split] * len(rows)  # files of one content are refused
         write_split(root / "pairs" / "data", split, columns, label=label)
     return str(root)
 
@@ -80,6 +81,12 @@ def test_pairs_are_tokenised_as_transformers_does(tmp_path, tokenizer):
 def test_labels_in_another_order_are_refused(tmp_path, tokenizer):
     root = hub_folder(tmp_path, LABELS[::-1])
     with pytest.raises(UserError, match=r"expected \['entailment', 'neutral', 'contradiction'\]"):
+        load(root, tokenizer, tmp_path)
+
+
+def test_labels_beyond_the_three_are_refused(tmp_path, tokenizer):
+    root = hub_folder(tmp_path, None, [*ROWS, ("a dog runs", "a cat", 7)])
+    with pytest.raises(UserError, match=r"pairs has labels \[7\]; expected -1, 0, 1 or 2"):
         load(root, tokenizer, tmp_path)
 
 
