@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterable
 from enum import Enum
@@ -17,7 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import UserError, one_line, turn_to_report
 from experiments.interrupt import Interrupted, in_worker
+from experiments.progress import about
 from experiments.run_folder import BeingTrained
+
+_took: list[float] = []  # seconds of those runs of a sweep that this process has seen finished
 
 
 class Outcome(Enum):
@@ -43,12 +49,16 @@ def attempt(cfg: DictConfig) -> Outcome:
     if "Joblib" in hydra.launcher._target_ and not alone and in_worker().received:
         return Outcome.STOPPED
     if not alone:
-        print(f"{hydra.job.name}: {in_short(hydra.overrides.task)}", flush=True)
+        print(f"{hydra.job.name}{_time_left(hydra)}: {in_short(hydra.overrides.task)}", flush=True)
+    begin = time.monotonic()
     try:
         if alone and "BasicLauncher" not in hydra.launcher._target_:
             launcher = f"hydra/launcher={hydra.runtime.choices['hydra/launcher']}"
             raise UserError(f"{launcher} is for sweeps; expected python train.py -m {launcher} ...")
-        run(cfg, dict(hydra.runtime.choices), list(hydra.overrides.task))
+        folder = run(cfg, dict(hydra.runtime.choices), list(hydra.overrides.task))
+        if not alone:
+            before = json.loads((folder / "row.json").read_text())["seconds"]
+            _took.append(max(before, time.monotonic() - begin))
         return Outcome.DONE
     except BeingTrained as elsewhere:
         print(f"{elsewhere}, skipped")
@@ -72,6 +82,16 @@ def attempt(cfg: DictConfig) -> Outcome:
     if alone:
         sys.exit(1)
     return Outcome.FAILED
+
+
+def _time_left(hydra: DictConfig) -> str:
+    """Of the sweep, if all its runs take as long as those that are done; "" if none is."""
+    at_once = hydra.launcher.get("n_jobs", 1)
+    if not _took or at_once < 1:
+        return ""
+    _, number, _, total = hydra.job.name.split()  # run 3 of 21
+    turns = math.ceil((int(total) - int(number) + 1) / at_once)
+    return f", about {about(turns * sum(_took) / len(_took))} left"
 
 
 def report(error: Exception, job: str = "") -> None:

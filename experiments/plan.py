@@ -21,7 +21,7 @@ from experiments.errors import UserError, naming
 from experiments.gpus import take_one_gpu
 from experiments.identity import config_hash, flat, identity, precision_of, setup_hash
 from experiments.processes import OneProcess, processes_of
-from experiments.row import SCHEMA, method_fields, stored_config, stored_overrides
+from experiments.row import SCHEMA, method_fields, method_name, stored_config, stored_overrides
 from experiments.run_folder import RunFolder
 
 
@@ -98,13 +98,28 @@ class Plan:
         return steps
 
     def without_effect(self) -> list[str]:
-        """Lines on root keys that were given and that the gradient method does not have."""
+        """Lines on root keys that were given and that method or schedule do not read."""
+        cfg, schedule = self.cfg, self.choices["schedule"]
         given = {override.partition("=")[0].lstrip("+") for override in self.overrides}
-        return [
-            f"{key}={self.cfg[key]} has no effect with grad={self.choices['grad']}"
-            for key in ("k", "gamma")
-            if key in given and key not in self.cfg.grad
-        ]
+        reasons = {}
+        for key in sorted({"k", "gamma"} & given):
+            if key not in cfg.grad:
+                reasons[key] = f"grad={self.choices['grad']}"
+            elif cfg.grad[key] != cfg[key]:
+                reasons[key] = f"grad.{key}={cfg.grad[key]}"
+            elif key == "k" and schedule not in ("constant", "bp_every"):
+                reasons[key] = f"schedule={schedule}, which sets it"
+        return [f"{key}={cfg[key]} has no effect with {why}" for key, why in reasons.items()]
+
+    def in_words(self) -> str:
+        """For instance "resnet32 on cifar10, highway k=3, 64000 steps of 128, seed 0, on cpu"."""
+        cfg, choices = self.cfg, self.choices
+        length = f"{self._fixed_steps} steps" if self._fixed_steps else f"{cfg.optim.epochs} epochs"
+        method = method_name(method_fields(cfg, choices["schedule"], self.method))
+        return (
+            f"{choices['model']} on {choices['data']}, {method}, {length} in batches of "
+            f"{cfg.optim.batch_size}, seed {cfg.seed}, on {self.device.type}"
+        )
 
     def about(self, data_name: str, per_epoch: int, model: nn.Module) -> dict[str, Any]:
         """What of the run's row is known before it has begun."""

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
+from typing import TypeVar
 
 from tqdm import tqdm
 
 MINUTE = 60.0  # seconds between two lines
+
+Item = TypeVar("Item")
+
+
+def about(seconds: float) -> str:
+    """For instance "40 s", "12 min", "2.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 class Progress:
@@ -33,13 +44,19 @@ class Progress:
     def __exit__(self, *error: type | BaseException | TracebackType | None) -> None:
         self._bar.close()
 
+    def evaluating(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The batches of an evaluation, which are counted."""
+        for n, batch in enumerate(batches, 1):
+            self.show({"evaluating batch": str(n)}, refresh=True)
+            yield batch
+
     def step(self) -> None:
         self._step += 1
         self._bar.update()
 
-    def show(self, scores: Mapping[str, str]) -> None:
-        """Beside the bar, or as a line if the last one is a minute ago."""
-        self._bar.set_postfix(scores, refresh=False)
+    def show(self, scores: Mapping[str, str], refresh: bool = False) -> None:
+        """Beside the bar, at once or with its next step; or as a line, one a minute."""
+        self._bar.set_postfix(scores, refresh=refresh)
         if self._lines and time.monotonic() - self._last >= MINUTE:
             self._last = time.monotonic()
             shown = "".join(f", {name} {score}" for name, score in scores.items())

@@ -111,6 +111,17 @@ def method_fields(cfg: DictConfig, schedule: str, method: hb.Method) -> dict[str
     }
 
 
+def method_name(row: Mapping[str, Any]) -> str:
+    """For instance "bp", "highway k=3", "highway gamma=0.2 k=3", "highway adaptive ks=[1, 2]"."""
+    numbers = {name: row[name] for name in ("gamma", "group_size", "window", "tolerance")}
+    if numbers["group_size"] == 1:
+        numbers["group_size"] = None
+    shown = [f"{name}={number}" for name, number in numbers.items() if number]
+    shown += [row["mgrit"]] if row["mgrit"] else []
+    k = [] if row["k"] is None else [f"k={row['k']}"]
+    return " ".join([row["grad"], *shown, *([row["schedule"]] if row["schedule"] else k)])
+
+
 def _in_words(values: Mapping[str, Any]) -> str:
     """Settings on one line, for instance "n=10 first=bp"."""
     return " ".join(

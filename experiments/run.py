@@ -44,13 +44,14 @@ def run(cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str] = 
 
 def _run(plan: Plan) -> Path:
     cfg, processes, folder = plan.cfg, plan.processes, plan.folder
+    for line in plan.without_effect():
+        print(line)
     # Of several processes, which may be on several machines, the first one knows, once they meet.
     if processes.size == 1:
         if _is_finished(plan, folder):
             return folder.path
         folder.check_idle()
-    for line in plan.without_effect():
-        print(line)
+    print(f"{folder.path}: {plan.in_words()}", flush=True)
     processes.meet(plan.device, plan.settings)
     prepare_torch(cfg.trainer)
     torch.manual_seed(cfg.seed)

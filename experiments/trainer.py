@@ -146,7 +146,8 @@ class Trainer:
                 if self.step in self.plan.cfg.trainer.snapshots:
                     self._snapshot()
                 if self._at(self.eval_interval):
-                    self._evaluate()
+                    self._evaluate(progress)
+                    progress.show(self._shown())
                 if self._diagnoses():
                     self._diagnose()
                 stopped = self.plan.processes.agreed(stop.received)
@@ -240,8 +241,8 @@ class Trainer:
             k = {"k": getattr(last.method, "k", None), "iterations": last.iterations}
             self._record({**self.costs(), **self._read_last, "lr": last.lr, **k})
 
-    def _evaluate(self) -> None:
-        scores = self.objective.evaluate(self.model)
+    def _evaluate(self, progress: Progress) -> None:
+        scores = self.objective.evaluate(self.model, progress.evaluating)
         finite = {name: score if math.isfinite(score) else None for name, score in scores.items()}
         self._record({"seconds": self.seconds, **finite})
         if self.step == self.total_steps and None in finite.values():

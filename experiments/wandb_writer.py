@@ -10,22 +10,12 @@ from typing import Any
 
 from experiments.diagnostics import flat
 from experiments.errors import UserError
+from experiments.row import method_name
 
 
 def group_name(about: dict[str, Any]) -> str:
     """For instance "resnet32_cifar10-0a1b2c3d": what may be compared, all methods and seeds."""
     return f"{about['experiment'] or about['model']}-{about['setup']}"
-
-
-def method_name(about: dict[str, Any]) -> str:
-    """For instance "bp", "highway k=3", "highway gamma=0.2 k=3", "highway adaptive ks=[1, 2]"."""
-    numbers = {name: about[name] for name in ("gamma", "group_size", "window", "tolerance")}
-    if numbers["group_size"] == 1:
-        numbers["group_size"] = None
-    shown = [f"{name}={number}" for name, number in numbers.items() if number]
-    shown += [about["mgrit"]] if about["mgrit"] else []
-    k = [] if about["k"] is None else [f"k={about['k']}"]
-    return " ".join([about["grad"], *shown, *([about["schedule"]] if about["schedule"] else k)])
 
 
 class WandbWriter:

@@ -406,8 +406,13 @@ def a_gamma_that_has_no_effect(train, *_):
 
 
 @situation
+def a_k_that_the_schedule_sets(train, *_):
+    return train("schedule=milestones", "k=5").out.splitlines()[0]
+
+
+@situation
 def a_k_larger_than_L_in_training(train, *_):
-    return train("k=5", "steps=1").out.splitlines()[0]
+    return train("k=5", "steps=1").out.splitlines()[1]
 
 
 @situation
@@ -415,7 +420,7 @@ def a_data_file_cut_off(train, runs, tmp_path):
     folder = tmp_path / "data" / "uoft-cs" / "cifar10" / "plain_text"
     folder.mkdir(parents=True)
     for split in ("train", "test"):
-        (folder / f"{split}-00000-of-00001.parquet").write_bytes(b"PAR1 and no more")
+        (folder / f"{split}-00000-of-00001.parquet").write_bytes(f"PAR1 and no {split}".encode())
     return train("data=cifar10", f"data.root={tmp_path / 'data'}").err
 
 
@@ -436,7 +441,7 @@ def a_damaged_checkpoint(train, runs, tmp_path):
     damage(only_run(runs) / checkpoint.LATEST)
     resumed = train("steps=6")
     assert resumed.code == 0
-    return resumed.out.splitlines()[0]
+    return resumed.out.splitlines()[1]
 
 
 @situation

@@ -15,7 +15,8 @@ from hydra.utils import instantiate
 from experiments.config import composed
 from experiments.diagnostics import flat
 from experiments.errors import UserError
-from experiments.wandb_writer import NoWriter, WandbWriter, group_name, method_name
+from experiments.row import method_name
+from experiments.wandb_writer import NoWriter, WandbWriter, group_name
 from tests.train_cli import count_lines, only_run, records_of, start
 
 pytestmark = pytest.mark.slow
