@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -36,35 +36,21 @@ def build_optimizer(model: nn.Module, optim: Settings) -> torch.optim.Optimizer:
 
 
 def learning_rate(step: int, total: int, optim: Settings) -> float:
-    """Of step 0 .. total - 1: a pure function, so a resumed run needs no state."""
+    """Of step 0 .. total - 1: a pure function, so a resumed run needs no state.
+
+    drops: lr, divided by 10 at each fraction in ``drops`` of ``total`` steps, after a flat warm-up
+    of ``warmup_steps``, but no more than 5 % of a shorter training. cosine: a linear warm-up to lr,
+    of no more than 10 %, then half a cosine down to ``final_lr`` at the last step.
+    """
+    lr, warmup = optim["lr"], optim["warmup_steps"]
     match optim["schedule"]:
         case "drops":
-            return step_drops(
-                step, total, optim["lr"], optim["drops"], optim["warmup_steps"], optim["warmup_lr"]
-            )
+            if step < min(warmup, total // 20):
+                return optim["warmup_lr"]
+            return lr * 0.1 ** sum(step >= fraction * total for fraction in optim["drops"])
         case "cosine":
-            return cosine(step, total, optim["lr"], optim["final_lr"], optim["warmup_steps"])
-
-
-def step_drops(
-    step: int, total: int, lr: float, drops: Sequence[float], warmup_steps: int, warmup_lr: float
-) -> float:
-    """lr, divided by 10 at each fraction in ``drops`` of ``total`` steps, after a flat warm-up.
-
-    The warm-up takes ``warmup_steps``, but no more than 5 % of a shorter training.
-    """
-    if step < min(warmup_steps, total // 20):
-        return warmup_lr
-    return lr * 0.1 ** sum(step >= fraction * total for fraction in drops)
-
-
-def cosine(step: int, total: int, lr: float, final_lr: float, warmup_steps: int) -> float:
-    """A linear warm-up to lr, then half a cosine down to final_lr at the last step.
-
-    The warm-up takes ``warmup_steps``, but no more than 10 % of a shorter training.
-    """
-    warmup = min(warmup_steps, total // 10)
-    if step < warmup:
-        return lr * (step + 1) / warmup
-    progress = (step - warmup) / max(total - 1 - warmup, 1)
-    return final_lr + (lr - final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+            warmup, final_lr = min(warmup, total // 10), optim["final_lr"]
+            if step < warmup:
+                return lr * (step + 1) / warmup
+            progress = (step - warmup) / max(total - 1 - warmup, 1)
+            return final_lr + (lr - final_lr) * 0.5 * (1 + math.cos(math.pi * progress))

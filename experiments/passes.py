@@ -23,15 +23,14 @@ class Passes:
     block_passes: int = 0
     sequential_passes: int = 0
 
-    def add(self, model: nn.Module, method: hb.Method) -> int:
-        """Count the last backward pass; returns its iterations."""
-        iterations, sizes = hb.iterations(model), group_sizes(model, method)
+    def add(self, model: nn.Module, method: hb.Method) -> None:
+        """Count the last backward pass."""
+        sizes = group_sizes(model, method)
         if method.group_size is None:
             self.block_passes += 1
             self.sequential_passes += sum(sizes)
         else:
-            self._add(iterations, sizes)
-        return iterations
+            self._add(hb.iterations(model), sizes)
 
     def add_measurement(self, model: nn.Module, method: hb.Method, ks: Sequence[int]) -> None:
         """Count a measurement of a schedule: once exact, once with every k."""

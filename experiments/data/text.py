@@ -11,7 +11,7 @@ from torch import Tensor
 
 from experiments.data.batches import Batch, Device, TensorData
 from experiments.data.source import flat, load_rows, made_of
-from experiments.data.tokens import TOKENIZERS
+from experiments.data.tokens import TOKENIZERS, tokenizer_named
 from experiments.errors import UserError
 from experiments.tasks import LanguageModelling
 
@@ -92,7 +92,7 @@ def load_hub_text(
     Raises UserError as `load_rows` does, and for an unknown tokenizer and a text shorter than one
     sequence.
     """
-    check_settings(tokenizer, vocabulary, length)
+    tokens_of = tokenizer_named(tokenizer)
     parts = [
         load_rows(**part, columns=[column], root=root, cache_dir=cache_dir)
         for part in (train, test)
@@ -113,19 +113,10 @@ def load_hub_text(
         ", ".join(dict.fromkeys((train["name"], test["name"]))),
         train_tokens[:train_limit],
         kept,
-        TOKENIZERS[tokenizer](learned).size,
+        tokens_of(learned).size,
         length,
         round(sum(encoded[1]["characters"]) * share),
     )
-
-
-def check_settings(tokenizer: str, vocabulary: int, length: int) -> None:
-    """Raise UserError for an unknown tokenizer or a number that is none."""
-    if tokenizer not in TOKENIZERS:
-        raise UserError(f"data.tokenizer: {tokenizer!r}; give one of {', '.join(TOKENIZERS)}")
-    for key, value in (("vocabulary", vocabulary), ("length", length)):
-        if type(value) is not int or value < 1:
-            raise UserError(f"data.{key}: {value!r}; give a whole number, at least 1")
 
 
 def learn(batch: Mapping[str, Sequence[str]], column: str, tokenizer: str, vocabulary: int) -> dict:

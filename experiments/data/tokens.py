@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.errors import UserError
+
 CODE_POINTS = 0x110000
 
 
@@ -62,3 +64,10 @@ class BytePairs:
 
 
 TOKENIZERS = {"characters": Characters, "bpe": BytePairs}
+
+
+def tokenizer_named(name: str) -> type[Characters] | type[BytePairs]:
+    """Raises UserError for an unknown one."""
+    if name not in TOKENIZERS:
+        raise UserError(f"data.tokenizer: {name!r}; give one of {', '.join(TOKENIZERS)}")
+    return TOKENIZERS[name]

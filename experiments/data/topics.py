@@ -2,8 +2,8 @@
 
 import torch
 
-from experiments.data.text import TextData, check_settings, encode
-from experiments.data.tokens import TOKENIZERS
+from experiments.data.text import TextData, encode
+from experiments.data.tokens import tokenizer_named
 
 
 def load_topics(tokenizer: str, vocabulary: int, length: int) -> TextData:
@@ -14,11 +14,11 @@ def load_topics(tokenizer: str, vocabulary: int, length: int) -> TextData:
     """
     from pydoc_data import topics
 
-    check_settings(tokenizer, vocabulary, length)
+    tokens_of = tokenizer_named(tokenizer)
     text = "".join(topics.topics[name] for name in sorted(topics.topics))
     lines = text.splitlines(keepends=True)
     split = len(lines) * 9 // 10
-    learned = TOKENIZERS[tokenizer].learn(lines[:split], vocabulary)
+    learned = tokens_of.learn(lines[:split], vocabulary)
     train, test = (
         encode({"text": part}, "text", tokenizer, learned)
         for part in (lines[:split], lines[split:])
@@ -27,7 +27,7 @@ def load_topics(tokenizer: str, vocabulary: int, length: int) -> TextData:
         "topics",
         torch.from_numpy(train["tokens"][0]),
         torch.from_numpy(test["tokens"][0]),
-        TOKENIZERS[tokenizer](learned).size,
+        tokens_of(learned).size,
         length,
         test["characters"][0],
     )

@@ -90,11 +90,6 @@ def test_labels_beyond_the_three_are_refused(tmp_path, tokenizer):
         load(root, tokenizer, tmp_path)
 
 
-def test_a_tokenizer_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"data\.tokenizer: 'package:nowhere/model' is not at hand"):
-        load(str(tmp_path), "package:nowhere/model", tmp_path)
-
-
 def test_training_batches_are_a_function_of_seed_and_step():
     data = load_grammar(30, 9)
     first, second = (data.train_batches(4, seed=3, device="cpu") for _ in range(2))

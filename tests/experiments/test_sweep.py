@@ -187,21 +187,6 @@ def test_a_bug_in_one_job_shows_itself_and_the_others_go_on(train, runs, monkeyp
     assert ("1 of 3 runs failed: " in seen.err and "seed=1" in seen.err) == swept
 
 
-def test_a_sweep_over_an_unknown_key_is_told_in_one_line(train, runs):
-    seen = train("-m", "kk=0,1", "seed=0,1")
-    assert (seen.code, seen.err.count("\n"), finished(runs)) == (1, 1, set())
-    assert seen.err.startswith("error: Could not override 'kk': Key 'kk' not in 'Root'")
-
-
-def test_a_value_that_is_not_there_stops_its_own_jobs_alone(train, runs):
-    seen = train("-m", "grad=higway,bp", "seed=0,1", "steps=1")
-    assert seen.code == 1
-    told, last = seen.err.splitlines()
-    assert told.startswith("error: Could not find 'grad/higway'")
-    assert last.startswith("2 of 4 runs failed: ") and last.count("grad=higway") == 2
-    assert len(finished(runs)) == 2
-
-
 @pytest.mark.parametrize("launcher", ["local", "slurm"])
 def test_a_launcher_that_is_not_installed_names_its_extra(train, runs, monkeypatch, launcher):
     target = OmegaConf.load(ROOT / "configs" / "hydra" / "launcher" / f"{launcher}.yaml")._target_

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.optimizer import build_optimizer, cosine, step_drops
+from experiments.optimizer import build_optimizer, learning_rate
 from experiments.tasks import Classification, LanguageModelling
 
 
@@ -60,6 +60,11 @@ def test_a_hopeless_loss_has_a_perplexity_all_the_same():
 # learning rates
 
 
+def cosine(step: int, total: int, lr: float, final_lr: float, warmup_steps: int) -> float:
+    settings = {"lr": lr, "final_lr": final_lr, "warmup_steps": warmup_steps}
+    return learning_rate(step, total, {"schedule": "cosine", **settings})
+
+
 def test_cosine_warms_up_and_ends_at_a_tenth():
     rates = [cosine(t, 1000, 1e-3, 1e-4, 100) for t in range(1000)]
     assert rates[0] == pytest.approx(1e-5) and rates[99] == pytest.approx(1e-3)
@@ -76,9 +81,8 @@ def test_a_shorter_run_warms_up_for_a_tenth():
 
 
 def test_drops_divide_by_ten():
-    assert [step_drops(t, 4, 1.0, [0.5, 0.75], 0, 0.0) for t in range(4)] == pytest.approx(
-        [1.0, 1.0, 0.1, 0.01]
-    )
+    optim = {"schedule": "drops", "lr": 1.0, "drops": [0.5, 0.75], "warmup_steps": 0}
+    assert [learning_rate(t, 4, optim) for t in range(4)] == pytest.approx([1.0, 1.0, 0.1, 0.01])
 
 
 # optimisers

@@ -162,8 +162,6 @@ def test_a_replaced_text_is_tokenised_anew(folder):
     ("change", "says"),
     [
         ({"tokenizer": "words"}, r"data.tokenizer: 'words'; give one of characters, bpe"),
-        ({"vocabulary": 0}, "data.vocabulary: 0; give a whole number"),
-        ({"length": "long"}, "data.length: 'long'; give a whole number"),
         ({"length": 200}, r"data.length: 200, but the test text has only \d+ tokens"),
         (
             {"train": {"name": TRAIN, "config": None, "split": "train", "rows": 33}},

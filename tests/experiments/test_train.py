@@ -224,14 +224,6 @@ def test_a_sweep_into_a_file_is_told_in_one_line(train, tmp_path):
     assert outcome.err.count("\n") == 1
 
 
-def test_a_sweep_goes_on_after_a_failure(train, runs):
-    swept = train("--multirun", "model.depth=9,8", "steps=1")
-    assert swept.code == 1
-    assert "error: model: depth=9" in swept.err
-    assert "1 of 2 runs failed: model.depth=9" in swept.err
-    assert (only_run(runs) / "DONE").exists()
-
-
 @pytest.mark.parametrize(
     ("sent", "precision"),
     [
