@@ -48,45 +48,23 @@ def test_each_method_leaves_a_whole_run(train, runs, overrides, grad, k, gamma):
     assert row["eval_accuracy"] == records[-1]["eval_accuracy"]
 
 
+LSTM = "model=lstm_char data=topics_chars data.length=16 model.hidden=8"
+WORDS = "model=gru_words data=topics_words data.length=16 model.hidden=8"
+
+
 @pytest.mark.parametrize(
     ("overrides", "grad", "k", "size"),
     [
-        (["grad=bp"], "bp", None, None),
-        (["grad=truncated_bptt", "grad.window=4"], "truncated_bptt", None, None),
-        (["grad=fixed_point", "k=1"], "fixed_point", 1, 1),
-        (["grad=highway", "k=1", "grad.group_size=4"], "highway", 1, 4),
-        (
-            [
-                "grad=highway",
-                "k=1",
-                "model=lstm_char",
-                "data=topics_chars",
-                "data.length=16",
-                "model.hidden=8",
-                "model.carry=literal",
-            ],
-            "highway",
-            1,
-            1,
-        ),
-        (
-            [
-                "grad=highway",
-                "k=1",
-                "model=gru_words",
-                "data=topics_words",
-                "data.length=16",
-                "model.hidden=8",
-                "data.vocabulary=300",
-            ],
-            "highway",
-            1,
-            1,
-        ),
+        ("grad=bp", "bp", None, None),
+        ("grad=truncated_bptt grad.window=4", "truncated_bptt", None, None),
+        ("grad=fixed_point k=1", "fixed_point", 1, 1),
+        ("grad=highway k=1 grad.group_size=4", "highway", 1, 4),
+        (f"grad=highway k=1 {LSTM} model.carry=literal", "highway", 1, 1),
+        (f"grad=highway k=1 {WORDS} data.vocabulary=300", "highway", 1, 1),
     ],
 )
 def test_language_models_leave_whole_runs(train, runs, overrides, grad, k, size):
-    assert train("experiment=topics_tiny", *overrides).code == 0
+    assert train("experiment=topics_tiny", *overrides.split()).code == 0
     row, records = row_of(only_run(runs)), records_of(only_run(runs))
     words = row["model"] == "gru_words"
     assert row["metric"] == ("eval_perplexity" if words else "eval_bits_per_char")
@@ -100,31 +78,9 @@ def test_language_models_leave_whole_runs(train, runs, overrides, grad, k, size)
 
 
 def test_pixels_are_read_by_a_gru(train, runs):
-    assert (
-        train(
-            "experiment=gru_cifar10_pixels", "data=digits", "steps=1", "k=1", "optim.batch_size=4"
-        ).code
-        == 0
-    )
+    small = ("data=digits", "steps=1", "k=1", "optim.batch_size=4")
+    assert train("experiment=gru_cifar10_pixels", *small).code == 0
     assert row_of(only_run(runs))["metric"] == "eval_accuracy"
-
-
-def test_a_language_model_goes_on_exactly(train, runs, tmp_path):
-    from experiments.run_folder import RunFolder
-
-    append = RunFolder.append
-
-    def interrupted(self, record):
-        append(self, record)
-        if record["step"] == 4 and "train_loss" in record:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "append", interrupted)
-        assert train("experiment=topics_tiny").code == 128 + signal.SIGTERM
-    assert "going on after step 4" in train("experiment=topics_tiny").out
-    train("experiment=topics_tiny", f"run_root={tmp_path / 'whole'}")
-    assert_same(only_run(runs), only_run(tmp_path / "whole"))
 
 
 def test_large_k_trains_as_backprop(train, runs, tmp_path):
@@ -225,18 +181,19 @@ def test_a_sweep_into_a_file_is_told_in_one_line(train, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sent", "precision"),
+    ("sent", "more"),
     [
         (signal.SIGTERM, "trainer.amp=auto"),
         (signal.SIGINT, "trainer.amp=auto"),
+        (signal.SIGTERM, "experiment=topics_tiny"),
         (signal.SIGTERM, "trainer.amp=true"),  # bfloat16, on a CPU as well
     ],
 )
-def test_a_signal_ends_the_step_and_the_run_goes_on_exactly(train, runs, tmp_path, sent, precision):
+def test_a_signal_ends_the_step_and_the_run_goes_on_exactly(train, runs, tmp_path, sent, more):
     from experiments.run_folder import RunFolder
 
     append = RunFolder.append
-    asked = ("grad=highway", "k=1", precision)
+    asked = ("grad=highway", "k=1", more)
 
     def interrupted(self, record):
         append(self, record)
@@ -253,7 +210,7 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_exactly(train, runs, tmp_pat
     assert (resumed.code, "going on after step 5" in resumed.out) == (0, True)
     train(*asked, f"run_root={tmp_path / 'whole'}")
     assert_same(only_run(runs), only_run(tmp_path / "whole"))
-    bfloat16 = precision == "trainer.amp=true"
+    bfloat16 = more == "trainer.amp=true"
     assert row_of(only_run(runs))["precision"] == ("bfloat16" if bfloat16 else "float32")
 
 
