@@ -7,12 +7,13 @@ the time of its last change, so a replaced file is read again.
 
 from __future__ import annotations
 
+import filecmp
 import glob
-import os
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:  # importing datasets takes seconds, and embedded data does no
 
 FORMAT = 1  # raise it when code that `made_of` runs changes: its old results are then left alone
 PROBE_SECONDS = 5
-END = 2**16  # bytes by which files are told apart
 
 
 def load_rows(
@@ -97,20 +97,10 @@ def _files(folder: Path, config: str | None, split: str) -> list[str]:
     count = files[0].stem.rpartition("-of-")[2] if files else "00001"
     if count.isdigit() and len(files) != int(count):
         raise ValueError(f"{len(files)} files {split}-*.parquet, {int(count)} expected")
-    others = {_end(file): file for file in place.rglob("*.parquet") if file not in files}
-    for file in files:
-        if same := others.get(_end(file)):
-            raise ValueError(f"{file.name} has the rows of {same.name}")
-        others[_end(file)] = file
+    for file, other in product(files, sorted(place.rglob("*.parquet"))):
+        if file != other and filecmp.cmp(file, other, shallow=False):
+            raise ValueError(f"{file.name} has the rows of {other.name}")
     return [glob.escape(str(file)) for file in files]
-
-
-def _end(file: Path) -> tuple[int, bytes]:
-    """A file's size and last bytes, among them parquet's index, which two files hardly share."""
-    with open(file, "rb") as opened:
-        size = opened.seek(0, os.SEEK_END)
-        opened.seek(max(0, size - END))
-        return size, opened.read()
 
 
 def offline_unless_reachable() -> None:

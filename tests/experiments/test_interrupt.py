@@ -16,11 +16,6 @@ def send(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
 
 
-def test_without_a_signal_nothing_is_received():
-    with StopSignal() as stop:
-        assert stop.received is None
-
-
 @pytest.mark.parametrize("number", BOTH)
 def test_the_first_signal_is_kept_and_the_block_goes_on(number):
     with StopSignal() as stop:
