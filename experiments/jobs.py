@@ -86,10 +86,12 @@ def attempt(cfg: DictConfig) -> Outcome:
 
 def _time_left(hydra: DictConfig) -> str:
     """Of the sweep, if all its runs take as long as those that are done; "" if none is."""
+    _, number, _, total = hydra.job.name.split()  # run 3 of 21
+    if number == "1":
+        _took.clear()  # of another sweep
     at_once = hydra.launcher.get("n_jobs", 1)
     if not _took or at_once < 1:
         return ""
-    _, number, _, total = hydra.job.name.split()  # run 3 of 21
     turns = math.ceil((int(total) - int(number) + 1) / at_once)
     return f", about {about(turns * sum(_took) / len(_took))} left"
 
