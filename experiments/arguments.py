@@ -24,7 +24,7 @@ def arranged(arguments: Sequence[str]) -> list[str]:
     parser.error = _refuse
     overrides = parser.parse_intermixed_args(arguments).overrides
     check_choices(overrides)
-    options = list(arguments)
+    options = [argument for argument in arguments if argument != "--"]
     for override in overrides:
         options.remove(override)
     return options + overrides

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments.arguments import check_choices
+from experiments.arguments import arranged, check_choices
 from experiments.config import CONFIGS, GIVEN_BY, register_schema
 from experiments.errors import COMPOSING, UserError, one_line
 from experiments.identity import KINDS
@@ -185,6 +185,18 @@ def test_a_command_line_is_run_or_refused_in_one_clear_line(capfd, monkeypatch):
                 mistaken.append((line, wrong, seen))
     assert not mistaken, "\n".join(map(str, mistaken))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "as_hydra_wants_it"),
+    [
+        ("k=1 -m seed=0,1", "-m k=1 seed=0,1"),
+        ("k=1 --cfg job seed=1 -p trainer", "--cfg job -p trainer k=1 seed=1"),
+        ("k=1 -- seed=1", "k=1 seed=1"),
+    ],
+)
+def test_options_may_stand_anywhere(line, as_hydra_wants_it):
+    assert " ".join(arranged(line.split())) == as_hydra_wants_it
 
 
 @pytest.mark.parametrize("data", ["digits", "topics_chars", "grammar"])
