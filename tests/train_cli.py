@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,18 +40,18 @@ def command_line(*arguments: str) -> None:
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def start(*arguments: str, output: Path | None = None) -> multiprocessing.Process:
+def start(
+    *arguments: str, output: Path | None = None, environment: Mapping[str, str] | None = None
+) -> multiprocessing.Process:
     """train.py in a process of its own, which may be killed; what it prints goes to a file."""
-    processes = multiprocessing.get_context("forkserver")  # imports done once
-    processes.set_forkserver_preload(
-        ["experiments.jobs", "experiments.run", "models.resnet", "sklearn.datasets"]
-    )
-    process = processes.Process(target=_into_file, args=[output, *arguments])
+    processes = multiprocessing.get_context("forkserver")  # imports are done once: see conftest.py
+    process = processes.Process(target=_into_file, args=[output, environment or {}, *arguments])
     process.start()
     return process
 
 
-def _into_file(output: Path | None, *arguments: str) -> None:
+def _into_file(output: Path | None, environment: Mapping[str, str], *arguments: str) -> None:
+    os.environ |= environment
     if output is not None:
         file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(file, 1)

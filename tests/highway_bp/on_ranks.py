@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ def on_ranks(P: int, function: Callable[..., Any], folder: Path, *args: Any) -> 
 
     An exception of one of them is raised here.
     """
-    multiprocessing.set_forkserver_preload([function.__module__])  # imports done once
     mp.start_processes(_process, (P, function, folder, args), P, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(P)]
 
