@@ -94,7 +94,8 @@ def on_processes(processes: int, setting: Setting, repeats: int, build: Build) -
         UserError: a strategy that claims to be exact is not.
     """
     with tempfile.TemporaryDirectory() as meet:
-        mp.spawn(process, (processes, setting, repeats, build, meet), nprocs=processes)
+        given = (processes, setting, repeats, build, meet)
+        mp.start_processes(process, given, processes, start_method="forkserver")
         errors, rounds = json.loads((Path(meet) / "found.json").read_text())
     wrong = [f"{name} ({error:.2g})" for name, error in errors.items() if error > TOLERANCE]
     if wrong:
