@@ -1,7 +1,6 @@
 """The comparison of finished runs below a folder, on made-up ones."""
 
-import subprocess
-import sys
+import runpy
 
 import pytest
 from matplotlib import pyplot as plt
@@ -39,14 +38,14 @@ def test_table_without_bp_has_no_ratio():
     assert lines[1].split()[-1] == "-"
 
 
-def test_unfinished_runs_are_left_out(tmp_path, capsys):
+def test_unfinished_runs_are_left_out(tmp_path, capsys, monkeypatch):
     (write_run(tmp_path, row("gru_pixels", "highway", 1)) / "DONE").unlink()
-    program = ROOT / "scripts" / "plot_runs.py"
-    done = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.splitlines() == [
+    monkeypatch.setattr("sys.argv", ["plot_runs.py", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:  # whose message Python prints
+        runpy.run_path(ROOT / "scripts" / "plot_runs.py", run_name="__main__")
+    assert ended.value.code == (
         f"error: no finished runs under {tmp_path}; expected run folders that contain DONE"
-    ]
+    )
     write_run(tmp_path, row("gru_pixels"))
     plot_runs.main([str(tmp_path)])
     assert "Highway" not in capsys.readouterr().out

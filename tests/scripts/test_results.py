@@ -25,7 +25,20 @@ def measured(key: str, **changes) -> dict:
 
 
 @pytest.fixture
-def results(tmp_path) -> Path:
+def rows(tmp_path) -> Path:
+    return write_results(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """Rows, and what is made of them."""
+    folder = write_results(tmp_path_factory.mktemp("results"))
+    make_figures.main([str(folder)])
+    make_tables.main([str(folder)])
+    return folder
+
+
+def write_results(folder: Path) -> Path:
     """Rows of five experiments: in full, reduced, not learned, diverged, with schedules."""
     found = {
         "gru_pixels": [
@@ -46,7 +59,7 @@ def results(tmp_path) -> Path:
         "resnet32": [row("resnet32", value=0.93), row("resnet32", "highway", 3, value=0.925)],
     }
     for key, rows in found.items():
-        write_rows(tmp_path, key, rows)
+        write_rows(folder, key, rows)
     ms = {f"{m}{k}": 10.0 + k for m in ("k", "fp") for k in (0, 1, 2, 3, 5, 10, 20)}
     ms |= {"nn": 15.0, "loop": 100.0}
     shape = {"row": "gru_chars", "shape": "GRU, batch 128", "ms": ms}
@@ -57,12 +70,11 @@ def results(tmp_path) -> Path:
         "bench_rnn": {"environment": environment, "repeats": 7, "paper": [shape], "small": [shape]},
     }
     for name, record in records.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(record))
-    return tmp_path
+        (folder / f"{name}.json").write_text(json.dumps(record))
+    return folder
 
 
-def test_all_figures_are_drawn_with_their_captions(results, capsys):
-    make_figures.main([str(results)])
+def test_all_figures_are_drawn_with_their_captions(results):
     names = {p.stem for p in (results / "figures").glob("*.png")}
     assert names == {*(f"figure{n}" for n in range(2, 7)), "time", "schedules", "scaling", "paths"}
     for name in names:
@@ -88,14 +100,12 @@ def texts(picture: Path) -> str:
 
 
 def test_the_same_rows_give_the_same_bytes(results):
-    make_figures.main([str(results), "--only", "figure4", "figure6"])
     before = {p: p.read_bytes() for p in (results / "figures").iterdir()}
     make_figures.main([str(results), "--only", "figure4", "figure6"])
     assert before == {p: p.read_bytes() for p in (results / "figures").iterdir()}
 
 
 def test_tables_have_the_papers_values_beside_ours(results):
-    make_tables.main([str(results)])
     tables = results / "tables"
     pixels = (tables / "gru_pixels.md").read_text()
     assert "## gru_cifar10_pixels, CPU: the paper's own setting" in pixels
@@ -114,9 +124,6 @@ def test_tables_have_the_papers_values_beside_ours(results):
 
 
 def test_the_page_has_every_claim_with_verdict_rows_and_commands(results, capsys):
-    make_figures.main([str(results)])
-    make_tables.main([str(results)])
-    capsys.readouterr()
     make_report.main([str(results)])
     printed = capsys.readouterr().out
     page = (results / "report.html").read_text()
@@ -133,19 +140,19 @@ def test_the_page_has_every_claim_with_verdict_rows_and_commands(results, capsys
     assert "http" not in re.sub(r"data:image[^\"]*", "", page)  # nothing is fetched
 
 
-def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_made(results, capsys):
-    (results / "gru_words.jsonl").write_text("{")
+def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_made(rows, capsys):
+    (rows / "gru_words.jsonl").write_text("{")
     with pytest.raises(UserError, match="left out some rows; all others are done"):
-        make_tables.main([str(results)])
+        make_tables.main([str(rows)])
     assert "gru_words.jsonl line 1 is not JSON" in capsys.readouterr().err
-    assert (results / "tables" / "gru_pixels.md").exists()
+    assert (rows / "tables" / "gru_pixels.md").exists()
     with pytest.raises(UserError, match="some rows were left out"):
-        make_report.main([str(results)])
-    assert "gru_words.jsonl line 1" in (results / "report.html").read_text()
+        make_report.main([str(rows)])
+    assert "gru_words.jsonl line 1" in (rows / "report.html").read_text()
 
 
-def test_wrong_names_and_folders_are_reported_in_one_line(results, tmp_path):
+def test_wrong_names_and_folders_are_reported_in_one_line(rows, tmp_path):
     with pytest.raises(UserError, match="--only figure9; expected some of figure2"):
-        make_figures.main([str(results), "--only", "figure9"])
+        make_figures.main([str(rows), "--only", "figure9"])
     with pytest.raises(UserError, match=r"no KEY\.jsonl in"):
         make_figures.main([str(tmp_path / "nowhere")])
