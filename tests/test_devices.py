@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 STEPS, BATCH = 3, 8
 ALLOWED = {"float32": 1e-3, "bfloat16": 0.1}
 CHARS = "model.hidden=64 data.length=48"
+SMALL = "model.depth=8"
 MODELS = {  # in small, as arguments of train.py
     "gru_char": f"model=gru_char {CHARS}",
     "gru_char diagonal": f"model=gru_char {CHARS} model.carry=diagonal",
@@ -30,10 +31,10 @@ MODELS = {  # in small, as arguments of train.py
     "lstm_char literal": f"model=lstm_char {CHARS} model.carry=literal",
     "gru_words": f"model=gru_words {CHARS} data.vocabulary=512",
     "gru_pixels": "model=gru_pixels model.hidden=32",
-    "resnet20_preact": "model=resnet20_preact",
-    "resnet20": "model=resnet20",
-    "resnet20 strided": "model=resnet20 model.downsampling=strided",
-    "resnet20 irevnet": "model=resnet20_preact model.downsampling=irevnet",
+    "resnet20_preact": f"model=resnet20_preact {SMALL}",
+    "resnet20": f"model=resnet20 {SMALL}",
+    "resnet20 strided": f"model=resnet20 {SMALL} model.downsampling=strided",
+    "resnet20 irevnet": f"model=resnet20_preact {SMALL} model.downsampling=irevnet",
     "torchvision resnet18": "model=resnet50 model.name=resnet18 data=cifar10",
     "vit": "model=vit model.layers=3",
     "gpt2": "model=gpt2_small model.layers=3 data.length=32",

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from statistics import mean
 
@@ -27,15 +28,16 @@ PAGES = [
 ]
 
 
-def fits(code: str) -> str:
-    """With the one import before it that mends a torchvision of another build than torch."""
+@cache
+def mending() -> str:
+    """The one import that mends a torchvision of another build than torch, where it is one."""
     works = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True)
-    return code if works.returncode == 0 else "import models.torchvision_ops\n" + code
+    return "" if works.returncode == 0 else "import models.torchvision_ops\n"
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
 def test_a_block_runs_in_a_fresh_process(code):
-    command = [sys.executable, "-c", fits(code)]
+    command = [sys.executable, "-c", mending() + code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     if "hb.advise" in code:
@@ -70,7 +72,7 @@ SETTINGS = {  # what the blocks of a page suppose
 @pytest.mark.parametrize("page", SETTINGS)
 def test_the_blocks_of_a_page_run(page, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), re.S)
-    code = fits("\n".join([SETTINGS[page], *blocks]))
+    code = "\n".join([mending(), SETTINGS[page], *blocks])
     command, path = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, cwd=tmp_path, env=path, capture_output=True, text=True, timeout=300

@@ -147,7 +147,7 @@ def trainer_of(line: str) -> Trainer:
 SCHEDULES = sorted(file.stem for file in (CONFIGS / "schedule").glob("*.yaml"))
 LINES = [
     *(f"model=gru_char model.hidden=8 data.length=12 schedule={name}" for name in SCHEDULES),
-    "model=resnet20_preact",
+    "model=resnet20_preact model.depth=8",
     "experiment=grammar data.length=16 model.layers=2",
 ]
 
