@@ -112,7 +112,7 @@ def swin() -> nn.Module:
 
 
 MASKED_LM = {
-    "bert": lambda: masked("Bert"),
+    "bert": lambda **sizes: masked("Bert", **sizes),
     "roberta": lambda: masked("Roberta", max_position_embeddings=32),
     "electra": lambda: masked("Electra", embedding_size=H),
     "distilbert": lambda: tf.DistilBertForMaskedLM(
@@ -137,7 +137,7 @@ EXPERTS = {
 }
 CAUSAL_LM = {
     "gpt2": gpt2,
-    "llama": lambda: causal("Llama"),
+    "llama": lambda **sizes: causal("Llama", **sizes),
     "mistral": lambda: causal("Mistral"),
     "qwen2": lambda: causal("Qwen2"),
     "qwen3": lambda: causal("Qwen3", head_dim=8),
@@ -211,7 +211,7 @@ EXACT_ATTENTION = {
 def build(name: str, **settings: Any) -> nn.Module:
     """The same weights at every call, large enough that every path matters; in evaluation mode.
 
-    settings: of a GPT-2, its ``layers`` and ``dropout``.
+    settings: of a GPT-2, its ``layers`` and ``dropout``; of llama and bert, more of the config.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -18,8 +18,8 @@ import itertools, torch
 from highway_bp.rnn.scan_kernel import scan_
 torch.manual_seed(0)
 sizes = [(1, 1, 1, 1), (2, 3, 5, 5), (64, 1, 33, 33), (65, 2, 6, 3), (130, 3, 4, 2), (520, 1, 3, 3)]
-for (L, B, S, C), scale, dtype in itertools.product(
-    sizes, (1.0, 0.8), (torch.float32, torch.float64)
+for (L, B, S, C), (scale, dtype) in itertools.product(
+    sizes, [(1.0, torch.float32), (0.8, torch.float64)]
 ):
     v, K = torch.randn(L + 3, B, S, dtype=dtype), torch.rand(L, B, C, dtype=dtype)
     rows = K.new_zeros(L, B, C + 2)
