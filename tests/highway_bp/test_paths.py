@@ -125,13 +125,6 @@ def test_highway_is_the_sum_over_paths_with_at_most_k_blocks(name, losses):
 
 @every_architecture
 @both_losses
-def test_highway_with_k_of_L_is_autograd(name, losses):
-    found = library_gradients(name, hb.Highway(reference(name).L), losses)
-    assert_equal(found, autograd_gradients(name, losses), "k = L")
-
-
-@every_architecture
-@both_losses
 def test_fixed_point_is_the_sum_over_paths_of_at_most_k_layers(name, losses):
     ref = reference(name)
     for k in range(ref.L + 1):
@@ -149,14 +142,6 @@ def test_gamma_moves_part_of_the_carry_into_the_block(name, losses, gamma):
         expected = ref.gradients(oracle.highway(J, K, ref.b[losses], k))
         found = library_gradients(name, hb.Highway(k, gamma=gamma), losses)
         assert_equal(found, expected, f"gamma = {gamma}, k = {k}")
-
-
-@every_architecture
-@both_losses
-def test_gamma_of_one_is_fixed_point(name, losses):
-    for k in range(reference(name).L + 1):
-        found = library_gradients(name, hb.Highway(k, gamma=1.0), losses)
-        assert_equal(found, library_gradients(name, hb.FixedPoint(k), losses), f"k = {k}")
 
 
 @every_architecture

@@ -11,7 +11,6 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import highway_bp as hb
 from highway_bp.rnn import layers as rnn_layers
-from tests.highway_bp import oracle
 
 L, B, D, H = 6, 5, 3, 4
 KINDS = {"GRU": (nn.GRU, hb.GRU), "LSTM": (nn.LSTM, hb.LSTM)}
@@ -202,63 +201,6 @@ def gradients_over_time(kind: str, carry: str, method: hb.Method) -> tuple[list,
 def test_each_k_is_the_chain_of_steps(kind, carry, method):
     found, of_the_steps = gradients_over_time(kind, carry, method)
     assert_equal(found, of_the_steps, 1e-10)
-
-
-def matrix(linear, n: int) -> Tensor:
-    """The (n, n) matrix of a map of row vectors (1, n)."""
-    return torch.cat([linear(e[None]) for e in torch.eye(n, dtype=torch.float64)])
-
-
-@every_carry
-@pytest.mark.parametrize(
-    "method",
-    [
-        *(hb.Highway(k, gamma) for k in range(5) for gamma in (0.0, 0.4)),
-        *(hb.Highway(k, group_size=2) for k in range(3)),
-        *(hb.FixedPoint(k) for k in range(5)),
-    ],
-    ids=str,
-)
-def test_each_k_is_the_sum_over_paths(kind, carry, method):
-    """One short sequence; dense Jacobians of its steps, then Theorem 2 path by path."""
-    _, ours, x, states = pair(kind, method, carry)
-    x, states = x[:4, :1], [s[:, :1] for s in states]
-    _, (_, *grads) = results(ours, x, states)
-    Step = GRUStep if kind == "GRU" else LSTMStep
-    steps = [Step(ours, x_t, first=t == 0) for t, x_t in enumerate(x)]
-    every = [torch.cat([s[0] for s in reversed(states)], -1)]
-    for step in steps:
-        every.append(step(every[-1]).detach())
-    n = every[0].shape[1]
-    A, K = [None], [None]
-    for step, s_in, s_out in zip(steps, every, every[1:], strict=False):
-        A.append(jacobian(lambda s, step=step: step(s)[0], s_in)[:, 0])
-        found = step.carry(s_in, s_out)
-        found = hb.Diagonal(found) if isinstance(found, Tensor) else found
-        K.append(matrix(found.vecmat, n))
-    J = [None, *(A_i - K_i for A_i, K_i in zip(A[1:], K[1:], strict=True))]
-    stacked = torch.stack(every[1:]).requires_grad_()
-    parts = stacked.chunk(len(states), -1)
-    weighted_sum([parts[-1], *(part[-1:] for part in reversed(parts))]).backward()
-    b = [torch.zeros(n, dtype=torch.float64), *stacked.grad[:, 0]]
-    w = path_sum(method, J, K, A, b)
-    leaves = list(ours.parameters())
-    total = [torch.zeros_like(leaf) for leaf in leaves]
-    for step, s_in, w_i in zip(steps, every, w[1:], strict=False):
-        found = torch.autograd.grad(step(s_in)[0], leaves, w_i)
-        total = [t + g for t, g in zip(total, found, strict=True)]
-    start = [g[None, None] for g in reversed(w[0].chunk(len(states)))]
-    assert_equal(grads, [*start, *total], 1e-10)
-
-
-def path_sum(method, J, K, A, b) -> list[Tensor]:
-    """w at every state, from the oracle that shares nothing with the library."""
-    if isinstance(method, hb.FixedPoint):
-        return oracle.fixed_point(A, b, method.k)
-    if method.group_size == 1:
-        return oracle.highway(*oracle.with_gamma(J, K, method.gamma), b, method.k)
-    w = oracle.highway(*oracle.grouped(J, K, b, method.group_size), method.k)
-    return oracle.inside_groups(w, A, b, method.group_size)
 
 
 @every_carry
