@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping
 
 from scripts.evidence.paper import paper_rows
 from scripts.evidence.results import Results
-from scripts.tables.table import Page, Table, number, ratio
+from scripts.tables.table import Page, Table, number
 
 PAPER_NOTE = (
     "Paper: one A100-class GPU, a training step of the whole network, batch 128. Here: forward and "
     "backward through the recurrent layers alone, against a loop over cells and against nn.GRU or "
-    "nn.LSTM (cuDNN on a GPU). A ratio is ours by the paper's; where times are of two devices it "
-    "compares devices as well."
+    "nn.LSTM (cuDNN on a GPU)."
 )
 RNN_NOTE = (
     "Forward and backward, times faster than `nn.GRU` or `nn.LSTM` in the same process; bold where "
@@ -32,21 +31,30 @@ Lines = list[dict[str, str]]
 
 
 def of_paper(title: str, lines: Callable[[Mapping[str, dict]], Lines], results: Results) -> Page:
-    """A page with a table per device that the paper's shapes were measured on, GPUs first."""
+    """A page with a table per device that the paper's shapes were measured on, GPUs first.
+
+    Without any measurement it has the paper's numbers alone.
+    """
     records = [r for r in results.records("bench_rnn*.json").values() if r.get("paper")]
     records.sort(key=lambda r: ("CPU" in r["environment"]["device"], bool(r.get("tf32"))))
-    tables = [
-        Table(lines({shape["row"]: shape for shape in r["paper"]}), f"Here: {described(r)}")
-        for r in records
-    ]
-    return Page(title, [PAPER_NOTE], tables or [Table(lines({}), "Here: not measured")], latex=True)
+    found = {f"Here: {described(r)}": {s["row"]: s for s in r["paper"]} for r in records}
+    if not found:
+        found = {"Here: not measured": {key: {"ms": {}, "speedup": {}} for key in paper_rows()}}
+    tables = [Table(measured(lines(shapes)), heading) for heading, shapes in found.items()]
+    return Page(title, [PAPER_NOTE], tables, latex=True)
+
+
+def measured(lines: Lines) -> Lines:
+    """Without the columns in which nothing is."""
+    kept = [name for name in lines[0] if any(line[name] != "-" for line in lines)]
+    return [{name: line[name] for name in kept} for line in lines]
 
 
 def speedups(shapes: Mapping[str, dict]) -> Lines:
     """Table 3: times faster than backpropagation, ours also beside torch.nn's own layers."""
     lines = []
-    for paper in paper_rows().values():
-        shape = shapes.get(paper.key, {"ms": {}, "speedup": {}})
+    for key, shape in shapes.items():
+        paper = paper_rows()[key]
         for k, printed in paper.speedup.items():
             loop, ms = (shape["ms"].get(name) for name in ("loop", f"k{k}"))
             ours = loop / ms if loop and ms else None
@@ -55,25 +63,27 @@ def speedups(shapes: Mapping[str, dict]) -> Lines:
                     "network": paper.title,
                     "k": str(k),
                     "over a loop, paper": f"{printed:.1f}",
-                    "over a loop, here": number(ours, 2),
-                    "ratio": ratio(ours, printed),
-                    "over torch.nn, here": number(shape["speedup"].get(f"k{k}"), 2),
+                    "over a loop, here": number(ours, 2, "-"),
+                    "over torch.nn, here": number(shape["speedup"].get(f"k{k}"), 2, "-"),
                 }
             )
     return lines
 
 
 def milliseconds(shapes: Mapping[str, dict]) -> Lines:
-    """Table 6: milliseconds per step, a line each for the paper and here."""
+    """Table 6: milliseconds per step, a line each for the paper and here, where it was measured."""
     lines = []
-    for paper in (paper for paper in paper_rows().values() if paper.milliseconds):
-        ms = shapes.get(paper.key, {"ms": {}})["ms"]
-        for method, (name, prefix) in METHODS.items():
+    for key, ms in ((key, shape["ms"]) for key, shape in shapes.items()):
+        paper = paper_rows()[key]
+        for method, (name, prefix) in METHODS.items() if paper.milliseconds else ():
             printed = {f"{prefix}{k}": value for k, value in paper.milliseconds[method].items()}
             printed = {"loop": paper.milliseconds["bp"], "nn": "-", **printed}
-            ours = {arm: number(ms.get(arm), 1) for arm in printed}
+            ours = {arm: number(ms.get(arm), 1, "-") for arm in printed}
             heads = ("BP, loop", "BP, torch.nn", *(f"k={k}" for k in paper.milliseconds[method]))
-            for where, values in (("paper", printed), ("here", ours)):
+            if ms and not any(arm.startswith(prefix) for arm in ms):
+                continue
+            both = {"paper": printed, "here": ours} if ms else {"paper": printed}
+            for where, values in both.items():
                 about = {"network": paper.title, "method": name, "ms per step": where}
                 lines.append(about | dict(zip(heads, map(str, values.values()), strict=True)))
     return lines
