@@ -85,7 +85,7 @@ class Setting:
         return fmean(row["eval_loss"] for row in exact) <= (1 - SHARE) * guess
 
     def __str__(self) -> str:
-        return f"{self.preset}, {self.device}"
+        return f"{self.paper.title} ({self.preset}), {self.device}"
 
 
 def settings_of(paper: PaperRow, rows: Iterable[Row]) -> tuple[list[Setting], list[str]]:
