@@ -92,7 +92,7 @@ def settings_of(paper: PaperRow, rows: Iterable[Row]) -> tuple[list[Setting], li
     """The settings of an experiment's rows, the best first, and why other rows are of none.
 
     The paper's own setting comes first, then the reduced ones in their order; of one preset on
-    several devices, that with the most seeds of its backpropagation, then the most rows.
+    several devices, that with the most rows.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     refused = []
@@ -106,7 +106,7 @@ def settings_of(paper: PaperRow, rows: Iterable[Row]) -> tuple[list[Setting], li
         else:
             groups.setdefault((preset, device), []).append(row)
     found = [Setting(paper, *which, by_arm(group)) for which, group in groups.items()]
-    found.sort(key=lambda s: (paper.presets.index(s.preset), -len(s.arm("bp")), -len(s.rows)))
+    found.sort(key=lambda s: (paper.presets.index(s.preset), -len(s.rows)))
     return found, refused
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
 
 from scripts.evidence.paper import PaperRow
-from scripts.evidence.rows import Row, rows_used
+from scripts.evidence.rows import Arm, Row, rows_used
 from scripts.evidence.settings import ENOUGH, LEVEL, Setting
 from scripts.figures.style import GREY, SMALL, WIDTH
 
@@ -99,13 +99,11 @@ def open_panel(
         caption(axes, paper.title, [])
         gap(axes, f"not run\n\n{paper.command}")
         return False
-    row, counts = setting.rows[0], [len(rows) for rows in setting.arms.values()]
+    row = setting.rows[0]
     where = "the paper's own setting"
     if not setting.full:
         where = f"reduced: {setting.preset.replace('_', ' ')}"  # can be broken into lines
-    least, most = min(counts), max(counts)
-    seeds = f"{least if least == most else f'{least}-{most}'} seed{'s' if most > 1 else ''}"
-    steps = f"{row['steps']} steps of {row['batch_size']}, {seeds}"
+    steps = f"{row['steps']} steps of {row['batch_size']}, {seeds_of(setting, setting.plain())}"
     caption(axes, paper.title, [f"{where}, {setting.device}", steps, *notes])
     if not setting.learned:
         gap(axes, "not learned: backpropagation is\nhardly better than a guess")
@@ -115,6 +113,13 @@ def open_panel(
 def wrapped(text: str, width: float, size: float) -> list[str]:
     """Lines of text in a font size that fit in a width in inches."""
     return textwrap.wrap(text, int(72 * width / (0.52 * size)), break_on_hyphens=False)
+
+
+def seeds_of(setting: Setting, arms: Iterable[Arm]) -> str:
+    """For instance "3-5 seeds"."""
+    counts = [len(setting.arms[arm]) for arm in arms]
+    least, most = min(counts), max(counts)
+    return f"{least if least == most else f'{least}-{most}'} seed{'s' if most > 1 else ''}"
 
 
 def caption(axes: Axes, title: str, lines: Sequence[str]) -> None:

@@ -12,10 +12,11 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.ticker import ScalarFormatter
 
+from scripts.evidence.paper import PaperRow
 from scripts.evidence.results import Results
 from scripts.evidence.rows import METRICS, Arm, score
 from scripts.evidence.settings import Setting, interval
-from scripts.figures.panels import INTERVALS, Drawing, footer, one_each
+from scripts.figures.panels import INTERVALS, Drawing, footer, one_each, seeds_of
 from scripts.figures.style import SCHEDULE, SMALL, look
 
 MARKERS = "s^Dv*P<>"
@@ -33,7 +34,7 @@ def draw(results: Results) -> Drawing | None:
     if not shown:
         return None
     title = "Schedules of k: score against sequential passes"
-    figure, axes = one_each(title, shown, 3, draw_panel)
+    figure, axes = one_each(title, shown, 3, draw_panel, seeds_of_schedules)
     footer(figure, axes, [INTERVALS])
     used = [row for _, s in shown for arm in arms_of(s) for row in s.arms[arm]]
     return Drawing(figure, used)
@@ -43,6 +44,11 @@ def arms_of(setting: Setting) -> list[Arm]:
     """Schedules, one k throughout, and backpropagation."""
     kept = (arm for arm in setting.arms if arm.schedule or arm.plain)
     return [arm for arm in kept if arm.grad != "fixed_point"]
+
+
+def seeds_of_schedules(_: PaperRow, setting: Setting) -> list[str]:
+    schedules = (arm for arm in setting.arms if arm.schedule)
+    return [f"schedules: {seeds_of(setting, schedules)}"]
 
 
 def draw_panel(axes: Axes, setting: Setting) -> None:
