@@ -103,7 +103,8 @@ def open_panel(
     where = "the paper's own setting"
     if not setting.full:
         where = f"reduced: {setting.preset.replace('_', ' ')}"  # can be broken into lines
-    steps = f"{row['steps']} steps of {row['batch_size']}, {seeds_of(setting, setting.plain())}"
+    seeds = seeds_of(setting, setting.plain() or setting.arms)
+    steps = f"{row['steps']} steps of {row['batch_size']}, {seeds}"
     caption(axes, paper.title, [f"{where}, {setting.device}", steps, *notes])
     if not setting.learned:
         gap(axes, "not learned: backpropagation is\nhardly better than a guess")

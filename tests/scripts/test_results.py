@@ -105,6 +105,13 @@ def test_the_same_rows_give_the_same_bytes(results):
     assert before == {p: p.read_bytes() for p in (results / "figures").iterdir()}
 
 
+def test_an_experiment_with_schedules_alone_has_a_panel(tmp_path):
+    only = seeds("gru_pixels", "highway", None, [0.47], schedule="linear start=0")
+    write_rows(tmp_path, "gru_pixels", only)
+    make_figures.main([str(tmp_path), "--only", "figure4"])
+    assert "not learned" in texts(tmp_path / "figures" / "figure4.svg")
+
+
 def test_tables_have_the_papers_values_beside_ours(results):
     tables = results / "tables"
     pixels = (tables / "gru_pixels.md").read_text()
