@@ -20,10 +20,16 @@ def check_graph(segment: Segment, i: int, ends: frozenset, made: set[int]) -> No
         made: ids of leaves that layers have made and returned; a new one is added.
 
     Raises:
-        RuntimeError: the gradient of what the layer has used would be lost.
+        RuntimeError: the gradient of what the layer has used would be lost, or its graph can be
+            used by ``backward()`` alone.
     """
     begin = segment.h_in.grad_fn
     graph = nodes([segment.states[i], *segment.extras[i]], ends | {begin})
+    if any(type(node).__name__ == "CheckpointFunctionBackward" for node in graph):
+        raise RuntimeError(
+            f"re-entrant checkpointing inside {segment.calls[i].layer.name}; expected "
+            "use_reentrant=False, or Backprop()"
+        )
     leaves = {node for node, behind in graph.items() if not behind and hasattr(node, "variable")}
     inner = graph.keys() - leaves
     segment.ends += [node for node in inner if inner.isdisjoint(graph[node])]
@@ -37,7 +43,7 @@ def check_graph(segment: Segment, i: int, ends: frozenset, made: set[int]) -> No
         raise RuntimeError(
             f"{segment.calls[i].layer.name} uses {lost[0]} that requires a gradient but is neither "
             "its input, a parameter of the chain nor an argument; pass it to the layer as an "
-            "argument"
+            "argument (or in a tuple, list or dictionary)"
         )
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from highway_bp.auto_gamma import GammaMemory
-from highway_bp.layer_checks import warn_without_residual
+from highway_bp.layer_checks import refuse_affine, warn_without_residual
 from highway_bp.methods import Highway, LinearSystem, Method, States, check_method
+from highway_bp.mgrit import MGRIT
 
 if TYPE_CHECKING:
     from highway_bp.layer_call import Layer, Returned
@@ -58,7 +59,8 @@ class Chain(HasMethod):
     def begin(self, method: Method) -> None:
         self.gammas, self.iterations, self.method = GammaMemory(), [], method
         self._warned: set[str] = set()
-        self.checked = self._looked_for_residual = False
+        self._looked_at: set[type] = set()
+        self.checked = False
 
     def cuts(self, h: Tensor, args: tuple, kwargs: dict) -> bool:
         """Whether a forward pass is to be cut: a gradient is wanted, and not autograd's own."""
@@ -74,10 +76,13 @@ class Chain(HasMethod):
         return True
 
     def at_solve(self, system: ModuleSystem) -> None:
-        """Before a system is solved: warn once where layers have no residual connection."""
-        if not self._looked_for_residual and isinstance(self.method, Highway):
-            self._looked_for_residual = True
+        """Before a system is solved: look once at what the method needs of its layers."""
+        kind = type(self.method)
+        if kind is Highway and kind not in self._looked_at:
             warn_without_residual(system)
+        if kind is MGRIT and kind not in self._looked_at:
+            refuse_affine(system)
+        self._looked_at.add(kind)
 
     def warn_once(self, kind: str, line: str) -> None:
         """Warn, unless this chain has warned of that kind before."""

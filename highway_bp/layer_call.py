@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from highway_bp.caches import without_caches
+from highway_bp.caches import is_no_container
 from highway_bp.shown import Shown, shown_by
 from highway_bp.surroundings import Surroundings
 
@@ -53,18 +53,19 @@ class Call:
     """One call of a layer, and what it takes to repeat it.
 
     Attributes:
-        args, kwargs: without key-value caches, which hold the graphs of later layers.
-        state, version: what it returned, and the version of that.
+        given: args and kwargs as they were before it, without key-value caches, which hold the
+            graphs of later layers.
+        results: its state and extras, and their versions.
+        changes: whether it has changed an argument in place.
         shown: tensors inside it whose gradient somebody may look at.
     """
 
     layer: Layer
-    args: tuple
-    kwargs: dict
+    given: tuple[tuple, dict]
     surroundings: Surroundings
     has_filled_cache: bool
-    state: Tensor | None
-    version: int | None
+    results: list[tuple[Tensor, int]]
+    changes: bool
     shown: Shown
 
     def repeat(self, h: Tensor, extras: dict[int, Tensor]) -> Returned:
@@ -78,20 +79,33 @@ class Call:
                 f"{self.layer.name} has to be run once more for its gradient, but was given a "
                 "key-value cache that was not empty; expected use_cache=False, or Backprop()"
             )
-        args, kwargs = pytree.tree_map(lambda t: extras.get(id(t), t), (self.args, self.kwargs))
-        with self.surroundings.restored(self.layer.name), torch.enable_grad():
-            returned = Returned(self.layer.run(h, args, kwargs))
-        if self.state._version == self.version and not _agree(returned.state, self.state):
+        if self.changes:
             raise RuntimeError(
-                f"{self.layer.name} was run once more for its gradient and returned another state; "
+                f"{self.layer.name} has to be run once more for its gradient, but changes an "
+                "argument in place; expected backward(retain_graph=True), or Backprop()"
+            )
+        args, kwargs = pytree.tree_map(lambda t: extras.get(id(t), t), self.given)
+        with self.surroundings.restored(self.layer.name), torch.enable_grad():
+            returned, _ = _run(self.layer, h, args, kwargs)
+        if not self._is_result(returned):
+            raise RuntimeError(
+                f"{self.layer.name} was run once more for its gradient and gave other results; "
                 "expected backward(retain_graph=True), which spares that, or Backprop()"
             )
         return returned
 
+    def _is_result(self, returned: Returned) -> bool:
+        """Whether it is what the first run has given, as far as that was not changed since."""
+        found = [returned.state, *returned.extras]
+        return len(found) == len(self.results) and all(
+            t._version != version or _agree(f, t)
+            for f, (t, version) in zip(found, self.results, strict=True)
+        )
+
 
 @torch.no_grad()
 def _agree(a: Tensor | None, b: Tensor) -> bool:
-    """Whether two states differ by no more than the order of sums may make them."""
+    """Whether two results differ by no more than the order of sums may make them."""
     if a is None or a.shape != b.shape:
         return False
     bound = torch.finfo(b.dtype).eps ** 0.5 * torch.linalg.vector_norm(b)
@@ -109,38 +123,68 @@ class Returned:
 
     Attributes:
         state: the first tensor; None where it is not floating, or something else comes first.
-        extras: the other tensors that want a gradient.
+        written: tensors that it has put into lists and dictionaries it was given.
+        extras: all but the state that want a gradient, ``written`` among them.
     """
 
-    def __init__(self, ran: Ran):
-        self.ran = ran
+    def __init__(self, ran: Ran, written: Sequence[Tensor]):
+        self.ran, self.written = ran, written
         self._flat, self._spec = pytree.tree_flatten(ran.out)
         self.state = state_of(ran.out)
-        tensors = [t for t in self._flat if isinstance(t, Tensor) and t is not self.state]
+        tensors = [t for t in self._flat if isinstance(t, Tensor)] + list(written)
+        tensors = [t for t in tensors if t is not self.state]
         self.extras = list({id(t): t for t in tensors if t.requires_grad}.values())
 
-    def with_outer(self, outer: Sequence[Tensor]) -> Any:
-        """The same with other tensors for the state and the extras."""
-        known = {id(t): o for t, o in zip([self.state, *self.extras], outer, strict=True)}
-        return pytree.tree_unflatten([known.get(id(t), t) for t in self._flat], self._spec)
+    def with_others(self, others: dict[int, Tensor]) -> Any:
+        """What the layer returned with other tensors for those of these ids."""
+        return pytree.tree_unflatten([others.get(id(t), t) for t in self._flat], self._spec)
 
 
 def run_layer(
-    layer: Layer, h: Tensor, args: tuple, kwargs: dict, has_filled_cache: bool = False
+    layer: Layer,
+    h: Tensor,
+    args: tuple,
+    kwargs: dict,
+    given: tuple[tuple, dict],
+    has_filled_cache: bool = False,
 ) -> tuple[Call, Returned]:
-    """Call a layer on h.
+    """Call a layer on h; ``given`` is what `Call` keeps of the arguments.
 
     Raises:
-        RuntimeError: it changes h in place.
+        RuntimeError: it changes in place h, or an argument that requires a gradient.
     """
     version, surroundings = h._version, Surroundings(layer.module, h)
     with shown_by(layer.module) as shown:
-        returned = Returned(layer.run(h, args, kwargs))
+        returned, changes = _run(layer, h, args, kwargs)
     if h._version != version:
         raise RuntimeError(
             f"{layer.name} changes its input in place; a layer of a chain returns a new tensor"
         )
-    args, kwargs = without_caches((args, kwargs))
-    state, version = returned.state, getattr(returned.state, "_version", None)
-    rest = (has_filled_cache, state, version, shown)
-    return Call(layer, args, kwargs, surroundings, *rest), returned
+    found = [] if returned.state is None else [returned.state, *returned.extras]
+    results = [(t, t._version) for t in found]
+    return Call(layer, given, surroundings, has_filled_cache, results, changes, shown), returned
+
+
+def _run(layer: Layer, h: Tensor, args: tuple, kwargs: dict) -> tuple[Returned, bool]:
+    """What a layer has returned and written; whether it has changed an argument in place."""
+    before = _tensors((args, kwargs))
+    versions = [_version(t) for t in before]
+    ran = layer.run(h, args, kwargs)
+    changed = [t for t, v in zip(before, versions, strict=True) if _version(t) != v and t is not h]
+    if any(t.requires_grad for t in changed):
+        raise RuntimeError(
+            f"{layer.name} changes an argument in place, whose gradient would be lost; a layer of "
+            "a chain returns new tensors"
+        )
+    known = {id(t) for t in (h, *before)}
+    written = [t for t in _tensors((args, kwargs)) if t.requires_grad and id(t) not in known]
+    return Returned(ran, written), bool(changed)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    leaves = pytree.tree_leaves(tree, is_leaf=is_no_container)
+    return [t for t in leaves if isinstance(t, Tensor)]
+
+
+def _version(t: Tensor) -> int | None:
+    return None if t.is_inference() else t._version

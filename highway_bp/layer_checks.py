@@ -54,6 +54,22 @@ def _through(out: Tensor, h: Tensor, w: Tensor) -> Tensor:
     return torch.zeros_like(h) if v is None else v
 
 
+def refuse_affine(system: ModuleSystem) -> None:
+    """MGRIT solves for errors; what a backward pass adds by itself would go into each of them.
+
+    Raises:
+        RuntimeError: a layer's vector-Jacobian product of zero is not zero.
+    """
+    for segment in system.segments:
+        v = segment.vjp(torch.zeros_like(segment.h_out))
+        if v is not None and not v.is_meta and v.any():
+            raise RuntimeError(
+                f"{segment.calls[0].layer.name} adds to the gradient in its backward pass (a loss "
+                "of its own?), which MGRIT would count repeatedly; expected Highway(k) or "
+                "Backprop()"
+            )
+
+
 def warn_without_residual(system: ModuleSystem) -> None:
     """Warn where most blocks cancel the carry they are said to have: there is no such carry.
 

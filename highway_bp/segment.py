@@ -72,7 +72,7 @@ class Segment:
     @property
     def trains(self) -> bool:
         """Whether something of its layers, or given to them, gets a gradient."""
-        given = pytree.tree_leaves([(call.args, call.kwargs) for call in self.calls])
+        given = pytree.tree_leaves([call.given for call in self.calls])
         parameters = (p for call in self.calls for p in call.layer.module.parameters())
         return any(
             isinstance(t, Tensor) and t.requires_grad for t in itertools.chain(given, parameters)

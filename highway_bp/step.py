@@ -69,19 +69,28 @@ def step(
         wanted = h.requires_grad if segment is None else segment.wanted or segment.trains
         segment = Segment(Leak.apply(scope.one_pass, before), wanted)
     x = segment.end
-    local = {id(h): x, **{id(t): scope.local(t) for t in given}}
-    args, kwargs = pytree.tree_unflatten([local.get(id(t), t) for t in flat], spec)
-    with keep_buffers():
-        call, returned = run_layer(layer, x, args, kwargs, scope.has_filled_cache)
-    if not chain.takes(layer, x, returned):
-        return returned.ran.out
-    segment.add(call, returned)
-    check_graph(segment, -1, scope.ends, scope.one_pass.made)
-    outer = Tap.apply(scope.one_pass, segment, returned.extras, before)
-    outer[0].grad_fn.scope = scope
-    watch_state(outer[0])
-    add_shown(call.shown, outer[1:])
-    return returned.with_outer(outer)
+    inner = {id(h): x, **{id(t): scope.local(t) for t in given}}
+    outer = {id(inner[id(t)]): t for t in (h, *given)}
+    kept = [None if is_cache(v) else inner.get(id(v), v) for v in flat]
+    kept = pytree.tree_unflatten(kept, spec)
+    args, kwargs = exchanged((args, kwargs), inner)
+    try:
+        with keep_buffers():
+            call, returned = run_layer(layer, x, args, kwargs, kept, scope.has_filled_cache)
+        if not chain.takes(layer, x, returned):
+            return returned.ran.out
+        segment.add(call, returned)
+        check_graph(segment, -1, scope.ends, scope.one_pass.made)
+        passed_on = Tap.apply(scope.one_pass, segment, returned.extras, before)
+        passed_on[0].grad_fn.scope = scope
+        watch_state(passed_on[0])
+        add_shown(call.shown, passed_on[1:])
+        results = [returned.state, *returned.extras]
+        others = {id(t): o for t, o in zip(results, passed_on, strict=True)}
+        outer = others | outer
+        return returned.with_others(others)
+    finally:
+        exchanged((args, kwargs), outer)
 
 
 def _begun(
@@ -118,6 +127,22 @@ def _continued(
         )
         return None
     return tap.scope, h, tap.segment
+
+
+def exchanged(value: Any, others: dict[int, Tensor]) -> Any:
+    """``value`` with other tensors for those of these ids.
+
+    A layer may write into lists and dictionaries that it is given, for others to read: they stay
+    the same objects.
+    """
+    if isinstance(value, Tensor):
+        return others.get(id(value), value)
+    if type(value) is tuple:
+        return tuple(exchanged(inner, others) for inner in value)
+    if type(value) in (list, dict):
+        for key, inner in list(value.items() if type(value) is dict else enumerate(value)):
+            value[key] = exchanged(inner, others)
+    return value
 
 
 @contextlib.contextmanager

@@ -43,12 +43,23 @@ class Surroundings:
                 "been changed since its forward pass; expected backward(retain_graph=True), which "
                 "spares that, or Backprop()"
             )
-        buffers = [(b, b.clone()) for b in self._module.buffers()]
         devices = [self._device] if self._device.type == "cuda" else []
-        with torch.random.fork_rng(devices), self.autocast():
+        with kept_buffers(self._module), torch.random.fork_rng(devices), self.autocast():
             _set_random_state(self._device, *self._random)
             yield
-        for buffer, before in buffers:
+
+
+@contextlib.contextmanager
+def kept_buffers(module: nn.Module) -> Iterator[None]:
+    """Afterwards its buffers are the same tensors with the same values."""
+    of_each = [(m, dict(m._buffers)) for m in modules_of(module)]
+    values = [(b, b.clone()) for _, buffers in of_each for b in buffers.values() if b is not None]
+    try:
+        yield
+    finally:
+        for m, buffers in of_each:
+            m._buffers.update(buffers)
+        for buffer, before in values:
             buffer.data.copy_(before)  # .data: the graphs of other passes may have saved it
 
 

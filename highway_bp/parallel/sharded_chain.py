@@ -169,7 +169,12 @@ class ShardedChain(Chain, nn.ModuleList):
         segment = Segment(h, h.requires_grad)
         for i in self.own:
             layer = ChainLayer(self[i], i, alone=len(self.own) == 1)
-            call, returned = run_layer(layer, segment.end, args, kwargs)
+            call, returned = run_layer(layer, segment.end, args, kwargs, (args, kwargs))
+            if returned.written:
+                raise RuntimeError(
+                    f"{layer.name} writes into a list or dictionary that it is given, which is "
+                    "lost on other processes; expected a layer that returns its state alone"
+                )
             if torch.is_grad_enabled() and not self.checked:
                 layer.check(segment.end, returned.ran)
             segment.add(call, returned)

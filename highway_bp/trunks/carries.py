@@ -16,6 +16,7 @@ from highway_bp.carry import Carry, Diagonal, Identity, RecordedMap
 from highway_bp.flow import is_of_chain
 
 PRODUCTS = ("Mm", "Addmm", "Bmm", "Baddbmm", "Convolution", "MkldnnConv", "Cudnn", "ScaledDot")
+ACTIVATIONS = ("Relu", "LeakyRelu", "Silu", "Gelu", "Elu", "Hardswish", "Mish")
 NONLINEAR = (
     "Relu",
     "Gelu",
@@ -34,29 +35,35 @@ def recorded_carry(h: Tensor, out: Tensor) -> Callable[[Tensor, Tensor], Carry] 
     """carry(h_in, h_out) of a layer that has mapped h to ``out``; None for the identity.
 
     - ``LN(h1 + Block(h1)), h1 = LN(h + ...)`` (post-LN): diag(weight / sigma) of all its norms;
-    - ``ReLU(S h + Block(h))``: diag(1[out > 0]) S, S the identity or a linear shortcut;
+    - ``a(S h + Block(h))``, a an activation: diag(a') S, S the identity or a linear shortcut;
     - ``S h + Block(h)`` where S changes the shape: S.
     """
     node = out.grad_fn
     if node is None or h.grad_fn is None:
         return None
-    if _is(node, "NativeLayerNorm"):
+    if _is(node, "NativeLayerNorm") and has_residual_path(h, out):
         return lambda h_in, h_out: _through_norms(node, h)
-    rectified = _is(node, "Relu")
-    if rectified:
+    activated = _is(node, *ACTIVATIONS)
+    if activated:
         node = node.next_functions[0][0]
-    if not _is(node, "Add") or not (rectified or out.shape != h.shape):
+    if not _is(node, "Add") or not (activated or out.shape != h.shape):
         return None
-    shortcut = _shortcut(node, h)
+    shortcut = _shortcut(node, h, out)
     if shortcut is None:
         return None
 
     def carry(h_in: Tensor, h_out: Tensor) -> Carry:
-        mask = Diagonal(torch.sign(h_out)) if rectified else Identity()  # 1[h_out > 0]
+        slope = _slope(out, node) if activated else Identity()
         is_identity = shortcut.node is h.grad_fn
-        return mask if is_identity else mask @ RecordedMap(h, shortcut)
+        return slope if is_identity else slope @ RecordedMap(h, shortcut)
 
     return carry
+
+
+def _slope(out: Tensor, before: object) -> Diagonal:
+    """Of an activation, the last operation."""
+    edge, ones = GradientEdge(before, 0), torch.ones_like(out)
+    return Diagonal(*torch.autograd.grad(out, edge, ones, retain_graph=True))
 
 
 def has_residual_path(h: Tensor, out: Tensor) -> bool:
@@ -84,14 +91,26 @@ def _through_norms(last: object, h: Tensor) -> Carry:
     return Diagonal(d.to(h.dtype))
 
 
-def _shortcut(add: object, h: Tensor) -> GradientEdge | None:
+def _shortcut(add: object, h: Tensor, out: Tensor) -> GradientEdge | None:
     """Which of two branches that are added is h itself, or the only linear map of it."""
     edges = [GradientEdge(*edge) for edge in add.next_functions if edge[0] is not None]
+    edges = [edge for edge in edges if _shape(edge) == out.shape]
     for edge in edges:
         if edge.node is h.grad_fn:
             return edge
-    linear = [e for e in edges if all(not _is(n, *NONLINEAR) for n in _behind(e.node, h))]
+    linear = [edge for edge in edges if _is_linear(edge.node, h)]
     return linear[0] if len(linear) == 1 else None
+
+
+def _shape(edge: GradientEdge) -> torch.Size:
+    return torch.Size(edge.node._input_metadata[edge.output_nr].shape)
+
+
+def _is_linear(node: object, h: Tensor) -> bool:
+    """Whether it leads to h, by linear operations alone."""
+    behind = list(_behind(node, h))
+    leads = any(parent is h.grad_fn for n in behind for parent, _ in n.next_functions)
+    return leads and not any(_is(n, *NONLINEAR) for n in behind)
 
 
 def _behind(node: object, h: Tensor) -> Iterator[object]:

@@ -13,6 +13,7 @@ from highway_bp.trunks.converted import ConvertedLayer, convert_layer
 from highway_bp.trunks.trunk import Trunk
 
 LISTS = (nn.ModuleList, nn.Sequential)
+WITHOUT_FORWARD = {nn.ModuleList, nn.ModuleDict, type(None)}
 WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
 
 
@@ -22,7 +23,8 @@ def convert(
     """Let ``method`` train the residual trunks of ``model``, in place, and return the model.
 
     A trunk is a list of layers of one class, each of which maps a state to a state and has a
-    residual connection around it. The model's own code still calls the layers. Each layer gets a
+    residual connection around it. Of stages, the lists of layers inside them are trunks. The
+    model's own code still calls the layers. Each layer gets a
     class derived from its own, which makes every call a step of a chain. Nothing else changes;
     with gradients off, or ``Backprop()``, the layers run as before. `set_method` changes the method
     later, `chains` lists the trunks.
@@ -61,7 +63,7 @@ def convert(
 
 def _outermost(model: nn.Module) -> list[list[str]]:
     """Lists of layers of one class, but for lists inside of such layers; by trunk."""
-    lists = [name for name, module in _lists(model) if _could_be_layer(module[0])]
+    lists = [name for name, module in _lists(model) if _could_be_layers(module)]
     if not lists:
         raise ValueError(
             f"found no list of layers in {type(model).__name__}; expected a ModuleList or "
@@ -76,15 +78,25 @@ def _outermost(model: nn.Module) -> list[list[str]]:
 
 
 def _lists(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Lists whose layers are all of one class, the outer ones first."""
+    """Lists whose layers are all of one class and have a forward pass, the outer ones first."""
     for name, module in model.named_modules():
-        if name and isinstance(module, LISTS) and len({type(layer) for layer in module}) == 1:
-            yield name, module
+        if name and isinstance(module, LISTS):
+            kinds = {type(layer) for layer in module}
+            if len(kinds) == 1 and not kinds & WITHOUT_FORWARD:
+                yield name, module
 
 
-def _could_be_layer(layer: nn.Module) -> bool:
-    """Not a list, nor a single operation: a residual layer has modules inside."""
-    return not isinstance(layer, LISTS) and len(list(layer.modules())) > 2
+def _could_be_layers(layers: Sequence[nn.Module]) -> bool:
+    """Neither lists, nor single operations, as a residual layer has modules inside; nor stages."""
+    single = isinstance(layers[0], LISTS) or len(list(layers[0].modules())) <= 2
+    return not single and not _are_stages(layers)
+
+
+def _are_stages(layers: Sequence[nn.Module]) -> bool:
+    """Whether they differ in their sizes, and each has a list of layers inside."""
+    sizes = [[p.shape for p in layer.parameters()] for layer in layers]
+    inside = ((_could_be_layers(m) for _, m in _lists(layer)) for layer in layers)
+    return any(size != sizes[0] for size in sizes) and all(map(any, inside))
 
 
 def _named(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
@@ -93,6 +105,11 @@ def _named(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         if isinstance(modules.get(name), LISTS) and len(modules[name]):
+            if {type(layer) for layer in modules[name]} & WITHOUT_FORWARD:
+                raise ValueError(
+                    f"layers={name!r} holds lists of modules, which have no forward pass; expected "
+                    "layers: wrap what belongs together, residual connection and all, in a module"
+                )
             found.append(name)
             continue
         of_class = [n for n, m in _lists(model) if type(m[0]).__name__ == name]

@@ -3,6 +3,7 @@ a chain."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import threading
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from highway_bp.caches import is_no_container, without_caches
 from highway_bp.flow import is_tap, solving
 from highway_bp.layer_call import Ran, state_of
 from highway_bp.step import step
-from highway_bp.surroundings import modules_of
+from highway_bp.surroundings import kept_buffers, modules_of
 from highway_bp.trunks.carries import recorded_carry
 from highway_bp.trunks.trunk import Trunk
 
@@ -125,6 +126,13 @@ def _forward(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
         )
     others = dict(kwargs)
     h = args[0] if args else others.pop(_first_argument(original_class(type(layer))), None)
+    if not isinstance(h, Tensor) or not h.is_floating_point():
+        trunk.warn_once(
+            "state",
+            f"{TrunkLayer(layer).name} is not given its state first, as a floating tensor: it runs "
+            "as before, outside any chain",
+        )
+        return _run_own(layer, args, kwargs)
     if not _wants_gradient(layer, h, args[1:], others):
         return _run_own(layer, args, kwargs)
     _check_supported(layer)
@@ -139,8 +147,13 @@ def _run_own(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     own = partial(original_class(type(layer)).forward, layer)
     if layer._set_forward is not None and layer not in getattr(_own, "layers", ()):
         own = partial(_marked, layer, layer._set_forward)
+
+    def run(*args):  # during a solution once more, by checkpointing: no statistics then
+        with kept_buffers(layer) if solving() else contextlib.nullcontext():
+            return own(*args, **kwargs)
+
     if not (_is_checkpointed(layer) and torch.is_grad_enabled()) or solving():
-        return own(*args, **kwargs)
+        return run(*args)
     checkpoint = layer._gradient_checkpointing_func
     keywords = getattr(checkpoint, "keywords", {})
     if keywords.get("use_reentrant") is True and layer._trunk.method.group_size:
@@ -151,7 +164,7 @@ def _run_own(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     args, kwargs = without_caches((args, kwargs))
     if "use_cache" in kwargs:
         kwargs["use_cache"] = False
-    return checkpoint(partial(own, **kwargs), *args)
+    return checkpoint(run, *args)
 
 
 def _marked(layer: ConvertedLayer, forward: Callable, *args, **kwargs) -> Any:
@@ -185,9 +198,7 @@ def _first_argument(cls: type) -> str | None:
     return first.name if first and first.kind is first.POSITIONAL_OR_KEYWORD else None
 
 
-def _wants_gradient(layer: nn.Module, h: Any, args: tuple, kwargs: dict) -> bool:
-    if not isinstance(h, Tensor) or not h.is_floating_point():
-        return False
+def _wants_gradient(layer: nn.Module, h: Tensor, args: tuple, kwargs: dict) -> bool:
     if h.requires_grad:
         return True
     given = pytree.tree_leaves((args, kwargs), is_leaf=is_no_container)

@@ -1,18 +1,24 @@
 """Layers of people's own making in a converted model: subclasses, patches, adapters, edits."""
 
 import copy
+import random
 import warnings
 
 import pytest
 import torch
 from torch import nn
 
+import highway_bp as hb
 from tests.highway_bp.converted import (
+    EXACT,
+    IN_GROUPS,
     TOKENS,
     Net,
+    Shows,
     assert_same,
     logits_loss,
     made,
+    rows,
 )
 from tests.highway_bp.families import LAYERS, build, inputs, losses, tf, torchvision
 
@@ -201,3 +207,174 @@ def test_layers_that_return_no_state_run_as_before(returns, given):
             return super().forward() + sum(head(*args, **kwargs)[1].sum() for head in self.heads)
 
     assert_same(lambda model: model().backward(), lambda: made(net=WithHeads))
+
+
+class Writes(Shows):
+    """A loss into a list, and what the first layer has made into a dictionary, for all to read."""
+
+    def forward(self, h, losses, shared):
+        z = self.inside(h)
+        losses.append(z.square().mean())
+        shared[0].setdefault("gate", self.scale * h)
+        shared[0]["counted"] = 1 + shared[0].get("counted", 0)
+        return h + shared[0]["gate"] * self.g(z)
+
+
+class WithStores(Net):
+    def forward(self, x=None):
+        h, losses, shared = self.emb(rows() if x is None else x), [], ({},)
+        for block in self.blocks:
+            h = block(h, losses, shared)
+        self.counted, self.losses = shared[0]["counted"], len(losses)
+        return self.head(h).sin().sum() + 10 * sum(losses)
+
+
+@pytest.mark.filterwarnings("ignore:.*a new chain begins there")
+@pytest.mark.parametrize("method", [EXACT, IN_GROUPS, hb.FixedPoint(99)], ids=str)
+def test_layers_that_write_into_lists_and_dictionaries(method):
+    def run(model):
+        loss = model()
+        loss.backward()
+        assert model.counted == model.losses == 4
+        return [loss]
+
+    assert_same(run, lambda: made(Writes, WithStores), method)
+    chain, losses, shared = hb.ResidualChain(made(Writes).blocks, method), [], ({},)
+    h = rows().requires_grad_()
+    exact = hb.ResidualChain(made(Writes).blocks)
+    (chain(h, losses, shared).sum() + sum(losses)).backward()
+    (exact(h, (others := []), ({},)).sum() + sum(others)).backward()
+    assert len(losses) == 4 and shared[0]["counted"] == 4
+    for p, q in zip(chain.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+def test_what_was_written_is_there_once_when_a_layer_has_to_run_again():
+    class Both(WithStores):
+        def forward(self, x=None):
+            loss = super().forward(x)
+            return loss + sum(block.seen.sum() for block in self.blocks)
+
+    class Keeps(Writes):
+        def inside(self, h):
+            self.seen = super().inside(h)
+            return self.seen
+
+    def run(model):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*a new chain begins there")
+            model().backward()
+        assert model.counted == model.losses == 4
+
+    assert_same(run, lambda: made(Keeps, Both))
+
+
+class Multiplies(Shows):
+    def forward(self, h, c):
+        c.mul_(1.5)
+        return super().forward(h + c)
+
+
+class Adds(Shows):
+    def forward(self, h, c):
+        z = self.inside(h)
+        c += z
+        return h + self.g(z)
+
+
+@pytest.mark.parametrize("layer", [Multiplies, Adds])
+@pytest.mark.parametrize("wants_gradient", [True, False])
+def test_an_argument_changed_in_place(layer, wants_gradient):
+    class Given(Net):
+        def forward(self, x=None):
+            h = self.emb(rows())
+            c = torch.tanh(self.emb(rows())) if wants_gradient else torch.zeros(5, 6).double()
+            for block in self.blocks:
+                h = block(h, c)
+            return self.head(h).sin().sum() + c.sum()
+
+    def run(model):
+        model().backward()
+
+    if layer is Multiplies and not wants_gradient:
+        assert_same(run, lambda: made(layer, Given))
+    else:
+        with pytest.raises(
+            RuntimeError, match=r"blocks.0 \(\w+\) changes an argument in place, whose"
+        ):
+            run(hb.convert(made(layer, Given), EXACT))
+
+
+def test_a_counter_changed_in_place_by_a_layer_that_has_to_run_again_is_refused():
+    class Counts(Shows):
+        def forward(self, h, count):
+            count += 1
+            return super().forward(h)
+
+    class Counted(Net):
+        def forward(self, x=None):
+            h, count = self.emb(rows()), torch.zeros(())
+            for block in self.blocks:
+                h = block(h, count)
+            assert count == 4
+            return self.head(h).sum() + sum(block.seen.sum() for block in self.blocks)
+
+    with pytest.raises(RuntimeError, match="changes an argument in place; expected backward"):
+        hb.convert(made(Counts, Counted), EXACT)().backward()
+    assert_same(lambda model: model().backward(retain_graph=True), lambda: made(Counts, Counted))
+
+
+def test_a_second_run_that_returns_something_else_beside_the_state_is_refused():
+    class Noisy(Shows):
+        def forward(self, h):
+            return super().forward(h), random.random() * self.seen.sum()
+
+    class Beside(Net):
+        def forward(self, x=None):
+            h, more = self.emb(rows()), 0.0
+            for block in self.blocks:
+                h, extra = block(h)
+                more = more + extra + block.seen.sum()
+            return self.head(h).sum() + more
+
+    with pytest.raises(RuntimeError, match="was run once more for its gradient and gave other"):
+        hb.convert(made(Noisy, Beside), EXACT)().backward()
+
+
+def test_a_buffer_that_is_assigned_anew_counts_one_run():
+    class Assigns(Shows):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("steps", torch.zeros(()))
+
+        def forward(self, h):
+            self.steps = self.steps + 1
+            return super().forward(h)
+
+    def run(model):
+        (model() + sum(block.seen.sum() for block in model.blocks)).backward()
+        return [block.steps for block in model.blocks]
+
+    assert_same(run, lambda: made(Assigns))
+
+
+@pytest.mark.parametrize("give", ["a dictionary", "a name that is not the first"])
+def test_a_state_that_is_not_seen_is_warned_of(give):
+    class Named(Shows):
+        def forward(self, mask=None, h=None):
+            if give == "a dictionary":
+                return {"h": super().forward(mask["h"])}
+            return super().forward(h)
+
+    class Gives(Net):
+        def forward(self, x=None):
+            h = self.emb(rows())
+            for block in self.blocks:
+                h = block({"h": h})["h"] if give == "a dictionary" else block(h=h)
+            return self.head(h).sum()
+
+    with pytest.warns(
+        UserWarning, match=r"blocks.0 \(Named\) is not given its state first"
+    ) as told:
+        assert_same(lambda model: model().backward(), lambda: made(Named, Gives))
+    assert len(told) == 1

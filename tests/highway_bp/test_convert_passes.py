@@ -127,6 +127,34 @@ def test_checkpoint_around_layers():
         logits_loss(model)
 
 
+class Normalises(Shows):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+
+
+@pytest.mark.parametrize("k", [0, 1, 99])
+def test_checkpointing_updates_statistics_once(k):
+    """torch's own updates them twice, once in every run of a layer."""
+    model, plain = hb.convert(made(Normalises), hb.Highway(k)), made(Normalises)
+    plain().backward()
+    h = model.emb(rows())
+    for block in model.blocks:
+        h = checkpoint(block, h, use_reentrant=False)
+    model.head(h).sin().sum().backward()
+    for name, buffer in plain.named_buffers():
+        assert torch.equal(model.get_buffer(name), buffer)
+
+
+def test_reentrant_checkpointing_inside_a_layer_is_refused():
+    class Inside(Shows):
+        def inside(self, h):
+            return checkpoint(super().inside, h, use_reentrant=True)
+
+    with pytest.raises(RuntimeError, match=r"inside blocks.0 \(Inside\); expected use_reentrant"):
+        hb.convert(made(Inside), hb.Highway(1))()
+
+
 def test_checkpoint_around_the_model():
     def run(model):
         checkpoint(lambda x: model(x).exp(), torch.eye(6).double(), use_reentrant=False).backward()

@@ -272,6 +272,130 @@ def test_a_cross_attention_decoder_and_its_encoder_are_two_trunks():
     ]
 
 
+def pairs() -> nn.ModuleList:
+    return nn.ModuleList(nn.ModuleList([Maps(), Adds()]) for _ in range(3))
+
+
+class Stage(nn.Module):
+    def __init__(self, width: int, layers: int):
+        super().__init__()
+        self.down = nn.Linear(4, width)
+        self.blocks = nn.Sequential(*(Adds() for _ in range(layers)))
+
+    def forward(self, h):
+        return self.blocks(torch.tanh(self.down(h)) if len(self.down.weight) == 4 else h)
+
+
+def test_of_stages_the_layers_inside_are_the_trunks():
+    """Beside a list of modules that may be missing."""
+
+    class Staged(Net):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Stage(4 + i, 2 + i) for i in range(3))
+            self.between = nn.ModuleList([None, None, None])
+
+        def forward(self, x):
+            for stage in self.blocks:
+                x = stage(x)
+            return x.square().sum()
+
+    model, untouched = made(Staged), made(Staged)
+    hb.convert(model, hb.Highway(9))
+    names = [chain.name for chain in hb.chains(model)]
+    assert names == ["stem", *(f"blocks.{i}.blocks" for i in range(3))]
+    for each in (model, untouched):
+        each(data()).backward()
+    assert hb.chain_length(model) == 4 and hb.iterations(model) == 4
+    for p, q in zip(model.parameters(), untouched.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+class Activated(nn.Module):
+    """a(S h + f(h)), S the identity or a linear shortcut."""
+
+    def __init__(self, activation, shortcut):
+        super().__init__()
+        self.norm, self.f, self.activation = nn.LayerNorm(4), nn.Linear(4, 4), activation
+        self.shortcut = nn.Linear(4, 4, bias=False) if shortcut else nn.Identity()
+
+    def forward(self, h):
+        return self.activation(self.shortcut(h) + torch.tanh(self.f(self.norm(h))))
+
+
+class Declares(Activated):
+    def carry(self, h_in, h_out):
+        with torch.enable_grad():
+            h = (z := self.shortcut(h_in) + torch.tanh(self.f(self.norm(h_in)))).detach()
+            slope = torch.autograd.grad(self.activation(h.requires_grad_()).sum(), h)[0]
+        assert z.shape == slope.shape
+        return hb.Diagonal(slope) @ hb.LinearMap(self.shortcut, h_in)
+
+
+@pytest.mark.parametrize("shortcut", [True, False])
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU(), nn.SiLU(), nn.GELU(), nn.LeakyReLU(0.1), nn.ELU()], ids=repr
+)
+def test_an_activation_after_the_sum_is_read_off_the_graph(activation, shortcut):
+    def made_of(kind):
+        torch.manual_seed(0)
+        layers = nn.Sequential(*(kind(activation, shortcut) for _ in range(4)))
+        return nn.Sequential(nn.Linear(4, 4), layers).double()
+
+    found, declared = made_of(Activated), made_of(Declares)
+    hb.convert(found, hb.Highway(1))
+    declared[1] = hb.ResidualChain(declared[1], hb.Highway(1))
+    for each in (found, declared):
+        each(data()).square().sum().backward()
+    for p, q in zip(found.parameters(), declared.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+class EndsInNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
+
+    def forward(self, h):
+        return self.norm(torch.tanh(self.f(h)))
+
+
+class OtherStream(nn.Module):
+    """Returns the other stream first, of another length."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.f = nn.LayerNorm(4), nn.Linear(4, 4)
+
+    def forward(self, h):
+        other = self.norm(h[:2])
+        return other + torch.tanh(self.f(other)) + h.mean(0), h
+
+
+@pytest.mark.parametrize("layer", [EndsInNorm, OtherStream])
+def test_what_only_looks_like_a_residual_path_is_none(layer):
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.blocks = nn.Linear(4, 4), nn.ModuleList(layer() for _ in range(3))
+
+        def forward(self, x):
+            x, more = self.first(x), 0.0
+            for block in self.blocks:
+                x = block(x)
+                if layer is OtherStream:
+                    more, x = more + x[0].square().sum(), x[1]
+            return x.square().sum() + more
+
+    model, untouched = made(Looks), made(Looks)
+    hb.convert(model, hb.Highway(1))
+    with pytest.warns(UserWarning, match="no layer of blocks has a residual path"):
+        model(data()).backward()
+    untouched(data()).backward()
+    for p, q in zip(model.parameters(), untouched.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
 @pytest.mark.parametrize(
     ("make", "arguments", "line"),
     [
@@ -282,6 +406,8 @@ def test_a_cross_attention_decoder_and_its_encoder_are_two_trunks():
         (lambda: hb.convert(made(), hb.Highway(1)), {}, "Net is already converted; set_method"),
         (lambda: torch.compile(made(), backend="eager"), {}, "is compiled; expected the model"),
         (lambda: nn.DataParallel(made()), {}, "the model is wrapped in DataParallel; expected"),
+        (lambda: nn.Sequential(pairs()), {"layers": "0"}, "layers='0' holds lists of modules, wh"),
+        (lambda: nn.Sequential(pairs()), {}, "found no list of layers in Sequential; expected a M"),
     ],
 )
 def test_what_cannot_be_converted(make, arguments, line):
