@@ -98,19 +98,20 @@ def _shortcut(add: object, h: Tensor, out: Tensor) -> GradientEdge | None:
     for edge in edges:
         if edge.node is h.grad_fn:
             return edge
-    linear = [edge for edge in edges if _is_linear(edge.node, h)]
-    return linear[0] if len(linear) == 1 else None
+    branches = [edge for edge in edges if _leads_to(h, edge)]
+    linear = [
+        edge for edge in branches if not any(_is(n, *NONLINEAR) for n in _behind(edge.node, h))
+    ]
+    return linear[0] if len(linear) == 1 < len(branches) else None
+
+
+def _leads_to(h: Tensor, edge: GradientEdge) -> bool:
+    parents = (parent for node in _behind(edge.node, h) for parent, _ in node.next_functions)
+    return any(parent is h.grad_fn for parent in parents)
 
 
 def _shape(edge: GradientEdge) -> torch.Size:
     return torch.Size(edge.node._input_metadata[edge.output_nr].shape)
-
-
-def _is_linear(node: object, h: Tensor) -> bool:
-    """Whether it leads to h, by linear operations alone."""
-    behind = list(_behind(node, h))
-    leads = any(parent is h.grad_fn for n in behind for parent, _ in n.next_functions)
-    return leads and not any(_is(n, *NONLINEAR) for n in behind)
 
 
 def _behind(node: object, h: Tensor) -> Iterator[object]:

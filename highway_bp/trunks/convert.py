@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -62,17 +63,26 @@ def convert(
 
 
 def _outermost(model: nn.Module) -> list[list[str]]:
-    """Lists of layers of one class, but for lists inside of such layers; by trunk."""
-    lists = [name for name, module in _lists(model) if _could_be_layers(module)]
+    """Lists of layers of one class, but for lists inside of such layers; by trunk.
+
+    Of stages, which differ in their sizes and have lists of layers inside, these are taken.
+    """
+    lists = [name for name, module in _lists(model) if _could_be_layer(module[0])]
     if not lists:
         raise ValueError(
             f"found no list of layers in {type(model).__name__}; expected a ModuleList or "
             'Sequential of layers of one class: hb.convert(model, method, layers="...")'
         )
     found: list[list[str]] = []
+    stages: list[str] = []
     for names in _joined(model, lists):
         inside = any(names[0].startswith(f"{outer}.") for outer in itertools.chain(*found))
-        if not inside and sum(len(model.get_submodule(name)) for name in names) > 1:
+        layers = [layer for name in names for layer in model.get_submodule(name)]
+        if inside or len(layers) == 1:
+            continue
+        if _are_stages(layers) and not any(names[0].startswith(f"{outer}.") for outer in stages):
+            stages += names
+        else:
             found.append(names)
     return found or [lists[:1]]  # one layer that is called again and again
 
@@ -86,16 +96,14 @@ def _lists(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 yield name, module
 
 
-def _could_be_layers(layers: Sequence[nn.Module]) -> bool:
-    """Neither lists, nor single operations, as a residual layer has modules inside; nor stages."""
-    single = isinstance(layers[0], LISTS) or len(list(layers[0].modules())) <= 2
-    return not single and not _are_stages(layers)
+def _could_be_layer(layer: nn.Module) -> bool:
+    """Not a list, nor a single operation: a residual layer has modules inside."""
+    return not isinstance(layer, LISTS) and len(list(layer.modules())) > 2
 
 
 def _are_stages(layers: Sequence[nn.Module]) -> bool:
-    """Whether they differ in their sizes, and each has a list of layers inside."""
     sizes = [[p.shape for p in layer.parameters()] for layer in layers]
-    inside = ((_could_be_layers(m) for _, m in _lists(layer)) for layer in layers)
+    inside = ((_could_be_layer(m[0]) for _, m in _lists(layer)) for layer in layers)
     return any(size != sizes[0] for size in sizes) and all(map(any, inside))
 
 
@@ -124,11 +132,11 @@ def _named(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
 
 
 def _joined(model: nn.Module, names: Sequence[str]) -> list[list[str]]:
-    """The stages of one parent with layers of one class are one trunk."""
+    """Lists of one parent, or of one in each stage, with layers of one class are one trunk."""
     trunks: defaultdict[tuple[str, type], list[str]] = defaultdict(list)
     for name in names:
         parent, kind = name.rpartition(".")[0], type(model.get_submodule(name)[0])
-        trunks[parent, kind].append(name)
+        trunks[re.sub(r"\.\d+\b", "", parent), kind].append(name)
     return list(trunks.values())
 
 

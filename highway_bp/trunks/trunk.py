@@ -56,8 +56,11 @@ class Trunk(Chain):
 
     @property
     def length(self) -> int:
-        left_out = sum(not is_residual for is_residual in self._is_residual.values())
-        return max(len(self.layers) - left_out, self._longest)
+        return self._longest or len(self.layers) - self._left_out
+
+    @property
+    def _left_out(self) -> int:
+        return sum(not is_residual for is_residual in self._is_residual.values())
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter({id(p): p for layer in self.layers for p in parameters_of(layer)}.values())
@@ -89,6 +92,6 @@ class Trunk(Chain):
 
     def __repr__(self) -> str:
         kinds = ", ".join(dict.fromkeys(type(layer).__name__ for layer in self.layers))
-        left_out = len(self.layers) - self.length
-        without = f", {left_out} of them without a residual path" if left_out > 0 else ""
+        left_out = self._left_out
+        without = f", {left_out} of them without a residual path" if left_out else ""
         return f"Trunk({self.name}: {len(self.layers)} x {kinds}{without}, method={self.method})"

@@ -199,7 +199,7 @@ LENGTHS = {  # of the chains, where they are not [LAYERS]
     "wav2vec2 stable": [0, LAYERS],  # its convolutions look like layers until they are called
     "torchvision resnet18": [8],
     "torchvision resnet50": [16],
-    "torchvision swin": [4],
+    "torchvision swin": [2],  # of four layers: the stages are apart
 }
 # Their attention weights, or router logits, go through float32 whatever the model's dtype.
 EXACT_ATTENTION = {
