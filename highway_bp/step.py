@@ -70,7 +70,7 @@ def step(
         segment = Segment(Leak.apply(scope.one_pass, before), wanted)
     x = segment.end
     inner = {id(h): x, **{id(t): scope.local(t) for t in given}}
-    outer = {id(inner[id(t)]): t for t in (h, *given)}
+    outer = {id(inner[id(t)]): t for t in [h, *given]}
     kept = [None if is_cache(v) else inner.get(id(v), v) for v in flat]
     kept = pytree.tree_unflatten(kept, spec)
     args, kwargs = exchanged((args, kwargs), inner)
