@@ -170,11 +170,6 @@ class ShardedChain(Chain, nn.ModuleList):
         for i in self.own:
             layer = ChainLayer(self[i], i, alone=len(self.own) == 1)
             call, returned = run_layer(layer, segment.end, args, kwargs, (args, kwargs))
-            if returned.written:
-                raise RuntimeError(
-                    f"{layer.name} writes into a list or dictionary that it is given, which is "
-                    "lost on other processes; expected a layer that returns its state alone"
-                )
             if torch.is_grad_enabled() and not self.checked:
                 layer.check(segment.end, returned.ran)
             segment.add(call, returned)
@@ -182,8 +177,13 @@ class ShardedChain(Chain, nn.ModuleList):
 
     def _check(self, segment: Segment, ends: frozenset) -> None:
         made: set[int] = set()
-        for i in range(len(self.own)):
+        for i, extras in enumerate(segment.extras):
             check_graph(segment, i, ends, made)
+            if extras:
+                raise RuntimeError(
+                    f"{segment.calls[i].layer.name} writes into a list or dictionary that it is "
+                    "given, which other processes do not see; expected it to return its state alone"
+                )
 
     def outputs(self, segments: Sequence[Segment], every: bool) -> list[Tensor]:
         """On all processes: each has its own."""

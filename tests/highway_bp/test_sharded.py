@@ -215,6 +215,7 @@ def assorted(rank: int) -> dict:
         "twice": backward_twice(),
         "unwanted": unwanted_input(),
         "captured": captured(),
+        "written": written(),
     }
 
 
@@ -329,6 +330,19 @@ def captured() -> str:
     return str(error.value)
 
 
+def written() -> str:
+    """The error of layers that write into a list, which is another on every process."""
+
+    class Writes(Relu):
+        def forward(self, h, losses):
+            losses.append(self.body(h).square().mean())
+            return super().forward(h)
+
+    with pytest.raises(RuntimeError) as error:
+        hb.ShardedChain([Writes(8).double() for _ in range(2)], hb.Highway(0))(data("relu"), [])
+    return str(error.value)
+
+
 def test_what_else_there_is_to_see(tmp_path):
     first, second = on_ranks(2, assorted, tmp_path)
     for rank in (first, second):
@@ -338,6 +352,7 @@ def test_what_else_there_is_to_see(tmp_path):
         assert len(rank["unwanted"]) > 5 and max(rank["unwanted"]) < 1e-10
         assert rank["twice"][0] and "second time: the graphs of its layers" in rank["twice"][1]
         assert rank["captured"].startswith(("layer 0 (Scaled) uses a", "layer 1 (Scaled) uses a"))
+        assert "(Writes) writes into a list or dictionary that it is given" in rank["written"]
     assert first["alone"] == second["alone"] and first["alone"][0] and first["alone"][2]
     assert first["disagreeing"] == second["disagreeing"]
     small, shape, method, state = first["disagreeing"]
