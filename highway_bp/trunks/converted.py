@@ -185,9 +185,13 @@ def _is_checkpointed(layer: nn.Module) -> bool:
 
 
 def _is_recomputed() -> bool:
-    """Whether checkpointing that is not re-entrant runs a part of the model again."""
+    """Whether checkpointing that is not re-entrant runs a part of the model again.
+
+    Its hook is the innermost one, or that of checkpointing inside of what runs again.
+    """
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return hooks is not None and "_recomputation_hook" in hooks[0].__qualname__
+    names = ("_recomputation_hook", "_checkpoint_hook")
+    return hooks is not None and any(name in hooks[0].__qualname__ for name in names)
 
 
 @cache

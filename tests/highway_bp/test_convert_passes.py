@@ -162,6 +162,19 @@ def test_checkpoint_around_the_model():
     assert_same(run, made)
 
 
+def test_checkpoint_around_layers_that_are_checkpointed():
+    def run(model):
+        def blocks(h):
+            for block in model.blocks:
+                h = checkpoint(block, h, use_reentrant=False)
+            return h
+
+        h = checkpoint(blocks, model.emb(rows()), use_reentrant=False)
+        model.head(h).sin().sum().backward()
+
+    assert_same(run, made)
+
+
 class HoldsChain(nn.Module):
     """A residual layer with layers of its own."""
 
