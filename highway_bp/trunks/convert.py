@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from torch import nn
@@ -23,8 +23,8 @@ def convert(
 ) -> nn.Module:
     """Let ``method`` train the residual trunks of ``model``, in place, and return the model.
 
-    A trunk is a list of layers of one class, each of which maps a state to a state and has a
-    residual connection around it. Of stages, the lists of layers inside them are trunks. The
+    A trunk is a list of layers of one class, or of a few in turn, each of which maps a state to a
+    state and has a residual connection around it. Of stages, the lists of layers inside them are trunks. The
     model's own code still calls the layers. Each layer gets a
     class derived from its own, which makes every call a step of a chain. Nothing else changes;
     with gradients off, or ``Backprop()``, the layers run as before. `set_method` changes the method
@@ -63,11 +63,11 @@ def convert(
 
 
 def _outermost(model: nn.Module) -> list[list[str]]:
-    """Lists of layers of one class, but for lists inside of such layers; by trunk.
+    """Lists of layers, but for lists inside of such layers; by trunk.
 
     Of stages, which differ in their sizes and have lists of layers inside, these are taken.
     """
-    lists = [name for name, module in _lists(model) if _could_be_layer(module[0])]
+    lists = [name for name, module in _lists(model) if all(map(_could_be_layer, module))]
     if not lists:
         raise ValueError(
             f"found no list of layers in {type(model).__name__}; expected a ModuleList or "
@@ -88,11 +88,16 @@ def _outermost(model: nn.Module) -> list[list[str]]:
 
 
 def _lists(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Lists whose layers are all of one class and have a forward pass, the outer ones first."""
+    """Lists of layers that have a forward pass, the outer ones first.
+
+    They are of one class, or of a few that come again and again, as in hybrids of attention and
+    state spaces.
+    """
     for name, module in model.named_modules():
-        if name and isinstance(module, LISTS):
-            kinds = {type(layer) for layer in module}
-            if len(kinds) == 1 and not kinds & WITHOUT_FORWARD:
+        if name and isinstance(module, LISTS) and len(module):
+            kinds = Counter(type(layer) for layer in module)
+            come_again = len(kinds) == 1 or min(kinds.values()) > 1
+            if come_again and WITHOUT_FORWARD.isdisjoint(kinds):
                 yield name, module
 
 

@@ -311,6 +311,30 @@ def test_of_stages_the_layers_inside_are_the_trunks():
         torch.testing.assert_close(p.grad, q.grad)
 
 
+class Halves(Adds):
+    """Another class of layers."""
+
+    def forward(self, h, scale=1.0):
+        return h + 0.5 * torch.tanh(self.f(self.norm(h)))
+
+
+def test_layers_of_two_classes_in_turn_are_a_trunk():
+    def hybrid(*kinds):
+        torch.manual_seed(0)
+        layers = nn.Sequential(*(kind() for kind in kinds))
+        return nn.Sequential(nn.Linear(4, 4), layers).double()
+
+    model, untouched = (hybrid(Adds, Halves, Halves, Adds) for _ in range(2))
+    (chain,) = hb.chains(hb.convert(model, hb.Highway(4)))
+    assert repr(chain).startswith("Trunk(1: 4 x Adds, Halves, method=")
+    for each in (model, untouched):
+        each(data()).square().sum().backward()
+    for p, q in zip(model.parameters(), untouched.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+    with pytest.raises(ValueError, match="found no list of layers"):
+        hb.convert(hybrid(Adds, Adds, Halves), hb.Highway(1))
+
+
 class Activated(nn.Module):
     """a(S h + f(h)), S the identity or a linear shortcut."""
 
