@@ -71,6 +71,10 @@ class Chain(HasMethod):
             p.requires_grad for p in self.parameters()
         )
 
+    def follows(self, layer: Layer) -> bool:
+        """Whether layers before it have been called in the same pass of the model."""
+        return True
+
     def takes(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
         """Whether what a layer has done with h makes it one of the chain."""
         return True

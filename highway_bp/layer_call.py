@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from highway_bp.caches import is_no_container
+from highway_bp.containers import copied, leaves
 from highway_bp.shown import Shown, shown_by
 from highway_bp.surroundings import Surroundings
 
@@ -84,7 +84,7 @@ class Call:
                 f"{self.layer.name} has to be run once more for its gradient, but changes an "
                 "argument in place; expected backward(retain_graph=True), or Backprop()"
             )
-        args, kwargs = pytree.tree_map(lambda t: extras.get(id(t), t), self.given)
+        args, kwargs = copied(self.given, extras)
         with self.surroundings.restored(self.layer.name), torch.enable_grad():
             returned, _ = _run(self.layer, h, args, kwargs)
         if not self._is_result(returned):
@@ -182,8 +182,7 @@ def _run(layer: Layer, h: Tensor, args: tuple, kwargs: dict) -> tuple[Returned, 
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    leaves = pytree.tree_leaves(tree, is_leaf=is_no_container)
-    return [t for t in leaves if isinstance(t, Tensor)]
+    return [t for t in leaves(tree) if isinstance(t, Tensor)]
 
 
 def _version(t: Tensor) -> int | None:

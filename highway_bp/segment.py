@@ -10,9 +10,9 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from highway_bp.carry import Carry, Identity, as_carry
+from highway_bp.containers import leaves
 from highway_bp.layer_call import Call, Returned
 from highway_bp.shown import retained
 
@@ -72,7 +72,7 @@ class Segment:
     @property
     def trains(self) -> bool:
         """Whether something of its layers, or given to them, gets a gradient."""
-        given = pytree.tree_leaves([call.given for call in self.calls])
+        given = leaves([call.given for call in self.calls])
         parameters = (p for call in self.calls for p in call.layer.module.parameters())
         return any(
             isinstance(t, Tensor) and t.requires_grad for t in itertools.chain(given, parameters)

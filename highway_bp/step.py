@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from highway_bp.caches import held_tensors, is_cache, is_filled, is_no_container
+from highway_bp.caches import held_tensors, is_cache, is_filled
+from highway_bp.containers import copied, exchanged, leaves
 from highway_bp.first_order import refuse_transforms
 from highway_bp.flow import SENTINEL, Gate, Leak, Pass, Tap, is_of_chain, is_tap, watch_state
 from highway_bp.graph_check import check_graph, nodes
@@ -61,18 +61,19 @@ def step(
             neither a parameter of the chain nor an argument.
     """
     refuse_transforms(layer.name)
-    flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=is_no_container)
+    flat = leaves((args, kwargs))
     given = [t for t in flat if isinstance(t, Tensor) and t.requires_grad and t is not h]
     place = None if first else _continued(chain, layer, h, given)
-    scope, before, segment = place or _begun(chain, h, given, [v for v in flat if is_cache(v)])
+    caches = [v for v in flat if is_cache(v)]
+    goes_on = not first and chain.follows(layer)
+    scope, before, segment = place or _begun(chain, h, given, caches, goes_on)
     if segment is None or len(segment.states) >= chain.method.group_size:
         wanted = h.requires_grad if segment is None else segment.wanted or segment.trains
         segment = Segment(Leak.apply(scope.one_pass, before), wanted)
     x = segment.end
     inner = {id(h): x, **{id(t): scope.local(t) for t in given}}
     outer = {id(inner[id(t)]): t for t in [h, *given]}
-    kept = [None if is_cache(v) else inner.get(id(v), v) for v in flat]
-    kept = pytree.tree_unflatten(kept, spec)
+    kept = copied((args, kwargs), inner)
     args, kwargs = exchanged((args, kwargs), inner)
     try:
         with keep_buffers():
@@ -94,12 +95,19 @@ def step(
 
 
 def _begun(
-    chain: Chain, h: Tensor, given: Sequence[Tensor], caches: Sequence[Any]
+    chain: Chain, h: Tensor, given: Sequence[Tensor], caches: Sequence[Any], goes_on: bool
 ) -> tuple[Scope, Tensor, None]:
-    """A new chain, with a Gate in front of it."""
+    """A new chain, with a Gate in front of it.
+
+    Args:
+        goes_on: layers before this one have been called in the same pass of the model. Of what a
+            cache holds by now, they have been given what was there before, and written the rest.
+    """
     one_pass, parameters = Pass(chain), [p for p in chain.parameters() if p.requires_grad]
-    filled = any(map(is_filled, caches))
     held = [p for cache in caches for p in held_tensors(vars(cache)) if p[2].requires_grad]
+    if goes_on:
+        held = [p for p in held if is_of_chain(p[2].grad_fn)]
+    filled = bool(held) or (not goes_on and any(map(is_filled, caches)))
     given = list({id(t): t for t in [*given, *(t for _, _, t in held)]}.values())
     before, *aliases = Gate.apply(one_pass, len(given), SENTINEL, h, *given, *parameters)
     arguments = {id(t): (t, alias) for t, alias in zip(given, aliases, strict=True)}
@@ -127,22 +135,6 @@ def _continued(
         )
         return None
     return tap.scope, h, tap.segment
-
-
-def exchanged(value: Any, others: dict[int, Tensor]) -> Any:
-    """``value`` with other tensors for those of these ids.
-
-    A layer may write into lists and dictionaries that it is given, for others to read: they stay
-    the same objects.
-    """
-    if isinstance(value, Tensor):
-        return others.get(id(value), value)
-    if type(value) is tuple:
-        return tuple(exchanged(inner, others) for inner in value)
-    if type(value) in (list, dict):
-        for key, inner in list(value.items() if type(value) is dict else enumerate(value)):
-            value[key] = exchanged(inner, others)
-    return value
 
 
 @contextlib.contextmanager

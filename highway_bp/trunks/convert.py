@@ -24,9 +24,9 @@ def convert(
     """Let ``method`` train the residual trunks of ``model``, in place, and return the model.
 
     A trunk is a list of layers of one class, or of a few in turn, each of which maps a state to a
-    state and has a residual connection around it. Of stages, the lists of layers inside them are trunks. The
-    model's own code still calls the layers. Each layer gets a
-    class derived from its own, which makes every call a step of a chain. Nothing else changes;
+    state and has a residual connection around it. Of stages, the lists of layers inside them are
+    trunks. The model's own code still calls the layers. Each layer gets a class derived from its
+    own, which makes every call a step of a chain. Nothing else changes;
     with gradients off, or ``Backprop()``, the layers run as before. `set_method` changes the method
     later, `chains` lists the trunks.
 

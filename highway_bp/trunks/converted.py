@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from highway_bp.caches import is_no_container, without_caches
+from highway_bp.caches import without_caches
+from highway_bp.containers import leaves
 from highway_bp.flow import is_tap, solving
 from highway_bp.layer_call import Ran, state_of
 from highway_bp.step import step
@@ -205,8 +205,7 @@ def _first_argument(cls: type) -> str | None:
 def _wants_gradient(layer: nn.Module, h: Tensor, args: tuple, kwargs: dict) -> bool:
     if h.requires_grad:
         return True
-    given = pytree.tree_leaves((args, kwargs), is_leaf=is_no_container)
-    return any(isinstance(t, Tensor) and t.requires_grad for t in given) or any(
+    return any(isinstance(t, Tensor) and t.requires_grad for t in leaves((args, kwargs))) or any(
         p.requires_grad for p in layer.parameters()
     )
 

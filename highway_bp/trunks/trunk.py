@@ -40,10 +40,19 @@ class Trunk(Chain):
         if known is None or known() is not layer:  # of copies, the one that was called last
             self._layers[name] = weakref.ref(layer)
 
+    def follows(self, layer: Layer) -> bool:
+        return self._steps_from_last(layer) > 0
+
+    def _steps_from_last(self, layer: Layer) -> int:
+        """From the layer that was called last, if it is one of the same list; else 0."""
+        (parent, _, number), (other, _, last) = (
+            key.rpartition(".") for key in (layer.key, self._last or "")
+        )
+        return int(number) - int(last) if parent == other and number.isdigit() else 0
+
     def look_for_break(self, layer: Layer) -> None:
         """Warn where a layer is not given what the layer before it in its list has returned."""
-        parent, _, number = layer.key.rpartition(".")
-        if number.isdigit() and self._last == f"{parent}.{int(number) - 1}":
+        if self._steps_from_last(layer) == 1:
             self.warn_once(
                 "break",
                 f"{layer.name} is not given the state that {self._last} returned: a new chain "

@@ -3,6 +3,8 @@
 import copy
 import random
 import warnings
+from collections import OrderedDict, UserDict
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -221,8 +223,10 @@ class Writes(Shows):
 
 
 class WithStores(Net):
+    store = dict
+
     def forward(self, x=None):
-        h, losses, shared = self.emb(rows() if x is None else x), [], ({},)
+        h, losses, shared = self.emb(rows() if x is None else x), [], (self.store(),)
         for block in self.blocks:
             h = block(h, losses, shared)
         self.counted, self.losses = shared[0]["counted"], len(losses)
@@ -247,6 +251,41 @@ def test_layers_that_write_into_lists_and_dictionaries(method):
     assert len(losses) == 4 and shared[0]["counted"] == 4
     for p, q in zip(chain.parameters(), exact.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
+
+
+@pytest.mark.filterwarnings("ignore:.*a new chain begins there")
+@pytest.mark.parametrize("kind", [UserDict, OrderedDict])
+def test_other_dictionaries(kind):
+    class WithStore(WithStores):
+        store = kind
+
+    assert_same(lambda model: model().backward(), lambda: made(Writes, WithStore))
+
+
+class Pair(NamedTuple):
+    scale: torch.Tensor
+    mask: torch.Tensor
+
+
+def test_arguments_in_a_named_tuple():
+    class Scales(Shows):
+        def forward(self, h, pair):
+            return h + pair.scale * pair.mask * self.g(self.inside(h))
+
+    class GivesPair(Net):
+        def forward(self, x=None):
+            h = self.emb(rows())
+            pair = Pair(torch.sigmoid(self.emb(rows())), torch.ones(6).double())
+            for block in self.blocks:
+                h = block(h, pair)
+            (self.chain,) = hb.chains(self) if hasattr(self.blocks[0], "_trunk") else (None,)
+            return self.head(h).sin().sum()
+
+    def run(model):
+        model().backward()
+        assert model.chain is None or model.chain.length == hb.iterations(model) == 4
+
+    assert_same(run, lambda: made(Scales, GivesPair))
 
 
 def test_what_was_written_is_there_once_when_a_layer_has_to_run_again():

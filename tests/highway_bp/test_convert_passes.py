@@ -64,8 +64,17 @@ def test_two_forward_passes_before_one_backward_pass():
     assert_same(run)
 
 
-def test_prefix_tuning():
+def scale_state(_, __, out):
+    """A hook between two layers, which breaks the chain."""
+    return (1.1 * out[0], *out[1:]) if isinstance(out, tuple) else 1.1 * out
+
+
+@pytest.mark.filterwarnings("ignore:.*a new chain begins there")
+@pytest.mark.parametrize("breaks", [False, True])
+def test_prefix_tuning(breaks):
     def run(model):
+        if breaks:
+            model.transformer.h[0].register_forward_hook(scale_state)
         torch.manual_seed(5)
         cache, prefix = tf.DynamicCache(config=model.config), []
         for i in range(LAYERS):
@@ -79,9 +88,22 @@ def test_prefix_tuning():
     assert_same(run)
 
 
-@pytest.mark.parametrize("first_counts", [True, False])
-def test_a_prompt_in_two_parts(first_counts):
+@pytest.mark.filterwarnings("ignore:.*a new chain begins there")
+def test_a_chain_that_breaks_while_a_cache_is_filled():
     def run(model):
+        model.transformer.h[0].register_forward_hook(scale_state)
+        model(**TOKENS, use_cache=True).loss.backward()
+
+    assert_same(run)
+
+
+@pytest.mark.filterwarnings("ignore:.*a new chain begins there")
+@pytest.mark.parametrize("breaks", [False, True])
+@pytest.mark.parametrize("first_counts", [True, False])
+def test_a_prompt_in_two_parts(first_counts, breaks):
+    def run(model):
+        if breaks:
+            model.transformer.h[0].register_forward_hook(scale_state)
         x = TOKENS["input_ids"]
         first = model(input_ids=x[:, :3], use_cache=True)
         cache = first.past_key_values
