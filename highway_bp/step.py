@@ -57,8 +57,8 @@ def step(
         first: begin a new chain, whatever h is.
 
     Raises:
-        RuntimeError: it changes h in place, or uses a tensor that requires a gradient and is
-            neither a parameter of the chain nor an argument.
+        RuntimeError: it changes in place h, or an argument that requires a gradient; it uses a
+            tensor that requires one and is neither a parameter of the chain nor an argument.
     """
     refuse_transforms(layer.name)
     flat = leaves((args, kwargs))
@@ -72,7 +72,7 @@ def step(
         segment = Segment(Leak.apply(scope.one_pass, before), wanted)
     x = segment.end
     inner = {id(h): x, **{id(t): scope.local(t) for t in given}}
-    outer = {id(inner[id(t)]): t for t in [h, *given]}
+    outer = {id(inner[id(t)]): t for t in [h, *given]}  # given back after the run
     kept = copied((args, kwargs), inner)
     args, kwargs = exchanged((args, kwargs), inner)
     try:
@@ -82,16 +82,21 @@ def step(
             return returned.ran.out
         segment.add(call, returned)
         check_graph(segment, -1, scope.ends, scope.one_pass.made)
-        passed_on = Tap.apply(scope.one_pass, segment, returned.extras, before)
-        passed_on[0].grad_fn.scope = scope
-        watch_state(passed_on[0])
-        add_shown(call.shown, passed_on[1:])
-        results = [returned.state, *returned.extras]
-        others = {id(t): o for t, o in zip(results, passed_on, strict=True)}
-        outer = others | outer
-        return returned.with_others(others)
+        passed_on = _passed_on(scope, segment, before)
+        outer = passed_on | outer
+        return returned.with_others(passed_on)
     finally:
         exchanged((args, kwargs), outer)
+
+
+def _passed_on(scope: Scope, segment: Segment, before: Tensor) -> dict[int, Tensor]:
+    """By id, what the model gets for the state and the extras of the segment's last layer."""
+    results = [segment.h_out, *segment.extras[-1]]
+    state, *extras = Tap.apply(scope.one_pass, segment, segment.extras[-1], before)
+    state.grad_fn.scope = scope
+    watch_state(state)
+    add_shown(segment.calls[-1].shown, extras)
+    return {id(t): o for t, o in zip(results, [state, *extras], strict=True)}
 
 
 def _begun(
