@@ -16,6 +16,7 @@ import highway_bp as hb
 from scripts.evidence.claims import CLAIMS
 from scripts.evidence.judge import Verdict, difference
 from scripts.evidence.results import read_results
+from scripts.evidence.rows import score
 from tests.train_cli import ROOT
 
 pytestmark = pytest.mark.slow
@@ -110,6 +111,19 @@ def test_the_scores_of_the_pixels_are_those_of_the_rows():
     assert len(rows) == 8
     for row in rows:
         assert f"{100 * row['eval_accuracy']:.1f}" in README.replace("\n", " "), row["arguments"]
+
+
+def test_the_difference_on_the_pixels_is_that_of_the_rows():
+    setting = next(
+        s for s in read_results(ROOT / "results").settings["gru_pixels"] if "CPU" in s.device
+    )
+    k10, bp = setting.arm("highway", 10), setting.arm("bp")
+    found = difference(k10, bp, setting.paper.paired)
+    text = README.replace("\n", " ")
+    assert len(k10) == len(bp) == 3 and "three seeds on a CPU" in text
+    assert f"backpropagation {mean(map(score, bp)):.2f} %" in text
+    assert f"Highway-BP at k = 10 {mean(map(score, k10)):.2f} %" in text
+    assert f"is {found.mean:.2f} points [{found.low:.1f}, {found.high:.1f}]" in text
 
 
 def test_the_differences_of_the_characters_are_those_of_the_rows():
