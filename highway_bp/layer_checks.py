@@ -62,7 +62,7 @@ def refuse_affine(system: ModuleSystem) -> None:
     """
     for segment in system.segments:
         v = segment.vjp(torch.zeros_like(segment.h_out))
-        if v is not None and not v.is_meta and v.any():
+        if v is not None and not v.is_meta and not (v == 0).all():
             raise RuntimeError(
                 f"{segment.calls[0].layer.name} adds to the gradient in its backward pass (a loss "
                 "of its own?), which MGRIT would count repeatedly; expected Highway(k) or "
