@@ -123,15 +123,15 @@ class Returned:
 
     Attributes:
         state: the first tensor; None where it is not floating, or something else comes first.
-        written: tensors that it has put into lists and dictionaries it was given.
-        extras: all but the state that want a gradient, ``written`` among them.
+        extras: the other tensors that want a gradient, ``written`` among them: those it has put
+            into lists and dictionaries that it was given.
     """
 
     def __init__(self, ran: Ran, written: Sequence[Tensor]):
-        self.ran, self.written = ran, written
+        self.ran = ran
         self._flat, self._spec = pytree.tree_flatten(ran.out)
         self.state = state_of(ran.out)
-        tensors = [t for t in self._flat if isinstance(t, Tensor)] + list(written)
+        tensors = [t for t in (*self._flat, *written) if isinstance(t, Tensor)]
         tensors = [t for t in tensors if t is not self.state]
         self.extras = list({id(t): t for t in tensors if t.requires_grad}.values())
 
