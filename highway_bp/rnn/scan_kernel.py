@@ -24,20 +24,21 @@ def _after(k_1, u_1, k_2, u_2):
 
 @triton.jit(do_not_specialize=["n"])
 def _scan(
-    V, K, n, lanes, C, v_step, v_row, k_step, k_row, scale, STEPS: tl.constexpr, LANES: tl.constexpr
-):
+    V, K, n, lanes, C, v_step, v_row, k_step, k_row, scale,
+    SUMS: tl.constexpr, STEPS: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
     inside = lane < lanes
     row, c = lane // C, lane % C
     v_lane = V + row.to(tl.int64) * v_row + c
     k_lane = K + row.to(tl.int64) * k_row + c
-    u = tl.load(v_lane + n.to(tl.int64) * v_step, mask=inside, other=0.0)
+    u = tl.load(v_lane + n.to(tl.int64) * v_step, mask=inside, other=0.0).to(SUMS)
     last = tl.arange(0, STEPS)[:, None] == STEPS - 1
     for start in range(0, n, STEPS):
         i = (n - 1 - start - tl.arange(0, STEPS)[:, None]).to(tl.int64)  # from later to earlier
         here = (i >= 0) & inside[None, :]
-        v = tl.load(v_lane[None, :] + i * v_step, mask=here, other=0.0)
-        k = tl.load(k_lane[None, :] + i * k_step, mask=here, other=1.0) * scale
+        v = tl.load(v_lane[None, :] + i * v_step, mask=here, other=0.0).to(SUMS)
+        k = tl.load(k_lane[None, :] + i * k_step, mask=here, other=1.0).to(SUMS) * scale
         P, s = tl.associative_scan((k, v), 0, _after)
         s = s + P * u[None, :]
         tl.store(v_lane[None, :] + i * v_step, s, mask=here)
@@ -48,12 +49,14 @@ def scan_(v: Tensor, K: Tensor, scale: float = 1.0) -> Tensor:
     """Scan v_0 .. v_n (n + 1, B, S) in place by diagonals K_0 .. K_{n-1} (n, B, C), C <= S.
 
     K carries the first C elements of a state; the others stay as they are. Elements of a row lie
-    side by side (stride 1) in both; steps and rows may lie anywhere. Returns v.
+    side by side (stride 1) in both; steps and rows may lie anywhere. Their dtypes may differ; sums
+    are float64 where v is, else float32. Returns v.
     """
     n, B, C = K.shape
-    if v.dtype == torch.float64:  # a kernel's numbers are float32
-        K, scale = K * scale, 1.0
+    sums = tl.float32
+    if v.dtype == torch.float64:  # a kernel's plain numbers, scale among them, are float32
+        K, scale, sums = K * scale, 1.0, tl.float64
     strides, steps = (*v.stride()[:2], *K.stride()[:2]), 128 if n >= LONG else 64
     grid = (triton.cdiv(B * C, LANES),)
-    _scan[grid](v, K, n, B * C, C, *strides, scale, steps, LANES, num_warps=WARPS)
+    _scan[grid](v, K, n, B * C, C, *strides, scale, sums, steps, LANES, num_warps=WARPS)
     return v

@@ -18,19 +18,24 @@ import itertools, torch
 from highway_bp.rnn.scan_kernel import scan_
 torch.manual_seed(0)
 sizes = [(1, 1, 1, 1), (2, 3, 5, 5), (64, 1, 33, 33), (65, 2, 6, 3), (130, 3, 4, 2), (520, 1, 3, 3)]
-for (L, B, S, C), (scale, dtype) in itertools.product(
-    sizes, [(1.0, torch.float32), (0.8, torch.float64)]
-):
-    v, K = torch.randn(L + 3, B, S, dtype=dtype), torch.rand(L, B, C, dtype=dtype)
+kinds = [
+    (1.0, torch.float32, torch.float32),
+    (0.8, torch.float64, torch.float64),
+    (0.8, torch.float32, torch.bfloat16),
+    (0.8, torch.bfloat16, torch.float32),
+]
+for (L, B, S, C), (scale, dtype, of_K) in itertools.product(sizes, kinds):
+    v, K = torch.randn(L + 3, B, S, dtype=dtype), torch.rand(L, B, C, dtype=of_K)
     rows = K.new_zeros(L, B, C + 2)
     rows[..., :C] = K
     for given in (K, rows[..., :C]):  # in one piece, and with rows further apart
-        expected = v.clone()
+        expected = v if dtype == torch.float64 else v.float()
+        expected = expected.clone()
         for i in reversed(range(L)):
             expected[i, :, :C] += scale * expected[i + 1, :, :C] * K[i]
         found = v.clone()
         scan_(found[: L + 1], given, scale)
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(found, expected.to(dtype))
 print("equal")
 """
 
