@@ -8,6 +8,7 @@ the backward pass is solved:
     >>> chain(torch.randn(5, 4, 8)).square().mean().backward()
 """
 
+from highway_bp import compiler as _compiler  # noqa: F401  has an effect
 from highway_bp import schedules
 from highway_bp.auto_gamma import AutoGamma
 from highway_bp.carry import Carry, Diagonal, Identity, LinearMap, Permutation, Scalar

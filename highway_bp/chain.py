@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from highway_bp.has_method import Chain
@@ -97,7 +96,6 @@ class ResidualChain(Chain, nn.ModuleList):
     def _plain(self, i: int, layer: nn.Module, h: Tensor, args: tuple, kwargs: dict) -> Tensor:
         return layer(h, *args, **kwargs)
 
-    @torch.compiler.disable(recursive=False)
     def _cut(self, i: int, layer: nn.Module, h: Tensor, args: tuple, kwargs: dict) -> Tensor:
         named = ChainLayer(layer, i, alone=self.method.group_size == 1)
         return step(self, named, h, args, kwargs, first=i == 0)

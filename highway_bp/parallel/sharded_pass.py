@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from highway_bp.parallel.sharded_chain import ShardedChain
 
 
-@torch.compiler.disable(recursive=False)
 def through_ranks(
     chain: ShardedChain,
     h: Tensor,

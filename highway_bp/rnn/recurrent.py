@@ -104,7 +104,7 @@ class Recurrent(HasMethod, nn.Module):
             )
         return initial(x.shape[1])
 
-    @torch.compiler.disable  # as in `MethodRNN`
+    @torch.compiler.disable  # the cell runs once a step
     def _solved(self, layout: _Layout, x: Tensor, start: Tensor) -> Tensor:
         params = [p for p in self.cell.parameters() if p.requires_grad]
         cell = _RowsOfSteps(self.cell, self._carry, layout, x.device)

@@ -110,7 +110,6 @@ def _is_trained(trunk: Trunk) -> bool:
     return torch.is_grad_enabled() and trunk.method.group_size is not None and not exported
 
 
-@torch.compiler.disable(recursive=False)
 def _forward(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     trunk = layer._trunk
     if layer in getattr(_own, "layers", ()):  # its set forward calls the one it has replaced

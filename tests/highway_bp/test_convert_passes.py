@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -345,11 +346,20 @@ def test_distributed_data_parallel_is_exact(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_torch_compile_around_the_model(name):
-    def run(model):
-        torch.compiler.reset()
-        losses(name)["logits"](torch.compile(model, backend="eager")).backward()
-
-    assert_same(run, lambda: build(name, num_hidden_layers=2))
+    """Its layers are compiled, and a method that is set later holds."""
+    torch.compiler.reset()
+    model, plain = (hb.convert(build(name), EXACT) for _ in range(2))
+    graphs = CompileCounter()
+    compiled, loss = torch.compile(model, backend=graphs), losses(name)["logits"]
+    for method in (EXACT, hb.Highway(1)):
+        hb.set_method(model, method)
+        hb.set_method(plain, method)
+        for each in (model, plain):
+            each.zero_grad()
+        loss(compiled).backward()
+        loss(plain).backward()
+        torch.testing.assert_close(gradients(model), gradients(plain))
+    assert graphs.frame_count >= 3  # what is before, in and after the layers
 
 
 def test_threads_have_passes_of_their_own():
