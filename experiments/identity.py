@@ -92,6 +92,7 @@ LEFT_OUT = {
     "trainer.amp",
     "trainer.tf32",
     "trainer.deterministic",
+    "trainer.cuda_graph",
     "trainer.threads",
     "trainer.progress",
     "trainer.log_interval",

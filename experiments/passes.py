@@ -23,14 +23,14 @@ class Passes:
     block_passes: int = 0
     sequential_passes: int = 0
 
-    def add(self, model: nn.Module, method: hb.Method) -> None:
-        """Count the last backward pass."""
+    def add(self, model: nn.Module, method: hb.Method, iterations: int) -> None:
+        """Count a backward pass that took so many iterations."""
         sizes = group_sizes(model, method)
         if method.group_size is None:
             self.block_passes += 1
             self.sequential_passes += sum(sizes)
         else:
-            self._add(hb.iterations(model), sizes)
+            self._add(iterations, sizes)
 
     def add_measurement(self, model: nn.Module, method: hb.Method, ks: Sequence[int]) -> None:
         """Count a measurement of a schedule: once exact, once with every k."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ class Plan:
             )
         self.diagnostics = Diagnostics(**OmegaConf.to_container(self.cfg.diagnostics))
         self.device = _device(self.cfg.device)
+        if self.cfg.trainer.cuda_graph:
+            self._check_graphs()
         if self._fixed_steps:
             self.steps(per_epoch=1)
 
@@ -143,6 +146,17 @@ class Plan:
             "batch_size": cfg.optim.batch_size,
             **self.processes.fields,
         }
+
+    def _check_graphs(self) -> None:
+        """Refuse what decides on the way, by numbers that it reads."""
+        reasons = {
+            f"device={self.device.type}": self.device.type != "cuda",
+            "parallel=layers": type(self.processes) is not OneProcess,
+            "grad.tolerance": getattr(self.method, "tolerance", None) is not None,
+            "gamma=auto": not isinstance(getattr(self.method, "gamma", 0.0), Real),
+        }
+        if found := [reason for reason, holds in reasons.items() if holds]:
+            raise UserError(f"trainer.cuda_graph: true with {', '.join(found)}; expected false")
 
     @property
     def _fixed_steps(self) -> int | None:

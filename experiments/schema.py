@@ -64,6 +64,7 @@ class Trainer:
     tf32: bool
     channels_last: Any
     deterministic: bool
+    cuda_graph: bool
     threads: int | None
     eval_batch_size: int
     eval_interval: int | None

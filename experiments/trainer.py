@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import highway_bp as hb
+from experiments.cuda_graphs import GraphedPasses, Passed
 from experiments.interrupt import Interrupted, stop_signal
 from experiments.nonfinite import Diverged, first_nonfinite_gradient, first_nonfinite_output
 from experiments.objective import Objective
@@ -73,6 +74,7 @@ class Trainer:
         self.model.train()
         processes.share(self.model)
         self.trained = processes.replicated(self.model)
+        self._graphs = GraphedPasses(self.model, self._pass) if settings.cuda_graph else None
         self.optimizer = build_optimizer(self.model, self.plan.cfg.optim)
         per_epoch = self.objective.batches.steps_per_epoch
         self.total_steps = self.plan.steps(per_epoch)
@@ -176,21 +178,28 @@ class Trainer:
             group["lr"] = lr
         x, y = self.objective.batch(self.step)
         method = self._set_method(x, y)
-        loss, scores = self.objective.loss(self.trained, x, y)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        means = self.plan.processes.mean(torch.stack([loss.detach(), *scores.values()]))
+        passed = self._graphs(method, x, y) if self._graphs else self._pass(x, y)
+        means = self.plan.processes.mean(torch.stack([*passed.measured.values()]))
         norm = hb.total_norm(self.model)
         measured = torch.cat([norm[None], means])
-        names, iterations = ("grad_norm", "train_loss", *scores), hb.iterations(self.model)
-        self._unread.append(Unread(self.step + 1, lr, method, iterations, names, measured, x))
+        names = ("grad_norm", *passed.measured)
+        self._unread.append(
+            Unread(self.step + 1, lr, method, passed.iterations, names, measured, x)
+        )
         if self.plan.device.type == "cpu":  # reading is free: weights are still what they were
             self._check_finite(self._unread[-1], measured.tolist())
         if optim.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), optim.clip, norm)
         self.optimizer.step()
         self.step += 1
-        self.passes.add(self.model, method)
+        self.passes.add(self.model, method, passed.iterations)
+
+    def _pass(self, x: Tensor, y: Tensor) -> Passed:
+        """Loss and training scores of a batch; the gradients are the parameters'."""
+        loss, scores = self.objective.loss(self.trained, x, y)
+        loss.backward()
+        return Passed({"train_loss": loss.detach(), **scores}, hb.iterations(self.model))
 
     def _set_method(self, x: Tensor, y: Tensor) -> hb.Method:
         """Give the model the method of this step, for which the schedule may measure errors."""

@@ -19,16 +19,18 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import Tensor, nn
 
 import highway_bp as hb
 from experiments.config import composed
+from experiments.cuda_graphs import EAGER, GraphedPasses, Passed
 from experiments.identity import precision_of
 from experiments.optimizer import build_optimizer
 from experiments.run import prepare_torch
 from scripts import benchmark
 from scripts.benchmark import DEVICE
 from scripts.program import run
-from scripts.surrogate import surrogate, training_step
+from scripts.surrogate import one_pass, surrogate, training_step
 
 ARMS = ["bp", "k0", "k1", "k2", "k3", "k5", "k10"]
 
@@ -46,7 +48,19 @@ def step_of(cfg: DictConfig, arm: str) -> Callable[[], object]:
         model.to(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
     optimizer = build_optimizer(model, cfg.optim)
-    return lambda: training_step(model, data.task.loss, optimizer, (x, y), amp, cfg.optim.clip)
+    passes = partial(one_pass, model, data.task.loss, amp=amp)
+    if cfg.trainer.cuda_graph:
+        passes = graphed(model, passes)
+    step = partial(training_step, model, passes, optimizer, (x, y), cfg.optim.clip)
+    for _ in range(EAGER):
+        step()
+    return step
+
+
+def graphed(model: nn.Module, passes: Callable[[Tensor, Tensor], Tensor]) -> Callable:
+    """The same passes as the trainer replays them, with `trainer.cuda_graph`."""
+    graphs = GraphedPasses(model, lambda x, y: Passed({"loss": passes(x, y)}, 0))
+    return lambda x, y: graphs(hb.current_method(model), x, y).measured["loss"]
 
 
 def measure(preset: str, arms: Sequence[str], repeats: int, overrides: Sequence[str]) -> dict:

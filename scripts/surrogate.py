@@ -43,22 +43,33 @@ def surrogate(data: DictConfig, rows: int = 2048) -> Data:
     raise ValueError(f"data of kind {data._target_}; expected images, text or pairs")
 
 
-def training_step(
-    model: nn.Module,
-    loss_of: Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, object]],
-    optimizer: torch.optim.Optimizer,
-    batch: tuple[Tensor, Tensor],
-    amp: bool,
-    clip: float | None,
-) -> Tensor:
-    """Forward, backward, clipping and optimiser as in training; loss and gradient norm, (2,)."""
-    x, y = batch
-    optimizer.zero_grad(set_to_none=True)
+Loss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, object]]
+
+
+def one_pass(model: nn.Module, loss_of: Loss, x: Tensor, y: Tensor, amp: bool) -> Tensor:
+    """Forward and backward as in training; the loss, ()."""
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=amp):
         loss, _ = loss_of(model, x, y)
     loss.backward()
+    return loss.detach()
+
+
+def training_step(
+    model: nn.Module,
+    passes: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[Tensor, Tensor],
+    clip: float | None,
+) -> Tensor:
+    """A pass, clipping and optimiser as in training; loss and gradient norm, (2,).
+
+    Args:
+        passes: ``passes(x, y)`` gives the loss, and leaves the gradients; for instance `one_pass`.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss = passes(*batch)
     norm = hb.total_norm(model)
     if clip is not None:
         nn.utils.clip_grads_with_norm_(model.parameters(), clip, norm)
     optimizer.step()
-    return torch.stack([loss.detach(), norm])
+    return torch.stack([loss, norm])

@@ -6,6 +6,7 @@ one model: that tries the test alone.
 """
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from torch import Tensor, nn
 
 import highway_bp as hb
 from experiments.config import composed
+from experiments.cuda_graphs import EAGER, GraphedPasses, Passed
+from experiments.errors import UserError
 from experiments.run import prepare_torch
 from scripts.benchmark import DEVICE
-from scripts.surrogate import surrogate, training_step
+from scripts.surrogate import one_pass, surrogate, training_step
+from tests.train_cli import assert_same, only_run
 
 pytestmark = pytest.mark.slow
 
@@ -61,8 +65,9 @@ def steps(model: nn.Module, data, method: hb.Method, device: torch.device, amp: 
     hb.set_method(model, method)
     batches = data.train_batches(BATCH, 0, device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    passes = partial(one_pass, model, data.task.loss, amp=amp)
     found = [
-        training_step(model, data.task.loss, optimizer, batches.batch(step), amp, clip=1.0)
+        training_step(model, passes, optimizer, batches.batch(step), clip=1.0)
         for step in range(STEPS)
     ]
     return torch.stack(found).double().cpu()
@@ -84,6 +89,51 @@ def test_steps_are_those_of_the_cpu(name, method):
             steps(model, data, method, DEVICE, amp=False)
         return
     exact = steps(model, data, method, torch.device("cpu"), amp=False)
+    measured = getattr(method, "gamma", 0.0) == "auto"  # by probes, of which devices draw others
     for precision, allowed in ALLOWED.items():
+        allowed = max(allowed, 0.03) if measured else allowed
         found = steps(model, data, method, DEVICE, amp=precision == "bfloat16")
         assert ((found - exact).abs() / exact.abs()).max() < allowed, precision
+
+
+GRAPHED = [  # passes of other kinds between the replays, and methods in turn
+    "grad=bp",
+    "k=1 diagnostics=figure6 trainer.amp=true",
+    "schedule=milestones schedule.ks=[0,2] schedule.at=[0.5]",
+    "schedule=adaptive",
+    "experiment=topics_tiny grad=fixed_point k=1",
+    "experiment=topics_tiny model=lstm_char k=2",
+]
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="there is no CUDA device")
+@pytest.mark.parametrize("line", GRAPHED)
+def test_cuda_graphs_train_to_the_same_bits(train, runs, line):
+    for graph in ("true", "false"):
+        given = [*line.split(), "steps=24", "trainer.deterministic=true", "device=cuda"]
+        done = train(*given, f"trainer.cuda_graph={graph}", f"run_root={runs / graph}")
+        assert done.code == 0, done.err
+    assert_same(*(only_run(runs / graph) for graph in ("true", "false")))
+
+
+class Reads(nn.Module):
+    def forward(self, x):
+        return x * x.sum().item()
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="there is no CUDA device")
+@pytest.mark.parametrize("part", [nn.Dropout(0.5), Reads()], ids=["dropout", "reads"])
+def test_what_a_cuda_graph_cannot_repeat_is_refused(part):
+    model = nn.Sequential(nn.Linear(8, 8), part).to(DEVICE)
+    x = torch.randn(4, 8, device=DEVICE)
+
+    def run(x, y):
+        loss = (model(x) - y).square().sum()
+        loss.backward()
+        return Passed({"loss": loss.detach()}, 0)
+
+    passes = GraphedPasses(model, run)
+    with pytest.raises(UserError, match=r"trainer.cuda_graph: .*; expected false"):
+        for _ in range(EAGER):
+            model.zero_grad()
+            passes(hb.Backprop(), x, x)

@@ -53,6 +53,7 @@ TABLE = {
         "trainer.progress": SWITCH,
         "trainer.tf32": YES_NO,
         "trainer.deterministic": YES_NO,
+        "trainer.cuda_graph": ("false", "true maybe null"),  # true: on CUDA alone
         "trainer.threads": MAYBE_WHOLE,
         "trainer.eval_batch_size": WHOLE,
         "trainer.eval_interval": MAYBE_WHOLE,

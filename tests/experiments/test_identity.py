@@ -117,6 +117,7 @@ def test_every_class_that_a_configuration_names_has_a_lasting_name(composed):
         "trainer.eval_interval=7",
         "trainer.snapshots=[3]",
         "trainer.deterministic=true",
+        "trainer.cuda_graph=true",
         "logger=none",
         "diagnostics=figure6",
         "advise=true",

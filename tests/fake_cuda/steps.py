@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from experiments.objective import Objective
 from experiments.optimizer import build_optimizer
 from experiments.plan import Plan
 from experiments.trainer import Trainer
-from scripts.surrogate import surrogate, training_step
+from scripts.surrogate import one_pass, surrogate, training_step
 from tests.fake_cuda.gpu import FakeGPU
 from tests.test_devices import METHODS, MODELS
 
@@ -47,10 +48,10 @@ def second_step(
     model = instantiate(cfg.model, **data.model_arguments()).to(DEVICE).train()
     hb.set_method(model, method)
     batches, optimizer = data.train_batches(2, 0, DEVICE), build_optimizer(model, cfg.optim)
+    passes = partial(one_pass, model, data.task.loss, amp=amp)
     for step in range(2):
         gpu.waits.clear()
-        batch = batches.batch(step)
-        measured = training_step(model, data.task.loss, optimizer, batch, amp, clip=1.0)
+        measured = training_step(model, passes, optimizer, batches.batch(step), clip=1.0)
     assert measured.is_cuda and measured.dtype == torch.float32
     trained = [p for p in model.parameters() if p.grad is not None]
     assert trained and all(p.grad.is_cuda and p.grad.dtype == p.dtype for p in trained)
