@@ -70,7 +70,7 @@ RUNS := resnet32 --jobs 2 --set steps=1 optim.batch_size=2 data.validation=100 d
 else
 GPU := runs/gpu
 RNN := --parts paper
-RUNS := resnet32 gru_pixels gru_chars lstm_chars gpt2 --full --jobs $(or $(JOBS),3)
+RUNS := resnet32 gru_pixels gru_chars lstm_chars gpt2 --full --jobs $(or $(JOBS),3) --set trainer.cuda_graph=true
 endif
 
 gpu: setup device $(GPU)/checked $(GPU)/bench_rnn.json $(GPU)/bench_rnn_tf32.json $(GPU)/bench_engine.json ## on one GPU: checks, benchmarks, the paper's runs in full; resumes

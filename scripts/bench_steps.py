@@ -4,7 +4,7 @@
 
 Batch, forward, backward, clipping and optimiser, on made-up data of the preset's shape, in the
 precision that the preset has on this device. Written to results/steps_PRESET.DEVICE.json, from
-which figures take their axes of time.
+which figures take their axes of time; with trainer.cuda_graph=true to steps_PRESET.cuda_graph.json.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--arms", nargs="+", default=ARMS, help=", ".join(ARMS))
     args = parser.parse_intermixed_args(argv)
     record = measure(args.preset, args.arms, args.repeats, args.overrides)
-    out = args.out or Path("results", f"steps_{args.preset}.{DEVICE.type}.json")
+    kind = DEVICE.type + ("_graph" if "trainer.cuda_graph=true" in args.overrides else "")
+    out = args.out or Path("results", f"steps_{args.preset}.{kind}.json")
     benchmark.save(record, out)
     print(out, {arm: round(1000 * s, 2) for arm, s in record["seconds"].items()}, "ms")
 

@@ -14,7 +14,7 @@ import pytest
 
 import highway_bp as hb
 from scripts.evidence.claims import CLAIMS
-from scripts.evidence.judge import Verdict, difference
+from scripts.evidence.judge import Outcome, Verdict, difference, matches
 from scripts.evidence.results import read_results
 from scripts.evidence.rows import score
 from tests.train_cli import ROOT
@@ -108,7 +108,7 @@ def anchors(page: Path) -> set[str]:
 def test_the_scores_of_the_pixels_are_those_of_the_rows():
     lines = (ROOT / "results" / "gru_pixels.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "NVIDIA" in row["device"]]
-    assert len(rows) == 8
+    assert len(rows) == 9
     for row in rows:
         assert f"{100 * row['eval_accuracy']:.1f}" in README.replace("\n", " "), row["arguments"]
 
@@ -124,6 +124,16 @@ def test_the_difference_on_the_pixels_is_that_of_the_rows():
     assert f"backpropagation {mean(map(score, bp)):.2f} %" in text
     assert f"Highway-BP at k = 10 {mean(map(score, k10)):.2f} %" in text
     assert f"is {found.mean:.2f} points [{found.low:.1f}, {found.high:.1f}]" in text
+
+
+def test_the_scores_of_the_reduced_settings_are_those_of_the_rows():
+    settings = read_results(ROOT / "results").settings
+    for key, digits in (("lstm_chars", 3), ("gru_words", 1)):
+        (setting,) = (s for s in settings[key] if "GPU" in s.device)
+        ours, exact = setting.arm("highway", 3), setting.arm("bp")
+        assert matches(setting, ours).outcome is Outcome.HOLDS and len(ours) == 3
+        shown = ", ".join(f"{mean(map(score, rows)):.{digits}f}" for rows in (ours, exact))
+        assert shown in README
 
 
 def test_the_differences_of_the_characters_are_those_of_the_rows():
@@ -148,6 +158,12 @@ def test_the_times_of_the_method_page_are_those_of_the_benchmarks():
         if "L 1024" in run["shape"] and run["shape"].endswith(("hidden 32", "hidden 64"))
     ]
     assert len(at_k0) == 6
+    cuda = json.loads((ROOT / "results" / "bench_rnn_cuda.json").read_text())["paper"]
+    faster = {run["row"]: [f"{run['speedup'][name]:.2f}" for name in ("k0", "k5")] for run in cuda}
+    k0, k5 = faster["gru_pixels"]
+    assert f"{k0} at k = 0 and {k5} at k = 5 with L = 1024" in page
+    assert f"{' and '.join(faster['gru_chars'])} with L = 256" in page
+    assert f"on the H200 {' and '.join(faster['lstm_chars'])}" in page
     expected = f"{min(at_k0):.2f} to {max(at_k0):.2f} times as fast as `nn.GRU`"
     assert expected in page
     trunk = json.loads((ROOT / "results" / "bench_trunk.json").read_text())["ratios"]
@@ -163,7 +179,8 @@ def test_the_times_of_the_method_page_are_those_of_the_benchmarks():
     ("experiment", "device", "label"),
     [
         ("gru_chars", "CPU", "GRU, characters, L = 256, five seeds"),
-        ("lstm_chars", "NVIDIA", "LSTM, characters, L = 256, one seed"),
+        ("gru_words", "NVIDIA", "three-layer GRU, byte pairs, L = 256, three seeds"),
+        ("lstm_chars", "NVIDIA", "LSTM, characters, L = 256, three seeds"),
         ("gru_pixels", "NVIDIA", "GRU, pixels, L = 1024, one loss at the end, one seed"),
     ],
 )
@@ -184,10 +201,22 @@ def test_the_times_are_those_of_the_benchmarks():
     steps = record("steps_gru_cifar10_pixels.cuda")["seconds"]
     for name in ("bp", "k5", "k10"):
         assert f"{1000 * steps[name]:.1f} ms" in README
+    plain, graph = (record(f"steps_resnet32_cifar10.{kind}") for kind in ("cuda", "cuda_graph"))
+    faster = [plain["seconds"][name] / graph["seconds"][name] for name in ("bp", "k3")]
+    assert [f"{times:.1f}" for times in faster] == ["3.6", "3.6"]
+    assert "steps of ResNet-32 3.6 times as fast" in README
+    page = (ROOT / "docs" / "reproduce.md").read_text().replace("\n", " ")
+    for name, method in (("bp", "backpropagation"), ("k3", "k = 3")):
+        with_graph, without = (1000 * steps["seconds"][name] for steps in (graph, plain))
+        assert f" {with_graph:.1f} " in page and f"instead of {without:.1f} ({method})" in page
     assert (
         f"{record('bench_trunk')['ratios']['k1_over_plain']:.2f} times the time of a plain"
         in README
     )
+    (pixels,) = (
+        r["speedup"] for r in record("bench_rnn_cuda")["paper"] if r["row"] == "gru_pixels"
+    )
+    assert f"{pixels['k0']:.2f} (k = 0) and {pixels['k5']:.2f} times" in README
     small = record("bench_rnn")["small"][0]["speedup"]
     assert f"{small['k0']:.1f} and {small['k5']:.1f} times as fast as `nn.GRU`" in README.replace(
         "\n", " "
