@@ -32,9 +32,9 @@ from highway_bp.rnn.steps import (
     tanh_slope,
     weight_gradients,
 )
-from highway_bp.rnn.time_system import EVERY, TimeSystem
+from highway_bp.rnn.time_system import EVERY, TimeSystem, scan_of
 from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
-from highway_bp.scan import DiagonalScan, in_blocks
+from highway_bp.scan import in_blocks
 
 CARRIES = ("gate", "literal", "diagonal")
 
@@ -178,7 +178,7 @@ def cell_states(i: Tensor, f: Tensor, g: Tensor, c_0: Tensor) -> Tensor:
     c = i.new_zeros(blocks * size, *c_0.shape)
     torch.mul(i.flip(0), g.flip(0), out=c[:L])
     c[L] = c_0
-    return DiagonalScan(f.flip(0), bounded=True)(c)[: L + 1].flip(0)
+    return scan_of(f.flip(0), 1.0, bounded=True)(c)[: L + 1].flip(0)
 
 
 def _library_lstm(

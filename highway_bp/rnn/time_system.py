@@ -20,10 +20,9 @@ KERNEL = "HIGHWAY_BP_SCAN_KERNEL"  # 0: no kernel of Triton on CUDA
 
 
 def scan_of(K: Tensor, scale: float, bounded: bool) -> Callable[[Tensor], Tensor]:
-    """On CUDA one kernel of Triton, if it is there, the environment allows it and no product of
-    carries can overflow; else `DiagonalScan`."""
-    has_kernel = K.is_cuda and os.environ.get(KERNEL) != "0" and find_spec("triton")
-    if not (has_kernel and (bounded or (K.abs() <= 1).all())):
+    """One kernel of Triton, where there is one and no product of carries can overflow; else
+    `DiagonalScan`."""
+    if not (has_kernel(K) and (bounded or (K.abs() <= 1).all())):
         return DiagonalScan(K, scale, bounded)
     from highway_bp.rnn.scan_kernel import scan_
 
@@ -32,6 +31,11 @@ def scan_of(K: Tensor, scale: float, bounded: bool) -> Callable[[Tensor], Tensor
         return v
 
     return scan
+
+
+def has_kernel(K: Tensor) -> bool:
+    """On CUDA, if Triton is installed and the environment allows it."""
+    return K.is_cuda and os.environ.get(KERNEL) != "0" and find_spec("triton") is not None
 
 
 class TimeSystem:

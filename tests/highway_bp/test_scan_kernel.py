@@ -36,6 +36,23 @@ for (L, B, S, C), (scale, dtype, of_K) in itertools.product(sizes, kinds):
         found = v.clone()
         scan_(found[: L + 1], given, scale)
         torch.testing.assert_close(found, expected.to(dtype))
+
+import highway_bp as hb
+from highway_bp.rnn import time_system
+
+def gradients(rnn, x):
+    rnn.zero_grad()
+    rnn(x)[0].sin().sum().backward()
+    return [p.grad for p in rnn.parameters()]
+
+for kind, carry in [(hb.GRU, "gate"), (hb.LSTM, "gate"), (hb.LSTM, "diagonal")]:
+    rnn = kind(3, 4, method=hb.Highway(2, 0.3), carry=carry).double()
+    x, expected = torch.randn(70, 2, 3).double(), None
+    for kernel in (False, True):
+        time_system.has_kernel = lambda K: kernel
+        found = gradients(rnn, x)
+        torch.testing.assert_close(found, expected or found)
+        expected = found
 print("equal")
 """
 
