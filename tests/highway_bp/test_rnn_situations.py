@@ -49,6 +49,21 @@ def test_an_empty_batch(kind, method):
     assert_same(kind, method, torch.randn(L, 0, D), lambda rnn, x: rnn(x)[0].sum())
 
 
+@every_kind
+@pytest.mark.parametrize(
+    "method", [hb.Highway(2, 0.3), hb.Highway(1, group_size=2), hb.MGRIT(1, 2)], ids=str
+)
+def test_another_default_device(kind, method):
+    """As with ``torch.set_default_device("cuda")`` and a model on another one."""
+    rnn = pair(kind, method, num_layers=2, bidirectional=True)[1]
+    lengths = [L, 4, 1, 2, 3] if method.group_size == 1 else None
+    x, found = torch.randn(L, B, D), []
+    for default in ("cpu", "meta"):
+        with torch.device(default):
+            found.append(gradients(rnn, x, lambda rnn, x: rnn(x, lengths=lengths)[0].sin().sum()))
+    torch.testing.assert_close(*found, rtol=0.0, atol=0.0)
+
+
 @pytest.mark.parametrize("write", ["mul_", "dropout"])
 @every_exact
 def test_writing_into_the_output(method, write):
