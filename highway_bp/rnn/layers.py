@@ -184,6 +184,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
         return x, [torch.stack(states) for states in zip(*last, strict=True)]
 
+    @torch.compiler.disable  # as the compiler does with torch's own recurrent layers
     def _direction(self, method: Method, x, start, suffix: str, lengths: Tensor | None):
         """Outputs (L, B, H), whatever they are behind the ends, and last states (B, H)."""
         dtype = self._autocast_dtype(x.device)

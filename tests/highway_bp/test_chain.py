@@ -10,6 +10,7 @@ import weakref
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import highway_bp as hb
 from tests.highway_bp.architectures import (
@@ -334,6 +335,18 @@ def test_autocast_of_an_approximate_method():
     found = torch.autograd.grad(torch.sin(out).sum(), [*model.parameters(), x])
     for f, e in zip(found, exact, strict=True):
         assert (f - e).norm() <= 0.05 * e.norm()
+
+
+def test_a_compiled_chain():
+    """Its layers are compiled, and a method that is set later holds."""
+    torch._dynamo.reset()
+    chain = hb.ResidualChain([Plain(pre_norm_mlp(4)).double() for _ in range(12)])
+    graphs = CompileCounter()
+    compiled = torch.compile(chain, backend=graphs)
+    for method in (hb.Highway(2), hb.Backprop(), hb.Highway(0, 0.5)):
+        chain.method = method
+        assert_close(gradients(compiled, data()), gradients(chain, data()))
+    assert graphs.op_count >= 5  # those of a layer
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

@@ -240,10 +240,11 @@ def test_chains_inside_the_layers_of_a_chain(method, leak):
     "export",
     [
         lambda model, x: torch.export.export(model, (x,)).module(),
+        lambda model, x: torch.export.export(model, (x,), strict=True).module(),
         lambda model, x: torch.jit.trace(model, (x,), check_trace=False),
         lambda model, x: torch.fx.symbolic_trace(model),
     ],
-    ids=["export", "jit", "fx"],
+    ids=["export", "strict", "jit", "fx"],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_export(export, grad):

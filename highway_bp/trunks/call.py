@@ -1,0 +1,176 @@
+"""A call of a converted layer: a step of its chain, or the layer's own forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from highway_bp.caches import without_caches
+from highway_bp.containers import leaves
+from highway_bp.flow import is_tap, solving
+from highway_bp.layer_call import Ran, state_of
+from highway_bp.step import step
+from highway_bp.surroundings import kept_buffers, modules_of
+from highway_bp.trunks.carries import recorded_carry
+
+if TYPE_CHECKING:
+    from highway_bp.trunks.converted import ConvertedLayer
+
+_own = threading.local()  # .layers: those whose own forward is running in this thread
+
+
+def call_layer(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
+    """What ``layer`` returns.
+
+    Raises:
+        RuntimeError: it cannot be a step of a chain as it is used.
+    """
+    trained = torch.is_grad_enabled() and layer._trunk.method.group_size is not None
+    return _in_chain(layer, args, kwargs) if trained else _run_own(layer, args, kwargs)
+
+
+@dataclass(frozen=True)
+class TrunkLayer:
+    """A converted layer as its chain runs it."""
+
+    module: nn.Module
+
+    @property
+    def name(self) -> str:
+        return f"{self.key} ({type(self.module).__name__})"
+
+    @property
+    def key(self) -> str:
+        return self.module._name
+
+    def run(self, h: Tensor, args: tuple, kwargs: dict) -> Ran:
+        out, carry = _run_own(self.module, (h, *args), kwargs), getattr(self.module, "carry", None)
+        state = state_of(out)
+        if not callable(carry):
+            carry = None if state is None else recorded_carry(h, state)
+        return Ran(out, carry)
+
+
+def _in_chain(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
+    trunk = layer._trunk
+    if layer in getattr(_own, "layers", ()):  # its set forward calls the one it has replaced
+        return layer._original.forward(layer, *args, **kwargs)
+    if solving():  # `torch.utils.checkpoint` around the layer runs it again
+        return _run_own(layer, args, kwargs)
+    if torch._C._current_graph_task_id() != -1:
+        if _is_recomputed():  # it was around more than the layer
+            return _run_own(layer, args, kwargs)
+        raise RuntimeError(
+            f"{TrunkLayer(layer).name} is run inside a backward pass, as re-entrant checkpointing "
+            "does; expected use_reentrant=False, or Backprop()"
+        )
+    others = dict(kwargs)
+    h = args[0] if args else others.pop(_first_argument(layer._original), None)
+    if not isinstance(h, Tensor) or not h.is_floating_point():
+        trunk.warn_once(
+            "state",
+            f"{TrunkLayer(layer).name} is not given its state first, as a floating tensor: it runs "
+            "as before, outside any chain",
+        )
+        return _run_own(layer, args, kwargs)
+    if not _wants_gradient(layer, h, args[1:], others):
+        return _run_own(layer, args, kwargs)
+    _check_supported(layer)
+    trunk.add(layer._name, layer)
+    if not is_tap(h.grad_fn):
+        trunk.look_for_break(TrunkLayer(layer))
+    return step(trunk, TrunkLayer(layer), h, args[1:], others)
+
+
+def _run_own(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
+    """The forward that the layer would have without us."""
+    own = partial(layer._original.forward, layer)
+    if layer._set_forward is not None and layer not in getattr(_own, "layers", ()):
+        own = partial(_marked, layer, layer._set_forward)
+
+    def run(*args):  # during a solution once more, by checkpointing: no statistics then
+        with kept_buffers(layer) if solving() else contextlib.nullcontext():
+            return own(*args, **kwargs)
+
+    if not (layer._is_checkpointed() and torch.is_grad_enabled()) or solving():
+        return run(*args)
+    checkpoint = layer._gradient_checkpointing_func
+    keywords = getattr(checkpoint, "keywords", {})
+    if keywords.get("use_reentrant") is True and layer._trunk.method.group_size:
+        raise ValueError(
+            "re-entrant checkpointing of a converted model; expected "
+            'gradient_checkpointing_kwargs={"use_reentrant": False}'
+        )
+    args, kwargs = without_caches((args, kwargs))
+    if "use_cache" in kwargs:
+        kwargs["use_cache"] = False
+    return checkpoint(run, *args)
+
+
+def _marked(layer: ConvertedLayer, forward: Callable, *args, **kwargs) -> Any:
+    before = getattr(_own, "layers", ())
+    _own.layers = (*before, layer)
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        _own.layers = before
+
+
+def _is_recomputed() -> bool:
+    """Whether checkpointing that is not re-entrant runs a part of the model again.
+
+    Its hook is the innermost one, or that of checkpointing inside of what runs again.
+    """
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    names = ("_recomputation_hook", "_checkpoint_hook")
+    return hooks is not None and any(name in hooks[0].__qualname__ for name in names)
+
+
+@cache
+def _first_argument(cls: type) -> str | None:
+    """The name by which a layer may be given its state; None if it takes it by position alone."""
+    _, *rest = signature(cls.forward).parameters.values()
+    first = next(iter(rest), None)
+    return first.name if first and first.kind is first.POSITIONAL_OR_KEYWORD else None
+
+
+def _wants_gradient(layer: nn.Module, h: Tensor, args: tuple, kwargs: dict) -> bool:
+    if h.requires_grad:
+        return True
+    return any(isinstance(t, Tensor) and t.requires_grad for t in leaves((args, kwargs))) or any(
+        p.requires_grad for p in layer.parameters()
+    )
+
+
+def _check_supported(layer: ConvertedLayer) -> None:
+    if layer._backward_hooks or layer._backward_pre_hooks:
+        raise RuntimeError(
+            f"{TrunkLayer(layer).name} has a module backward hook, which sees nothing of a chain; "
+            "expected a hook on its output (a tensor), or Backprop()"
+        )
+    if any(m._backward_hooks or m._backward_pre_hooks for m in modules_of(layer)):
+        layer._trunk.warn_once(
+            "hooks",
+            f"backward hooks of modules inside {TrunkLayer(layer).name} run once per iteration, "
+            "each time with a share of the gradient; hooks on states and parameters see all of it",
+        )
+    if layer.__dict__.get("_is_replica"):
+        raise RuntimeError("a converted model in DataParallel; expected DistributedDataParallel")
+    if layer.__dict__.get("_is_fsdp_managed_module") or _is_fsdp(type(layer)):
+        raise RuntimeError(
+            "a converted model in FSDP, which frees a layer's weights before its gradient is "
+            "solved; expected DistributedDataParallel, or Backprop()"
+        )
+
+
+@cache
+def _is_fsdp(cls: type) -> bool:
+    return any(base.__name__ == "FSDPModule" for base in cls.__mro__)
