@@ -97,7 +97,7 @@ def open_panel(
     """A panel's title and the setting below it; returns whether there is something to draw."""
     if setting is None:
         caption(axes, paper.title, [])
-        gap(axes, f"not run\n\n{paper.command}")
+        gap(axes, "not run\n\n" + paper.command.replace(".py ", ".py\n"))
         return False
     row = setting.rows[0]
     where = "the paper's own setting"

@@ -84,7 +84,7 @@ def test_all_figures_are_drawn_with_their_captions(results):
     assert "python scripts/bench_sharded.py" in texts(results / "figures" / "scaling.svg")
     four = texts(results / "figures" / "figure4.svg")
     assert "the paper's own setting, CPU" in four and "300 steps of 128, 3 seeds" in four
-    assert "not run" in four and "python scripts/run_plan.py lstm_chars" in four
+    assert "not run" in four and "python scripts/run_plan.py\nlstm_chars" in four
     two = texts(results / "figures" / "figure2.svg")
     assert "not learned" in two and "paper, Highway" in two and "diverged" in two
     assert "reduced: gpt2 narrow wikipedia2015," in two
