@@ -1,0 +1,163 @@
+"""The gradients of converted models below L are sums over paths, for every kind of trunk."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import highway_bp as hb
+from tests.highway_bp import oracle
+from tests.highway_bp.families import (
+    MASKED_LM,
+    build,
+    inputs,
+    torchvision,
+)
+
+
+class Part:
+    """A whole layer for the oracle: f(h) = r(h, g(h))."""
+
+    def __init__(self, g, r):
+        self.g, self.r = g, r
+
+    def __call__(self, h):
+        return self.r(h, self.g(h))
+
+
+def pre_ln(f):
+    """K = I."""
+    return Part(lambda h: f(h) - h, lambda h, z: h + z)
+
+
+def post_ln(f, norms):
+    """K = diag(weight / sigma) of both norms, one after the other (paper, Appendix C.3)."""
+
+    def g(h):
+        seen = []
+        hooks = [
+            norm.register_forward_hook(lambda norm, args, _: seen.append((norm, args[0])))
+            for norm in norms
+        ]
+        out, a = f(h), 1.0
+        for hook in hooks:
+            hook.remove()
+        for norm, u in seen:
+            a = a * norm.weight / (u.var(-1, correction=0, keepdim=True) + norm.eps).sqrt()
+        return a, out - a * h
+
+    return Part(g, lambda h, z: z[0] * h + z[1])
+
+
+def residual_block(layer):
+    """K = diag(1[out > 0]) S."""
+
+    def body(h):
+        z = torch.relu(layer.bn1(layer.conv1(h)))
+        return layer.bn2(layer.conv2(z))
+
+    def r(h, z):
+        return torch.relu((h if layer.downsample is None else layer.downsample(h)) + z)
+
+    return Part(body, r)
+
+
+def tiny_resnet():
+    torch.manual_seed(0)
+    model = torchvision.models.ResNet(
+        torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=3
+    )
+    model.layer3, model.layer4, model.fc = nn.Identity(), nn.Identity(), nn.Linear(128, 3)
+    return model.double().train()
+
+
+class Dense:
+    """The dense Jacobians of a model's trunk, and b: the gradient at its last state."""
+
+    def __init__(self, model, loss, find):
+        layers, calls, ends = find(model), [], []
+
+        def note(_, args, kwargs, out):
+            calls.append((args, kwargs))
+            ends.append(out)
+
+        hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
+        (b_L,) = torch.autograd.grad(loss(model), ends[-1])
+        for hook in hooks:
+            hook.remove()
+        parts = [self.part(layer, *call) for layer, call in zip(layers, calls, strict=True)]
+        self.chain = oracle.DenseChain(parts, calls[0][0][0].detach())
+        torch.testing.assert_close(self.chain.states[-1], ends[-1].detach(), rtol=1e-10, atol=1e-11)
+        zeros = [torch.zeros_like(h).flatten() for h in self.chain.states[:-1]]
+        self.b = [*zeros, b_L.flatten()]
+        self.leaves = [p for layer in layers for p in layer.parameters()]
+
+    @staticmethod
+    def part(layer, args, kwargs):
+        if hasattr(layer, "downsample"):
+            return residual_block(layer)
+
+        def f(h):
+            return layer(h, *args[1:], **kwargs)
+
+        norms = [m for m in layer.modules() if isinstance(m, nn.LayerNorm)]
+        is_bert = hasattr(layer, "attention") and hasattr(layer, "output") and len(norms) == 2
+        is_post_ln = is_bert and not hasattr(layer, "layernorm_before")  # in 5.5 a ViT has both
+        return post_ln(f, norms) if is_post_ln else pre_ln(f)
+
+    def gradients(self, method):
+        J, K, b, size = self.chain.J, self.chain.K, self.b, method.group_size
+        if isinstance(method, hb.FixedPoint):
+            w = oracle.fixed_point(self.chain.A, b, method.k)
+        else:
+            J, K, b = oracle.grouped(J, K, b, size)
+            w = oracle.highway(*oracle.with_gamma(J, K, method.gamma), b, method.k)
+            w = oracle.inside_groups(w, self.chain.A, self.b, size)
+        return self.chain.leaf_gradients(w, self.leaves)
+
+
+TRUNKS = {
+    "gpt2": lambda m: list(m.transformer.h),
+    "llama": lambda m: list(m.model.layers),
+    "bert": lambda m: list(m.bert.encoder.layer),
+    "roberta": lambda m: list(m.roberta.encoder.layer),
+    "mamba": lambda m: list(m.backbone.layers),
+    "vit": lambda m: list(getattr(m.vit, "layers", ()) or m.vit.encoder.layer),  # in 5.5
+    "resnet": lambda m: [m.layer1[0], m.layer2[0]],
+}
+BELOW_L = [
+    hb.Highway(0),
+    hb.Highway(1),
+    hb.Highway(1, gamma=0.3),
+    hb.FixedPoint(1),
+    hb.Highway(0, group_size=2),
+]
+
+
+@pytest.mark.parametrize("name", TRUNKS)
+def test_below_L_gradients_are_the_sum_over_paths(name):
+    if name == "resnet":
+        model, x = tiny_resnet(), torch.randn(3, 3, 4, 4).double()
+        loss = lambda model: model(x).sin().sum()  # noqa: E731
+    else:
+        model, given = build(name), inputs(name)
+        if name not in ("vit", *MASKED_LM):
+            given = {**given, "use_cache": False}
+        given = {key: t[:1] if isinstance(t, torch.Tensor) else t for key, t in given.items()}
+        loss = lambda model: (  # noqa: E731
+            out.loss if (out := model(**given)).get("loss") is not None else out.logits.sin().sum()
+        )
+    converted = hb.convert(copy.deepcopy(model), hb.Backprop())
+    dense = Dense(model, loss, TRUNKS[name])
+    leaves = [p for layer in TRUNKS[name](converted) for p in layer.parameters()]
+    for method in BELOW_L:
+        hb.set_method(converted, method)
+        found = torch.autograd.grad(loss(converted), leaves)
+        wanted = dense.gradients(method)
+        whole = torch.stack([g.norm() for g in wanted]).norm()
+        for f, g in zip(found, wanted, strict=True):
+            error = (f - g).norm() / whole
+            assert error < (
+                1e-5 if name in ("mamba", "llama", "vit") else 1e-9
+            )  # partly in float32
