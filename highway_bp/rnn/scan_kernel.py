@@ -24,9 +24,20 @@ def _after(k_1, u_1, k_2, u_2):
 
 @triton.jit(do_not_specialize=["n"])
 def _scan(
-    V, K, n, lanes, C, v_step, v_row, k_step, k_row, scale,
-    SUMS: tl.constexpr, STEPS: tl.constexpr, LANES: tl.constexpr,
-):  # fmt: skip
+    V,
+    K,
+    n,
+    lanes,
+    C,
+    v_step,
+    v_row,
+    k_step,
+    k_row,
+    scale,
+    SUMS: tl.constexpr,
+    STEPS: tl.constexpr,
+    LANES: tl.constexpr,
+):
     lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
     inside = lane < lanes
     row, c = lane // C, lane % C
