@@ -62,6 +62,11 @@ class Setting:
         )
         return next(found, [])
 
+    def label(self, arm: Arm) -> str:
+        """The arm's name; one at gamma = 0 says so where the preset has another gamma."""
+        at_zero = arm.grad == "highway" and not arm.gamma and preset_gamma(self.preset)
+        return str(arm._replace(gamma="0") if at_zero else arm)
+
     def ks(self, grad: str, gamma: float | None = None) -> list[int]:
         """The k that a plain method has rows of."""
         every = {arm.k for arm in self.plain(grad) if arm.k is not None}

@@ -55,16 +55,16 @@ def mean_curve(rows: Sequence[Row]) -> pd.Series:
     return pd.concat(found, axis=1).astype(float).mean(axis=1, skipna=False).dropna()
 
 
-def draw_lines(axes: Axes, lines: dict[Arm, pd.Series], x: str, y: str) -> None:
+def draw_lines(axes: Axes, setting: Setting, lines: dict[Arm, pd.Series], x: str, y: str) -> None:
     for arm, line in lines.items():
         style = look_of_k(arm) | {"ms": 3, "markevery": 0.13}
-        axes.plot(line.index, line, **style, label=str(arm))
+        axes.plot(line.index, line, **style, label=setting.label(arm))
     axes.set_xlabel(x)
     axes.set_ylabel(y)
 
 
 def against_steps(axes: Axes, setting: Setting) -> None:
-    draw_lines(axes, curves(setting), "training steps", "evaluation loss (nats)")
+    draw_lines(axes, setting, curves(setting), "training steps", "evaluation loss (nats)")
     log_axis(axes)
 
 
@@ -75,7 +75,7 @@ def against_time(results: Results, axes: Axes, setting: Setting) -> None:
         return
     known = {arm: line for arm, line in curves(setting).items() if arm in seconds}
     lines = {arm: line.set_axis(line.index * seconds[arm]) for arm, line in known.items()}
-    draw_lines(axes, lines, "training time (s)", "evaluation loss (nats)")
+    draw_lines(axes, setting, lines, "training time (s)", "evaluation loss (nats)")
     log_axis(axes)
 
 
@@ -84,5 +84,5 @@ def against_bp(axes: Axes, setting: Setting) -> None:
     lines = curves(setting)
     exact = lines.pop(next(arm for arm in lines if arm.grad == "bp"))
     lines = {arm: (line - exact).dropna() for arm, line in lines.items()}
-    draw_lines(axes, lines, "training steps", "loss less BP's (nats)")
+    draw_lines(axes, setting, lines, "training steps", "loss less BP's (nats)")
     axes.axhline(0.0, color="black", lw=1)

@@ -31,11 +31,11 @@ def draw_panel(axes: Axes, setting: Setting) -> None:
     for arm in setting.plain():
         values = [score(row) for row in setting.arms[arm]]
         if arm.k is None:
-            draw_level(axes, arm, values)
+            draw_level(axes, arm, setting.label(arm), values)
         else:
             series.setdefault(arm.series, {})[arm.k] = values
     for arm, by_k in series.items():
-        draw_series(axes, arm, by_k)
+        draw_series(axes, arm, setting.label(arm), by_k)
     k_axis(axes, {arm.k for arm in setting.arms if arm.k is not None})
     axes.margins(y=0.08)
     axes.set_ylabel(f"final {METRICS[setting.paper.metric].label}")
@@ -43,16 +43,16 @@ def draw_panel(axes: Axes, setting: Setting) -> None:
         draw_published(axes, setting.paper.published)
 
 
-def draw_level(axes: Axes, arm: Arm, values: Sequence[float]) -> None:
+def draw_level(axes: Axes, arm: Arm, label: str, values: Sequence[float]) -> None:
     """A method without k: a line across, with a band where there are enough seeds."""
     style = look(arm)
     mean, half = fmean(values), interval(values)
-    axes.axhline(mean, color=style["color"], ls=style["ls"], label=str(arm))
+    axes.axhline(mean, color=style["color"], ls=style["ls"], label=label)
     if isfinite(half):
         axes.axhspan(mean - half, mean + half, color="0.88", lw=0, zorder=0)
 
 
-def draw_series(axes: Axes, arm: Arm, by_k: dict[int, list[float]]) -> None:
+def draw_series(axes: Axes, arm: Arm, label: str, by_k: dict[int, list[float]]) -> None:
     style = look(arm)
     colour = {"color": style["color"]}
     for k, values in sorted(by_k.items()):
@@ -62,7 +62,7 @@ def draw_series(axes: Axes, arm: Arm, by_k: dict[int, list[float]]) -> None:
             place = {"rotation": 90, "ha": "center", "transform": axes.get_xaxis_transform()}
             axes.text(k, 0.03, "diverged", fontsize=SMALL, **place, **colour)
     ks, bars = sorted(by_k), [interval(by_k[k]) for k in sorted(by_k)]
-    axes.errorbar(ks, [fmean(by_k[k]) for k in ks], bars, **style, label=str(arm))
+    axes.errorbar(ks, [fmean(by_k[k]) for k in ks], bars, **style, label=label)
 
 
 def draw_published(axes: Axes, published: dict) -> None:

@@ -98,7 +98,7 @@ def of_setting(results: Results, setting: Setting) -> Table:
     def line(arm: Arm, rows: list[Row]) -> dict[str, str]:
         step = seconds.get(arm)
         return {
-            "method": str(arm),
+            "method": setting.label(arm),
             "seeds": str(len(rows)),
             METRICS[setting.paper.metric].label: mean_and_interval(rows),
             "step, ms": number(step and 1000 * step, 1, "-"),

@@ -58,6 +58,8 @@ def test_gammas_are_never_pooled():
     ]
     found = setting(rows)
     assert [r["gamma"] for r in found.arm("highway", 5)] == [0.2] * 3  # the preset's
+    names = {found.label(arm) for arm in found.arms}
+    assert names == {"BP", "Highway gamma=0 k=5", "Highway gamma=0.2 k=5"}
     assert matches(found, found.arm("highway", 5, 0.0)).outcome is Outcome.FAILS
     assert matches(found, found.arm("highway", 5, 0.2)).outcome is Outcome.HOLDS
 
