@@ -64,7 +64,7 @@ def steps(model: nn.Module, data, method: hb.Method, device: torch.device, amp: 
     model = copy.deepcopy(model).to(device).train()
     hb.set_method(model, method)
     batches = data.train_batches(BATCH, 0, device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)  # steps multiply rounding errors
     passes = partial(one_pass, model, data.task.loss, amp=amp)
     found = [
         training_step(model, passes, optimizer, batches.batch(step), clip=1.0)
@@ -79,6 +79,7 @@ def test_steps_are_those_of_the_cpu(name, method):
     cfg = composed(*MODELS[name].split())
     prepare_torch(cfg.trainer)
     data = surrogate(cfg.data, rows=64)
+    torch.manual_seed(0)
     model = instantiate(cfg.model, **data.model_arguments())
     for module in model.modules():
         if isinstance(module, nn.Dropout):  # devices draw other random numbers
