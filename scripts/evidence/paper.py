@@ -69,6 +69,14 @@ def preset_setup(preset: str, device_kind: str) -> str:
 
 
 @cache
+def step_setup(preset: str, device_kind: str) -> str:
+    """The hash of what the time of a preset's step depends on: not on how many there are."""
+    fields = identity(composed(f"experiment={preset}"), device_kind)
+    batch = {"batch_size": fields["optim.batch_size"]}
+    return setup_hash(batch | {n: v for n, v in fields.items() if not n.startswith("optim.")})
+
+
+@cache
 def preset_gamma(preset: str) -> float:
     """The gamma of Highway-BP in a preset by default."""
     return composed(f"experiment={preset}").gamma

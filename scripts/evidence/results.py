@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.errors import UserError
-from scripts.evidence.paper import PaperRow, paper_rows, preset_gamma
+from scripts.evidence.paper import PaperRow, paper_rows, preset_gamma, step_setup
 from scripts.evidence.rows import Arm, read_rows
 from scripts.evidence.settings import Setting, settings_of
 from scripts.program import message
@@ -48,9 +48,15 @@ class Results:
         return found
 
     def step_seconds(self, setting: Setting) -> dict[Arm, float]:
-        """Seconds of a step of plain methods, as bench_steps.py measured them; else empty."""
-        name = f"steps_{setting.preset}.{setting.device_kind}"
-        measured = self.records(f"{name}.json").get(name, {"seconds": {}})["seconds"]
+        """Seconds of a step of plain methods, as bench_steps.py measured them; else empty.
+
+        Where a preset was not measured, those of one of the same experiment with the same step.
+        """
+        kind, step = setting.device_kind, step_setup(setting.preset, setting.device_kind)
+        records = self.records(f"steps_*.{kind}.json")
+        same = [p for p in setting.paper.presets if step_setup(p, kind) == step]
+        names = [f"steps_{preset}.{kind}" for preset in (setting.preset, *same)]
+        measured = next((records[n]["seconds"] for n in names if n in records), {})
         gamma = preset_gamma(setting.preset)
         names = {arm: step_name(arm, gamma) for arm in setting.plain()}
         return {arm: measured[name] for arm, name in names.items() if name in measured}

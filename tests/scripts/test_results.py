@@ -9,7 +9,10 @@ from matplotlib import pyplot as plt
 
 from experiments.errors import UserError
 from scripts import make_figures, make_report, make_tables
-from scripts.evidence.rows import curve
+from scripts.evidence.paper import paper_rows
+from scripts.evidence.results import Results
+from scripts.evidence.rows import by_arm, curve
+from scripts.evidence.settings import Setting
 from tests.scripts.synthetic_runs import diverged, moments, records, row, seeds, write_rows
 
 pytestmark = pytest.mark.slow
@@ -163,3 +166,15 @@ def test_wrong_names_and_folders_are_reported_in_one_line(rows, tmp_path):
         make_figures.main([str(rows), "--only", "figure9"])
     with pytest.raises(UserError, match=r"no KEY\.jsonl in"):
         make_figures.main([str(tmp_path / "nowhere")])
+
+
+def test_a_shorter_training_has_the_steps_of_the_longer_one(tmp_path):
+    """Not where its precision is another: 20 epochs are bfloat16 on a CPU too."""
+    short = "resnet32_cifar10_20epochs"
+    for kind, expected in (("cuda", {"BP": 0.02, "Highway k=3": 0.03}), ("cpu", {})):
+        record = {"seconds": {"bp": 0.02, "k3": 0.03}}
+        (tmp_path / f"steps_resnet32_cifar10.{kind}.json").write_text(json.dumps(record))
+        arms = [row("resnet32", preset=short), row("resnet32", "highway", 3, preset=short)]
+        setting = Setting(paper_rows()["resnet32"], short, kind, by_arm(arms))
+        seconds = Results(tmp_path, {}).step_seconds(setting)
+        assert {str(arm): s for arm, s in seconds.items()} == expected
