@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from highway_bp.caches import without_caches
 from highway_bp.containers import leaves
@@ -33,8 +35,17 @@ def call_layer(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     Raises:
         RuntimeError: it cannot be a step of a chain as it is used.
     """
-    trained = torch.is_grad_enabled() and layer._trunk.method.group_size is not None
-    return _in_chain(layer, args, kwargs) if trained else _run_own(layer, args, kwargs)
+    trunk = layer._trunk
+    if trunk.method.group_size is not None:
+        if torch.is_grad_enabled():
+            return _in_chain(layer, args, kwargs)
+        if layer.training and _is_in_function():
+            trunk.warn_once(
+                "function",
+                f"{TrunkLayer(layer).name} runs inside a torch.autograd.Function, which computes "
+                "its gradient itself: no chain",
+            )
+    return _run_own(layer, args, kwargs)
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ def _in_chain(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
             return _run_own(layer, args, kwargs)
         raise RuntimeError(
             f"{TrunkLayer(layer).name} is run inside a backward pass, as re-entrant checkpointing "
-            "does; expected use_reentrant=False, or Backprop()"
+            "and reversible layers do; expected use_reentrant=False, or Backprop()"
         )
     others = dict(kwargs)
     h = args[0] if args else others.pop(_first_argument(layer._original), None)
@@ -122,6 +133,17 @@ def _marked(layer: ConvertedLayer, forward: Callable, *args, **kwargs) -> Any:
         return forward(*args, **kwargs)
     finally:
         _own.layers = before
+
+
+def _is_in_function() -> bool:
+    """Whether a forward pass with a backward pass of its own is calling: reversible layers, say."""
+    frame = sys._getframe()
+    while frame is not None:
+        given = frame.f_locals if frame.f_code.co_name == "forward" else {}
+        if isinstance(next(iter(given.values()), None), FunctionCtx):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_recomputed() -> bool:

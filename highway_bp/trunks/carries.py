@@ -83,11 +83,13 @@ def has_residual_path(h: Tensor, out: Tensor) -> bool:
 
 
 def _through_norms(last: object, h: Tensor) -> Carry:
-    width, d = last._saved_normalized_shape, 1.0
-    for node in _behind(last, h):
+    width, rows, d = last._saved_normalized_shape, None, 1.0
+    for node in _behind(last, h):  # the last one first
         if _is(node, "NativeLayerNorm") and node._saved_normalized_shape == width:
-            d, weight = d * node._saved_result2, node._saved_weight  # 1 / sigma; read only once
-            d = d if weight is None else d * weight.detach()
+            inverse, weight = node._saved_result2, node._saved_weight  # 1 / sigma; read only once
+            rows = inverse.shape if rows is None else rows
+            if inverse.shape == rows:  # else it is of other tokens
+                d = d * inverse if weight is None else d * inverse * weight.detach()
     return Diagonal(d.to(h.dtype))
 
 

@@ -71,7 +71,8 @@ def _outermost(model: nn.Module) -> list[list[str]]:
     if not lists:
         raise ValueError(
             f"found no list of layers in {type(model).__name__}; expected a ModuleList or "
-            'Sequential of layers of one class: hb.convert(model, method, layers="...")'
+            "Sequential of layers of one class, or of a few that come again: "
+            'hb.convert(model, method, layers="...")'
         )
     found: list[list[str]] = []
     stages: list[str] = []

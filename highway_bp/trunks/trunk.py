@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterator
 
@@ -76,20 +75,32 @@ class Trunk(Chain):
 
     def takes(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
         """A layer without a residual path runs as before, outside any chain."""
-        state, key = returned.state, layer.key
-        if returned.ran.carry is None and key not in self._is_residual:
-            self._is_residual[key] = (
-                state is not None and h.shape == state.shape and has_residual_path(h, state)
+        state, key, carried = returned.state, layer.key, returned.ran.carry is not None
+        again = key in self._is_residual  # the first pass is over
+        if not again:
+            self._is_residual[key] = state is not None and (
+                carried or (h.shape == state.shape and has_residual_path(h, state))
             )
-            if not any(self._is_residual.values()) and len(self._is_residual) == len(self.layers):
-                warnings.warn(
-                    f"no layer of {self.name} has a residual path: they run as before, outside any "
-                    "chain",
-                    stacklevel=2,
-                )
-        takes = state is not None and (returned.ran.carry is not None or self._is_residual[key])
+        self._look_at_pass(again or len(self._is_residual) == len(self.layers))
+        takes = state is not None and (carried or self._is_residual[key])
         self._last = key if takes else None
         return takes
+
+    def _look_at_pass(self, over: bool) -> None:
+        """Warn where the method does nothing, once a pass is over."""
+        residual = sum(self._is_residual.values())
+        if over and not residual:
+            self.warn_once(
+                "residual",
+                f"no layer of {self.name} has a residual path: they run as before, outside any "
+                "chain",
+            )
+        if over and residual > 1 and self._longest == 1:
+            self.warn_once(
+                "single",
+                f"no chain of {self.name} has more than one layer: any k gives the gradient of "
+                "backpropagation",
+            )
 
     def at_solve(self, system: ModuleSystem) -> None:
         super().at_solve(system)
