@@ -163,6 +163,14 @@ def test_the_differences_of_the_characters_are_those_of_the_rows():
     ):
         found = difference(setting.arm("highway", k), setting.arm(*of), paired=True)
         assert f"{text} {found}" in page
+    schedules = {
+        arm.schedule.split()[0]: rows for arm, rows in setting.arms.items() if arm.schedule
+    }
+    by_name = {
+        name: difference(rows, setting.arm("bp"), paired=True) for name, rows in schedules.items()
+    }
+    assert all(len(rows) == 3 for rows in schedules.values())
+    assert f"{by_name['milestones']}, adaptive {by_name['adaptive']}" in page
 
 
 def test_the_times_of_the_method_page_are_those_of_the_benchmarks():
