@@ -68,15 +68,28 @@ def window_gradients(
         bounded=windows.bounded,
     )
     w = method.solve(system)[: len(inner) + 1]
-    outputs, cotangents = [], []
+    pairs: list[tuple[Tensor, Tensor]] = []
     for run in runs:
-        outputs += [run.outputs, run.end]
-        cotangents += [run.b, w[1:][run.where].flatten(0, 1)]
+        pairs += [(run.outputs, run.b), (run.end, w[1:][run.where].flatten(0, 1))]
     inputs = [run.x for run in runs] if rows.wants_x else []
-    grads = torch.autograd.grad(outputs, [*inputs, *windows.leaves], cotangents, allow_unused=True)
+    grads = _gradients(pairs, [*inputs, *windows.leaves])
     by_x, by_leaf = grads[: len(inputs)], grads[len(inputs) :]
-    by_x = [_uncut(g, run.shape[0]) for g, run in zip(by_x, runs, strict=False)]
-    return torch.cat(by_x) if rows.wants_x else None, w[0], list(by_leaf)
+    by_x = [
+        torch.zeros_like(rows.x[run.steps]) if g is None else _uncut(g, run.shape[0])
+        for g, run in zip(by_x, runs, strict=False)
+    ]
+    return torch.cat(by_x) if rows.wants_x else None, w[0], by_leaf
+
+
+def _gradients(
+    pairs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Of outputs with these cotangents; None for an input that no output depends on."""
+    known = [(out, c) for out, c in pairs if out.requires_grad]  # a cell may end in constants
+    if not known or not inputs:
+        return [None] * len(inputs)
+    outputs, cotangents = zip(*known, strict=True)
+    return [*torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, allow_unused=True)]
 
 
 def at_ends(t: Tensor, size: int) -> Tensor:
@@ -90,7 +103,8 @@ def products(K: Tensor, size: int) -> Tensor:
     Any carry is right at k = L: where a product overflows it is 0, and the block has it all.
     """
     found = torch.stack([window.prod(0) for window in K.split(size)])
-    return found.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    known = torch.stack([window.isfinite().all(0) for window in K.split(size)])
+    return found.masked_fill(known & ~found.isfinite(), 0.0)
 
 
 class _Run:
@@ -98,7 +112,7 @@ class _Run:
 
     def __init__(self, windows: Windows, rows: Rows, steps: slice, where: slice):
         m, starts = where.stop - where.start, windows.starts[where]
-        self.where, self.shape = where, starts.shape
+        self.where, self.steps, self.shape = where, steps, starts.shape
         self.x = _cut(rows.x[steps], m).detach().requires_grad_(rows.wants_x)
         self.b = _cut(rows.b[0][steps], m)[:-1]  # (size - 1, m * B, H)
         self.start = starts.flatten(0, 1).detach().requires_grad_()
@@ -117,8 +131,8 @@ class _Run:
         return self._grad(self.outputs, self.b)
 
     def _grad(self, outputs: Tensor, cotangents: Tensor) -> Tensor:
-        (v,) = torch.autograd.grad(outputs, self.start, cotangents, retain_graph=True)
-        return v.view(self.shape)
+        (v,) = _gradients([(outputs, cotangents)], [self.start])
+        return self.start.new_zeros(self.shape) if v is None else v.view(self.shape)
 
 
 def _runs(windows: Windows, rows: Rows) -> list[_Run]:

@@ -54,11 +54,11 @@ def convert(
     _check_bare(model)
     found = _outermost(model) if layers is None else _joined(model, _named(model, layers))
     for names in found:
-        trunk = Trunk(", ".join(names), method)
+        trunk = Trunk(", ".join(name or type(model).__name__ for name in names), method)
         for name in names:
             for i, layer in enumerate(model.get_submodule(name)):
                 if not isinstance(layer, ConvertedLayer):  # one layer may be listed twice
-                    convert_layer(layer, trunk, f"{name}.{i}")
+                    convert_layer(layer, trunk, f"{name}.{i}".lstrip("."))
     return model
 
 
@@ -77,15 +77,19 @@ def _outermost(model: nn.Module) -> list[list[str]]:
     found: list[list[str]] = []
     stages: list[str] = []
     for names in _joined(model, lists):
-        inside = any(names[0].startswith(f"{outer}.") for outer in itertools.chain(*found))
+        inside = any(_is_inside(names[0], outer) for outer in itertools.chain(*found))
         layers = [layer for name in names for layer in model.get_submodule(name)]
         if inside or len(layers) == 1:
             continue
-        if _are_stages(layers) and not any(names[0].startswith(f"{outer}.") for outer in stages):
+        if _are_stages(layers) and not any(_is_inside(names[0], outer) for outer in stages):
             stages += names
         else:
             found.append(names)
     return found or [lists[:1]]  # one layer that is called again and again
+
+
+def _is_inside(name: str, outer: str) -> bool:
+    return outer == "" or name.startswith(f"{outer}.")  # "" is the model itself
 
 
 def _lists(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -95,7 +99,7 @@ def _lists(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     state spaces.
     """
     for name, module in model.named_modules():
-        if name and isinstance(module, LISTS) and len(module):
+        if isinstance(module, LISTS) and len(module):
             kinds = Counter(type(layer) for layer in module)
             come_again = len(kinds) == 1 or min(kinds.values()) > 1
             if come_again and WITHOUT_FORWARD.isdisjoint(kinds):
@@ -104,7 +108,7 @@ def _lists(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _could_be_layer(layer: nn.Module) -> bool:
     """Not a list, nor a single operation: a residual layer has modules inside."""
-    return not isinstance(layer, LISTS) and len(list(layer.modules())) > 2
+    return not isinstance(layer, LISTS) and len(list(layer.modules())) > 1
 
 
 def _are_stages(layers: Sequence[nn.Module]) -> bool:
@@ -114,7 +118,9 @@ def _are_stages(layers: Sequence[nn.Module]) -> bool:
 
 
 def _named(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
-    names = [layers] if isinstance(layers, str) else list(layers)
+    names = [layers] if isinstance(layers, str) else layers
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"layers is a {type(layers).__name__}; expected a name, or a list of names")
     modules = dict(model.named_modules())
     found: list[str] = []
     for name in names:

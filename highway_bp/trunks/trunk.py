@@ -44,8 +44,10 @@ class Trunk(Chain):
 
     def _steps_from_last(self, layer: Layer) -> int:
         """From the layer that was called last, if it is one of the same list; else 0."""
+        if self._last is None:
+            return 0
         (parent, _, number), (other, _, last) = (
-            key.rpartition(".") for key in (layer.key, self._last or "")
+            key.rpartition(".") for key in (layer.key, self._last)
         )
         return int(number) - int(last) if parent == other and number.isdigit() else 0
 

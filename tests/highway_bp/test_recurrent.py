@@ -131,6 +131,49 @@ def test_a_carry_of_the_wrong_shape(carry, says):
         network(torch.randn(L, B, D))[0].sum().backward()
 
 
+class Forgets(nn.Module):
+    """The new state depends on the input alone ("the state"), or on the state alone."""
+
+    def __init__(self, forgets):
+        super().__init__()
+        self.forgets, self.f = forgets, nn.Linear(H, H)
+
+    def forward(self, x, h):
+        return self.f(x.repeat(1, H // D)) if self.forgets == "the state" else torch.tanh(self.f(h))
+
+    def carry(self, x, before, after):
+        return 0.5
+
+
+@pytest.mark.parametrize("group_size", [1, 3])
+@pytest.mark.parametrize("forgets", ["the state", "the input"])
+def test_a_cell_that_forgets(forgets, group_size):
+    torch.manual_seed(0)
+    network = hb.Recurrent(Forgets(forgets)).double()
+    x, state = torch.randn(L, B, D).double(), torch.randn(B, H).double()
+    found = []
+    for method in (hb.Backprop(), hb.Highway(L, group_size=group_size)):
+        network.method = method
+        given = x.clone().requires_grad_()
+        network.zero_grad()
+        network(given, state)[0].square().sum().backward()
+        by_x = torch.zeros_like(x) if given.grad is None else given.grad
+        found.append([by_x, *(p.grad for p in network.parameters())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("group_size", [1, 2])
+def test_a_carry_that_is_nan_shows(group_size):
+    class Nan(Forgets):
+        def carry(self, x, before, after):
+            return torch.full((H,), torch.nan)
+
+    network = hb.Recurrent(Nan("the input"), method=hb.Highway(1, group_size=group_size))
+    network(torch.randn(L, B, D), torch.randn(B, H))[0].sum().backward()
+    assert network.cell.f.weight.grad.isnan().any()
+
+
 def test_a_cell_without_a_carry():
     with pytest.raises(TypeError, match=r"carry of Linear is None; expected a function carry\("):
         hb.Recurrent(nn.Linear(2, 2))

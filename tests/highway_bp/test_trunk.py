@@ -269,6 +269,8 @@ def test_what_only_looks_like_a_residual_path_is_none(layer):
     [
         (lambda: 3, {}, "model is a int; expected an nn.Module"),
         (lambda: nn.Linear(2, 2), {}, "found no list of layers in Linear; expected a ModuleList"),
+        (made, {"layers": Adds}, "layers is a type; expected a name, or a list of names"),
+        (made, {"layers": nn.ModuleList()}, "layers is a ModuleList; expected a name"),
         (made, {"layers": "block"}, "layers='block' is no list of layers of Net and no class of"),
         (made, {"method": 3}, "method=3; expected a gradient method"),
         (lambda: hb.convert(made(), hb.Highway(1)), {}, "Net is already converted; set_method"),
@@ -299,6 +301,31 @@ def test_a_module_of_the_parent_used_inside_a_layer_is_refused_every_time():
     for _ in range(2):
         with pytest.raises(RuntimeError, match=r"blocks.0 \(Shares\) uses a tensor of shape"):
             model(data())
+
+
+class Plain(nn.Module):
+    """One operation inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Linear(4, 4)
+
+    def forward(self, h):
+        return h + torch.tanh(self.f(h))
+
+
+@pytest.mark.parametrize("make", [nn.Sequential, lambda *ls: nn.Sequential(nn.Sequential(*ls))])
+def test_a_model_that_is_a_list_of_small_layers(make):
+    torch.manual_seed(0)
+    untouched = make(*(Plain() for _ in range(4))).double()
+    model = hb.convert(copy.deepcopy(untouched), hb.Highway(4))
+    for each in (untouched, model):
+        each(data()).square().sum().backward()
+    for p, q in zip(model.parameters(), untouched.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+    (chain,) = hb.chains(model)
+    assert chain.length == hb.iterations(model) == 4
+    assert repr(chain).startswith("Trunk(Sequential: 4 x Plain" if make is nn.Sequential else "Tru")
 
 
 def test_printing_a_model_shows_its_own_classes():
