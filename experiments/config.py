@@ -137,7 +137,7 @@ RANGES: dict[str, Range] = {
     "trainer.amp": SWITCH,
     "trainer.channels_last": SWITCH,
     "trainer.progress": SWITCH,
-    "trainer.threads": whole(1),
+    "trainer.threads": whole(1, 1024),
     "trainer.eval_batch_size": whole(1),
     "trainer.eval_interval": whole(1),
     "trainer.checkpoint_interval": whole(1),

@@ -129,7 +129,12 @@ def _beginning(path: Path, elsewhere: str | None) -> Beginning:
     state, line = checkpoint.load(path)
     if state is not None or elsewhere is None:
         return Beginning(state or {}, line)
-    state, line = checkpoint.load(Path(elsewhere))
+    try:
+        state, line = checkpoint.load(Path(elsewhere))
+    except UserError as error:
+        raise UserError(
+            f"continue_from={elsewhere}: its checkpoints are damaged; expected another run's folder"
+        ) from error
     if state is None:
         raise UserError(f"continue_from={elsewhere} has no checkpoint; expected a run's folder")
     return Beginning(state, line, elsewhere)

@@ -113,7 +113,7 @@ class RunFolder:
         """What `start` wrote last; empty before, or if it is damaged."""
         try:
             return json.loads((self.path / STARTED).read_text())
-        except (OSError, json.JSONDecodeError):
+        except (OSError, ValueError):
             return {}
 
     def append(self, record: dict[str, Any]) -> None:
@@ -190,7 +190,7 @@ class RunFolder:
 def _difference(file: Path, text: str) -> str:
     try:
         old = json.loads(file.read_text())
-    except json.JSONDecodeError:
+    except ValueError:
         return "its config.json is damaged"
     difference = differing(dict(flat(old)), dict(flat(json.loads(text))))
     return "{}: {} there, {} now".format(*difference) if difference else "another layout"

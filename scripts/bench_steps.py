@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import highway_bp as hb
 from experiments.config import composed
 from experiments.cuda_graphs import EAGER, GraphedPasses, Passed
+from experiments.errors import UserError
 from experiments.identity import precision_of
 from experiments.optimizer import build_optimizer
 from experiments.run import prepare_torch
@@ -85,6 +86,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("overrides", nargs="*", help="arguments of train.py")
     parser.add_argument("--arms", nargs="+", default=ARMS, help=", ".join(ARMS))
     args = parser.parse_intermixed_args(argv)
+    others = [o for o in args.overrides if not o.startswith("trainer.cuda_graph=")]
+    if others and not args.out:
+        raise UserError(f"{' '.join(others)}: not the preset's step; expected --out FILE with it")
     record = measure(args.preset, args.arms, args.repeats, args.overrides)
     kind = DEVICE.type + ("_graph" if "trainer.cuda_graph=true" in args.overrides else "")
     out = args.out or Path("results", f"steps_{args.preset}.{kind}.json")

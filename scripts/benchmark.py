@@ -36,8 +36,14 @@ def arguments(description: str, repeats: int = 7) -> argparse.ArgumentParser:
     """A parser with --out and --repeats."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
-    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--repeats", type=at_least_one, default=repeats)
     return parser
+
+
+def at_least_one(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}; expected a whole number, at least 1")
+    return int(text)
 
 
 def new_record(**settings: Any) -> dict[str, Any]:

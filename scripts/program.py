@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from experiments.errors import UserError
+from hydra.errors import HydraException
+
+from experiments.errors import UserError, one_line
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """``main`` with the command line's arguments; a user's mistake is an error of one line."""
     try:
         main(sys.argv[1:])
+    except HydraException as error:  # a preset that is not there, a wrong argument of train.py
+        sys.exit(f"error: {one_line(error)}")
     except (UserError, OSError) as error:
         if isinstance(error, OSError) and error.filename is None:
             raise

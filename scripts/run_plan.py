@@ -4,7 +4,8 @@
     python scripts/run_plan.py gru_pixels gru_chars --list   # of these experiments, print which
 
 Their order is that of the experiments given, or the plan's. Every run is a process of train.py
-with one thread. Interrupted runs are resumed, finished ones skipped. SIGINT, SIGTERM and the end
+with one thread. Interrupted runs are resumed; skipped are finished ones, and those whose rows of
+this kind of device are in results/. SIGINT, SIGTERM and the end
 of --seconds let all of them write a checkpoint.
 """
 
@@ -23,11 +24,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import torch
+
 from experiments.errors import UserError
 from experiments.interrupt import StopSignal
 from experiments.provenance import REPOSITORY
 from experiments.run_folder import STARTED
-from scripts.evidence.paper import PlannedRun, paper_rows, plan
+from scripts.evidence.paper import RESULTS, PlannedRun, paper_rows, plan
+from scripts.evidence.rows import read_rows
 from scripts.program import run
 
 STOPPED = (0, 128 + signal.SIGTERM, -signal.SIGTERM)  # exit codes of a run that can be resumed
@@ -44,6 +48,16 @@ def run_folders(root: Path) -> Iterator[tuple[Path, PlannedRun, str]]:
             print(f"not counted: {file.parent}, {STARTED} is damaged", file=sys.stderr)
             continue
         yield found
+
+
+def recorded(results: Path, device: str) -> set[tuple]:
+    """`PlannedRun.result` of the rows that there are of a kind of device."""
+    return {
+        PlannedRun(key, tuple(row["overrides"]), row["seed"]).result
+        for key in paper_rows()
+        for row in read_rows(results / f"{key}.jsonl")
+        if row["device_kind"] == device
+    }
 
 
 def command(one: PlannedRun, root: Path, more: Sequence[str]) -> list[str]:
@@ -74,6 +88,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="rows that are not missing")
     parser.add_argument("--gpu", action="store_true", help="those that take hours on a GPU as well")
     parser.add_argument("--full", action="store_true", help="the paper's own settings alone")
     parser.add_argument("--set", nargs="+", default=[], help="more arguments of train.py")
@@ -82,7 +97,10 @@ def main(argv: Sequence[str]) -> None:
     if unknown := set(args.keys) - set(paper_rows()):
         known = ", ".join(paper_rows())
         raise UserError(f"{', '.join(sorted(unknown))}; expected some of {known}")
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}; expected at least 1")
     done = {one.result for folder, one, _ in run_folders(args.runs) if (folder / "DONE").exists()}
+    done |= recorded(args.results, "cuda" if torch.cuda.is_available() else "cpu")
     wanted = [one for key in args.keys for one in plan() if one.key == key] or plan()
     todo = [
         one
@@ -107,4 +125,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # run_plan.py --list | head
     run(main)

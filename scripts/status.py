@@ -20,9 +20,8 @@ import pandas as pd
 
 from experiments.run_folder import is_busy
 from scripts.evidence.paper import PlannedRun, paper_rows, plan
-from scripts.evidence.rows import read_rows
 from scripts.program import run
-from scripts.run_plan import run_folders
+from scripts.run_plan import recorded, run_folders
 
 GPU = "missing, for a GPU"
 STATES = ("done", "to collect", "running", "interrupted", "missing", GPU)
@@ -36,11 +35,7 @@ def states(results: Path, runs: Path, device: str) -> dict[PlannedRun, str]:
             found[one.result] = "to collect"
         elif where == device:
             found[one.result] = "running" if is_busy(folder) else "interrupted"
-    for key in paper_rows():
-        for row in read_rows(results / f"{key}.jsonl"):
-            if row["device_kind"] == device:
-                one = PlannedRun(key, tuple(row["overrides"]), row["seed"])
-                found[one.result] = "done"
+    found |= dict.fromkeys(recorded(results, device), "done")
     return {one: found.get(one.result, GPU if one.gpu else "missing") for one in plan()}
 
 

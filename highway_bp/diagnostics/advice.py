@@ -112,7 +112,7 @@ class Advice:
         if speed_up >= 1 + MARGIN:
             return Choice(best, speed_up, found)
         time = f"it takes {1 / speed_up:.2f} times as long as backprop"
-        reason = f"k = {best.k} is {found}; {time}"
+        reason = f"{self._described(best)} is {found}; {time}"
         reason += f", and only a method at least {MARGIN:.0%} faster is recommended"
         return Choice(Backprop(), 1.0, reason)
 
@@ -142,11 +142,14 @@ class Advice:
         method = choice.method
         if not isinstance(method, Highway):
             return f"stay with backprop ({choice.reason})."
-        groups = "" if self.times.layers is None else f" in {self.times.groups(method)} groups"
         return (
-            f"Highway, k = {method.k}{groups}, gamma = {method.gamma}: "
-            f"{choice.speed_up:.2f} times as fast as backprop ({choice.reason})."
+            f"Highway, {self._described(method)}: {choice.speed_up:.2f} times as fast as backprop "
+            f"({choice.reason})."
         )
+
+    def _described(self, method: Highway) -> str:
+        groups = "" if self.times.layers is None else f" in {self.times.groups(method)} groups"
+        return f"k = {method.k}{groups}, gamma = {method.gamma}"
 
     def _table(self) -> list[str]:
         """A row for every k and number of groups, with the gamma of the larger cosine."""

@@ -94,7 +94,8 @@ class PlannedRun:
     @property
     def result(self) -> tuple:
         """What runs of one result have in common; measuring on the way changes none."""
-        changing = tuple(o for o in self.overrides if not o.startswith("diagnostics"))
+        same = ("diagnostics", "trainer.cuda_graph=")
+        changing = tuple(o for o in self.overrides if not o.startswith(same))
         return self.key, changing, self.seed
 
     @property

@@ -109,7 +109,8 @@ def by_arm(rows: Iterable[Row]) -> dict[Arm, list[Row]]:
 def read_json_lines(path: Path) -> list[dict]:
     """The records of a JSON-lines file; UserError naming file and line for a broken one."""
     records = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    lines = path.read_text(errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
@@ -199,7 +200,7 @@ def finished_runs(root: Path) -> list[tuple[Row, list[dict]]]:
     for folder in (done.parent for done in root.rglob("DONE")):
         try:
             row = json.loads((folder / "row.json").read_text())
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{folder}/row.json cannot be read; run it again") from error
         check_row(row, f"{folder}/row.json")
         runs.append((row, read_json_lines(folder / "metrics.jsonl")))

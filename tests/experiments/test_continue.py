@@ -62,3 +62,15 @@ def test_mistakes_are_one_line(train, tmp_path, more, told):
     outcome = train("grad=bp", f"run_root={tmp_path / 'b'}", *more)
     assert outcome.code == 1
     assert told in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_another_runs_damaged_checkpoints_are_not_to_be_deleted(train, tmp_path):
+    assert train("grad=bp", "steps=2", f"run_root={tmp_path / 'a'}").code == 0
+    source = only_run(tmp_path / "a")
+    for file in source.glob("checkpoint*.pt"):
+        file.write_bytes(b"")
+    outcome = train("grad=bp", f"run_root={tmp_path / 'b'}", f"continue_from={source}")
+    assert outcome.code == 1 and outcome.err == (
+        f"error: continue_from={source}: its checkpoints are damaged; expected another run's "
+        "folder\n"
+    )

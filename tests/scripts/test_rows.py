@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from experiments.row import FIELDS, command
 from scripts import collect_rows, run_plan, status
 from scripts.evidence.paper import PlannedRun, paper_rows, plan, preset_setup
 from scripts.evidence.results import read_results
-from scripts.evidence.rows import arm_of, read_rows, thin
+from scripts.evidence.rows import arm_of, finished_runs, read_rows, thin
 from tests.scripts.synthetic_runs import ROOT, row, write_rows, write_run
 
 pytestmark = pytest.mark.slow
@@ -181,8 +183,47 @@ def test_a_plan_runs_what_is_missing_and_stops_in_good_order(tmp_path, monkeypat
     run_plan.main([*arguments, "--list"])
     assert capsys.readouterr().out.splitlines()[0] == "1 runs to make"
     run_plan.main([*arguments, "--seconds", "0"])
+    with pytest.raises(UserError, match="--jobs 0; expected at least 1"):
+        run_plan.main([*arguments, "--jobs", "0"])
     with pytest.raises(UserError, match="cats; expected some of resnet32"):
         run_plan.main(["cats"])
+
+
+def test_a_plan_leaves_out_runs_whose_rows_are_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_plan.torch.cuda, "is_available", lambda: False)
+    made = row("gru_pixels", seed=1)
+    write_rows(tmp_path, "gru_pixels", [{**made, "overrides": [*made["overrides"][:1], "grad=bp"]}])
+    arguments = ["gru_pixels", "--runs", str(tmp_path), "--list"]
+    found = {}
+    for results in (tmp_path, tmp_path / "empty"):
+        run_plan.main([*arguments, "--results", str(results)])
+        found[results] = capsys.readouterr().out.splitlines()
+    (missing,) = set(found[tmp_path / "empty"][1:]) - set(found[tmp_path])
+    assert "experiment=gru_cifar10_pixels grad=bp" in missing and "seed=1" in missing
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "gru_pixels.jsonl").write_bytes(b"\xff\n")
+    with pytest.raises(UserError, match=r"gru_pixels.jsonl line 1 is not JSON"):
+        read_rows(tmp_path / "gru_pixels.jsonl")
+    folder = write_run(tmp_path, row("gru_pixels"))
+    (folder / "row.json").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"row.json cannot be read; run it again"):
+        finished_runs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["gru_cifar10_pixels", "--repeats", "0"], "0; expected a whole number, at least 1"),
+        (["gru_cifar10_pixels", "model.hidden=8"], "expected --out FILE with it"),
+        (["nowhere"], "error: Could not find 'experiment/nowhere'"),
+    ],
+)
+def test_step_times_of_what_is_no_preset_are_not_measured(arguments, line):
+    command = [sys.executable, ROOT / "scripts" / "bench_steps.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and line in done.stderr and "Traceback" not in done.stderr
 
 
 def test_status_counts_rows_and_folders_of_one_device(folders, tmp_path, capsys):
