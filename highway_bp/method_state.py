@@ -39,9 +39,12 @@ def load_method_state(model: nn.Module, state: list[dict[str, Any]]) -> None:
     """Restore what `method_state` returned.
 
     Raises:
+        TypeError: it is no list of dictionaries.
         ValueError: the model has another number of chains.
     """
     found = list(chains(model))
+    if not isinstance(state, list | tuple) or not all(isinstance(s, dict) for s in state):
+        raise TypeError(f"state={str(state)[:60]}; expected what method_state returned")
     if len(found) != len(state):
         raise ValueError(f"state of {len(state)} chains; expected {len(found)}, the model's")
     for chain, values in zip(found, state, strict=True):

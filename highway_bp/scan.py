@@ -53,8 +53,11 @@ def cumsumprod(
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm={algorithm!r}; expected one of {', '.join(ALGORITHMS)}")
-    if len(v) == 0:
-        raise ValueError("v is empty; expected at least one cotangent")
+    if (isinstance(v, Tensor) and v.ndim == 0) or len(v) == 0:
+        raise ValueError("v is empty or 0-d; expected at least one cotangent")
+    if not isinstance(K, None | int | float | Tensor | Sequence) or isinstance(K, str):
+        kind = type(K).__name__
+        raise TypeError(f"K is a {kind}; expected a number, diagonals (n-1, ...) or n-1 carries")
     stacked = isinstance(v, Tensor)
     for t in [v] if stacked else v:
         if not t.is_floating_point():

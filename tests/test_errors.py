@@ -125,6 +125,21 @@ RAISED = {  # in the library, by one expression
     "too few lengths": (ValueError, lambda: hb.GRU(3, 4)(X, lengths=[5])),
     "a cell without a carry": (TypeError, lambda: hb.Recurrent(nn.Linear(3, 4))),
     "a scan of whole numbers": (TypeError, lambda: hb.cumsumprod(torch.arange(3))),
+    "a scan with one carry": (TypeError, lambda: hb.cumsumprod(X, hb.Scalar(0.5))),
+    "a scan of one number": (ValueError, lambda: hb.cumsumprod(torch.tensor(1.0))),
+    "a schedule of no method": (TypeError, lambda: hb.schedules.Constant(3)),
+    "milestones of no k": (
+        ValueError,
+        lambda: hb.schedules.Milestones(hb.Highway(1), ks=[], at=[]),
+    ),
+    "a method state that is none": (
+        TypeError,
+        lambda: hb.load_method_state(hb.convert(a_llama(), hb.Highway(1)), {"a": 1}),
+    ),
+    "a trunk by its layers": (
+        TypeError,
+        lambda: hb.convert(a_llama(), hb.Highway(1), layers=nn.Linear),
+    ),
     "a model without a chain": (ValueError, lambda: hb.set_method(nn.Linear(3, 4), hb.Highway(1))),
     "a layer that changes its input in place": (RuntimeError, lambda: backward(InPlace())),
     "a model whose trunk is not known": (

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from highway_bp.check import check_share, check_whole
-from highway_bp.methods import Backprop, Method
+from highway_bp.methods import Backprop, Method, check_method
 from highway_bp.schedules.schedule import K, Measure, check_iterates, check_k, check_list, with_k
 
 
@@ -26,9 +26,16 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Constant(Fixed):
-    """The same method at every step."""
+    """The same method at every step.
+
+    Raises:
+        TypeError: ``method`` is no gradient method.
+    """
 
     method: Method
+
+    def __post_init__(self) -> None:
+        check_method(self.method)
 
     def method_for(self, step: int, steps: int, measure: Measure | None = None) -> Method:
         return self.method
@@ -57,6 +64,8 @@ class Milestones(Fixed):
         check_iterates(self.method)
         check_list("ks", self.ks)
         check_list("at", self.at)
+        if not self.ks:
+            raise ValueError("ks=[]; expected at least one k")
         for k in self.ks:
             check_k(k)
         if len(self.at) != len(self.ks) - 1:
