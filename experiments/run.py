@@ -183,8 +183,12 @@ def _trained(trainer: Trainer, beginning: Beginning) -> Diverged | None:
         print(f"{folder.path}: going on after step {trainer.step}")
     if trainer.plan.cfg.advise:
         print(trainer.advice())
-    for record in folder.keep_until(trainer.step):
+    kept = folder.keep_until(trainer.step)
+    for record in kept:
         trainer.log(record)  # a process that was killed may not have sent it
+    known, recorded = (kept[-1]["step"] if kept else 0), trainer.last.get("step", 0)
+    if folder.writes and not beginning.source and known < recorded:
+        print(f"{folder.path}: its records of steps {known + 1} to {recorded} are lost")
     try:
         trainer.train()
     except Diverged as diverged:

@@ -74,3 +74,18 @@ def test_another_runs_damaged_checkpoints_are_not_to_be_deleted(train, tmp_path)
         f"error: continue_from={source}: its checkpoints are damaged; expected another run's "
         "folder\n"
     )
+
+
+def test_records_that_a_resumed_run_lacks_are_told(train, runs):
+    assert train("grad=bp", "steps=6", "trainer.log_interval=1").code == 0
+    folder = only_run(runs)
+    (folder / "DONE").unlink()
+    metrics = folder / "metrics.jsonl"
+    whole = metrics.read_text().splitlines(keepends=True)
+    for kept, told in ((whole, ""), (whole[:2], "its records of steps 3 to 6 are lost")):
+        metrics.write_text("".join(kept))
+        outcome = train("grad=bp", "steps=6", "trainer.log_interval=1")
+        assert (
+            outcome.code == 0 and told in outcome.out and ("are lost" in outcome.out) == bool(told)
+        )
+        (folder / "DONE").unlink()
