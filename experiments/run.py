@@ -71,8 +71,8 @@ def _run(plan: Plan) -> Path:
 def _is_finished(plan: Plan, folder: RunFolder) -> bool:
     """Whether there is nothing to do, which is reported."""
     if folder.finished:
-        more = plan.cfg.advise or plan.diagnostics.at
-        skipped = ", and with it advice and diagnostics" if more else ""
+        more = plan.cfg.advise or plan.diagnostics.at or plan.cfg.trainer.snapshots
+        skipped = ", and with it advice, diagnostics and snapshots" if more else ""
         print(f"{folder.path}: finished already, skipped{skipped}")
     return folder.finished
 

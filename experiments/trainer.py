@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import highway_bp as hb
 from experiments.cuda_graphs import GraphedPasses, Passed
+from experiments.errors import UserError
 from experiments.interrupt import Interrupted, stop_signal
 from experiments.nonfinite import Diverged, first_nonfinite_gradient, first_nonfinite_output
 from experiments.objective import Objective
@@ -78,6 +79,11 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self.plan.cfg.optim)
         per_epoch = self.objective.batches.steps_per_epoch
         self.total_steps = self.plan.steps(per_epoch)
+        if max(settings.snapshots, default=0) > self.total_steps:
+            raise UserError(
+                f"trainer.snapshots={list(settings.snapshots)}; expected steps up to "
+                f"{self.total_steps}, the last one"
+            )
         self.eval_interval = settings.eval_interval or per_epoch
         self.checkpoint_interval = settings.checkpoint_interval or self.eval_interval
 
