@@ -41,9 +41,6 @@ class Scope:
         """What a layer gets for t; None if autograd could not bring its gradient back."""
         if id(t) in self.arguments:
             return self.arguments[id(t)][1]
-        base = base_of(t)
-        if id(base) in self.arguments:  # another part of what an earlier layer was given one of
-            return self.arguments[id(base)][1].as_strided(t.shape, t.stride(), t.storage_offset())
         tap = t.grad_fn
         if not is_tap(tap) or tap.one_pass is not self.one_pass or t.output_nr == 0:
             return None
@@ -92,17 +89,6 @@ def step(
         exchanged((args, kwargs), outer)
 
 
-def base_of(t: Tensor) -> Tensor | None:
-    """The tensor that t is a part of, where autograd knows nothing else of t: one view has made it,
-    and it has no hooks."""
-    base, node = t._base, t.grad_fn
-    if base is None or node is None or t._backward_hooks or t.retains_grad:
-        return None
-    parent = node.next_functions[0][0]
-    comes_from = parent is base.grad_fn or getattr(parent, "variable", None) is base
-    return base if comes_from and t.dtype == base.dtype and not t.is_complex() else None
-
-
 def _passed_on(scope: Scope, segment: Segment, before: Tensor) -> dict[int, Tensor]:
     """By id, what the model gets for the state and the extras of the segment's last layer."""
     results = [segment.h_out, *segment.extras[-1]]
@@ -127,8 +113,7 @@ def _begun(
     if goes_on:
         held = [p for p in held if is_of_chain(p[2].grad_fn)]
     filled = bool(held) or (not goes_on and any(map(is_filled, caches)))
-    given = [*given, *(t for _, _, t in held), *filter(None.__ne__, map(base_of, given))]
-    given = list({id(t): t for t in given}.values())
+    given = list({id(t): t for t in [*given, *(t for _, _, t in held)]}.values())
     before, *aliases = Gate.apply(one_pass, len(given), SENTINEL, h, *given, *parameters)
     arguments = {id(t): (t, alias) for t, alias in zip(given, aliases, strict=True)}
     inner = [p.grad_fn for p in parameters if p.grad_fn is not None]

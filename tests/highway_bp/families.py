@@ -50,17 +50,6 @@ def gpt2(layers: int = LAYERS, dropout: float = 0.0) -> nn.Module:
     return tf.GPT2LMHeadModel(tf.GPT2Config(**sizes, **drops, **ends, **EAGER))
 
 
-def gemma3n() -> nn.Module:
-    """Each layer is given its own part of one more embedding."""
-    parts = dict(hidden_size_per_layer_input=8, vocab_size_per_layer_input=V)
-    sizes = dict(altup_num_inputs=2, laurel_rank=4, head_dim=8, num_kv_shared_layers=0)
-    sizes |= dict(intermediate_size=[32] * LAYERS)
-    kinds = dict(
-        layer_types=["full_attention"] * LAYERS, activation_sparsity_pattern=[0.0] * LAYERS
-    )
-    return causal("Gemma3nText", **parts, **sizes, **kinds)
-
-
 def gptj() -> nn.Module:
     sizes = dict(n_embd=H, n_head=2, n_layer=LAYERS, n_positions=16, rotary_dim=4, vocab_size=V)
     drops = dict(attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0)
@@ -155,7 +144,6 @@ CAUSAL_LM = {
     "gemma": lambda: causal("Gemma", head_dim=8),
     "gemma2": lambda: causal("Gemma2", head_dim=8),
     "gemma3": lambda: causal("Gemma3Text", head_dim=8),
-    "gemma3n": gemma3n,
     "phi": lambda: causal("Phi"),
     "phi3": lambda: causal("Phi3", pad_token_id=0),
     "gpt-neox": lambda: causal("GPTNeoX"),
