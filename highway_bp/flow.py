@@ -187,6 +187,7 @@ class Tap(torch.autograd.Function):
     @staticmethod
     def forward(ctx, one_pass, segment, extras, before):
         one_pass.taps += 1
+        one_pass.chain.longest = max(one_pass.chain.longest, one_pass.taps)
         ctx.one_pass, ctx.segment, ctx.number = one_pass, segment, one_pass.taps
         ctx.place, ctx.extras = len(segment.states) - 1, extras
         ctx.b = ctx.shown = None

@@ -52,6 +52,7 @@ class Chain(HasMethod):
         parameters: a method, those of all its layers.
         gammas: its layers' gammas, as far as they are estimated.
         checked: a first pass has gone through it.
+        longest: layers of the longest chain of one forward pass: one layer may be called often.
     """
 
     parameters: Callable[[], Iterator[nn.Parameter]]
@@ -60,7 +61,7 @@ class Chain(HasMethod):
         self.gammas, self.iterations, self.method = GammaMemory(), [], method
         self._warned: set[str] = set()
         self._looked_at: set[type] = set()
-        self.checked = False
+        self.checked, self.longest = False, 0
 
     def cuts(self, h: Tensor, args: tuple, kwargs: dict) -> bool:
         """Whether a forward pass is to be cut: a gradient is wanted, and not autograd's own."""

@@ -26,21 +26,23 @@ class Scope:
     """What the layers of one pass may use that requires a gradient.
 
     Attributes:
-        arguments: by id, what the model gives to its layers and what they get in its place.
+        arguments: by id, what the model gives to its layers, what they get in its place, and the
+            version of what is given, which changes when the model writes into it.
         ends: nodes of autograd's graph, and ids of parameters, in which a local graph may end.
         has_filled_cache: a key-value cache was not empty when the pass began.
     """
 
     one_pass: Pass
     gate: Gate
-    arguments: dict[int, tuple[Tensor, Tensor]]
+    arguments: dict[int, tuple[Tensor, Tensor, int]]
     ends: frozenset
     has_filled_cache: bool
 
     def local(self, t: Tensor) -> Tensor | None:
         """What a layer gets for t; None if autograd could not bring its gradient back."""
         if id(t) in self.arguments:
-            return self.arguments[id(t)][1]
+            _, alias, version = self.arguments[id(t)]
+            return alias if t._version == version else None
         tap = t.grad_fn
         if not is_tap(tap) or tap.one_pass is not self.one_pass or t.output_nr == 0:
             return None
@@ -115,7 +117,7 @@ def _begun(
     filled = bool(held) or (not goes_on and any(map(is_filled, caches)))
     given = list({id(t): t for t in [*given, *(t for _, _, t in held)]}.values())
     before, *aliases = Gate.apply(one_pass, len(given), SENTINEL, h, *given, *parameters)
-    arguments = {id(t): (t, alias) for t, alias in zip(given, aliases, strict=True)}
+    arguments = {id(t): (t, a, t._version) for t, a in zip(given, aliases, strict=True)}
     inner = [p.grad_fn for p in parameters if p.grad_fn is not None]
     ends = frozenset([before.grad_fn, *inner, *map(id, parameters)])
     for container, key, t in held:

@@ -4,8 +4,8 @@
     python scripts/run_plan.py gru_pixels gru_chars --list   # of these experiments, print which
 
 Their order is that of the experiments given, or the plan's. Every run is a process of train.py
-with one thread. Interrupted runs are resumed; skipped are finished ones, and those whose rows of
-this kind of device are in results/. SIGINT, SIGTERM and the end
+with one thread. Interrupted runs are resumed. Runs that are finished, or have a row in results/
+from this kind of device, are skipped. SIGINT, SIGTERM and the end
 of --seconds let all of them write a checkpoint.
 """
 

@@ -72,7 +72,7 @@ def window_gradients(
     for run in runs:
         pairs += [(run.outputs, run.b), (run.end, w[1:][run.where].flatten(0, 1))]
     inputs = [run.x for run in runs] if rows.wants_x else []
-    grads = _gradients(pairs, [*inputs, *windows.leaves])
+    grads = _gradients(pairs, [*inputs, *windows.leaves], retain=False)
     by_x, by_leaf = grads[: len(inputs)], grads[len(inputs) :]
     by_x = [
         torch.zeros_like(rows.x[run.steps]) if g is None else _uncut(g, run.shape[0])
@@ -82,14 +82,15 @@ def window_gradients(
 
 
 def _gradients(
-    pairs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor]
+    pairs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor], retain: bool = True
 ) -> list[Tensor | None]:
     """Of outputs with these cotangents; None for an input that no output depends on."""
     known = [(out, c) for out, c in pairs if out.requires_grad]  # a cell may end in constants
     if not known or not inputs:
         return [None] * len(inputs)
     outputs, cotangents = zip(*known, strict=True)
-    return [*torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, allow_unused=True)]
+    found = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=retain, allow_unused=True)
+    return list(found)
 
 
 def at_ends(t: Tensor, size: int) -> Tensor:

@@ -46,7 +46,7 @@ def recorded_carry(h: Tensor, out: Tensor) -> Callable[[Tensor, Tensor], Carry] 
     activated = _is(node, *ACTIVATIONS)
     if activated:
         node = node.next_functions[0][0]
-    if not _is(node, "Add") or not (activated or out.shape != h.shape):
+    if not _is(node, "AddBackward") or not (activated or out.shape != h.shape):
         return None
     shortcut = _shortcut(node, h, out)
     if shortcut is None:

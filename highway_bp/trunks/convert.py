@@ -67,11 +67,13 @@ def _outermost(model: nn.Module) -> list[list[str]]:
 
     Of stages, which differ in their sizes and have lists of layers inside, these are taken.
     """
-    lists = [name for name, module in _lists(model) if all(map(_could_be_layer, module))]
+    lists = [n for n, layers in _lists(model) if n and all(map(_could_be_layer, layers))]
+    if not lists:  # layers with one operation inside; the model itself
+        lists = [n for n, layers in _lists(model) if all(_could_be_layer(m, 1) for m in layers)]
     if not lists:
         raise ValueError(
             f"found no list of layers in {type(model).__name__}; expected a ModuleList or "
-            "Sequential of layers of one class, or of a few that come again: "
+            "Sequential of layers of one class, or of classes that each occur twice or more: "
             'hb.convert(model, method, layers="...")'
         )
     found: list[list[str]] = []
@@ -106,9 +108,9 @@ def _lists(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                 yield name, module
 
 
-def _could_be_layer(layer: nn.Module) -> bool:
-    """Not a list, nor a single operation: a residual layer has modules inside."""
-    return not isinstance(layer, LISTS) and len(list(layer.modules())) > 1
+def _could_be_layer(layer: nn.Module, inside: int = 2) -> bool:
+    """Not a list, and with so many modules inside: else it is a single operation, or a decoy."""
+    return not isinstance(layer, LISTS) and len(list(layer.modules())) > inside
 
 
 def _are_stages(layers: Sequence[nn.Module]) -> bool:
@@ -118,8 +120,9 @@ def _are_stages(layers: Sequence[nn.Module]) -> bool:
 
 
 def _named(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
-    names = [layers] if isinstance(layers, str) else layers
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+    is_one = isinstance(layers, str | type | nn.Module)
+    names = [layers] if is_one else list(layers)
+    if not all(isinstance(name, str) for name in names):
         raise TypeError(f"layers is a {type(layers).__name__}; expected a name, or a list of names")
     modules = dict(model.named_modules())
     found: list[str] = []

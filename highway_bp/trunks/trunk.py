@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from highway_bp.has_method import Chain
 from highway_bp.layer_call import Layer, Returned
 from highway_bp.methods import Method
-from highway_bp.module_system import ModuleSystem
 from highway_bp.surroundings import parameters_of
 from highway_bp.trunks.carries import has_residual_path
 
@@ -29,7 +28,7 @@ class Trunk(Chain):
     def __init__(self, name: str, method: Method):
         self.name = name
         self._layers: dict[str, weakref.ref] = {}  # by name in the model
-        self._longest = 0  # layers of the longest chain of one pass: one layer may be called often
+        self._calls = 0  # of its layers
         self._is_residual: dict[str, bool] = {}  # by name, what the first pass has seen
         self._last: str | None = None  # the layer that was called last
         self.begin(method)
@@ -66,7 +65,7 @@ class Trunk(Chain):
 
     @property
     def length(self) -> int:
-        return self._longest or len(self.layers) - self._left_out
+        return self.longest or len(self.layers) - self._left_out
 
     @property
     def _left_out(self) -> int:
@@ -78,36 +77,32 @@ class Trunk(Chain):
     def takes(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
         """A layer without a residual path runs as before, outside any chain."""
         state, key, carried = returned.state, layer.key, returned.ran.carry is not None
-        again = key in self._is_residual  # the first pass is over
-        if not again:
+        if key not in self._is_residual:
             self._is_residual[key] = state is not None and (
                 carried or (h.shape == state.shape and has_residual_path(h, state))
             )
-        self._look_at_pass(again or len(self._is_residual) == len(self.layers))
+        self._calls += 1
+        self._look_for_chain()
         takes = state is not None and (carried or self._is_residual[key])
         self._last = key if takes else None
         return takes
 
-    def _look_at_pass(self, over: bool) -> None:
-        """Warn where the method does nothing, once a pass is over."""
-        residual = sum(self._is_residual.values())
-        if over and not residual:
+    def _look_for_chain(self) -> None:
+        """Warn where the method does nothing. Some layers may never be called."""
+        seen, residual = len(self._is_residual), sum(self._is_residual.values())
+        often = self._calls > 2 * len(self.layers)
+        if not residual and (often or seen == len(self.layers)):
             self.warn_once(
                 "residual",
-                f"no layer of {self.name} has a residual path: they run as before, outside any "
-                "chain",
+                f"no layer of {self.name} that was called has a residual path: they run as before, "
+                "outside any chain",
             )
-        if over and residual > 1 and self._longest == 1:
+        if residual > 1 and often and self.longest == 1:
             self.warn_once(
                 "single",
-                f"no chain of {self.name} has more than one layer: any k gives the gradient of "
-                "backpropagation",
+                f"no chain of {self.name} has more than one layer: the gradient is that of "
+                "backpropagation, whatever k",
             )
-
-    def at_solve(self, system: ModuleSystem) -> None:
-        super().at_solve(system)
-        calls = sum(len(segment.calls) for segment in system.segments)
-        self._longest = max(self._longest, calls)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_layers": {}}  # copied layers add themselves

@@ -72,8 +72,8 @@ def preset_setup(preset: str, device_kind: str) -> str:
 def step_setup(preset: str, device_kind: str) -> str:
     """The hash of what the time of a preset's step depends on: not on how many there are."""
     fields = identity(composed(f"experiment={preset}"), device_kind)
-    batch = {"batch_size": fields["optim.batch_size"]}
-    return setup_hash(batch | {n: v for n, v in fields.items() if not n.startswith("optim.")})
+    same = ("optim.batch_size", "optim.algorithm", "optim.clip")
+    return setup_hash({n: v for n, v in fields.items() if n in same or not n.startswith("optim.")})
 
 
 @cache

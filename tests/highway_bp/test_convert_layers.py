@@ -321,6 +321,30 @@ class Adds(Shows):
         return h + self.g(z)
 
 
+@pytest.mark.filterwarnings("ignore:.*a new chain begins there")
+@pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
+@pytest.mark.parametrize("by", ["a product", "a copy", "a part"])
+def test_an_argument_that_the_model_changes_between_two_layers(by, method):
+    class Scales(Shows):
+        def forward(self, h, c):
+            return h + c.sigmoid() * self.g(self.inside(h))
+
+    class Changes(Net):
+        def forward(self, x=None):
+            h, c = self.emb(rows()), torch.tanh(self.emb(rows())) * 1.0
+            for i, block in enumerate(self.blocks):
+                h = block(h, c)
+                if i == 1 and by == "a product":
+                    c.mul_(h + 1.0)
+                elif i == 1 and by == "a copy":
+                    c.copy_(h.tanh())
+                elif by == "a part":
+                    c[i] = h[i].tanh()
+            return self.head(h).sin().sum()
+
+    assert_same(lambda model: model().backward(), lambda: made(Scales, Changes), method)
+
+
 @pytest.mark.parametrize("layer", [Multiplies, Adds])
 @pytest.mark.parametrize("wants_gradient", [True, False])
 def test_an_argument_changed_in_place(layer, wants_gradient):

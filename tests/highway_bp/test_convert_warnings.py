@@ -48,7 +48,47 @@ def converted(made: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("setting", [{}, {"frozen": 1}, {"called": 3}])
 def test_no_residual_path_in_the_layers_that_run(setting):
     (line,) = told(converted(Calls(StateSecond, **setting)), passes=3)
-    assert line == ("no layer of blocks has a residual path: they run as before, outside any chain")
+    assert line == (
+        "no layer of blocks that was called has a residual path: they run as before, outside any "
+        "chain"
+    )
+
+
+class PlainFirst(Shows):
+    """The first one has no residual connection, and is called twice."""
+
+    def forward(self, h):
+        return super().forward(h) if self.number else torch.tanh(self.f(h))
+
+
+def test_a_chain_behind_layers_without_one():
+    class Twice(Calls):
+        def forward(self, x=None):
+            h = self.blocks[0](self.emb(rows()))
+            for block in self.blocks:
+                h = block(h)
+            return self.head(h).sum()
+
+    model = numbered(Twice(PlainFirst))
+    assert told(converted(model), passes=3) == []
+    assert hb.chain_length(model) == 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_early_exit_shortens_no_chain():
+    class Exits(Calls):
+        def forward(self, x=None):
+            h, ends = self.emb(rows()), []
+            for block in self.blocks:
+                h = block(h)
+                ends.append(self.head(h).sum())
+            return ends
+
+    model = converted(Exits())
+    for _ in range(3):
+        model()[0].backward()
+    model()[-1].backward()
+    assert hb.chain_length(model) == next(iter(hb.chains(model))).longest == 4
 
 
 class Halves(Shows):
@@ -58,13 +98,17 @@ class Halves(Shows):
         return super().forward(h) if self.number % 2 else self.f(h)
 
 
-def test_chains_of_one_layer():
-    model = Calls(Halves)
+def numbered(model: nn.Module) -> nn.Module:
     for i, block in enumerate(model.blocks):
         block.number = i
-    lines = told(converted(model), passes=3)
+    return model
+
+
+def test_chains_of_one_layer():
+    lines = told(converted(numbered(Calls(Halves))), passes=3)
     assert lines == [
-        "no chain of blocks has more than one layer: any k gives the gradient of backpropagation"
+        "no chain of blocks has more than one layer: the gradient is that of backpropagation, "
+        "whatever k"
     ]
 
 

@@ -66,7 +66,7 @@ def data():
 
 def test_stems_and_heads_are_no_chains_and_the_report_says_so():
     model = hb.convert(made(), hb.Highway(1))
-    with pytest.warns(UserWarning, match="no layer of stem has a residual path"):
+    with pytest.warns(UserWarning, match="no layer of stem that was called has a residual path"):
         model(data()).backward()
     shown = sorted(map(repr, hb.chains(model)))
     assert shown[0].startswith("Trunk(blocks: 3 x Adds, method=Highway(k=1")
@@ -228,6 +228,17 @@ class EndsInNorm(nn.Module):
         return self.norm(torch.tanh(self.f(h)))
 
 
+class Rectifies(nn.Module):
+    """An activation after a product, which autograd records as Addmm: no sum with the state."""
+
+    def __init__(self):
+        super().__init__()
+        self.f, self.same = nn.Linear(4, 4), nn.Identity()
+
+    def forward(self, h):
+        return torch.relu(self.f(h))
+
+
 class OtherStream(nn.Module):
     """Returns the other stream first, of another length."""
 
@@ -240,7 +251,7 @@ class OtherStream(nn.Module):
         return other + torch.tanh(self.f(other)) + h.mean(0), h
 
 
-@pytest.mark.parametrize("layer", [EndsInNorm, OtherStream])
+@pytest.mark.parametrize("layer", [EndsInNorm, OtherStream, Rectifies])
 def test_what_only_looks_like_a_residual_path_is_none(layer):
     class Looks(nn.Module):
         def __init__(self):
@@ -257,7 +268,7 @@ def test_what_only_looks_like_a_residual_path_is_none(layer):
 
     model, untouched = made(Looks), made(Looks)
     hb.convert(model, hb.Highway(1))
-    with pytest.warns(UserWarning, match="no layer of blocks has a residual path"):
+    with pytest.warns(UserWarning, match="no layer of blocks that was called has a residual path"):
         model(data()).backward()
     untouched(data()).backward()
     for p, q in zip(model.parameters(), untouched.parameters(), strict=True):
