@@ -122,6 +122,8 @@ def _are_stages(layers: Sequence[nn.Module]) -> bool:
 def _named(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
     is_one = isinstance(layers, str | type | nn.Module)
     names = [layers] if is_one else list(layers)
+    if not names:
+        raise ValueError(f"layers={layers!r}; expected a name, or a list of names")
     if not all(isinstance(name, str) for name in names):
         raise TypeError(f"layers is a {type(layers).__name__}; expected a name, or a list of names")
     modules = dict(model.named_modules())

@@ -280,6 +280,7 @@ def test_what_only_looks_like_a_residual_path_is_none(layer):
     [
         (lambda: 3, {}, "model is a int; expected an nn.Module"),
         (lambda: nn.Linear(2, 2), {}, "found no list of layers in Linear; expected a ModuleList"),
+        (made, {"layers": []}, r"layers=\[\]; expected a name, or a list of names"),
         (made, {"layers": Adds}, "layers is a type; expected a name, or a list of names"),
         (made, {"layers": nn.ModuleList()}, "layers is a ModuleList; expected a name"),
         (made, {"layers": "block"}, "layers='block' is no list of layers of Net and no class of"),
