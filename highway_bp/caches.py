@@ -10,17 +10,17 @@ from torch.utils import _pytree as pytree
 
 
 def is_cache(value: object) -> bool:
-    """One of transformers, or what looks like one."""
+    """Whether ``value`` is a cache of transformers, or looks like one."""
     return not isinstance(value, Tensor | type) and hasattr(value, "get_seq_length")
 
 
 def is_filled(cache: Any) -> bool:
-    """Whether it holds states; a sliding window keeps its length in a tensor as well."""
+    """Whether the cache holds states: floating tensors, unlike a sliding window's length."""
     return any(t.is_floating_point() for _, _, t in held_tensors(vars(cache)))
 
 
 def without_caches(tree: Any) -> Any:
-    """The same arguments, None for every cache: a layer that runs again would write twice."""
+    """``tree`` with None for every cache: a layer that runs again would write into it twice."""
     flat, spec = pytree.tree_flatten(tree, is_leaf=is_no_container)
     if not any(map(is_cache, flat)):
         return tree
@@ -40,5 +40,5 @@ def held_tensors(value: Any) -> Iterator[tuple[Any, Any, Tensor]]:
 
 
 def is_no_container(value: object) -> bool:
-    """Only plain containers are opened: a cache is one object."""
+    """Whether ``value`` is one object, as a cache is: only plain containers are opened."""
     return type(value) not in (tuple, list, dict)

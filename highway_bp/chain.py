@@ -24,7 +24,7 @@ class ResidualChain(Chain, nn.ModuleList):
 
     - ``carry(h_in, h_out)``: its residual path's Jacobian K, as None (identity, the default), a
       number, a tensor (the diagonal) or an object with ``vecmat(w)`` (see ``highway_bp.carry``);
-    - ``with_carry(h, *args)``: returns forward(h) and K, where K needs what forward computed;
+    - ``with_carry(h, *args)``: returns forward(h) and K, for a K that needs values of forward;
     - ``block(h, *args)`` and ``residual(h, z)`` with forward(h) = residual(h, block(h)): the chain
       then differentiates the block alone and need not subtract w K.
 
@@ -108,7 +108,7 @@ class ResidualChain(Chain, nn.ModuleList):
 
 @dataclass(frozen=True)
 class ChainLayer:
-    """A layer as `ResidualChain` documents it, the ``index``-th; ``alone``: no group of several."""
+    """The ``index``-th layer of a `ResidualChain`; ``alone``: whether it is a group by itself."""
 
     module: nn.Module
     index: int
@@ -123,7 +123,7 @@ class ChainLayer:
         return str(self.index)
 
     def check(self, h: Tensor, ran: Ran) -> None:
-        """Raise ValueError if its residual path is cut and has another carry than it says."""
+        """Raise ValueError if the residual path is cut and the layer's carry is wrong."""
         if ran.z is not None:
             check_split(self.module, self.name, h, ran)
 
@@ -146,9 +146,9 @@ class ChainLayer:
 
 
 def offers_split(layer: nn.Module) -> bool:
-    """Whether the layer can be run as residual(h, block(h)) with no difference to calling it.
+    """Whether the layer can be run as residual(h, block(h)) with the same effect as calling it.
 
-    Not for compiled layers (the compiled call would be bypassed) nor with forward hooks on it.
+    Compiled layers cannot (their compiled call would be bypassed), nor layers with forward hooks.
     """
     return (
         callable(getattr(type(layer), "residual", None))

@@ -1,7 +1,7 @@
-"""torch.compile compiles the layers of a chain, and leaves the code between them, ours, alone.
+"""Let torch.compile compile the layers of a chain, but skip this library's code between them.
 
-Traced, that code would have to be kept to what the compiler knows. What torch.export traces in its
-strict mode, forward passes up to their first step, stays open to it.
+Traced code could use only what the compiler supports. The modules in OPEN are traced all the same:
+torch.export in its strict mode traces forward passes up to their first step.
 """
 
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""Tuples, lists and dictionaries among the arguments of layers: what is in them, and other tensors
-in its place. A key-value cache is one object."""
+"""Find and replace tensors in tuples, lists and dictionaries among the arguments of layers.
+A key-value cache counts as one object."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from highway_bp.caches import is_cache
 
 
 def leaves(value: Any) -> list[Any]:
-    """All that is in ``value`` and is no container itself."""
+    """All values in ``value`` that are not containers themselves."""
     items = _items(value)
     return [value] if items is None else [leaf for _, inner in items for leaf in leaves(inner)]
 
 
 def exchanged(value: Any, others: dict[int, Tensor]) -> Any:
-    """``value`` with other tensors for those of these ids.
+    """``value`` with the tensors replaced whose ids are in ``others``.
 
-    A layer may write into lists and dictionaries that it is given, for others to read: they stay
-    the same objects.
+    Lists and dictionaries are changed in place and stay the same objects: a layer may write into
+    them for others to read.
     """
     if isinstance(value, Tensor):
         return others.get(id(value), value)
@@ -37,7 +37,7 @@ def exchanged(value: Any, others: dict[int, Tensor]) -> Any:
 
 
 def copied(value: Any, others: dict[int, Tensor]) -> Any:
-    """The same in containers of its own; None for a cache, which a second run would fill twice."""
+    """As `exchanged`, in new containers; None for a cache, which a second run would fill twice."""
     if isinstance(value, Tensor):
         return others.get(id(value), value)
     items = _items(value)
@@ -60,7 +60,7 @@ def _items(value: Any) -> list[tuple[Any, Any]] | None:
 
 
 def _like(value: tuple, new: Iterable[Any]) -> tuple:
-    """A tuple with other elements; one with names keeps them."""
+    """The tuple with new elements; a named tuple keeps its type."""
     new = tuple(new)
     if all(a is b for a, b in zip(value, new, strict=True)):
         return value

@@ -1,4 +1,4 @@
-"""What a gradient solved by a method cannot do: second derivatives, transforms of torch.func."""
+"""Refuse what gradients solved by a method lack: second derivatives, torch.func transforms."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.autograd import forward_ad
 
 
 def first_order(backward: Callable) -> Callable:
-    """For the ``backward`` of an autograd function whose gradients have no graph of their own.
+    """Decorate the ``backward`` of an autograd function whose gradients have no graph of their own.
 
-    Unlike ``once_differentiable`` it also refuses where the cotangents need no gradient: a second
-    derivative through the function's inputs would silently be zero. Batched cotangents
-    (``is_grads_batched``, ``vectorize=True``) are refused as well.
+    It then refuses ``create_graph=True``. ``once_differentiable`` does so only if the cotangents
+    need a gradient; else a second derivative through the function's inputs would silently be zero.
+    Batched cotangents (``is_grads_batched``, ``vectorize=True``) are refused as well.
     """
 
     @functools.wraps(backward)

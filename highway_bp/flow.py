@@ -1,17 +1,17 @@
-"""A chain in autograd's graph: every layer on a graph of its own, all of them solved at once.
+"""A chain in autograd's graph: each layer has a local graph, and one solve treats all of them.
 
     h_0 -> Gate -> Leak -> layer 1 -> Tap -> h_1 -> Leak -> layer 2 -> Tap -> h_2 ...
 
-    Gate  stands in front of the first layer. Its inputs are h_0 and all else that gets a gradient
-          from the layers: their parameters, and arguments. Its backward runs last: it solves the
-          linear system and returns their gradients.
-    Leak  begins a layer's local graph. What autograd's own pass sends back through it comes from
-          something inside the layer that a hook has shown to a loss. That pass frees the graph:
-          to solve the system, the layer is run once more.
-    Tap   ends it: it passes on the state without the local graph. Its backward notes b_i, what
-          losses send to this state.
+    Gate  stands before the first layer. Its inputs are h_0 and all other tensors that get a
+          gradient from the layers: arguments and parameters. Its backward runs last: it solves
+          the linear system and returns the gradients of its inputs.
+    Leak  begins a layer's local graph. Autograd's own backward pass goes through it if a loss
+          uses a tensor inside the layer, which a hook has shown. That pass frees the local
+          graph, so the layer is run once more to solve the system.
+    Tap   ends the local graph: it passes on the state without this graph. Its backward notes b_i,
+          the cotangent that losses send to this state.
 
-A Tap owns its layer's local graph, which ends at the Tap before: no cycle keeps a graph alive.
+A Tap owns its layer's local graph, which ends at the previous Tap: no cycle keeps a graph alive.
 """
 
 from __future__ import annotations
@@ -32,50 +32,50 @@ from highway_bp.module_system import ModuleSystem
 from highway_bp.segment import Cotangents, Segment, add, emptied, parameter_step, unused
 from highway_bp.shown import check_shown, kept_grads
 
-# Autograd comes to this leaf of Gate's unless it was asked for certain gradients alone.
+# An input of every Gate. Autograd reaches this leaf unless it computes chosen gradients only.
 SENTINEL = torch.zeros((), requires_grad=True)
 _SENTINEL_NODE = SENTINEL.expand_as(SENTINEL).grad_fn.next_functions[0][0]
 _solving = threading.local()
 
 
 def solving() -> int:
-    """How many systems this thread is solving, one inside the other."""
+    """Return how many systems this thread is solving, one nested in the other."""
     return getattr(_solving, "depth", 0)
 
 
 class Pass:
-    """One forward pass through a chain, and during a backward pass what that has come to.
+    """One forward pass through a chain; it also notes which Taps a backward pass has reached.
 
     Attributes:
         taps: number of layers so far.
         made: ids of leaves that layers have made and returned.
-        inside: a system is being solved; autograd then stops at this pass's own nodes.
+        inside: whether this pass is being solved; autograd then stops at its Gate, Leaks and Taps.
     """
 
     def __init__(self, chain: Chain):
         self.chain, self.method = chain, Watched(chain.method, chain)
         self.taps, self.made, self.inside = 0, set(), False
-        self._task: int | None = None  # what is noted belongs to one backward pass
-        self._top: weakref.ref | None = None  # the last Tap that this backward pass has come to
-        self._gammas: dict[str, float] | None = None  # of its layers, for gamma="auto"
+        self._task: int | None = None  # id of the backward pass that all notes are from
+        self._top: weakref.ref | None = None  # of the Taps reached, the last in forward order
+        self._gammas: dict[str, float] | None = None  # by layer, for gamma="auto"
 
     @property
     def is_reached(self) -> bool:
         """Whether the backward pass in progress has brought a gradient to one of the Taps.
 
-        The engine also comes by on the way to a parameter, with none, where it solves another pass.
+        Solving another pass may also run a Tap, without a gradient, on the way to a parameter.
         """
         return self._task == torch._C._current_graph_task_id()
 
     def note(self, tap: Tap) -> None:
-        """A backward pass has come to this Tap, the last one first."""
+        """Note that a backward pass has reached this Tap. It reaches the last Tap first."""
         if not self.is_reached:
             self._task = torch._C._current_graph_task_id()
             self._top, self._gammas = weakref.ref(tap), None
-            tap.shown = None  # of an earlier backward pass, which came from behind it
+            tap.shown = None  # set by an earlier backward pass that also reached later Taps
 
     def solve(self, gate: Gate) -> tuple[Tensor | None, list[Tensor | None]]:
-        """w_0, and the gradients of Gate's other inputs."""
+        """Solve the system. Returns w_0 and the gradients of Gate's other inputs."""
         leaves, taps = _leaves(gate), self._taps_behind(None)
         freed = not torch._C._autograd._get_current_graph_task_keep_graph()
         for tap in taps:
@@ -99,12 +99,12 @@ class Pass:
             tap.b, tap.b_extras = None, ()
             tap.segment = None if freed else tap.segment
         w_0 = w[0]
-        if w_0 is None and gate.needs_input_grad[3]:  # no path has reached it
+        if w_0 is None and gate.needs_input_grad[3]:  # no path has reached h_0
             w_0 = torch.zeros_like(gate.h)
         return w_0, _zero_where_unreached(grads, leaves, segments, b, w[1:])
 
     def from_behind(self, tap: Tap) -> Tensor | None:
-        """w at the state of a Tap that was not noted yet, but for what losses send there."""
+        """Return w - b at the state of ``tap``, which the backward pass has not reached yet."""
         taps = self._taps_behind(tap)
         with self._inside():
             segments, b = _segments(taps)
@@ -119,7 +119,7 @@ class Pass:
         return self.method.method.solve(ModuleSystem(segments, b, self))[0]
 
     def values_for(self, auto: AutoGamma, keys: Sequence[str], estimate: Callable) -> list[float]:
-        """As `GammaMemory`'s, but the same for all systems of a backward pass."""
+        """As `GammaMemory.values_for`, but the same for all systems of a backward pass."""
         if self._gammas is None:
             segments, b = _segments(self._taps_behind(None))
             system = ModuleSystem(segments, b, self.chain.gammas)
@@ -127,7 +127,7 @@ class Pass:
         return [self._gammas[key] for key in keys]
 
     def _taps_behind(self, node: Tap | None) -> list[Tap]:
-        """The Taps from the one behind ``node``, or behind Gate, to the last that was noted."""
+        """The Taps after ``node`` (None: after Gate), up to the last one that was reached."""
         taps = [self._top()]
         while is_tap(before := node_before(taps[-1])) and before is not node:
             taps.append(before)
@@ -135,7 +135,7 @@ class Pass:
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
-        """While this pass is solved; hooks on its states do not run then."""
+        """Mark this pass as being solved. Hooks on its states do not run meanwhile."""
         self.inside, _solving.depth = True, solving() + 1
         try:
             taps = self._taps_behind(None)
@@ -168,7 +168,7 @@ class Gate(torch.autograd.Function):
 
 
 class Leak(torch.autograd.Function):
-    """h_i -> h_i as the layer's local graph begins with it."""
+    """h_i -> h_i, where a segment's local graph begins."""
 
     @staticmethod
     def forward(ctx, one_pass, h):
@@ -182,7 +182,7 @@ class Leak(torch.autograd.Function):
 
 
 class Tap(torch.autograd.Function):
-    """A segment's last state, and what its last layer returned beside it, without local graph."""
+    """Passes on a segment's last state and its last layer's extras, without the local graph."""
 
     @staticmethod
     def forward(ctx, one_pass, segment, extras, before):
@@ -231,8 +231,8 @@ def node_before(tap: Tap) -> Tap | Gate:
 
 
 def watch_state(h: Tensor) -> None:
-    """Let the Tap of a state know when somebody looks at the state's gradient."""
-    h.register_hook(_unchanged).remove()  # leaves the dictionary of the hooks to come
+    """Let the Tap of a state see the state's hooks, and the state as long as somebody holds it."""
+    h.register_hook(_unchanged).remove()  # creates the dictionary that later hooks go into
     h.grad_fn.hooks, h.grad_fn.state = h._backward_hooks, weakref.ref(h)
 
 
@@ -241,16 +241,16 @@ def _unchanged(g: Tensor) -> Tensor:
 
 
 def _is_looked_at(tap: Tap) -> bool:
-    """Whether autograd shows the state's gradient to somebody, who then has to see w.
+    """Whether autograd may show the state's gradient to the user, who must then see w.
 
-    A hook sees it, and it may be among what `torch.autograd.grad` was asked for.
+    The state may have hooks, or be a tensor that `torch.autograd.grad` was asked for.
     """
     explicit = not torch._C._will_engine_execute_node(_SENTINEL_NODE)
     return bool(tap.hooks) or (explicit and tap.state() is not None)
 
 
 def _leaves(gate: Gate) -> list[GradientEdge | Tensor]:
-    """What the local graphs end in: arguments, as the layers have them, and parameters."""
+    """Where the local graphs end: at Gate's outputs for the arguments, and at the parameters."""
     return [*(GradientEdge(gate, 1 + j) for j in range(gate.n)), *gate.parameters]
 
 
@@ -268,7 +268,7 @@ def _segments(taps: Sequence[Tap]) -> tuple[list[Segment], list[Cotangents]]:
 
 
 def _give_to_retained(taps, segments, b, w_ends) -> None:
-    """What comes from behind is added to the .grad of states with `retain_grad`, by now b_i."""
+    """Add w_i - b_i to the .grad of states with `retain_grad`, where autograd has put b_i."""
     known = iter(zip(segments, b, w_ends, strict=True))
     for tap in taps:
         if tap.place == 0:
@@ -284,7 +284,7 @@ def _give_to_retained(taps, segments, b, w_ends) -> None:
 
 
 def _inside_group(tap, segment, w_end, b_segment) -> Tensor | None:
-    """w at a state inside a group, which sees nothing of what goes through the local graph."""
+    """w at a state inside a group; it lacks what autograd sends through the local graph itself."""
     if tap.segment.is_used:
         raise RuntimeError(
             "the gradient of a state inside a group of layers, with a loss on something inside "
@@ -294,9 +294,9 @@ def _inside_group(tap, segment, w_end, b_segment) -> Tensor | None:
 
 
 def _zero_where_unreached(grads, leaves, segments, b, w_ends) -> list[Tensor | None]:
-    """Parameters of layers that no path has reached get zeros: they are not unused.
+    """Give zeros to the parameters of layers that no path has reached: they are not unused.
 
-    Layers behind all losses have no gradient, as in backpropagation.
+    Layers after all losses get no gradient, as in backpropagation.
     """
     last = max((i for i, b_i in enumerate(b) if not b_i.is_empty), default=-1)
     unreached = {

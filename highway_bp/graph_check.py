@@ -1,4 +1,4 @@
-"""What a layer's local graph may end in: gradients of anything else would be lost."""
+"""Check where a layer's local graph ends: gradients of unknown tensors would be lost."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from highway_bp.segment import Segment
 
 
 def check_graph(segment: Segment, i: int, ends: frozenset, made: set[int]) -> None:
-    """Note in ``segment`` what the i-th layer's graph ends in.
+    """Check where the i-th layer's graph ends, and add its last nodes to ``segment.ends``.
 
     Args:
-        ends: nodes of autograd's graph, and ids of leaves, whose gradients the chain gives.
-        made: ids of leaves that layers have made and returned; a new one is added.
+        ends: nodes of autograd's graph, and ids of leaves, whose gradients the chain returns.
+        made: ids of leaves that layers have made and returned; new ones are added.
 
     Raises:
-        RuntimeError: the gradient of what the layer has used would be lost, or its graph can be
-            used by ``backward()`` alone.
+        RuntimeError: the gradient of a tensor that the layer uses would be lost, or its graph
+            works with ``backward()`` only (re-entrant checkpointing).
     """
     begin = segment.h_in.grad_fn
     graph = nodes([segment.states[i], *segment.extras[i]], ends | {begin})
@@ -48,10 +48,10 @@ def check_graph(segment: Segment, i: int, ends: frozenset, made: set[int]) -> No
 
 
 def nodes(outputs: Sequence[Tensor], ends: frozenset) -> dict[object, list]:
-    """The nodes of autograd's graph behind ``outputs``, up to and without ``ends``.
+    """The nodes of autograd's graph from ``outputs`` back to ``ends``, which are left out.
 
     Returns:
-        of each node those directly behind it.
+        for each node, the nodes that it sends gradients to.
     """
     graph: dict[object, list] = {}
     found = [t.grad_fn for t in outputs if t.requires_grad]
@@ -69,12 +69,12 @@ def _is_of_inner(node: object, begin: object) -> bool:
 
 
 def _is_missed(node: object, extras: Sequence[Tensor], made: set[int]) -> bool:
-    """Whether somebody has this leaf who would not get its gradient: anybody but the graph.
+    """Whether anything besides the graph holds this leaf: its gradient would be missing there.
 
-    A layer may make leaves itself, and return them for the next ones.
+    A layer may make leaves itself, and return them for the next layers; adds those to ``made``.
     """
     is_returned = any(node.variable is t for t in extras)
-    by_layer = 4 if is_returned else 0  # its tuple, our three lists
+    by_layer = 4 if is_returned else 0  # references held by its tuple and by our three lists
     if sys.getrefcount(node.variable) > _BARE + by_layer:
         return True
     if is_returned:

@@ -1,4 +1,4 @@
-"""`HasMethod`: what everything in a model that has a gradient method has in common."""
+"""`HasMethod`: base class of all parts of a model that have a gradient method."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class HasMethod:
-    """Has a gradient ``method``, which holds from the next forward pass on.
+    """Has a gradient ``method``; a new one is used from the next forward pass on.
 
     Attributes:
-        length: L, the layers or time steps of the chain.
-        iterations: taken by each solution of the last backward pass.
+        length: L, the number of layers or time steps of the chain.
+        iterations: the number of iterations of each solve in the last backward pass.
     """
 
     length: int
@@ -41,18 +41,18 @@ class HasMethod:
         self._method = method
 
     def check_method(self, method: Method) -> None:
-        """Raise TypeError for what is no method, ValueError for one that this cannot take."""
+        """Raise TypeError if ``method`` is no method, ValueError if it cannot be used here."""
         check_method(method)
 
 
 class Chain(HasMethod):
-    """A chain of modules, whoever calls them.
+    """A chain of modules, called by the chain itself or by the model's own code.
 
     Attributes:
-        parameters: a method, those of all its layers.
-        gammas: its layers' gammas, as far as they are estimated.
-        checked: a first pass has gone through it.
-        longest: layers of the longest chain of one forward pass: one layer may be called often.
+        parameters: a function that returns the parameters of all layers.
+        gammas: the estimates of gamma for its layers.
+        checked: whether a first pass has gone through the chain.
+        longest: most layer calls in one chain so far; a pass may call one layer several times.
     """
 
     parameters: Callable[[], Iterator[nn.Parameter]]
@@ -64,7 +64,7 @@ class Chain(HasMethod):
         self.checked, self.longest = False, 0
 
     def cuts(self, h: Tensor, args: tuple, kwargs: dict) -> bool:
-        """Whether a forward pass is to be cut: a gradient is wanted, and not autograd's own."""
+        """Whether a forward pass is to be cut: a gradient is wanted, and not from `Backprop`."""
         if self.method.group_size is None or not torch.is_grad_enabled():
             return False
         given = [h, *pytree.tree_leaves((args, kwargs))]
@@ -73,15 +73,15 @@ class Chain(HasMethod):
         )
 
     def follows(self, layer: Layer) -> bool:
-        """Whether layers before it have been called in the same pass of the model."""
+        """Whether layers before ``layer`` have been called in the same pass of the model."""
         return True
 
     def takes(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
-        """Whether what a layer has done with h makes it one of the chain."""
+        """Whether a layer belongs to the chain, judged by what it has returned for h."""
         return True
 
     def at_solve(self, system: ModuleSystem) -> None:
-        """Before a system is solved: look once at what the method needs of its layers."""
+        """Check once, before a system is solved, what the method requires of the layers."""
         kind = type(self.method)
         if kind is Highway and kind not in self._looked_at:
             warn_without_residual(system)
@@ -97,10 +97,10 @@ class Chain(HasMethod):
 
 
 class Watched:
-    """The ``method`` of one forward pass of ``owner``, with its iterations counted.
+    """The ``method`` of one forward pass of ``owner``; counts its iterations.
 
-    Every solution of its backward pass appends to ``owner.iterations`` how often it went through
-    the blocks; the first one clears it.
+    Each solve of the backward pass appends its number of iterations to ``owner.iterations``. The
+    first solve clears that list before.
     """
 
     def __init__(self, method: Method, owner: HasMethod):
@@ -117,7 +117,7 @@ class Watched:
 
 
 class _Counted:
-    """Counts what waits for each other where all layers of a call are at work at once."""
+    """Counts the calls that must wait for each other, if all layers of one call run in parallel."""
 
     def __init__(self, system: LinearSystem):
         self._system, self.iterations = system, 0

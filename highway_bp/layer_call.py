@@ -1,4 +1,4 @@
-"""One call of one layer: what it returned, and what it takes to call it again."""
+"""One call of one layer: its results, and all that is needed to repeat the call."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from highway_bp.surroundings import Surroundings
 
 @dataclass
 class Ran:
-    """What the run of one layer has given.
+    """The results of running one layer.
 
     Attributes:
         out: what the layer returned.
         carry: carry(h_in, h_out) gives its residual path's Jacobian; None: the identity.
-        z: what its block returned, where the residual path is cut; then a vector-Jacobian product
-            of the local graph is w J, otherwise it is w (J + K).
+        z: the block's output if the residual path is cut from the local graph, else None. The
+            graph's vector-Jacobian product is w J with a cut, otherwise w (J + K).
     """
 
     out: Any
@@ -36,8 +36,8 @@ class Layer(Protocol):
 
     Attributes:
         module: the layer itself.
-        name: what errors call it.
-        key: under which the chain keeps its gamma.
+        name: its name in error messages.
+        key: the key under which the chain stores the layer's gamma.
     """
 
     module: nn.Module
@@ -45,19 +45,19 @@ class Layer(Protocol):
     key: str
 
     def run(self, h: Tensor, args: tuple, kwargs: dict) -> Ran:
-        """Call it."""
+        """Call the module on the state h."""
 
 
 @dataclass
 class Call:
-    """One call of a layer, and what it takes to repeat it.
+    """One call of a layer, and all that is needed to repeat the call.
 
     Attributes:
-        given: args and kwargs as they were before it, without key-value caches, which hold the
-            graphs of later layers.
-        results: its state and extras, and their versions.
-        changes: whether it has changed an argument in place.
-        shown: tensors inside it whose gradient somebody may look at.
+        given: args and kwargs as they were before the call, without key-value caches, which hold
+            the graphs of later layers.
+        results: the layer's state and extras, each with its version.
+        changes: whether the layer has changed an argument in place.
+        shown: tensors inside the layer whose gradient somebody may look at.
     """
 
     layer: Layer
@@ -69,10 +69,10 @@ class Call:
     shown: Shown
 
     def repeat(self, h: Tensor, extras: dict[int, Tensor]) -> Returned:
-        """Once more, with new tensors for the extras of earlier layers, by the old ones' ids.
+        """Call the layer again; ``extras`` holds new extras of earlier layers, by id of the old.
 
         Raises:
-            RuntimeError: it cannot be repeated.
+            RuntimeError: the call cannot be repeated, or gives other results.
         """
         if self.has_filled_cache:
             raise RuntimeError(
@@ -95,7 +95,7 @@ class Call:
         return returned
 
     def _is_result(self, returned: Returned) -> bool:
-        """Whether it is what the first run has given, as far as that was not changed since."""
+        """Whether ``returned`` equals the first call's results that were not changed since."""
         found = [returned.state, *returned.extras]
         return len(found) == len(self.results) and all(
             t._version != version or _agree(f, t)
@@ -105,7 +105,7 @@ class Call:
 
 @torch.no_grad()
 def _agree(a: Tensor | None, b: Tensor) -> bool:
-    """Whether two results differ by no more than the order of sums may make them."""
+    """Whether two results differ by no more than rounding in another order of summation."""
     if a is None or a.shape != b.shape:
         return False
     bound = torch.finfo(b.dtype).eps ** 0.5 * torch.linalg.vector_norm(b)
@@ -113,18 +113,18 @@ def _agree(a: Tensor | None, b: Tensor) -> bool:
 
 
 def state_of(out: Any) -> Tensor | None:
-    """The state among what a layer returned: all of it, or the first of a tuple."""
+    """The state in a layer's output: its first value if that is a floating tensor, else None."""
     first = next(iter(pytree.tree_leaves(out)), None)
     return first if isinstance(first, Tensor) and first.is_floating_point() else None
 
 
 class Returned:
-    """What a layer has returned, taken apart.
+    """A layer's output, split into the state and the extras.
 
     Attributes:
         state: the first tensor; None where it is not floating, or something else comes first.
-        extras: the other tensors that want a gradient, ``written`` among them: those it has put
-            into lists and dictionaries that it was given.
+        extras: the other tensors that require a gradient. ``written`` are among them: tensors that
+            the layer has put into lists and dictionaries among its arguments.
     """
 
     def __init__(self, ran: Ran, written: Sequence[Tensor]):
@@ -136,7 +136,7 @@ class Returned:
         self.extras = list({id(t): t for t in tensors if t.requires_grad}.values())
 
     def with_others(self, others: dict[int, Tensor]) -> Any:
-        """What the layer returned with other tensors for those of these ids."""
+        """The layer's output; tensors whose ids are in ``others`` are replaced."""
         return pytree.tree_unflatten([others.get(id(t), t) for t in self._flat], self._spec)
 
 
@@ -151,7 +151,7 @@ def run_layer(
     """Call a layer on h; ``given`` is what `Call` keeps of the arguments.
 
     Raises:
-        RuntimeError: it changes in place h, or an argument that requires a gradient.
+        RuntimeError: the layer changes h in place, or an argument that requires a gradient.
     """
     version, surroundings = h._version, Surroundings(layer.module, h)
     with shown_by(layer.module) as shown:
@@ -166,7 +166,7 @@ def run_layer(
 
 
 def _run(layer: Layer, h: Tensor, args: tuple, kwargs: dict) -> tuple[Returned, bool]:
-    """What a layer has returned and written; whether it has changed an argument in place."""
+    """Run a layer. Returns its results, and whether it has changed an argument in place."""
     before = _tensors((args, kwargs))
     versions = [_version(t) for t in before]
     ran = layer.run(h, args, kwargs)

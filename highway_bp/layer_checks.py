@@ -1,4 +1,4 @@
-"""What a chain looks at once: the carry of split layers, and whether there are residual paths."""
+"""Checks that a chain makes once: the carry of split layers, residual paths, layers for MGRIT."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from highway_bp.layer_call import Ran
     from highway_bp.module_system import ModuleSystem
 
-TOLERANCE = 0.02  # relative; half precision stays below, another carry far above
-CANCELLED = 0.95  # share of the carry that the block takes away again
-ELEMENTS = 256  # a random probe of fewer says little
+TOLERANCE = 0.02  # relative; errors of half precision are below, those of a wrong carry far above
+CANCELLED = 0.95  # share of the carry that the block cancels
+ELEMENTS = 256  # a random probe with fewer elements says little
 
 
 def check_split(layer: nn.Module, name: str, h: Tensor, ran: Ran) -> None:
-    """Compare z K with the vector-Jacobian product through the residual path alone, random z.
+    """Compare w K with the vector-Jacobian product through the residual path alone, for random w.
 
-    With the residual path cut, nothing else would ever see it: a wrong K gives a wrong gradient
-    at every k, k = L included. Costs no pass through the block.
+    The residual path is cut, so nothing else would reveal a wrong K: the gradient would be wrong
+    at every k, k = L included. The check costs no pass through the block.
 
     Raises:
-        ValueError: naming the layer, when they differ.
+        ValueError: the two differ; the message names the layer.
     """
     if h.is_meta:
         return
@@ -55,7 +55,7 @@ def _through(out: Tensor, h: Tensor, w: Tensor) -> Tensor:
 
 
 def refuse_affine(system: ModuleSystem) -> None:
-    """MGRIT solves for errors; what a backward pass adds by itself would go into each of them.
+    """Refuse layers whose backward pass adds a term of its own: MGRIT would add it to every error.
 
     Raises:
         RuntimeError: a layer's vector-Jacobian product of zero is not zero.
@@ -71,9 +71,9 @@ def refuse_affine(system: ModuleSystem) -> None:
 
 
 def warn_without_residual(system: ModuleSystem) -> None:
-    """Warn where most blocks cancel the carry they are said to have: there is no such carry.
+    """Warn if most blocks cancel their layer's carry: the layers have no such residual path.
 
-    Costs one product with every block. On the meta device there is nothing to look at.
+    The check costs one product with every block. On the meta device nothing is checked.
     """
     if system.outputs[0].is_meta:
         return

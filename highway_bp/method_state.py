@@ -1,4 +1,4 @@
-"""The chains of a model, and the estimates of gamma that belong into a checkpoint."""
+"""The chains of a model, and the estimates of gamma that belong in a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def chains(model: nn.Module) -> Iterator[ResidualChain | ShardedChain | Trunk]:
 
 
 def sharded_chains(model: nn.Module) -> list[ShardedChain]:
-    """Those of a model's chains whose layers are spread over processes."""
+    """The chains of a model whose layers are spread over processes."""
     return [chain for chain in chains(model) if isinstance(chain, ShardedChain)]
 
 
@@ -39,7 +39,7 @@ def load_method_state(model: nn.Module, state: list[dict[str, Any]]) -> None:
     """Restore what `method_state` returned.
 
     Raises:
-        TypeError: it is no list of dictionaries.
+        TypeError: ``state`` is no list of dictionaries.
         ValueError: the model has another number of chains.
     """
     found = list(chains(model))

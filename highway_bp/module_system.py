@@ -24,11 +24,11 @@ class Gammas(Protocol):
 
 
 class ModuleSystem:
-    """Blocks, carries and cotangents between the states that the cuts leave visible.
+    """Blocks, carries and cotangents between h_0 and the last states of the segments.
 
     Args:
-        segments: the L runs of layers.
-        b: per segment what losses send to its states and extras.
+        segments: the L segments.
+        b: for each segment, the cotangents that losses send to its states and extras.
         gammas: estimates for gamma="auto".
     """
 
@@ -41,7 +41,7 @@ class ModuleSystem:
         self._first = next((i for i, s in enumerate(segments) if s.wanted), self.length)
 
     def cotangents(self) -> States:
-        # Not b_L: nothing comes after it, so no method changes it.
+        # b_L is not cloned: no state comes after it, so no method changes it.
         return [*(None if b is None else b.clone() for b in self._b[:-1]), self._b[-1]]
 
     def through_blocks(self, w: States, gamma: Gamma, states: range) -> States:
@@ -78,7 +78,7 @@ class ModuleSystem:
 
     @property
     def keys(self) -> list[str]:
-        """Of each segment, a name that lasts from pass to pass."""
+        """One key for each segment, the same in every pass."""
         keys = [segment.calls[0].layer.key for segment in self.segments]
         return [f"{key}+{n}" if (n := keys[:i].count(key)) else key for i, key in enumerate(keys)]
 
@@ -139,14 +139,14 @@ def probe_generator(like: Tensor, seed: int, i: int) -> torch.Generator:
 
 
 def squares(w: States, old: States) -> Tensor:
-    """Of the states that are known, ||w - w_old||^2 and ||w||^2 (2,)."""
+    """||w - w_old||^2 and ||w||^2 over the states that are not None, (2,)."""
     pairs = [(v, u) for v, u in zip(w, old, strict=True) if v is not None]
     each = [torch.stack([_square(v if u is None else v - u), _square(v)]) for v, u in pairs]
     return torch.stack(each).sum(0) if each else torch.zeros(2)
 
 
 def ratio(squares: Tensor) -> float:
-    """||w - w_old|| / ||w||, of their squares."""
+    """||w - w_old|| / ||w||, from their squares."""
     changed, whole = squares.tolist()
     return math.sqrt(changed / whole) if whole else 0.0
 

@@ -1,4 +1,4 @@
-"""One run of consecutive layers with its local autograd graph: f, and its block's Jacobian J."""
+"""`Segment`: consecutive layers with one local autograd graph, which gives products with J."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from highway_bp.containers import leaves
 from highway_bp.layer_call import Call, Returned
 from highway_bp.shown import retained
 
-TOGETHER = 8  # segments whose vector-Jacobian products are one call of autograd's engine
+TOGETHER = 8  # segments whose vector-Jacobian products share one call of autograd's engine
 
 
 @dataclass
 class Cotangents:
-    """What losses send to a segment's states, and to what its layers returned beside them."""
+    """The cotangents that losses send to a segment's states, and to its layers' extras."""
 
     states: list[Tensor | None]
     extras: list[Sequence[Tensor | None]]  # of each layer
@@ -37,12 +37,12 @@ class Segment:
 
     Attributes:
         h_in: h_a, which requires a gradient so that autograd's own pass through it is noticed.
-        wanted: w is wanted at h_a.
+        wanted: whether w is wanted at h_a.
         states: h_{a+1} .. h_e, attached to the local graph.
-        calls, carries: how each came about, and what its layer says of its carry.
-        extras: what else each layer returned that requires a gradient.
-        split: the graph holds the path through the block alone.
-        ends: the nodes of the local graph behind which there are no others.
+        calls, carries: for each layer, its call and its carry function (None: the identity).
+        extras: for each layer, its other outputs that require a gradient.
+        split: whether the graph holds the path through the block alone.
+        ends: the nodes of the local graph that lead to leaves only, or out of this graph.
     """
 
     h_in: Tensor
@@ -71,7 +71,7 @@ class Segment:
 
     @property
     def trains(self) -> bool:
-        """Whether something of its layers, or given to them, gets a gradient."""
+        """Whether a parameter of its layers, or an argument given to them, requires a gradient."""
         given = leaves([call.given for call in self.calls])
         parameters = (p for call in self.calls for p in call.layer.module.parameters())
         return any(
@@ -80,11 +80,11 @@ class Segment:
 
     @property
     def end(self) -> Tensor:
-        """Where the next layer of the run goes on."""
+        """The state that the next layer of the segment gets."""
         return self.states[-1] if self.states else self.h_in
 
     def repeated(self, extras: dict[int, Tensor]) -> Segment:
-        """The same layers run once more; adds its extras to ``extras``, by the old ones' ids."""
+        """Run the same layers once more; adds the new extras to ``extras``, by id of the old."""
         segment = Segment(self.h_in.detach().requires_grad_(), self.wanted)
         for call, old in zip(self.calls, self.extras, strict=True):
             segment.add(call, call.repeat(segment.end, extras))
@@ -105,34 +105,34 @@ class Segment:
         return self.weighted(w, self.vjp(w) if block else None, block, carry)
 
     def weighted(self, w: Tensor, v: Tensor | None, block: float, carry: float) -> Tensor | None:
-        """`through`, from the `vjp` v of w, which is used up."""
+        """As `through`, computed from v = `vjp` of w; overwrites v."""
         if v is not None and block != 1:
             v = v.mul_(block)
-        # The graph gives w J or w (J + K); what is missing or too much is a multiple of w K.
+        # The graph gives w J or w (J + K); the difference from the result is a multiple of w K.
         share = carry if self.split else carry - block
         return self.K.accumulate_(v, w, share) if share != 0 else v
 
     def inner_cotangent(self, b: Cotangents) -> Tensor | None:
-        """What losses on the states inside the run, and on the extras, send to h_a."""
+        """The cotangent that losses on the segment's inner states and extras send to h_a."""
         return _gradient(self.pairs(b, None), self.h_in) if self.wanted else None
 
     def inner_gradient(self, i: int, w: Tensor | None, b: Cotangents) -> Tensor | None:
-        """w at the state inside the run that the i-th layer returned, with w at its end."""
+        """w at the i-th layer's state inside the segment, from b and from w at its end."""
         return add(_gradient(self.pairs(b, w, i + 1), self.states[i]), b.states[i])
 
     @property
     def retained(self) -> list[Tensor]:
-        """Tensors inside its layers with `retain_grad`."""
+        """The tensors inside its layers that have `retain_grad`."""
         return [t for call in self.calls for t in retained(call.shown)]
 
     def gradient_inside(self, t: Tensor, w: Tensor | None, b: Cotangents) -> Tensor | None:
-        """What w at its end, and losses, send to a tensor inside the run."""
+        """The gradient of a tensor t inside the segment, from b and from w at its end."""
         return _gradient(self.pairs(b, w), t)
 
     def pairs(self, b: Cotangents, w: Tensor | None, start: int = 0) -> list[tuple[Tensor, Tensor]]:
-        """What the layers from the ``start``-th on returned, with cotangents; w for the last state.
+        """(output, cotangent) of the layers from index ``start`` on; w belongs to the last state.
 
-        What nothing is sent to is left out."""
+        Outputs without a cotangent are left out."""
         found = list(zip(self.states[start:], [*b.states[start:-1], w], strict=True))
         for extras, b_extras in zip(self.extras[start:], b.extras[start:], strict=True):
             found += zip(extras, b_extras, strict=bool(b_extras))
@@ -140,7 +140,7 @@ class Segment:
 
     @cached_property
     def K(self) -> Carry:
-        """The carry of the run, K_e ... K_{a+1}, formed where it is first asked for."""
+        """The carry of the segment, K_e ... K_{a+1}, computed on first use."""
         K: Carry = Identity()
         for i in reversed(range(len(self.calls))):
             K = K @ self._carry_of_layer(i)
@@ -158,7 +158,7 @@ class Segment:
 
 
 def vjps(segments: Sequence[Segment], w: Sequence[Tensor]) -> list[Tensor | None]:
-    """`Segment.vjp` of each; segments share no graph, so that one call of the engine does it."""
+    """`Segment.vjp` of each, in one call of autograd's engine: segments share no graph."""
     wanted = [i for i, s in enumerate(segments) if s.wanted and s.h_out.requires_grad]
     found: list[Tensor | None] = [None] * len(segments)
     if wanted:
@@ -203,7 +203,7 @@ def parameter_step(
 
 
 def unused(segments: Sequence[Segment]) -> list[Segment]:
-    """The segments, run once more where the backward pass in progress uses up their graphs."""
+    """The segments; those whose graph the backward pass in progress frees are run once more."""
     if torch._C._autograd._get_current_graph_task_keep_graph():
         return list(segments)
     extras: dict[int, Tensor] = {}
@@ -212,7 +212,7 @@ def unused(segments: Sequence[Segment]) -> list[Segment]:
 
 @contextlib.contextmanager
 def emptied(hooks: Iterable[dict]) -> Iterator[None]:
-    """With these dictionaries of hooks empty: the hooks do not run."""
+    """Empty these dictionaries of hooks for a while, so that the hooks do not run."""
     full = [(h, dict(h)) for h in hooks if h]
     for h, _ in full:
         h.clear()
@@ -249,7 +249,7 @@ def _check_maps(K: Carry, h_in: Tensor, h_out: Tensor, name: str) -> None:
 
 
 def _owned(v: Tensor, w: Tensor) -> Tensor:
-    """v itself, or a copy where writing into it would also change w or repeated elements."""
+    """v, or a copy if v shares memory with w or between its own elements: v is written into."""
     shares = v.untyped_storage().data_ptr() == w.untyped_storage().data_ptr()
     expanded = any(stride == 0 and n > 1 for stride, n in zip(v.stride(), v.shape, strict=True))
     return v.clone() if shares or expanded else v

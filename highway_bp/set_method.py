@@ -1,4 +1,4 @@
-"""`set_method`: one gradient method for everything in a model that takes one."""
+"""`set_method`: one gradient method for all chains and recurrent layers of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from highway_bp.methods import Method
 def set_method(model: nn.Module, method: Method) -> None:
     """Set the gradient method of every chain, converted trunk and recurrent layer in ``model``.
 
-    It is used from the next forward pass on.
+    The method is used from the next forward pass on.
 
         >>> model = nn.Sequential(hb.GRU(3, 4, method=hb.Highway(k=5)))
         >>> hb.set_method(model, hb.Backprop())
@@ -20,7 +20,7 @@ def set_method(model: nn.Module, method: Method) -> None:
         Backprop()
 
     Raises:
-        ValueError: there is none, or one of them cannot take this method.
+        ValueError: nothing in ``model`` has a gradient method, or a part cannot use this one.
         TypeError: ``method`` is not a gradient method.
     """
     found = modules_with_method(model)
@@ -31,10 +31,10 @@ def set_method(model: nn.Module, method: Method) -> None:
 
 
 def current_method(model: nn.Module) -> Method:
-    """The gradient method of ``model``: that of the first module.
+    """The gradient method of ``model``: that of its first module that has one.
 
     Raises:
-        ValueError: there is none.
+        ValueError: nothing in ``model`` has a gradient method.
     """
     return modules_with_method(model)[0].method
 

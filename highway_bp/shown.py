@@ -1,4 +1,4 @@
-"""Tensors inside a layer that somebody else may hold, and look at the gradient of."""
+"""Tensors inside a layer that other code may hold, and whose gradients it may look at."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Shown = list[weakref.ref]
 
 @contextlib.contextmanager
 def shown_by(module: nn.Module) -> Iterator[Shown]:
-    """While ``module`` runs, collect what it shows: to hooks on its modules, and as attributes."""
+    """While ``module`` runs, collect its shown tensors: outputs given to hooks, and attributes."""
     shown: Shown = []
     modules = modules_of(module)
 
@@ -39,15 +39,15 @@ def add_shown(shown: Shown, values: Iterable[Any]) -> None:
 
 
 def retained(shown: Shown) -> list[Tensor]:
-    """Those with `retain_grad`."""
+    """The shown tensors with `retain_grad`."""
     return [t for t in (ref() for ref in shown) if t is not None and t.retains_grad]
 
 
 def check_shown(shown: Shown, name: str, is_used: bool) -> None:
-    """Raise RuntimeError where somebody looks at a gradient that a chain cannot give whole.
+    """Raise RuntimeError where somebody looks at a gradient that a chain cannot give in full.
 
-    A hook would see it in parts, one for every iteration; a tensor that a layer has returned
-    beside its state, or whose graph autograd has used up, lies outside what is solved.
+    A hook would see one part of the gradient per iteration. The solve does not cover a tensor that
+    a layer has returned beside its state, or whose graph autograd has used up.
     """
     for t in (ref() for ref in shown):
         if t is None:
@@ -62,7 +62,7 @@ def check_shown(shown: Shown, name: str, is_used: bool) -> None:
 
 @contextlib.contextmanager
 def kept_grads(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Afterwards their .grad is what it was."""
+    """Restore the .grad of these tensors on exit."""
     before = [(t, t.grad) for t in tensors]
     try:
         yield

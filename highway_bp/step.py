@@ -1,4 +1,4 @@
-"""One layer of a chain is called: it continues the chain, or begins a new one."""
+"""`step`: call one layer of a chain; the layer continues the chain or begins a new one."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from highway_bp.shown import add_shown
 
 @dataclass(frozen=True)
 class Scope:
-    """What the layers of one pass may use that requires a gradient.
+    """The tensors that require a gradient and that the layers of one pass may use.
 
     Attributes:
-        arguments: by id, what the model gives to its layers, what they get in its place, and the
-            version of what is given, which changes when the model writes into it.
-        ends: nodes of autograd's graph, and ids of parameters, in which a local graph may end.
-        has_filled_cache: a key-value cache was not empty when the pass began.
+        arguments: by id, each argument of the layers, the alias that they get in its place, and
+            the argument's version, which changes when the model writes into it.
+        ends: nodes of autograd's graph, and ids of parameters, at which a local graph may end.
+        has_filled_cache: whether a key-value cache was not empty when the pass began.
     """
 
     one_pass: Pass
@@ -39,7 +39,7 @@ class Scope:
     has_filled_cache: bool
 
     def local(self, t: Tensor) -> Tensor | None:
-        """What a layer gets for t; None if autograd could not bring its gradient back."""
+        """The tensor that a layer gets in place of t; None if the gradient of t would be lost."""
         if id(t) in self.arguments:
             _, alias, version = self.arguments[id(t)]
             return alias if t._version == version else None
@@ -59,8 +59,8 @@ def step(
         first: begin a new chain, whatever h is.
 
     Raises:
-        RuntimeError: it changes in place h, or an argument that requires a gradient; it uses a
-            tensor that requires one and is neither a parameter of the chain nor an argument.
+        RuntimeError: the layer changes h in place, or an argument that requires a gradient; or it
+            uses a tensor that requires one but is neither a parameter of the chain nor an argument.
     """
     refuse_transforms(layer.name)
     flat = leaves((args, kwargs))
@@ -74,7 +74,7 @@ def step(
         segment = Segment(Leak.apply(scope.one_pass, before), wanted)
     x = segment.end
     inner = {id(h): x, **{id(t): scope.local(t) for t in given}}
-    outer = {id(inner[id(t)]): t for t in [h, *given]}  # given back after the run
+    outer = {id(inner[id(t)]): t for t in [h, *given]}  # put back after the call
     kept = copied((args, kwargs), inner)
     args, kwargs = exchanged((args, kwargs), inner)
     try:
@@ -92,7 +92,7 @@ def step(
 
 
 def _passed_on(scope: Scope, segment: Segment, before: Tensor) -> dict[int, Tensor]:
-    """By id, what the model gets for the state and the extras of the segment's last layer."""
+    """By id, the tensors that the model gets for the last layer's state and extras."""
     results = [segment.h_out, *segment.extras[-1]]
     state, *extras = Tap.apply(scope.one_pass, segment, segment.extras[-1], before)
     state.grad_fn.scope = scope
@@ -104,11 +104,11 @@ def _passed_on(scope: Scope, segment: Segment, before: Tensor) -> dict[int, Tens
 def _begun(
     chain: Chain, h: Tensor, given: Sequence[Tensor], caches: Sequence[Any], goes_on: bool
 ) -> tuple[Scope, Tensor, None]:
-    """A new chain, with a Gate in front of it.
+    """Begin a new chain with a Gate in front of it.
 
     Args:
-        goes_on: layers before this one have been called in the same pass of the model. Of what a
-            cache holds by now, they have been given what was there before, and written the rest.
+        goes_on: whether earlier layers were called in the same pass of the model. A cache then
+            holds what they were given (a chain's tensors) and what they have written.
     """
     one_pass, parameters = Pass(chain), [p for p in chain.parameters() if p.requires_grad]
     held = [p for cache in caches for p in held_tensors(vars(cache)) if p[2].requires_grad]
@@ -128,7 +128,7 @@ def _begun(
 def _continued(
     chain: Chain, layer: Layer, h: Tensor, given: Sequence[Tensor]
 ) -> tuple[Scope, Tensor, Segment] | None:
-    """If h is the last state of this chain and all arguments are known."""
+    """Scope, h, segment if h is the chain's last state and all arguments are known; else None."""
     tap = h.grad_fn
     if not is_tap(tap) or h.output_nr != 0 or tap.segment is None:
         return None

@@ -1,4 +1,4 @@
-"""What a layer's forward pass depends on besides its input, so that it can be run once more."""
+"""What a layer's forward pass depends on besides its input, so that the layer can run again."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Surroundings:
         self._versions = _versions(module, h)
 
     def autocast(self) -> AbstractContextManager:
-        """The autocast state that was in force, whenever this is called."""
+        """A context with the autocast state of the forward pass."""
         if self._autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, *self._autocast, cache_enabled=False)
 
     @contextlib.contextmanager
     def restored(self, name: str) -> Iterator[None]:
-        """Run the layer again: same autocast, same random numbers, buffers left as they are.
+        """A context to run the layer again: same autocast and random numbers, buffers kept.
 
         Raises:
-            RuntimeError: a weight or the layer's input has been changed since.
+            RuntimeError: a weight or the layer's input has been changed since the first run.
         """
         if _versions(self._module, self._h) != self._versions:
             raise RuntimeError(
@@ -51,7 +51,7 @@ class Surroundings:
 
 @contextlib.contextmanager
 def kept_buffers(module: nn.Module) -> Iterator[None]:
-    """Afterwards its buffers are the same tensors with the same values."""
+    """Restore the module's buffers on exit: the same tensors with the same values."""
     of_each = [(m, dict(m._buffers)) for m in modules_of(module)]
     values = [(b, b.clone()) for _, buffers in of_each for b in buffers.values() if b is not None]
     try:
@@ -60,7 +60,7 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
         for m, buffers in of_each:
             m._buffers.update(buffers)
         for buffer, before in values:
-            buffer.data.copy_(before)  # .data: the graphs of other passes may have saved it
+            buffer.data.copy_(before)  # .data: graphs of other passes may have saved the buffer
 
 
 def _versions(module: nn.Module, h: Tensor) -> list[tuple[int, int]]:
@@ -68,7 +68,7 @@ def _versions(module: nn.Module, h: Tensor) -> list[tuple[int, int]]:
 
 
 def modules_of(module: nn.Module) -> dict[nn.Module, None]:
-    """`module.modules()` in another order, in a third of the time: every layer's pass asks."""
+    """As `module.modules()` in another order, in a third of the time: every layer call needs it."""
     found: dict[nn.Module, None] = {}
     rest: list[nn.Module | None] = [module]
     while rest:
@@ -80,7 +80,7 @@ def modules_of(module: nn.Module) -> dict[nn.Module, None]:
 
 
 def parameters_of(module: nn.Module) -> list[nn.Parameter]:
-    """`module.parameters()`, a shared one more than once, as fast."""
+    """As `module.parameters()` but faster; a shared parameter occurs more than once."""
     return [p for m in modules_of(module) for p in m._parameters.values() if p is not None]
 
 
@@ -91,7 +91,7 @@ def _autocast_state(device: str) -> tuple[torch.dtype, bool] | None:
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Of the CPU's generator, and of the device's where that is a GPU."""
+    """The states of the CPU's generator and of the device's generator (None unless a GPU)."""
     on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     return torch.get_rng_state(), on_gpu
 

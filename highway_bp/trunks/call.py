@@ -26,14 +26,14 @@ from highway_bp.trunks.carries import recorded_carry
 if TYPE_CHECKING:
     from highway_bp.trunks.converted import ConvertedLayer
 
-_own = threading.local()  # .layers: those whose own forward is running in this thread
+_own = threading.local()  # .layers: those whose `_set_forward` is running in this thread
 
 
 def call_layer(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
-    """What ``layer`` returns.
+    """Call the layer, and return its output.
 
     Raises:
-        RuntimeError: it cannot be a step of a chain as it is used.
+        RuntimeError: the layer cannot be a step of a chain in this use.
     """
     trunk = layer._trunk
     if trunk.method.group_size is not None:
@@ -72,12 +72,12 @@ class TrunkLayer:
 
 def _in_chain(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     trunk = layer._trunk
-    if layer in getattr(_own, "layers", ()):  # its set forward calls the one it has replaced
+    if layer in getattr(_own, "layers", ()):  # its `_set_forward` calls the class's forward
         return layer._original.forward(layer, *args, **kwargs)
-    if solving():  # `torch.utils.checkpoint` around the layer runs it again
+    if solving():  # `torch.utils.checkpoint` around this layer recomputes it
         return _run_own(layer, args, kwargs)
     if torch._C._current_graph_task_id() != -1:
-        if _is_recomputed():  # it was around more than the layer
+        if _is_recomputed():  # a checkpoint around more than this layer
             return _run_own(layer, args, kwargs)
         raise RuntimeError(
             f"{TrunkLayer(layer).name} is run inside a backward pass, as re-entrant checkpointing "
@@ -102,12 +102,12 @@ def _in_chain(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
 
 
 def _run_own(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
-    """The forward that the layer would have without us."""
+    """Run the forward pass that the layer would have without conversion."""
     own = partial(layer._original.forward, layer)
     if layer._set_forward is not None and layer not in getattr(_own, "layers", ()):
         own = partial(_marked, layer, layer._set_forward)
 
-    def run(*args):  # during a solution once more, by checkpointing: no statistics then
+    def run(*args):  # checkpointing runs it again during a solve; buffers must not change then
         with kept_buffers(layer) if solving() else contextlib.nullcontext():
             return own(*args, **kwargs)
 
@@ -136,7 +136,7 @@ def _marked(layer: ConvertedLayer, forward: Callable, *args, **kwargs) -> Any:
 
 
 def _is_in_function() -> bool:
-    """Whether a forward pass with a backward pass of its own is calling: reversible layers, say."""
+    """Whether the forward of an autograd function is calling, as with some reversible layers."""
     frame = sys._getframe()
     while frame is not None:
         given = frame.f_locals if frame.f_code.co_name == "forward" else {}
@@ -150,7 +150,7 @@ def _is_in_function() -> bool:
 def _is_recomputed() -> bool:
     """Whether checkpointing that is not re-entrant runs a part of the model again.
 
-    Its hook is the innermost one, or that of checkpointing inside of what runs again.
+    The innermost saved-tensor hook is then that of the recomputation, or of a checkpoint inside.
     """
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
     names = ("_recomputation_hook", "_checkpoint_hook")

@@ -1,7 +1,7 @@
-"""The carry of other people's layers, read off what autograd has recorded of their forward pass.
+"""The carry of converted layers, read from the graph that autograd records of their forward pass.
 
-Any linear map will do for a carry: the block is what it leaves. So what is read here decides how
-fast k converges, never what it converges to.
+Any linear map may serve as the carry, as the block is the rest of the layer. So the carry decides
+how fast the gradient converges with k, never its limit.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def recorded_carry(h: Tensor, out: Tensor) -> Callable[[Tensor, Tensor], Carry] 
 
 
 def _slope(out: Tensor, before: object) -> Diagonal:
-    """Of an activation, the last operation."""
+    """diag(a') of the activation a, the layer's last operation."""
     edge, ones = GradientEdge(before, 0), torch.ones_like(out)
     return Diagonal(*torch.autograd.grad(out, edge, ones, retain_graph=True))
 
@@ -69,7 +69,7 @@ def _slope(out: Tensor, before: object) -> Diagonal:
 def has_residual_path(h: Tensor, out: Tensor) -> bool:
     """Whether a path leads from h to ``out`` without a matrix product or convolution.
 
-    Operations that autograd has recorded under other names, compiled ones say, may be such a path.
+    Products that autograd has recorded under other names (compiled ones, say) are not recognised.
     """
     seen, nodes = {None}, [out.grad_fn]
     while nodes:
@@ -88,13 +88,13 @@ def _through_norms(last: object, h: Tensor) -> Carry:
         if _is(node, "NativeLayerNorm") and node._saved_normalized_shape == width:
             inverse, weight = node._saved_result2, node._saved_weight  # 1 / sigma; read only once
             rows = inverse.shape if rows is None else rows
-            if inverse.shape == rows:  # else it is of other tokens
+            if inverse.shape == rows:  # else the norm is of other tokens
                 d = d * inverse if weight is None else d * inverse * weight.detach()
     return Diagonal(d.to(h.dtype))
 
 
 def _shortcut(add: object, h: Tensor, out: Tensor) -> GradientEdge | None:
-    """Which of two branches that are added is h itself, or the only linear map of it."""
+    """The branch of a sum that is h itself, or the only one that is a linear map of h."""
     edges = [GradientEdge(*edge) for edge in add.next_functions if edge[0] is not None]
     edges = [edge for edge in edges if _shape(edge) == out.shape]
     for edge in edges:
@@ -117,7 +117,7 @@ def _shape(edge: GradientEdge) -> torch.Size:
 
 
 def _behind(node: object, h: Tensor) -> Iterator[object]:
-    """The nodes of the local graph, from ``node`` to where it begins with h."""
+    """The nodes of the local graph, from ``node`` back to its beginning at h."""
     seen, nodes = {h.grad_fn, None}, [node]
     while nodes:
         node = nodes.pop()

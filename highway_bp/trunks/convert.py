@@ -23,10 +23,10 @@ def convert(
 ) -> nn.Module:
     """Let ``method`` train the residual trunks of ``model``, in place, and return the model.
 
-    A trunk is a list of layers of one class, or of a few in turn, each of which maps a state to a
-    state and has a residual connection around it. Of stages, the lists of layers inside them are
-    trunks. The model's own code still calls the layers. Each layer gets a class derived from its
-    own, which makes every call a step of a chain. Nothing else changes;
+    A trunk is a list of layers of one class, or of a few classes in turn. Each layer maps a state
+    to a state and has a residual connection around it. If the model has stages, the lists of
+    layers inside them are the trunks. The model's own code still calls the layers. Each layer gets
+    a class derived from its own, which makes every call a step of a chain. Nothing else changes;
     with gradients off, or ``Backprop()``, the layers run as before. `set_method` changes the method
     later, `chains` lists the trunks.
 
@@ -40,8 +40,8 @@ def convert(
     Args:
         model: the model, or one that contains it, not yet compiled or wrapped for devices.
         method: the gradient method.
-        layers: names the trunk where it is not found, or another one is wanted: dotted names of
-            the ModuleLists or Sequentials that hold it, or the name of its layers' class.
+        layers: names the trunk if none is found, or another one is wanted: dotted names of the
+            ModuleLists or Sequentials that hold its layers, or the name of the layers' class.
 
     Raises:
         TypeError: ``model`` is no module, or ``method`` no gradient method.
@@ -63,12 +63,12 @@ def convert(
 
 
 def _outermost(model: nn.Module) -> list[list[str]]:
-    """Lists of layers, but for lists inside of such layers; by trunk.
+    """The outermost lists of layers, grouped by trunk.
 
-    Of stages, which differ in their sizes and have lists of layers inside, these are taken.
+    Stages differ in their sizes and contain lists of layers: those lists are taken instead.
     """
     lists = [n for n, layers in _lists(model) if n and all(map(_could_be_layer, layers))]
-    if not lists:  # layers with one operation inside; the model itself
+    if not lists:  # accept layers with one operation inside, and the model as a list
         lists = [n for n, layers in _lists(model) if all(_could_be_layer(m, 1) for m in layers)]
     if not lists:
         raise ValueError(
@@ -87,7 +87,7 @@ def _outermost(model: nn.Module) -> list[list[str]]:
             stages += names
         else:
             found.append(names)
-    return found or [lists[:1]]  # one layer that is called again and again
+    return found or [lists[:1]]  # one layer, which may be called several times
 
 
 def _is_inside(name: str, outer: str) -> bool:
@@ -97,8 +97,8 @@ def _is_inside(name: str, outer: str) -> bool:
 def _lists(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Lists of layers that have a forward pass, the outer ones first.
 
-    They are of one class, or of a few that come again and again, as in hybrids of attention and
-    state spaces.
+    The layers of a list are of one class, or of classes that each occur twice or more, as in
+    hybrids of attention and state spaces.
     """
     for name, module in model.named_modules():
         if isinstance(module, LISTS) and len(module):
@@ -109,7 +109,7 @@ def _lists(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _could_be_layer(layer: nn.Module, inside: int = 2) -> bool:
-    """Not a list, and with so many modules inside: else it is a single operation, or a decoy."""
+    """Whether ``layer`` is no list and no single operation: it holds ``inside`` modules or more."""
     return not isinstance(layer, LISTS) and len(list(layer.modules())) > inside
 
 
@@ -149,7 +149,7 @@ def _named(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
 
 
 def _joined(model: nn.Module, names: Sequence[str]) -> list[list[str]]:
-    """Lists of one parent, or of one in each stage, with layers of one class are one trunk."""
+    """Join lists of one class of layers into one trunk: those of one parent, or one per stage."""
     trunks: defaultdict[tuple[str, type], list[str]] = defaultdict(list)
     for name in names:
         parent, kind = name.rpartition(".")[0], type(model.get_submodule(name)[0])

@@ -1,5 +1,5 @@
-"""A converted layer: the layer itself, of a class made from its class, whose forward is a step of
-a chain."""
+"""A converted layer: the same object with a class derived from its own, whose forward is a step
+of a chain."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from highway_bp.trunks.trunk import Trunk
 
 
 class ConvertedLayer:
-    """Mixed into a layer's class. All else of the layer stays: weights, hooks, edits, isinstance.
+    """Mixed into a layer's class. The rest of the layer stays: weights, hooks, edits, isinstance.
 
     Attributes:
-        _trunk, _name: its chain, and its name in the model.
-        _original: the class it was made from.
+        _trunk, _name: the layer's chain, and its name in the model.
+        _original: the layer's class before conversion.
         _set_forward: a forward that somebody has set on this instance.
     """
 
@@ -26,9 +26,9 @@ class ConvertedLayer:
     _set_forward: Callable | None = None
 
     def __call__(self, *args, **kwargs):
-        if "forward" in self.__dict__:  # it would hide the class's
+        if "forward" in self.__dict__:  # it would hide the class's forward
             self.__dict__["_set_forward"] = self.__dict__.pop("forward")
-        if self._is_checkpointed():  # around the layer's own forward: see `call._run_own`
+        if self._is_checkpointed():  # `call._run_own` checkpoints the layer's own forward
             return nn.Module.__call__(self, *args, **kwargs)
         return super().__call__(*args, **kwargs)
 
@@ -48,7 +48,7 @@ class ConvertedLayer:
 
 
 def convert_layer(layer: nn.Module, trunk: Trunk, name: str) -> None:
-    """Make ``layer``, of that name in its model, one of the trunk's."""
+    """Make ``layer``, which is called ``name`` in its model, a layer of the trunk."""
     layer._trunk, layer._name = trunk, name
     layer.__class__ = converted_class(type(layer))
     trunk.add(name, layer)
@@ -60,7 +60,7 @@ def converted_class(cls: type) -> type:
 
     @wraps(cls.forward)
     def forward(self, *args, **kwargs):
-        # Such code has no chains. (is_exporting() is true within torch.compile in torch 2.11.)
+        # Exported or traced: no chain. (is_exporting() is true within torch.compile in torch 2.11.)
         if torch.compiler._is_exporting_flag or torch.jit.is_tracing():
             own, self._set_forward = self._set_forward, None
             try:
@@ -71,7 +71,7 @@ def converted_class(cls: type) -> type:
 
     made = type(cls.__name__, (ConvertedLayer, cls), {"__module__": cls.__module__})
     made._original = cls
-    made.forward = forward  # afterwards: transformers wraps the forward of every new class
+    made.forward = forward  # set last: transformers wraps the forward of every new class
     return made
 
 

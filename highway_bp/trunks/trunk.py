@@ -1,4 +1,4 @@
-"""`Trunk`: residual layers of a model that goes on calling them itself, as one chain."""
+"""`Trunk`: residual layers of a model as one chain, still called by the model's own code."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from highway_bp.trunks.carries import has_residual_path
 class Trunk(Chain):
     """The chain of layers that are spread over a model.
 
-    It knows them by weak references and they know it: a copy of a model has a trunk of the copied
-    layers.
+    The trunk has weak references to its layers, and each layer refers to its trunk. So a copy of a
+    model has a trunk of the copied layers.
 
     Args:
-        name: of the lists that hold the layers, in the model.
+        name: names in the model of the lists that hold the layers.
         method: the gradient method; may be set at any time.
     """
 
     def __init__(self, name: str, method: Method):
         self.name = name
         self._layers: dict[str, weakref.ref] = {}  # by name in the model
-        self._calls = 0  # of its layers
-        self._is_residual: dict[str, bool] = {}  # by name, what the first pass has seen
+        self._calls = 0  # number of calls of all its layers
+        self._is_residual: dict[str, bool] = {}  # by name, as seen at the layer's first call
         self._last: str | None = None  # the layer that was called last
         self.begin(method)
 
     def add(self, name: str, layer: nn.Module) -> None:
         known = self._layers.get(name)
-        if known is None or known() is not layer:  # of copies, the one that was called last
+        if known is None or known() is not layer:  # of several copies, keep the one called last
             self._layers[name] = weakref.ref(layer)
 
     def follows(self, layer: Layer) -> bool:
         return self._steps_from_last(layer) > 0
 
     def _steps_from_last(self, layer: Layer) -> int:
-        """From the layer that was called last, if it is one of the same list; else 0."""
+        """Steps from the layer that was called last, if both are in the same list; else 0."""
         if self._last is None:
             return 0
         (parent, _, number), (other, _, last) = (
@@ -51,7 +51,7 @@ class Trunk(Chain):
         return int(number) - int(last) if parent == other and number.isdigit() else 0
 
     def look_for_break(self, layer: Layer) -> None:
-        """Warn where a layer is not given what the layer before it in its list has returned."""
+        """Warn if a layer is not given the state that the previous layer of its list returned."""
         if self._steps_from_last(layer) == 1:
             self.warn_once(
                 "break",
@@ -75,7 +75,7 @@ class Trunk(Chain):
         return iter({id(p): p for layer in self.layers for p in parameters_of(layer)}.values())
 
     def takes(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
-        """A layer without a residual path runs as before, outside any chain."""
+        """Whether the layer has a residual path; if not, it runs as before, outside any chain."""
         state, key, carried = returned.state, layer.key, returned.ran.carry is not None
         if key not in self._is_residual:
             self._is_residual[key] = state is not None and (
@@ -88,7 +88,7 @@ class Trunk(Chain):
         return takes
 
     def _look_for_chain(self) -> None:
-        """Warn where the method does nothing. Some layers may never be called."""
+        """Warn if the method has no effect. Some layers may never be called."""
         seen, residual = len(self._is_residual), sum(self._is_residual.values())
         often = self._calls > 2 * len(self.layers)
         if not residual and (often or seen == len(self.layers)):
