@@ -2,8 +2,8 @@
 
     python scripts/bench_engine.py --out results/bench_engine.json
 
-ResNets run in channels-last layout, as train.py runs them. How times and memory are measured:
-scripts/benchmark.py.
+ResNets run in channels-last layout, as train.py runs them. scripts/benchmark.py explains how times
+and memory are measured.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def measure_times(workload: str, repeats: int) -> pd.DataFrame:
 
 
 def peaks_of(workload: str, method: str) -> tuple[int, int]:
-    """Of one forward and backward pass."""
+    """`benchmark.peaks` of one forward and backward pass."""
     layers, x = build(workload)
     chain = hb.ResidualChain(layers, benchmark.method_of(method))
     cotangent = torch.ones_like(chain(x))
@@ -115,7 +115,7 @@ def measure_memory(workload: str) -> dict[str, float]:
 
 
 def measure_data(steps: int = 50) -> dict[str, float]:
-    """Batches of 128 from 50,000 augmented images, beside a training step of ResNet-32 (preact)."""
+    """Time batches of 128 augmented images, and forward and backward of ResNet-32 on one batch."""
     data = surrogate(composed("data=cifar10").data, rows=50_000)
     batches = replace(data, augment=True, flip=True).train_batches(128, 0, DEVICE)
     channels_last = {"memory_format": torch.channels_last}

@@ -3,11 +3,11 @@
     python scripts/bench_rnn.py --out results/bench_rnn.json
     python scripts/bench_rnn.py --parts paper --out results/bench_rnn_paper.json
 
-On a CPU: a long sequence of small steps, then a grid over batch, length, hidden size and k. On
-CUDA, or with --parts paper: the paper's four shapes (Tables 3 and 6), against torch's own kernel
-and against a loop over cells, the paper's baseline. Times are of forward and backward through the
-layers alone; how they and memory are measured: scripts/benchmark.py. The record is written after
-every shape.
+On a CPU the program measures long sequences of small steps, then a grid over batch, length, hidden
+size and k. On CUDA, or with --parts paper, it measures the paper's four shapes (Tables 3 and 6)
+against torch's own kernel and against a loop over cells, the paper's baseline. Times are of forward
+and backward through the layers alone. scripts/benchmark.py explains how times and memory are
+measured. The record is written after every shape.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CELLS = {"GRU": (nn.GRU, hb.GRU, nn.GRUCell), "LSTM": (nn.LSTM, hb.LSTM, nn.LSTM
 
 @dataclass(frozen=True)
 class Shape:
-    """A network and its input (length, batch, hidden): as many inputs as hidden units."""
+    """A network and its input (length, batch, hidden). The input size is the hidden size."""
 
     cell: str
     batch: int
@@ -76,7 +76,7 @@ NAMES = {
 
 
 class CellLoop(nn.Module):
-    """What the paper compares with: one cell after another, step by step."""
+    """The paper's baseline: a loop over cells, layer by layer and step by step."""
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -94,7 +94,7 @@ class CellLoop(nn.Module):
 
 
 def network(shape: Shape, name: str) -> nn.Module:
-    """ "nn", "loop", or hb's with a method, by its name in `benchmark.method_of`."""
+    """The network of a name: "nn", "loop", or hb's with a method of `benchmark.method_of`."""
     torch.manual_seed(0)
     plain, ours, _ = CELLS[shape.cell]
     if name == "nn":
@@ -106,14 +106,14 @@ def network(shape: Shape, name: str) -> nn.Module:
 
 
 def inputs(shape: Shape) -> tuple[Tensor, Tensor]:
-    """What goes in, and the gradient of what comes out."""
+    """The input and the cotangent of the output, both (length, batch, hidden)."""
     torch.manual_seed(0)
     x = torch.randn(shape.length, shape.batch, shape.hidden, device=DEVICE)
     return x, torch.randn_like(x)
 
 
 def step_of(shape: Shape, name: str, x: Tensor, cotangent: Tensor) -> Callable[[], None]:
-    """Forward and backward, of the weights alone as under a first layer without gradient."""
+    """A forward and backward pass. The input needs no gradient, as in a network's first layer."""
     rnn = network(shape, name)
 
     def once() -> None:
@@ -124,7 +124,7 @@ def step_of(shape: Shape, name: str, x: Tensor, cotangent: Tensor) -> Callable[[
 
 
 def compare(shape: Shape, names: Sequence[str], repeats: int) -> dict:
-    """Milliseconds of each, and how many times faster than the first of ``names`` it is."""
+    """Median milliseconds of every network in ``names``, and its speedup over the first one."""
     given = inputs(shape)
     steps = {name: step_of(shape, name, *given) for name in names}
     runs = {name: partial(benchmark.timed, step) for name, step in steps.items()}
@@ -138,7 +138,7 @@ def peaks_of(shape: Shape, name: str) -> tuple[int, int]:
 
 
 def memory(shape: Shape, names: Sequence[str] = ("nn", "k0", "k5")) -> dict:
-    """Peak megabytes of tensors made in a step, and of the whole process on a CPU."""
+    """Peak megabytes of the tensors made in a step, and on a CPU of the whole process."""
     found = {name: benchmark.in_a_fresh_process(peaks_of, shape, name) for name in names}
     return {
         "peak": {

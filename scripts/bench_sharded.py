@@ -2,13 +2,13 @@
 
     python scripts/bench_sharded.py --processes 1 2 4 --out results/bench_sharded.json
 
-A transformer of 24 sublayers, gloo, one thread per process. Strategies take turns in the same
-processes: Highway-BP and backpropagation through a `ShardedChain`, its batch whole and in
-micro-batches; torch's pipelines (model parallelism, which is GPipe with one micro-batch, GPipe,
-1F1B); torch's DistributedDataParallel. Those that claim to be exact first have to find the
-gradients of one process; otherwise nothing is timed. Times run from a barrier to the moment when
-the last process is done. `costs`, measured between the steps, are what the performance model of
-scripts/figures/scaling.py knows.
+The network is a transformer of 24 sublayers. Processes use gloo and one thread each. The strategies
+take turns in the same processes:
+- Highway-BP and backpropagation through a `ShardedChain`, with the batch whole and in micro-batches
+- torch's model parallelism (GPipe with one micro-batch), GPipe, 1F1B and DistributedDataParallel
+Before the timing, the strategies that claim to be exact have to find the gradients of one process;
+if one does not, nothing is timed. Times run from a barrier until the last process is done. `costs`
+are measured between the steps, for the performance model of scripts/figures/scaling.py.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from scripts.sharding.setting import Setting
 from scripts.sharding.strategies import Strategy, gradients_of_one_process, strategies
 
 Build = Callable[[Setting], dict[str, Strategy]]
-TOLERANCE = 1e-3  # of gradients: float32, sums in another order
+TOLERANCE = 1e-3  # largest gradient error: float32, sums in another order
 
 
 def gradient_errors(ways: Mapping[str, Strategy], setting: Setting) -> dict[str, float]:
-    """Of every exact strategy, the worst distance from the gradients of one process on all."""
+    """The largest `Strategy.error` of every exact strategy over all processes."""
     exact = {name: way for name, way in ways.items() if way.exact}
     expected = gradients_of_one_process(setting)
     errors = torch.stack([way.error(expected) for way in exact.values()])
@@ -51,7 +51,7 @@ def gradient_errors(ways: Mapping[str, Strategy], setting: Setting) -> dict[str,
 
 
 def timed(strategy: Strategy) -> dict[str, float]:
-    """Seconds of a step until all processes have done it, and of its passes where it has two."""
+    """Seconds until all processes finish a step; also of its two passes if they are separate."""
     strategy.zero_grad()
     dist.barrier()
     start = time.perf_counter()
@@ -71,7 +71,7 @@ def steps_in_turn(ways: Mapping[str, Strategy]) -> dict[str, float]:
 def process(
     rank: int, processes: int, setting: Setting, repeats: int, build: Build, meet: str
 ) -> None:
-    """One of them: compare gradients, then measure; the first writes down what was found."""
+    """Run one process: compare gradients, then measure. Rank 0 writes the result to a file."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{meet}/meet", rank=rank, world_size=processes
@@ -84,11 +84,11 @@ def process(
     if rank == 0:
         (Path(meet) / "found.json").write_text(json.dumps([errors, rounds]))
     dist.barrier()
-    os._exit(0)  # gloo's teardown was seen to abort now and then
+    os._exit(0)  # gloo sometimes aborted in its teardown
 
 
 def on_processes(processes: int, setting: Setting, repeats: int, build: Build) -> dict:
-    """The record of so many processes.
+    """Measure on ``processes`` processes and return their record.
 
     Raises:
         UserError: a strategy that claims to be exact is not.
@@ -103,7 +103,7 @@ def on_processes(processes: int, setting: Setting, repeats: int, build: Build) -
             f"on {processes} processes gradients differ from those of one by more than "
             f"{TOLERANCE:g} of the largest: {', '.join(wrong)}; nothing was timed"
         )
-    steps, costs = map(pd.DataFrame, zip(*rounds[1:], strict=True))  # after a warm-up
+    steps, costs = map(pd.DataFrame, zip(*rounds[1:], strict=True))  # without the warm-up
     return {
         "oversubscribed": processes > cores(),
         "gradient_error": errors,
@@ -115,7 +115,7 @@ def on_processes(processes: int, setting: Setting, repeats: int, build: Build) -
 
 
 def relative(seconds: pd.DataFrame, part: str, base: str) -> dict[str, float]:
-    """Of a part of the step, by strategy, relative to that of ``base``."""
+    """Median ratio of the time of a part of the step to that of ``base``, by strategy."""
     found = seconds.filter(regex=f"{part}$").rename(columns=lambda name: name.removesuffix(part))
     return found.div(found[base], axis=0).median().to_dict()
 
@@ -133,7 +133,7 @@ def main(argv: Sequence[str], build: Build = strategies) -> None:
     setting = Setting(**{name: getattr(args, name) for name in asdict(Setting())})
     for processes in args.processes:
         setting.check(processes)
-    torch.set_num_threads(1)  # as in the processes; the record names it
+    torch.set_num_threads(1)  # as in the processes; the record names this number
     record = {
         "environment": environment(torch.device("cpu")),
         "cores": cores(),

@@ -2,9 +2,10 @@
 
     python scripts/bench_steps.py gru_cifar10_pixels --arms bp k0 k1 k3 k10 fp3
 
-Batch, forward, backward, clipping and optimiser, on made-up data of the preset's shape, in the
-precision that the preset has on this device. Written to results/steps_PRESET.DEVICE.json, from
-which figures take their axes of time; with trainer.cuda_graph=true to steps_PRESET.cuda_graph.json.
+A step is forward, backward, clipping and optimiser, always on the same batch. The batch is made-up
+data of the preset's shape. The precision is the preset's on this device. Figures and tables read
+step times from the record, results/steps_PRESET.DEVICE.json. With trainer.cuda_graph=true, the
+record is results/steps_PRESET.cuda_graph.json.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ ARMS = ["bp", "k0", "k1", "k2", "k3", "k5", "k10"]
 
 
 def step_of(cfg: DictConfig, arm: str) -> Callable[[], object]:
-    """One training step on the same batch at every call."""
+    """A training step that uses the same batch at every call."""
     data = surrogate(cfg.data)
     torch.manual_seed(0)
     pretrained = {"pretrained": None} if cfg.model.get("pretrained") else {}
@@ -59,7 +60,7 @@ def step_of(cfg: DictConfig, arm: str) -> Callable[[], object]:
 
 
 def graphed(model: nn.Module, passes: Callable[[Tensor, Tensor], Tensor]) -> Callable:
-    """The same passes as the trainer replays them, with `trainer.cuda_graph`."""
+    """The same passes, replayed as a CUDA graph as in the trainer with `trainer.cuda_graph`."""
     graphs = GraphedPasses(model, lambda x, y: Passed({"loss": passes(x, y)}, 0))
     return lambda x, y: graphs(hb.current_method(model), x, y).measured["loss"]
 

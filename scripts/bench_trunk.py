@@ -1,10 +1,11 @@
-"""Measure what `hb.convert` costs on models of transformers, beside the models as they were.
+"""Measure what `hb.convert` costs on models of transformers, beside the unconverted models.
 
     python scripts/bench_trunk.py --out results/bench_trunk.json
 
-The paper's GPT-2 (12 layers of width 256, 256 tokens), batch 4; and a mixture of experts (Mixtral,
-4 layers of width 256, 4 experts) with its router loss, whose gradient comes from inside the layers:
-they run once more. How times and memory are measured: scripts/benchmark.py.
+The models are the paper's GPT-2 (12 layers of width 256, 256 tokens, batch 4) and a mixture of
+experts (Mixtral, 4 layers of width 256, 4 experts), without and with its router loss. The gradient
+of the router loss comes from inside the layers, so the layers run once more. scripts/benchmark.py
+explains how times and memory are measured.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def forward_and_backward(model: nn.Module, x: Tensor, **asked: bool) -> None:
 def step(
     model: nn.Module, x: Tensor, name: str | None, fresh: bool = False, **asked: bool
 ) -> Callable[[], float]:
-    """name: of the method, None for an untouched model; fresh: with an estimate of gamma."""
+    """A timed step with method ``name`` (None: unconverted model); fresh: estimate gamma anew."""
     method = name and benchmark.method_of(name, gamma="auto" if fresh else 0.0)
 
     def timed() -> float:
@@ -115,7 +116,7 @@ def measure_times(repeats: int) -> pd.DataFrame:
 
 
 def measure_memory() -> dict[str, float]:
-    """Hidden states per layer that a step needs at its peak above the untouched model's."""
+    """Peak memory of a step above the unconverted model's, in hidden states per layer."""
     model, x = gpt2(), tokens()
 
     def run_step() -> None:

@@ -1,8 +1,8 @@
 """What all benchmarks share: times, peak memory, arguments and records.
 
-Times are medians of interleaved repetitions in one process, after a warm-up, synchronised on CUDA;
-a ratio is the median of the ratios inside each repetition, so that the machine's drift cancels.
-Peak memory of tensors is what a step adds to those that were there before.
+Times are medians of interleaved repetitions in one process, after a warm-up, synchronised on CUDA.
+A ratio is the median of the ratios within each repetition, so that the machine's drift cancels.
+Peak memory of tensors is the memory that a step adds to the tensors that existed before.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from experiments.errors import UserError
 from experiments.provenance import environment
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-Ratio = Callable[[pd.DataFrame], pd.Series]  # of seconds, in every repetition
+Ratio = Callable[[pd.DataFrame], pd.Series]  # of columns of seconds, in every repetition
 
 
 def arguments(description: str, repeats: int = 7) -> argparse.ArgumentParser:
@@ -47,7 +47,7 @@ def at_least_one(text: str) -> int:
 
 
 def new_record(**settings: Any) -> dict[str, Any]:
-    """A record that names commit, device, versions and settings of what is measured."""
+    """A record with commit, device, versions and ``settings``."""
     return {"environment": environment(DEVICE), **settings}
 
 
@@ -57,9 +57,9 @@ def save(record: Mapping[str, Any], out: Path | None) -> None:
 
 
 def method_of(name: str, gamma: float | str = 0.0) -> hb.Method:
-    """ "bp", "fp3", "bptt16", or Highway-BP: "k3", "k3g0.2" (gamma), "k1w16" (windows of 16).
+    """The method named "bp", "fp3", "bptt16", "k3", "k3g0.2" (gamma), or "k1w16" (windows of 16).
 
-    ``gamma``: Highway-BP's where the name has none.
+    ``gamma``: for Highway-BP (k3) if its name has none.
     """
     if name == "bp":
         return hb.Backprop()
@@ -86,7 +86,7 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def interleaved(runs: Mapping[str, Callable[[], float]], repeats: int) -> pd.DataFrame:
-    """Seconds of each run, by column, in every repetition, after a warm-up."""
+    """Seconds, a column per run and a line per repetition, without the warm-up."""
     rounds = [{name: run() for name, run in runs.items()} for _ in range(repeats + 1)]
     return pd.DataFrame(rounds[1:])
 
@@ -96,18 +96,18 @@ def median_ratios(seconds: pd.DataFrame, ratios: Mapping[str, Ratio]) -> dict[st
 
 
 def in_a_fresh_process(function: Callable, *arguments: Any) -> Any:
-    """What a function of a module returns in a Python of its own."""
+    """Return what a module-level function returns in a new Python process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def peaks(step: Callable[[], object]) -> tuple[int, int]:
-    """Bytes at the peak of ``step`` after one to warm up: of tensors, of this process on a CPU."""
+    """Peak bytes of ``step`` after a warm-up: of tensors, and of this process (0 on CUDA)."""
     return tensor_peak(step), 0 if DEVICE.type == "cuda" else _high_water_mark()
 
 
 def tensor_peak(step: Callable[[], object]) -> int:
-    """Bytes of tensors at the peak of ``step``, above what there was before; it ran once before."""
+    """Peak bytes of tensors in ``step`` above those before it; ``step`` first runs to warm up."""
     step()
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -2,8 +2,8 @@
 
     python scripts/collect_rows.py runs      # runs/KEY/... goes to results/KEY.jsonl
 
-A run that is there already is skipped. Refused are runs of uncommitted code, which no commit
-describes, and runs that no preset of results/paper.yaml makes.
+A run that has a row there already is skipped. Runs of uncommitted code are refused, because no
+commit describes them, and so are runs that no preset of results/paper.yaml makes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scripts.program import run
 
 
 def collect(paper: PaperRow, folder: Path, results: Path) -> tuple[int, list[str]]:
-    """Add the runs of one experiment's folder; how many, and which were refused and why."""
+    """Add the runs of one experiment's folder; return their number, and why others were refused."""
     file = results / f"{paper.key}.jsonl"
     rows, added, refused = read_rows(file), [], []
     known = {key_of(row) for row in rows}

@@ -3,9 +3,9 @@
     python scripts/make_figures.py results
     python scripts/make_figures.py results --only figure2 time
 
-figure2 to figure6 are the paper's, time is loss against time for all of its experiments, schedules
-what changing k during training reaches, scaling layers on several devices, paths the idea. Each is
-written to results/figures as PNG, PDF and SVG, and beside it, in NAME.rows.txt, the rows used.
+figure2 to figure6 are the paper's figures, time has losses against time, schedules has scores of
+schedules of k, scaling has layers on several devices, and paths has the paths of a small chain. All
+are written to results/figures as PNG, PDF and SVG; NAME.rows.txt lists the rows that are shown.
 """
 
 from __future__ import annotations

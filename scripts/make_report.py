@@ -2,7 +2,7 @@
 
     python scripts/make_report.py results --out results/report.html
 
-Run `make figures tables` first: their files are embedded, so the page stands alone.
+Run `make figures tables` first: the page embeds their files, so it needs no other file.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CAPTIONS = {
 
 
 def hours_of(claim: Claim, found: Finding, results: Results) -> str:
-    """What the rows took, and what runs in full would take, where one experiment lacks them."""
+    """Hours of the rows; where one experiment lacks runs in full, also the hours of such runs."""
     hours: dict[str, float] = {}  # of training alone, by device
     for row in found.rows:
         hours[row["device"]] = hours.get(row["device"], 0.0) + row["seconds"] / 3600
@@ -58,7 +58,7 @@ def hours_of(claim: Claim, found: Finding, results: Results) -> str:
 
 
 def hours_in_full(paper: PaperRow, results: Results) -> str:
-    """Of one run in the paper's own setting, on one GPU: steps times seconds of a step."""
+    """Hours of one run in the paper's own setting on one GPU: steps times seconds of a step."""
     for preset in paper.presets:
         name = f"steps_{preset}.cuda"
         record = results.records(f"{name}.json").get(name)
@@ -75,7 +75,7 @@ def hours_in_full(paper: PaperRow, results: Results) -> str:
 
 
 def embedded(picture: Path) -> Markup:
-    """A picture as an <img> that holds its own data: the vector form where there is one."""
+    """A picture as an <img> with embedded data: its SVG if there is one, else its PNG."""
     vector = picture.with_suffix(".svg")
     kind, file = ("svg+xml", vector) if vector.exists() else ("png", picture)
     data = base64.b64encode(file.read_bytes()).decode()
@@ -83,7 +83,7 @@ def embedded(picture: Path) -> Markup:
 
 
 def in_html(page: Path) -> Markup:
-    """A Markdown page, its headings two levels lower, every table cell with its column's name."""
+    """A Markdown page as HTML: all headings are h4, and every table cell has its column's name."""
     markdown = MarkdownIt("commonmark").enable("table")
     tokens = markdown.parse(page.read_text())
     columns: list[str] = []

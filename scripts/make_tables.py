@@ -3,9 +3,9 @@
     python scripts/make_tables.py results
     python scripts/make_tables.py results --only table2 resnet32
 
-table2, table3 and table6 are the paper's, in Markdown and LaTeX, with its values beside ours; KEY
-is that of one experiment, a table per setting; bench_rnn is that of a benchmark. Each is written
-to results/tables.
+table2, table3 and table6 are the paper's tables in Markdown and LaTeX, with its values beside ours.
+KEY (resnet32, ...) is the page of one experiment, with a table per setting. bench_rnn is the page
+of that benchmark. All are written to results/tables.
 """
 
 from __future__ import annotations

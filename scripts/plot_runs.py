@@ -22,7 +22,7 @@ from scripts.figures.panels import Drawing, footer, log_axis, panels
 from scripts.figures.style import look_of_k
 from scripts.program import run
 
-SPAN = 8  # records over which a training loss is averaged: a batch's own is too noisy
+SPAN = 8  # records over which training losses are averaged: one batch's loss is too noisy
 
 
 def table(arms: dict[Arm, list[Row]]) -> str:
@@ -41,7 +41,7 @@ def table(arms: dict[Arm, list[Row]]) -> str:
 
 
 def draw_scores(axes: Axes, arms: dict[Arm, list[Row]]) -> None:
-    """Every run a point, and the mean over seeds in figures."""
+    """Draw every run as a point, and write the mean over seeds above."""
     metric = metric_of(next(iter(arms.values()))[0])
     for x, (arm, rows) in enumerate(arms.items()):
         values = [score(row) for row in rows]
@@ -54,7 +54,7 @@ def draw_scores(axes: Axes, arms: dict[Arm, list[Row]]) -> None:
 
 
 def draw_losses(axes: Axes, arms: dict[Arm, list[Row]], records: dict[int, list[dict]]) -> None:
-    """The training loss of every run against its seconds of training."""
+    """Draw the training loss of every run against its seconds of training."""
     for arm, rows in arms.items():
         style = look_of_k(arm) | {"marker": ""}
         for number, row in enumerate(rows):
@@ -67,7 +67,7 @@ def draw_losses(axes: Axes, arms: dict[Arm, list[Row]], records: dict[int, list[
 
 
 def title(rows: list[Row], root: Path) -> str:
-    """What all rows have trained; UserError where they differ."""
+    """Model, data and steps of all rows; UserError if they differ."""
     found = {f"{r['model']} on {r['data']}, {r['steps']} steps of {r['batch_size']}" for r in rows}
     if len(found) != 1:
         raise UserError(f"{root} mixes {' and '.join(sorted(found))}; expected only one of them")

@@ -11,7 +11,7 @@ from experiments.errors import UserError, one_line
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """``main`` with the command line's arguments; a user's mistake is an error of one line."""
+    """Run ``main`` with the command line's arguments; report a user's mistake in one line."""
     try:
         main(sys.argv[1:])
     except HydraException as error:  # a preset that is not there, a wrong argument of train.py

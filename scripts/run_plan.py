@@ -1,12 +1,12 @@
-"""Make the runs of results/plan.yaml that are missing, some at a time.
+"""Make the missing runs of results/plan.yaml, --jobs of them at a time.
 
-    python scripts/run_plan.py --jobs 2                      # all of it
-    python scripts/run_plan.py gru_pixels gru_chars --list   # of these experiments, print which
+    python scripts/run_plan.py --jobs 2                      # all missing runs
+    python scripts/run_plan.py gru_pixels gru_chars --list   # list those of these experiments
 
-Their order is that of the experiments given, or the plan's. Every run is a process of train.py
-with one thread. Interrupted runs are resumed. Runs that are finished, or have a row in results/
-from this kind of device, are skipped. SIGINT, SIGTERM and the end
-of --seconds let all of them write a checkpoint.
+Runs are made in the order of the experiments given, or in the plan's order. Every run is a process
+of train.py with one thread. Interrupted runs are resumed. Runs that are finished, or have a row in
+results/ from this kind of device, are skipped. On SIGINT, on SIGTERM or after --seconds, the runs
+in progress write a checkpoint and end.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from scripts.evidence.paper import RESULTS, PlannedRun, paper_rows, plan
 from scripts.evidence.rows import read_rows
 from scripts.program import run
 
-STOPPED = (0, 128 + signal.SIGTERM, -signal.SIGTERM)  # exit codes of a run that can be resumed
+STOPPED = (0, 128 + signal.SIGTERM, -signal.SIGTERM)  # exit codes: finished, or can be resumed
 
 
 def run_folders(root: Path) -> Iterator[tuple[Path, PlannedRun, str]]:
-    """The folders below ``root``/KEY, what was started in them, and on which kind of device."""
+    """Yield run folders below ``root``/KEY, the run started in each, and the kind of device."""
     for file in root.glob(f"*/*/{STARTED}"):
         try:
             about = json.loads(file.read_text())
@@ -51,7 +51,7 @@ def run_folders(root: Path) -> Iterator[tuple[Path, PlannedRun, str]]:
 
 
 def recorded(results: Path, device: str) -> set[tuple]:
-    """`PlannedRun.result` of the rows that there are of a kind of device."""
+    """`PlannedRun.result` of all rows from a kind of device."""
     return {
         PlannedRun(key, tuple(row["overrides"]), row["seed"]).result
         for key in paper_rows()
@@ -67,7 +67,7 @@ def command(one: PlannedRun, root: Path, more: Sequence[str]) -> list[str]:
 
 
 def make(one: PlannedRun, root: Path, more: Sequence[str], stop: Callable[[], bool]) -> bool:
-    """Make one run, or stop it by one signal; returns whether it failed."""
+    """Make one run, or end it by SIGTERM once ``stop()`` is true; return whether it failed."""
     if stop():
         return False
     print(f"{time.strftime('%H:%M:%S')} {one}", flush=True)

@@ -1,4 +1,4 @@
-"""What of the planned runs is done, to collect, running, interrupted or missing; what to type next.
+"""Show which planned runs are done, to collect, running, interrupted or missing, and what to do.
 
     python scripts/status.py            # or: make status
     python scripts/status.py -v         # every single run
@@ -28,7 +28,7 @@ STATES = ("done", "to collect", "running", "interrupted", "missing", GPU)
 
 
 def states(results: Path, runs: Path, device: str) -> dict[PlannedRun, str]:
-    """The state of every planned run on a kind of device: of its row, else of its folder."""
+    """The state of every planned run on a kind of device, from its row or else its run folder."""
     found = {}
     for folder, one, where in run_folders(runs):
         if where == device and (folder / "DONE").exists():

@@ -1,4 +1,4 @@
-"""Made-up data of the shape that a preset trains on, and steps on it: without the real data."""
+"""Made-up data of the shape that a preset trains on, and training steps on such data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Data = ImageData | TextData | PairData
 
 
 def surrogate(data: DictConfig, rows: int = 2048) -> Data:
-    """Random images, tokens or sentence pairs, ``rows`` of each, for the data of a configuration.
+    """Random data in place of a configuration's: ``rows`` images, sequences or sentence pairs.
 
     Raises:
         ValueError: data of another kind.
@@ -47,7 +47,7 @@ Loss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, object]]
 
 
 def one_pass(model: nn.Module, loss_of: Loss, x: Tensor, y: Tensor, amp: bool) -> Tensor:
-    """Forward and backward as in training; the loss, ()."""
+    """Run forward and backward as in training; return the loss, ()."""
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=amp):
         loss, _ = loss_of(model, x, y)
     loss.backward()
@@ -61,10 +61,9 @@ def training_step(
     batch: tuple[Tensor, Tensor],
     clip: float | None,
 ) -> Tensor:
-    """A pass, clipping and optimiser as in training; loss and gradient norm, (2,).
+    """Run a pass, clipping and optimiser as in training; return loss and gradient norm, (2,).
 
-    Args:
-        passes: ``passes(x, y)`` gives the loss, and leaves the gradients; for instance `one_pass`.
+    ``passes(x, y)`` returns the loss and sets the gradients, for instance with `one_pass`.
     """
     optimizer.zero_grad(set_to_none=True)
     loss = passes(*batch)

@@ -1,4 +1,4 @@
-"""A pre-LN transformer as 2 x n sublayers (attention, feed-forward), for the benchmarks."""
+"""A pre-LN transformer as sublayers (attention, feed-forward), for the benchmarks."""
 
 from __future__ import annotations
 

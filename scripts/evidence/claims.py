@@ -1,4 +1,4 @@
-"""Every claim of the paper, what was measured, and what follows; the rules are in judge.py."""
+"""Every claim of the paper with the function that judges it; the rules are in judge.py."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from scripts.evidence.settings import ENOUGH, LEVEL, Setting, interval
 from scripts.evidence.theorem_check import largest_errors
 
 RNNS = ("lstm_chars", "gru_chars", "gru_words", "gru_pixels")
-EXACT = 1e-12  # float64, a handful of operations
-SLACK = 0.5  # points of accuracy about a printed score
+EXACT = 1e-12  # tolerance for float64 and a handful of operations
+SLACK = 0.5  # points of accuracy that a score may lie below the printed one
 
 Judge = Callable[[Results], Finding]
 SettingJudge = Callable[[Setting], Finding]
@@ -37,17 +37,17 @@ SettingJudge = Callable[[Setting], Finding]
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, where it stands, whose runs decide it, and the judge."""
+    """A claim of the paper, its place in the paper, and the function and runs that decide it."""
 
     text: str
     where: str
     judge: Judge
-    keys: tuple[str, ...]  # of paper.yaml
-    command: str  # where no runs but a measurement decides
+    keys: tuple[str, ...]  # experiments of paper.yaml whose runs decide
+    command: str  # if a measurement decides instead of runs
 
     @property
     def commands(self) -> list[str]:
-        """What makes all that it rests on."""
+        """The commands that make the runs or measurements behind the claim."""
         return [self.command] if self.command else [paper_rows()[k].command for k in self.keys]
 
 
@@ -55,7 +55,7 @@ CLAIMS: list[Claim] = []
 
 
 def claim(text: str, where: str, *keys: str, command: str = "") -> Callable[[Judge], Judge]:
-    """Add a claim to the list, which the decorated function decides."""
+    """Add a claim to `CLAIMS`; the decorated function judges it."""
 
     def add(judge: Judge) -> Judge:
         CLAIMS.append(Claim(text, where, judge, keys, command))
@@ -67,7 +67,7 @@ def claim(text: str, where: str, *keys: str, command: str = "") -> Callable[[Jud
 def claim_on_runs(
     text: str, where: str, *keys: str, full_only: bool = False
 ) -> Callable[[SettingJudge], Judge]:
-    """Add a claim on the best setting of every experiment in ``keys``."""
+    """Add a claim that `in_best` judges for every experiment in ``keys``."""
 
     def add(judge: SettingJudge) -> Judge:
         def on_all(results: Results) -> Finding:
@@ -80,14 +80,14 @@ def claim_on_runs(
 
 
 def in_best(results: Results, key: str, judge: SettingJudge, full_only: bool = False) -> Finding:
-    """By the first setting of an experiment that can be judged; else by the first one with runs."""
+    """The finding in an experiment's first setting that can be judged, else the first with runs."""
     found = [judge(setting) for setting in results.settings[key] if setting.full or not full_only]
     judged = [f for f in found if f.decided] + [f for f in found if f.outcome != Outcome.NOT_RUN]
     return next(iter(judged), NOT_RUN)
 
 
 def matches_at(k: int | None = None, gamma: float | None = None) -> SettingJudge:
-    """Highway-BP at k, or at the largest k up to five that there is, against backpropagation."""
+    """A judge of Highway-BP against backpropagation, at k or else the largest k up to five."""
 
     def judge(setting: Setting) -> Finding:
         known = (k for k in setting.ks("highway", gamma) if k <= 5)
@@ -98,7 +98,7 @@ def matches_at(k: int | None = None, gamma: float | None = None) -> SettingJudge
 
 
 def reaches(*arms: tuple[str, int | None]) -> SettingJudge:
-    """The mean of every arm is no less than its printed score but for SLACK points."""
+    """A judge: the mean of every arm is at least its printed score less SLACK points."""
 
     def judge(setting: Setting) -> Finding:
         printed, found = setting.paper.published, []
@@ -134,7 +134,7 @@ def theorem(_: Results) -> Finding:
 
 
 def measured(lines: list[str], *held: bool) -> Finding:
-    """What a measurement shows: undecided where it holds in some cases alone."""
+    """The finding of a measurement; undecided if the claim holds in some of the cases only."""
     outcome = Outcome.HOLDS if all(held) else Outcome.UNDECIDED if any(held) else Outcome.FAILS
     return Finding(lines, outcome, full=True)
 
@@ -188,7 +188,7 @@ claim_on_runs(
 
 @claim("about five iterations suffice in most cases", "section 4, conclusion", *paper_rows())
 def five_iterations(results: Results) -> Finding:
-    """The largest k up to five in every experiment that has learned."""
+    """Judge every experiment at its largest k up to five; more than half have to hold."""
     findings = [in_best(results, key, matches_at()) for key in paper_rows()]
     decided = [f for f in findings if f.decided]
     found = combined(decided or [f for f in findings if f.outcome is Outcome.TOO_FEW])
@@ -207,7 +207,7 @@ def better_than_fixed_point(setting: Setting) -> Finding:
 
 @claim_on_runs("at k = 0 fixed-point iteration is worse than Highway-BP", "Figure 4", *RNNS)
 def worse_without_carry(setting: Setting) -> Finding:
-    """The fixed point at k = 0 has the losses' own gradients alone."""
+    """At k = 0 the fixed point's gradient consists of the losses' own gradients alone."""
     return worse(setting, setting.arm("fixed_point", 0), setting.arm("highway", 0))
 
 
@@ -243,7 +243,7 @@ def perplexity_of_k_0(setting: Setting) -> Finding:
 
 
 def shapes_measured(results: Results) -> tuple[str, list[dict]]:
-    """The device and the paper's four shapes on it, a GPU first."""
+    """A device and the paper's shapes measured on it in float32, on a GPU if there is one."""
     records = results.records("bench_rnn*.json").values()
     found = [
         (r["environment"]["device"], r["paper"])
@@ -298,7 +298,7 @@ def cost_beside_fixed_point(results: Results) -> Finding:
 
 
 def on_gpu(device: str, what: str, lines: list[str], held: list[bool]) -> Finding:
-    """Times on a CPU decide nothing about a GPU."""
+    """The finding of times on a device; times on a CPU decide nothing about a GPU."""
     if not lines:
         return NOT_MEASURED
     found = measured([f"{what}, on {device}:", *lines], *held)
@@ -321,13 +321,13 @@ def memory(results: Results) -> Finding:
     return measured([line], max(found.values()) <= 2.0)
 
 
-Moments = list[dict]  # of a run: the gradient's error at every k
+Moments = list[dict]  # of one run: per moment, the gradient's error at every k
 
 
 def claim_on_moments(
     text: str, what: str
 ) -> Callable[[Callable[[Moments], Iterable[bool]]], Judge]:
-    """Add a claim on Figure 6, counted over all networks by the moments of every run."""
+    """Add a claim on Figure 6: count how often it holds over the runs of all networks."""
 
     def add(holds: Callable[[Moments], Iterable[bool]]) -> Judge:
         def judge(results: Results) -> Finding:
@@ -361,7 +361,7 @@ def errors_fall(moments: Moments) -> Iterable[bool]:
     "the error at a k is larger at the end than after a tenth:",
 )
 def errors_grow(moments: Moments) -> Iterable[bool]:
-    """Per k, from a tenth of training to its end."""
+    """Compare the error after a tenth of training with that at its end, for every k."""
     first, last = (m["relative_error"] for m in (moments[:2][-1], moments[-1]))
     return (a <= b for a, b in zip(first, last, strict=True))
 
@@ -381,7 +381,7 @@ def increments_shrink(moments: Moments) -> Iterable[bool]:
     command="python scripts/bench_sharded.py",
 )
 def shared_backward(results: Results) -> Finding:
-    """Layers on two processes: the backward pass beside that of one process."""
+    """The backward pass of layers on two processes beside that of one process."""
     record = results.records("bench_sharded.json").get("bench_sharded")
     if record is None or not {"1", "2"} <= record["processes"].keys():
         return NOT_MEASURED

@@ -1,7 +1,7 @@
-"""Comparisons of arms and what follows from them: scatter never helps a claim.
+"""Compare arms and judge what follows for a claim. Scatter never helps a claim.
 
-Differences are of `settings.badness`, so more is worse. Arms whose seeds see the same text are
-compared seed by seed (paired t), others by Welch's t-test. The rules stood before the runs.
+Differences are of `settings.badness`, so larger is worse. Arms whose seeds see the same text are
+compared seed by seed (paired t-test), others by Welch's t-test. The rules predate the runs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Outcome(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What the page shows of a claim."""
+    """What the report says about a claim."""
 
     REPRODUCED = "reproduced"
     REDUCED = "holds in a reduced setting"
@@ -53,7 +53,7 @@ class Verdict(StrEnum):
 
 
 def verdict_of(outcome: Outcome, full: bool) -> Verdict:
-    """``full``: in the paper's own setting."""
+    """The verdict for an outcome; ``full``: in the paper's own setting."""
     match outcome:
         case Outcome.HOLDS:
             return Verdict.REPRODUCED if full else Verdict.REDUCED
@@ -64,7 +64,7 @@ def verdict_of(outcome: Outcome, full: bool) -> Verdict:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was measured, what follows, in which setting, and the rows that it rests on."""
+    """What was measured, what follows, whether in full, and the rows that this rests on."""
 
     lines: list[str]
     outcome: Outcome
@@ -85,14 +85,14 @@ NOT_MEASURED = Finding(["nothing yet"], Outcome.NOT_MEASURED)
 
 
 def finding(setting: Setting, text: str, outcome: Outcome, *arms: Sequence[Row]) -> Finding:
-    """What follows from arms of one setting."""
+    """A finding in one setting, which rests on ``arms``."""
     rows = [row for arm in arms for row in arm]
     return Finding([f"{setting}: {text}"], outcome, setting.full, rows)
 
 
 def combined(findings: Sequence[Finding]) -> Finding:
-    """A claim on all of them: it fails with one, holds with every one, and is else as open as the
-    most open one that is not merely missing."""
+    """Combine findings on one claim: the outcome is the first of fails, undecided, not enough runs
+    and holds that occurs among them; if none of these occurs, that of the first finding."""
     if not findings:
         return NOT_RUN
     outcomes = {f.outcome for f in findings}
@@ -107,7 +107,7 @@ def combined(findings: Sequence[Finding]) -> Finding:
 
 
 def beyond(low: float, high: float, margin: float) -> Outcome:
-    """Whether a number is above a margin, given the bounds that it lies within."""
+    """Whether a number is above a margin, given the bounds of the number."""
     if low > margin:
         return Outcome.HOLDS
     return Outcome.FAILS if high < margin else Outcome.UNDECIDED
@@ -115,7 +115,7 @@ def beyond(low: float, high: float, margin: float) -> Outcome:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much worse one arm is than another, in the mean.
+    """How much worse the mean of one arm is than that of another.
 
     low, high: the two-sided interval. at_least, at_most: the one-sided bounds. p: two-sided.
     """
@@ -137,7 +137,7 @@ def difference(
     paired: bool,
     value: Callable[[Row], float] = badness,
 ) -> Difference | None:
-    """Of at least two seeds each; None of fewer. Where a run diverged it is infinite."""
+    """``ours`` less ``others``; None if one has under two seeds, infinite if only one diverged."""
     if paired:
         by_seed = [{row["seed"]: row for row in rows} for rows in (ours, others)]
         common = sorted(by_seed[0].keys() & by_seed[1].keys())
@@ -152,19 +152,19 @@ def difference(
     if (np.ptp(a - b) if paired else max(np.ptp(a), np.ptp(b))) == 0.0:
         return _certain(mean)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of differences that are nearly equal
+        warnings.simplefilter("ignore")  # about differences that are nearly equal
         test = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
     bounds = (*test.confidence_interval(LEVEL), *test.confidence_interval(2 * LEVEL - 1))
     return Difference(mean, *map(float, bounds), float(test.pvalue))
 
 
 def _certain(mean: float) -> Difference:
-    """Where there is no scatter at all."""
+    """A difference without scatter: all bounds equal the mean."""
     return Difference(mean, mean, mean, mean, mean, 0.0 if mean else 1.0)
 
 
 def matches(setting: Setting, ours: Sequence[Row]) -> Finding:
-    """Non-inferiority to backpropagation: the one-sided bound lies below the margin."""
+    """Judge non-inferiority to backpropagation: the one-sided bound must lie below the margin."""
     exact, paper = setting.arm("bp"), setting.paper
     if refused := _cannot_judge(setting, ours, exact):
         return refused
@@ -186,7 +186,7 @@ def _final_loss(row: Row) -> float:
 
 
 def worse(setting: Setting, ours: Sequence[Row], others: Sequence[Row]) -> Finding:
-    """The two-sided interval of the difference lies beyond the margin."""
+    """Judge whether ``ours`` is worse: the two-sided interval must lie beyond the margin."""
     if refused := _cannot_judge(setting, ours, others):
         return refused
     found = difference(ours, others, setting.paper.paired)
@@ -197,9 +197,9 @@ def worse(setting: Setting, ours: Sequence[Row], others: Sequence[Row]) -> Findi
 
 
 def better_at_equal_k(setting: Setting, ks: Sequence[int]) -> Finding:
-    """Highway-BP against the fixed point at every k, Holm's correction over k.
+    """Judge whether Highway-BP is better than the fixed point, with Holm's correction over k.
 
-    Holds where it is better at one k at least and worse at none; fails where it is worse at one.
+    Holds if it is better at one k at least and worse at none; fails if it is worse at one.
     """
     if not setting.learned:
         return not_learned(setting)
@@ -232,7 +232,7 @@ def holm(p: dict[int, float], level: float = 1 - LEVEL) -> list[int]:
 
 
 def diverges(setting: Setting, gamma: float, mends: float) -> Finding:
-    """At every k that both gammas were run with: the first diverges, the second does not."""
+    """Judge whether ``gamma`` diverges and ``mends`` does not, at every k that both have."""
     ks = sorted(set(setting.ks("highway", gamma)) & set(setting.ks("highway", mends)))
     if not ks:
         return NOT_RUN

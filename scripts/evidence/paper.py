@@ -40,17 +40,17 @@ class PaperRow:
 
     @property
     def presets(self) -> list[str]:
-        """Those whose rows belong to the experiment, the paper's own first."""
+        """The presets whose rows belong to the experiment, the paper's own first."""
         return [self.preset, *self.reduced]
 
     @property
     def command(self) -> str:
-        """What makes its rows."""
+        """The command that makes the rows."""
         gpu = all(one.gpu for one in plan() if one.key == self.key)
         return f"python scripts/run_plan.py {self.key}{' --gpu' if gpu else ''}"
 
     def margin_of(self, full: bool) -> float:
-        """By how much a worse score still matches, in the units of `settings.badness`."""
+        """How much worse a matching score may be, in the units of `settings.badness`."""
         margin = self.margin if full else self.margin_reduced or self.margin
         return log(1 + margin) if self.metric == "eval_perplexity" else margin
 
@@ -64,13 +64,13 @@ def paper_rows() -> dict[str, PaperRow]:
 
 @cache
 def preset_setup(preset: str, device_kind: str) -> str:
-    """The setup of a preset's rows on a kind of device, freshly composed."""
+    """The setup hash that a preset gives today for rows on a kind of device."""
     return setup_hash(identity(composed(f"experiment={preset}"), device_kind))
 
 
 @cache
 def step_setup(preset: str, device_kind: str) -> str:
-    """The hash of what the time of a preset's step depends on: not on how many there are."""
+    """A hash of the fields that a step's time depends on (the number of steps is left out)."""
     fields = identity(composed(f"experiment={preset}"), device_kind)
     same = ("optim.batch_size", "optim.algorithm", "optim.clip")
     return setup_hash({n: v for n, v in fields.items() if n in same or not n.startswith("optim.")})
@@ -78,7 +78,7 @@ def step_setup(preset: str, device_kind: str) -> str:
 
 @cache
 def preset_gamma(preset: str) -> float:
-    """The gamma of Highway-BP in a preset by default."""
+    """Highway-BP's default gamma in a preset."""
     return composed(f"experiment={preset}").gamma
 
 
@@ -93,14 +93,14 @@ class PlannedRun:
 
     @property
     def result(self) -> tuple:
-        """What runs of one result have in common; measuring on the way changes none."""
+        """A key: equal for runs of equal result. Diagnostics and CUDA graphs do not change it."""
         same = ("diagnostics", "trainer.cuda_graph=")
         changing = tuple(o for o in self.overrides if not o.startswith(same))
         return self.key, changing, self.seed
 
     @property
     def full(self) -> bool:
-        """Whether it is of the paper's own setting."""
+        """Whether the run is in the paper's own setting."""
         return self.overrides[0] == f"experiment={paper_rows()[self.key].preset}"
 
     def __str__(self) -> str:

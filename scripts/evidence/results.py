@@ -1,4 +1,4 @@
-"""What a results folder holds, and the programs that turn it into figures and tables."""
+"""Read a results folder, and run the programs that make its figures and tables."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Results:
     """What a results folder holds.
 
     Attributes:
-        settings: by experiment, the settings that its rows are of, the paper's own first.
-        left_out: one line for all that cannot be read, or is of no preset.
+        settings: by experiment, the settings that its rows belong to, the paper's own first.
+        left_out: a line for everything that cannot be read, or belongs to no preset.
     """
 
     folder: Path
@@ -38,7 +38,7 @@ class Results:
         ]
 
     def records(self, pattern: str) -> dict[str, Any]:
-        """Records of benchmarks by file name; one that cannot be read is left out."""
+        """Benchmark records by file name without .json; one that is not JSON is left out."""
         found = {}
         for file in sorted(self.folder.glob(pattern)):
             try:
@@ -48,9 +48,9 @@ class Results:
         return found
 
     def step_seconds(self, setting: Setting) -> dict[Arm, float]:
-        """Seconds of a step of plain methods, as bench_steps.py measured them; else empty.
+        """Seconds of a step of plain methods, measured by bench_steps.py; empty if not measured.
 
-        Where a preset was not measured, those of one of the same experiment with the same step.
+        If the preset was not measured, another one of the experiment with the same step is used.
         """
         kind, step = setting.device_kind, step_setup(setting.preset, setting.device_kind)
         records = self.records(f"steps_*.{kind}.json")
@@ -63,7 +63,7 @@ class Results:
 
 
 def step_name(arm: Arm, gamma: float) -> str:
-    """A plain arm's name in the records of bench_steps.py, ``gamma`` being the preset's."""
+    """A plain arm's name in the records of bench_steps.py; ``gamma`` is the preset's."""
     match arm.grad:
         case "bp":
             return "bp"
@@ -73,7 +73,7 @@ def step_name(arm: Arm, gamma: float) -> str:
 
 
 def read_results(folder: Path) -> Results:
-    """All KEY.jsonl of the paper's experiments; what cannot be read is reported and left out.
+    """Read KEY.jsonl of all experiments; report and leave out what cannot be used.
 
     Raises:
         UserError: the folder has no such file.
@@ -102,19 +102,17 @@ class Output(Protocol):
         """Write the files NAME.*; returns the path of one of them."""
 
 
-Makers = Mapping[str, Callable[[Results], Output | None]]  # None: nothing to make it from
+Makers = Mapping[str, Callable[[Results], Output | None]]  # None: there is no data for it
 
 
 def make_all(description: str, outputs: str, makers: Makers, argv: Sequence[str]) -> None:
-    """Make all files of a program that takes a results folder, and print their paths.
+    """Run a program that makes files from a results folder, and print the paths of the files.
 
-    Every file is made on its own: one that fails does not stop the others.
-
-    Args:
-        outputs: the folder below the results folder that they are written to.
+    The files go to the folder ``outputs`` below the results folder. If one file cannot be made, the
+    others are still made.
 
     Raises:
-        UserError: at the end, after all that could be made, if something could not.
+        UserError: at the end, if a file could not be made or rows were left out.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("results", type=Path, help="folder with KEY.jsonl files")

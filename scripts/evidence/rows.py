@@ -41,13 +41,13 @@ def metric_of(row: Row) -> Metric:
 
 
 def score(row: Row) -> float:
-    """A run's final score in the units of its `Metric`; nan of one that diverged."""
+    """A run's final score in the units of its `Metric`; nan if the run diverged."""
     value = row[row["metric"]]
     return float("nan") if value is None else metric_of(row).factor * value
 
 
 class Arm(NamedTuple):
-    """All of a run's gradient method: runs of one setting and one arm differ in seed alone."""
+    """A run's whole gradient method: in one setting, runs of one arm differ in seed alone."""
 
     grad: str
     k: int | None = None
@@ -61,19 +61,19 @@ class Arm(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Backpropagation, or Highway-BP or the fixed point with one k and nothing else."""
+        """Whether this is backpropagation, or Highway-BP or the fixed point without extras."""
         methods = ("bp", "fixed_point", "highway")
         extras = (self.tolerance, self.schedule, (self.group_size or 1) > 1)
         return self.grad in methods and not any(extras) and self.carry == "gate"
 
     @property
     def series(self) -> Arm:
-        """The same at any k: what a line over k has in common."""
+        """This arm without its k: the arms of a line over k share one series."""
         return self._replace(k=None)
 
     @property
     def order(self) -> tuple:
-        """Sort key: BP first, the fixed point, Highway-BP; then gamma and so on, k at last."""
+        """Sort key: methods in the order of `METHOD_NAMES`, then gamma and so on, and last k."""
         rest = (str(self.gamma or 0.0), self.group_size or 1, str(self[4:]))
         return (list(METHOD_NAMES).index(self.grad), *rest, self.k or 0)
 
@@ -99,7 +99,7 @@ def arm_of(row: Row) -> Arm:
 
 
 def by_arm(rows: Iterable[Row]) -> dict[Arm, list[Row]]:
-    """The seeds of every arm, in the order of `Arm.order`."""
+    """The rows of every arm by seed; the arms are in the order of `Arm.order`."""
     groups: dict[Arm, list[Row]] = {}
     for row in sorted(rows, key=lambda row: (arm_of(row).order, row["seed"])):
         groups.setdefault(arm_of(row), []).append(row)
@@ -107,7 +107,7 @@ def by_arm(rows: Iterable[Row]) -> dict[Arm, list[Row]]:
 
 
 def read_json_lines(path: Path) -> list[dict]:
-    """The records of a JSON-lines file; UserError naming file and line for a broken one."""
+    """The records of a JSON-lines file. For a broken one, UserError names file and line."""
     records = []
     lines = path.read_text(errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
@@ -119,11 +119,11 @@ def read_json_lines(path: Path) -> list[dict]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results file; none where there is no file.
+    """The rows of a results file; none if the file does not exist.
 
     Raises:
-        UserError: the file is empty, a line is not a row of the present schema, its curve lacks
-            columns, or two rows are of one run.
+        UserError: the file is empty, a line is not a row of the present schema, a curve lacks
+            columns or has columns of different lengths, or two rows belong to one run.
     """
     if not path.exists():
         return []
@@ -150,7 +150,7 @@ def name_of_run(row: Row) -> str:
 
 
 def check_curve(row: Row, where: str) -> None:
-    """UserError where a column of the row's curve is missing, or columns differ in length."""
+    """Raise UserError if a column of the row's curve is missing, or columns differ in length."""
     for part, names in curve_columns(row).items():
         try:
             lengths = {len(row["curve"][part][name]) for name in names}
@@ -164,14 +164,14 @@ def check_curve(row: Row, where: str) -> None:
 
 
 def curve_columns(row: Row) -> dict[str, tuple[str, ...]]:
-    """The columns of a row's curve, those of its training and those of its evaluations."""
+    """The names of the columns of a row's curve, for its training and for its evaluations."""
     return {"train": ("step", "train_loss"), "eval": ("step", "eval_loss", row["metric"])}
 
 
 def curve(row: Row, records: Sequence[dict]) -> dict[str, Any]:
     """The training and evaluation curves of a run as columns, thinned.
 
-    Where the gradient's error was measured, it is there for every moment and k.
+    If the gradient's error was measured, the curve has the error of every moment and k.
     """
     found: dict[str, Any] = {}
     for part, names in curve_columns(row).items():
@@ -214,7 +214,7 @@ def devices_of(rows: Iterable[Row]) -> str:
 
 
 def rows_used(rows: Iterable[Row], picture: str) -> str:
-    """What a picture was drawn from, a line per row."""
+    """The text of NAME.rows.txt: a line per row that a picture was drawn from."""
     lines = [
         f"{row['experiment']}, {arm_of(row)}, {name_of_run(row)}: commit {row['commit'][:10]}"
         f"{' (dirty)' if row['dirty'] else ''}, {row['device']}, torch {row['torch']}"

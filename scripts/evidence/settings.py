@@ -1,7 +1,7 @@
 """Settings: rows that may be compared, all of one preset on one kind of device.
 
-Rows of different settings are never pooled. A row belongs to the preset that it names, if its
-setup is what that preset gives today, freshly composed; otherwise to none.
+Rows of different settings are never pooled. A row belongs to the preset that it names if its setup
+equals the one that the preset gives today. Otherwise it belongs to no setting.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scripts.evidence.rows import Arm, Row, by_arm, name_of_run, score
 
 ENOUGH = 3  # seeds of an arm, for a verdict
 LEVEL = 0.95
-POINTS, SHARE = 5.0, 0.1  # that a network has to be better than a guess: accuracy, loss
+POINTS, SHARE = 5.0, 0.1  # by which a network has to beat a guess: accuracy, share of loss
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Setting:
 
     @property
     def full(self) -> bool:
-        """Whether it is the paper's own."""
+        """Whether this is the paper's own setting."""
         return self.preset == self.paper.preset
 
     @property
@@ -48,11 +48,11 @@ class Setting:
         return "one GPU" if self.device_kind == "cuda" else "CPU"
 
     def plain(self, *grads: str) -> list[Arm]:
-        """The arms of plain methods: of these gradient methods, or of any."""
+        """The arms of plain methods, only those of ``grads`` if given."""
         return [arm for arm in self.arms if arm.plain and (not grads or arm.grad in grads)]
 
     def arm(self, grad: str, k: int | None = None, gamma: float | None = None) -> list[Row]:
-        """The seeds of a plain method; of Highway-BP by default at the preset's gamma."""
+        """The rows of a plain method. For Highway-BP, the default gamma is the preset's."""
         if grad == "highway" and gamma is None:
             gamma = preset_gamma(self.preset)
         found = (
@@ -63,12 +63,12 @@ class Setting:
         return next(found, [])
 
     def label(self, arm: Arm) -> str:
-        """The arm's name; one at gamma = 0 says so where the preset has another gamma."""
+        """The arm's name; Highway-BP's includes gamma=0 where the preset has another gamma."""
         at_zero = arm.grad == "highway" and not arm.gamma and preset_gamma(self.preset)
         return str(arm._replace(gamma="0") if at_zero else arm)
 
     def ks(self, grad: str, gamma: float | None = None) -> list[int]:
-        """The k that a plain method has rows of."""
+        """All k for which a plain method has rows, in ascending order."""
         every = {arm.k for arm in self.plain(grad) if arm.k is not None}
         return sorted(k for k in every if self.arm(grad, k, gamma))
 
@@ -79,7 +79,7 @@ class Setting:
 
     @property
     def learned(self) -> bool:
-        """Whether backpropagation is clearly better than a guess: before, nothing can be judged."""
+        """Whether backpropagation is clearly better than a guess; if not, nothing can be judged."""
         exact = [row for row in self.arm("bp") if not row["diverged"]]
         if not exact:
             return False
@@ -94,10 +94,10 @@ class Setting:
 
 
 def settings_of(paper: PaperRow, rows: Iterable[Row]) -> tuple[list[Setting], list[str]]:
-    """The settings of an experiment's rows, the best first, and why other rows are of none.
+    """The settings of an experiment's rows, the best first, and why other rows belong to none.
 
-    The paper's own setting comes first, then the reduced ones in their order; of one preset on
-    several devices, that with the most rows.
+    The paper's own setting comes first, then the reduced ones in their order. If a preset has rows
+    from several kinds of device, the setting with the most rows comes first.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     refused = []
@@ -116,8 +116,8 @@ def settings_of(paper: PaperRow, rows: Iterable[Row]) -> tuple[list[Setting], li
 
 
 def badness(row: Row) -> float:
-    """A score in which less is better, in the units of margins: points of error, bits, log of
-    perplexity; infinite of a run that diverged."""
+    """A score where less is better, in the units of margins: points of error, bits, or log of
+    perplexity. It is infinite for a run that diverged."""
     if row["diverged"]:
         return float("inf")
     match row["metric"]:
@@ -129,7 +129,7 @@ def badness(row: Row) -> float:
 
 
 def has_diverged(row: Row) -> bool:
-    """Loss or gradient became infinite, or the last evaluation is far worse than the best one."""
+    """Whether loss or gradient was not finite, or the last evaluation far worse than the best."""
     if row["diverged"]:
         return True
     losses = [v for v in row["curve"]["eval"]["eval_loss"] if v is not None and isfinite(v)]
@@ -137,7 +137,7 @@ def has_diverged(row: Row) -> bool:
 
 
 def interval(values: Sequence[float]) -> float:
-    """Half of the interval of a mean; nan for too few values, or where a run diverged."""
+    """Half the width of a mean's interval; nan for too few values, or if a run diverged."""
     if len(values) < ENOUGH or not all(map(isfinite, values)):
         return nan
     return float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stdev(values) / sqrt(len(values)))

@@ -1,4 +1,4 @@
-"""Theorems 1 and 2 on a small chain in float64: the library, sums over paths, autograd."""
+"""Check Theorems 1 and 2 in float64: compare the library with sums over paths and autograd."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Layer(nn.Module):
 
 
 def path_sum(b: Tensor, blocks: list[Tensor], k: int) -> Tensor:
-    """The gradient at the chain's input through at most k blocks; b (H,), blocks (H, H), K = I."""
+    """The input's gradient over paths of at most k blocks; b (H,), blocks (H, H) each, K = I."""
     total = torch.zeros_like(b)
     for size in range(k + 1):
         for path in combinations(reversed(blocks), size):
@@ -34,7 +34,7 @@ def path_sum(b: Tensor, blocks: list[Tensor], k: int) -> Tensor:
 
 
 def largest_errors(L: int = 6, width: int = 4) -> tuple[float, float]:
-    """Largest difference over k = 0 .. L from the sum over paths; that of k = L from autograd."""
+    """Largest difference from the sum over paths (k = 0 .. L), and from autograd (k = L)."""
     torch.manual_seed(0)
     layers = [Layer(width).double() for _ in range(L)]
     chain = hb.ResidualChain(layers)

@@ -1,7 +1,8 @@
 """The paper's Figure 6: how near the gradient is to the exact one, at moments of training.
 
-A column per experiment whose backpropagation ran with diagnostics=figure6: cosine with the exact
-gradient, and norm of each increment relative to it, against k, a line per moment.
+Every experiment whose backpropagation ran with diagnostics=figure6 has a column. Its upper panel
+shows the cosine with the exact gradient against k, its lower panel the norm of each increment
+relative to the exact gradient's. A line is one moment of training.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from scripts.evidence.rows import Row
 from scripts.figures.panels import Drawing, footer, gap, k_axis, log_axis, open_panel, panels
 
 TITLE = "Figure 6: the gradient beside the exact one, at moments of training"
-# without the palest end, which no print shows
+# without the palest end, which is invisible in print
 COLOURS = ListedColormap(matplotlib.colormaps["viridis"](range(0, 231)))
 COLUMNS = 4
 MEANING = (
@@ -30,7 +31,7 @@ MEANING = (
 
 def draw(results: Results) -> Drawing:
     used = [(paper, s) for paper, s in results.chosen if s and s.with_moments]
-    blocks = -(-len(used) // COLUMNS) or 1  # of two rows of panels each
+    blocks = -(-len(used) // COLUMNS) or 1  # a block is two rows of panels
     columns = -(-len(used) // blocks) or 1
     figure, axes = panels(2 * blocks, columns, 4.3 * blocks if used else 2.2, TITLE)
     for part in axes[1:]:
@@ -68,7 +69,7 @@ def moments(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def draw_lines(axes: Axes, scores: pd.Series) -> None:
-    """Against k, a line per moment."""
+    """Draw scores against k, a line per moment."""
     axes.set_visible(True)
     for fraction, line in scores.groupby("fraction"):
         style = {"ms": 2.5, "lw": 1, "color": COLOURS(float(fraction))}

@@ -1,7 +1,7 @@
 """Losses during training: the paper's Figures 3 and 5, and loss against time for every experiment.
 
-Times are steps times the time of a step, which bench_steps.py measures side by side on a quiet
-machine: those of the runs themselves shared theirs.
+A time is steps times the time of a step, which bench_steps.py measures for all methods side by side
+on a quiet machine. The runs' own times are not used, because runs shared their machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TIME = "time: steps times the time of a step, all methods measured side by side 
 
 
 def draw_pair(key: str, title: str, x: str, results: Results) -> Drawing:
-    """Loss against "steps" or "time" (x), and less backpropagation's at equal steps."""
+    """Loss against ``x`` ("steps" or "time"), and loss less backpropagation's at equal steps."""
     paper, setting = next(chosen for chosen in results.chosen if chosen[0].key == key)
     figure, (left, right) = panels(1, 2, 2.9, title)
     if open_panel(left, paper, setting):
@@ -45,7 +45,7 @@ def draw_time(results: Results) -> Drawing:
 
 
 def curves(setting: Setting) -> dict[Arm, pd.Series]:
-    """By step, the evaluation loss of backpropagation and of Highway-BP at every k."""
+    """The evaluation loss of backpropagation and of Highway-BP at every k, by step."""
     return {arm: mean_curve(setting.arms[arm]) for arm in setting.plain("bp", "highway")}
 
 
@@ -80,7 +80,7 @@ def against_time(results: Results, axes: Axes, setting: Setting) -> None:
 
 
 def against_bp(axes: Axes, setting: Setting) -> None:
-    """What is left when backpropagation's loss at the same step is subtracted."""
+    """Draw the loss less backpropagation's loss at the same step."""
     lines = curves(setting)
     exact = lines.pop(next(arm for arm in lines if arm.grad == "bp"))
     lines = {arm: (line - exact).dropna() for arm, line in lines.items()}

@@ -18,13 +18,13 @@ from scripts.evidence.rows import Arm, Row, rows_used
 from scripts.evidence.settings import ENOUGH, LEVEL, Setting
 from scripts.figures.style import GREY, SMALL, WIDTH
 
-TICK_LABELS = 0.5  # inches they take of a panel
+TICK_LABELS = 0.5  # inches of a panel's width that tick labels take
 LINE = 1.25 * SMALL  # height of a line of small text
 SMALL_TEXT = {"fontsize": SMALL, "color": GREY, "va": "bottom", "linespacing": 1.15}
-BOLD = 9.0  # points of plain text that are as wide as a panel's title
-LONG = 10  # k from which on the axis is one of square roots, so that small ones stay apart
+BOLD = 9.0  # points: plain text of this size is as wide as a panel's bold title
+LONG = 10  # largest k from which on the k axis has a square-root scale, to keep small k apart
 INTERVALS = f"bars and band: {LEVEL:.0%} interval of the mean, from {ENOUGH} seeds on"
-# of nothing that changes with the day: the same rows give the same bytes
+# no dates and no program names: the same rows give the same bytes
 METADATA = {
     ".png": {"Software": None},
     ".pdf": {"CreationDate": None, "Producer": None, "Creator": None},
@@ -34,18 +34,18 @@ METADATA = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, and the rows that it was drawn from; None where it shows no rows."""
+    """A figure, and the rows that it was drawn from, None if it shows no rows."""
 
     figure: Figure
     rows: Sequence[Row] | None = None
 
     def write(self, folder: Path, name: str) -> Path:
-        """PNG, PDF and SVG, and beside them the rows used: the same rows give the same bytes."""
+        """Write PNG, PDF, SVG and the list of rows; the same rows give the same bytes."""
         picture = folder / f"{name}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         try:
             self.figure.draw_without_rendering()
-            self.figure.set_layout_engine("none")  # done: once for all formats
+            self.figure.set_layout_engine("none")  # keep this layout for all formats
             for suffix, metadata in METADATA.items():
                 self.figure.savefig(picture.with_suffix(suffix), metadata=metadata)
         finally:
@@ -75,10 +75,9 @@ def one_each(
     draw: Callable[[Axes, Setting], None],
     notes: Callable[[PaperRow, Setting | None], Sequence[str]] = lambda paper, setting: (),
 ) -> tuple[Figure, np.ndarray]:
-    """A figure with a panel per experiment, drawn where there are runs that have learned.
+    """A figure with a panel per experiment, drawn if its runs have learned.
 
-    Args:
-        notes: more lines below a panel's title.
+    ``notes`` returns more lines below a panel's title.
     """
     columns = min(columns, len(shown)) or 1
     lines = -(-len(shown) // columns) or 1
@@ -94,7 +93,7 @@ def one_each(
 def open_panel(
     axes: Axes, paper: PaperRow, setting: Setting | None, notes: Sequence[str] = ()
 ) -> bool:
-    """A panel's title and the setting below it; returns whether there is something to draw."""
+    """Write a panel's title and setting; return whether there is something to draw."""
     if setting is None:
         caption(axes, paper.title, [])
         gap(axes, "not run\n\n" + paper.command.replace(".py ", ".py\n"))
@@ -102,7 +101,7 @@ def open_panel(
     row = setting.rows[0]
     where = "the paper's own setting"
     if not setting.full:
-        where = f"reduced: {setting.preset.replace('_', ' ')}"  # can be broken into lines
+        where = f"reduced: {setting.preset.replace('_', ' ')}"  # spaces allow line breaks
     seeds = seeds_of(setting, setting.plain() or setting.arms)
     steps = f"{row['steps']} steps of {row['batch_size']}, {seeds}"
     caption(axes, paper.title, [f"{where}, {setting.device}", steps, *notes])
@@ -112,7 +111,7 @@ def open_panel(
 
 
 def wrapped(text: str, width: float, size: float) -> list[str]:
-    """Lines of text in a font size that fit in a width in inches."""
+    """Break text into lines that fit a width in inches at a font size in points."""
     return textwrap.wrap(text, int(72 * width / (0.52 * size)), break_on_hyphens=False)
 
 
@@ -124,7 +123,7 @@ def seeds_of(setting: Setting, arms: Iterable[Arm]) -> str:
 
 
 def caption(axes: Axes, title: str, lines: Sequence[str]) -> None:
-    """A panel's title, and small lines below it, wrapped to the panel's width."""
+    """Write a panel's title, and small lines below it, wrapped to the panel's width."""
     width = WIDTH / axes.get_subplotspec().get_gridspec().ncols - TICK_LABELS
     parts = [part for line in lines for part in wrapped(line, width, SMALL)]
     axes.set_title(
@@ -136,7 +135,7 @@ def caption(axes: Axes, title: str, lines: Sequence[str]) -> None:
 
 
 def gap(axes: Axes, text: str) -> None:
-    """A panel without data: why, and what would make it."""
+    """Mark a panel without data; ``text`` says why, and which command makes the data."""
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[:].set(visible=True, color="0.8", linestyle=(0, (4, 4)))
@@ -145,7 +144,7 @@ def gap(axes: Axes, text: str) -> None:
 
 
 def footer(figure: Figure, axes: Iterable[Axes], notes: Iterable[str] = ()) -> None:
-    """One legend of all labels in ``axes``, and notes, below the panels: they cover no data."""
+    """Add one legend of all labels in ``axes``, and notes, below the panels to cover no data."""
     found = {}
     for part in axes:
         for handle, label in zip(*part.get_legend_handles_labels(), strict=True):
@@ -174,7 +173,7 @@ def footer(figure: Figure, axes: Iterable[Axes], notes: Iterable[str] = ()) -> N
 
 
 def k_axis(axes: Axes, ks: set[int]) -> None:
-    """The x axis of all that is drawn against k."""
+    """Set the x axis of a panel that is drawn against k."""
     if not ks:
         axes.set(xticks=[], xlabel="no run with iterations")
         return
@@ -191,7 +190,7 @@ def _root(k: np.ndarray) -> np.ndarray:
 
 
 def log_axis(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers."""
+    """Set a logarithmic y axis with plain numbers."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     if high < 4 * low:

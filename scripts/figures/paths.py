@@ -1,4 +1,4 @@
-"""The picture of the idea: the eight paths of a chain of three layers, by number of blocks."""
+"""The eight paths of a chain of three layers, by number of blocks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABELS = ["k = 0: residual paths alone", "k = 1 adds", "k = 2 adds", "k = 3 = L:
 
 
 def arrow(axes: Axes, m: int, through_block: bool, **style: object) -> None:
-    """From state m to state m - 1: straight through the block, or along the residual path."""
+    """Draw an arrow from state m to m - 1, through the block or along the residual path."""
     bend = f"arc3,rad={0 if through_block else UP}"
     look = {"arrowstyle": "-|>", "connectionstyle": bend, "shrinkA": 7, "shrinkB": 7}
     axes.annotate("", (m - 1, 0), (m, 0), arrowprops=look | style)

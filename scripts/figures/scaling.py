@@ -1,17 +1,17 @@
 """Layers on several devices: measured steps beside a performance model, and what it predicts.
 
-The left panel compares the model with scripts/bench_sharded.py's steps on processes of one machine,
-the right one is a prediction for GPUs, no measurement. With L layers, per layer f, i and p seconds
-of the forward pass, of w J and of parameter gradients, P devices, M micro-batches and m seconds of
-a message, a step takes
+The left panel compares the model with scripts/bench_sharded.py's steps on processes of one machine.
+The right panel is a prediction for GPUs, not a measurement. There are L layers, P devices and M
+micro-batches. A layer takes f seconds for its forward pass, i for w J and p for its parameter
+gradients; a message takes m seconds. A step takes
 
     model parallelism   L (f + i + p) + 2 (P - 1) m
     GPipe, 1F1B         (M + P - 1) / M  L / P (f + i + p) + 2 (P - 1) m / M
     data parallelism    L / P (f + i + p) + 2 (P - 1) / P  L  weights / bandwidth
     Highway-BP at k     L f + L / P (i + p) + k L / P i + (P + k) m       (Eq. 13, in P groups)
 
-and Highway-BP with its forward pass in micro-batches (M + P - 1) / M L / P f for L f. Memory,
-tensor parallelism and replicas are left out.
+With its forward pass in micro-batches, Highway-BP takes (M + P - 1) / M  L / P f instead of L f.
+Memory, tensor parallelism and replicas are left out.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ STYLES = {  # colour, line, and the name in the record of measured steps
 
 @dataclass(frozen=True)
 class Costs:
-    """What the model knows: seconds of a layer on the whole batch, of a message, and sizes.
+    """Inputs of the model: seconds of a layer on the whole batch, seconds of a message, sizes.
 
     crowd: how many times longer a step takes in all processes at once than in one alone.
     """
@@ -56,13 +56,13 @@ class Costs:
 
     @property
     def step(self) -> float:
-        """On one device."""
+        """Seconds of a step on one device."""
         return self.L * (self.forward + self.inputs + self.parameters)
 
 
 def seconds(c: Costs, P: int, M: int) -> dict[str, float]:
-    """A step on P devices in M micro-batches, by strategy."""
-    pipe = max((M + P - 1) / M, c.crowd)  # stages at work in turn crowd each other less
+    """Seconds of a step on P devices in M micro-batches, by strategy."""
+    pipe = max((M + P - 1) / M, c.crowd)  # stages that work in turn slow each other less
     ring = 2 * (P - 1) / P * c.L * c.weights / c.bandwidth
     found = {
         "model parallel": c.step + 2 * (P - 1) * c.message,
@@ -102,7 +102,7 @@ def predicted_costs(width: int = 4096, layers: int = 32, length: int = 4096, B: 
 
 
 def draw_measured(axes: Axes, record: Mapping) -> list[float]:
-    """Measured (filled) beside predicted (open) seconds; their ratios."""
+    """Draw measured (bars) and predicted (circles) seconds; return predicted over measured."""
     ratios, group = [], len(STYLES) + 2
     processes = [int(P) for P in record["processes"] if P != "1"]
     for place, P in enumerate(processes):
@@ -124,7 +124,7 @@ def draw_predicted(axes: Axes) -> None:
     costs, Ps = predicted_costs(), (2, 4, 8, 16, 32)
     found = {P: seconds(costs, P, 8) for P in Ps}
     for name, (colour, line, _) in STYLES.items():
-        # 8 sequences can be shared out among 8 devices, no more
+        # 8 sequences can be shared among at most 8 devices
         known = [P for P in Ps if name != "data parallel" or P <= 8]
         faster = [costs.step / found[P][name] for P in known]
         axes.plot(known, faster, line, color=colour, marker=".", label=name)

@@ -1,7 +1,7 @@
-"""What schedules of k reach for how many passes through the blocks, a panel per experiment.
+"""Schedules of k: final score against passes through the blocks, a panel per experiment.
 
-Final score, mean and interval over seeds, against passes per step that have to follow each other
-when every layer has a device of its own: k for Highway-BP, L for backpropagation.
+Scores are means over seeds with their intervals. Passes are those per step that have to follow each
+other when every layer has its own device: k for Highway-BP, L for backpropagation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MARKERS = "s^Dv*P<>"
 
 
 def draw(results: Results) -> Drawing | None:
-    """None where no setting has both schedules and a fixed k to compare them with."""
+    """The figure; None if no setting has both schedules and a fixed k to compare them with."""
     shown = [
         (paper, setting)
         for paper, setting in results.chosen
@@ -41,7 +41,7 @@ def draw(results: Results) -> Drawing | None:
 
 
 def arms_of(setting: Setting) -> list[Arm]:
-    """Schedules, one k throughout, and backpropagation."""
+    """The arms with schedules, those with one k throughout, and backpropagation."""
     kept = (arm for arm in setting.arms if arm.schedule or arm.plain)
     return [arm for arm in kept if arm.grad != "fixed_point"]
 
@@ -73,7 +73,7 @@ def draw_panel(axes: Axes, setting: Setting) -> None:
 
 
 def name_of(arm: Arm) -> str:
-    """In the legend: a schedule without what there is no room for, a method at any one k."""
+    """The name in the legend: schedules are shortened, and all fixed k share one name."""
     if arm.schedule:
         return arm.schedule.replace(" start=0", "").partition(" signal")[0]
     return "BP" if arm.grad == "bp" else "Highway, one k throughout"

@@ -26,7 +26,7 @@ def draw(number: int, title: str, columns: int, results: Results) -> Drawing:
 
 
 def draw_panel(axes: Axes, setting: Setting) -> None:
-    """A line per series of plain methods, backpropagation as a horizontal line."""
+    """Draw a line per series of plain methods, and backpropagation as a horizontal line."""
     series: dict[Arm, dict[int, list[float]]] = {}
     for arm in setting.plain():
         values = [score(row) for row in setting.arms[arm]]
@@ -44,7 +44,7 @@ def draw_panel(axes: Axes, setting: Setting) -> None:
 
 
 def draw_level(axes: Axes, arm: Arm, label: str, values: Sequence[float]) -> None:
-    """A method without k: a line across, with a band where there are enough seeds."""
+    """Draw a method without k: a horizontal line, with a band if there are enough seeds."""
     style = look(arm)
     mean, half = fmean(values), interval(values)
     axes.axhline(mean, color=style["color"], ls=style["ls"], label=label)
@@ -66,7 +66,7 @@ def draw_series(axes: Axes, arm: Arm, label: str, by_k: dict[int, list[float]]) 
 
 
 def draw_published(axes: Axes, published: dict) -> None:
-    """The paper's printed scores, open and grey."""
+    """Draw the paper's printed scores in grey, with open markers."""
     if "bp" in published:
         axes.axhline(published["bp"], color=PUBLISHED, ls=":", label="paper, BP")
     if scores := published.get("highway"):
@@ -75,7 +75,7 @@ def draw_published(axes: Axes, published: dict) -> None:
 
 
 def published_in_full(paper: PaperRow, setting: Setting | None) -> list[str]:
-    """The published values, where they are not drawn because the runs are in a reduced setting."""
+    """A note with the published values, if they are not drawn: no runs in the paper's setting."""
     published = paper.published
     if not published or (setting and setting.full):
         return []

@@ -1,9 +1,9 @@
 """How every figure of the repository looks, with page.mplstyle.
 
-Sizes are those of the printed page: no text below 7 points at its width. Colours are Okabe and
+Sizes are those of the printed page, where no text is smaller than 7 points. Colours are Okabe and
 Ito's, safe for colour-blind readers: BP black, truncated BPTT green, fixed point vermilion and
-dashed, Highway-BP blue. Where a line is one k, it is darker the larger k and has that k's marker,
-so that hue, lightness, line style and marker distinguish lines.
+dashed, Highway-BP blue. A line for one k is darker for larger k and has that k's marker, so that
+hue, lightness, line style and marker distinguish lines.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def look(arm: Arm) -> dict:
 
 
 def look_of_k(arm: Arm) -> dict:
-    """Colour, marker and line style of one method at one k; of schedules, the method's."""
+    """Colour, marker and line style of one method at one k; without a k, those of `look`."""
     style = look(arm)
     if arm.k is None:
         return style | {"lw": 1.5, "zorder": 3}

@@ -1,4 +1,4 @@
-"""What layers and messages cost: all that the performance model knows of a machine."""
+"""Measure the seconds of layers and messages, for the performance model."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from scripts.sharding.setting import Setting, loss_of
 
-TURNS = 10  # messages there and back in one measurement
+TURNS = 10  # round trips in one measurement
 
 
 class Costs:
-    """Measured among the steps of the strategies, so that they see the same machine."""
+    """Measured between the steps of the strategies, so that both meet the same load."""
 
     def __init__(self, setting: Setting):
         self.layers, self.x = setting.build(), setting.input()
         self.stage = nn.Sequential(*self.layers[: setting.layers // dist.get_world_size()])
 
     def take_turn(self) -> dict[str, float]:
-        """Seconds by name: an average layer's passes, a stage's step, a message's."""
+        """Seconds by name: of an average layer's passes, of a stage's step, of a message."""
         found = {}
         if dist.get_rank() == 0:
             seconds = passes(self.layers, self.x)
@@ -34,7 +34,7 @@ class Costs:
 
 
 def passes(layers: Sequence[nn.Module], x: Tensor) -> dict[str, float]:
-    """Seconds of all layers, each on a graph of its own: forward, w J, backward with parameters."""
+    """Seconds of all layers, each with its own graph: forward, w J alone, the whole backward."""
     start, runs = time.perf_counter(), []
     for layer in layers:
         h = x.detach().requires_grad_()
@@ -50,7 +50,7 @@ def passes(layers: Sequence[nn.Module], x: Tensor) -> dict[str, float]:
 
 
 def crowding(stage: nn.Module, x: Tensor) -> dict[str, float]:
-    """A step of ``stage`` in the first process alone, and in all of them at once.
+    """Seconds of a step of ``stage``, on rank 0 alone and then in all processes at once.
 
     Where cores, caches and memory are shared, the second takes longer.
     """
@@ -71,7 +71,7 @@ def _step(stage: nn.Module, x: Tensor) -> float:
 
 
 def exchange(x: Tensor) -> float:
-    """Seconds of one message of ``x`` between the first two processes, the others waiting."""
+    """Seconds of one message of ``x`` between ranks 0 and 1, while the others wait."""
     rank, received = dist.get_rank(), torch.empty_like(x)
     dist.barrier()
     start = time.perf_counter()

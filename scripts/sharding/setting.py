@@ -18,9 +18,10 @@ class Setting:
     """A transformer of sublayers and its input, the same in every process.
 
     Attributes:
-        layers, width: sublayers, attention and feed-forward in turn, and the state's last size.
-        batch, length: examples, and tokens of each.
-        micro_batches: parts of the batch, for the strategies that cut it.
+        layers: number of sublayers, attention and feed-forward in turn.
+        width: size of the state's last dimension.
+        batch, length: number of examples, and of tokens in each.
+        micro_batches: number of parts of the batch, for strategies that use micro-batches.
     """
 
     layers: int = 24
@@ -30,7 +31,7 @@ class Setting:
     micro_batches: int = 4
 
     def build(self) -> list[nn.Module]:
-        """A copy of the network, always of the same weights."""
+        """A new copy of the network, always with the same weights."""
         torch.manual_seed(0)
         return sublayers(self.layers, self.width, HEADS)
 
@@ -45,12 +46,12 @@ class Setting:
 
     @property
     def weight_bytes(self) -> float:
-        """Of an average layer."""
+        """Bytes of an average layer's weights."""
         weights = sum(p.numel() for layer in self.build() for p in layer.parameters())
         return 4 * weights / self.layers
 
     def check(self, processes: int) -> None:
-        """Raise UserError where some strategy cannot be run on so many processes."""
+        """Raise UserError if a strategy cannot run on so many processes."""
         M = self.micro_batches
         if self.width % HEADS:
             raise UserError(f"--width {self.width}; expected a multiple of {HEADS}, the heads")
@@ -71,5 +72,5 @@ class Setting:
 
 
 def loss_of(h: Tensor, target: Tensor | None = None) -> Tensor:
-    """The mean square; pipelines pass a target to every loss."""
+    """The mean square of ``h``; pipelines pass a target to every loss, which is not used."""
     return h.square().mean()

@@ -1,4 +1,4 @@
-"""Ways to train the same layers on several processes, each ready for its next step."""
+"""Strategies: ways to train the same layers on several processes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from scripts.sharding.setting import Setting, loss_of
 
 @dataclass(frozen=True)
 class Strategy:
-    """One of them, in this process.
+    """One strategy in this process.
 
     Attributes:
-        step: forward and backward pass; returns the moment between the two (`time.perf_counter`),
-            None where micro-batches go both ways at once.
-        parameters: those whose gradients this process finds.
-        exact: whether they are backpropagation's.
+        step: runs forward and backward pass; returns `time.perf_counter` between the two, or None
+            if they are not separate.
+        parameters: those whose gradients this process computes.
+        exact: whether these gradients are backpropagation's.
     """
 
     step: Callable[[], float | None]
@@ -37,8 +37,8 @@ class Strategy:
             p.grad = None
 
     def error(self, expected: Mapping[str, Tensor]) -> Tensor:
-        """After a step, the largest difference of two entries over the largest entry, of the worst
-        parameter; infinite where there is no gradient or no number."""
+        """Run a step; return the worst error of a parameter's gradient: largest difference over
+        largest expected entry. The error is infinite if the gradient is missing or has nan."""
         self.zero_grad()
         self.step()
         errors = [torch.tensor(0.0)]
@@ -49,14 +49,14 @@ class Strategy:
 
 
 def gradients_of_one_process(setting: Setting) -> dict[str, Tensor]:
-    """Of all parameters, by plain autograd on the whole batch."""
+    """Gradients of all parameters, by plain autograd on the whole batch."""
     layers = setting.build()
     loss_of(nn.Sequential(*layers)(setting.input())).backward()
     return {name: p.grad for name, p in named(layers, range(len(layers))).items()}
 
 
 def strategies(setting: Setting) -> dict[str, Strategy]:
-    """All of them, by the names they have in the record; every process builds its own."""
+    """All strategies, by their names in the record; every process builds its own."""
     return (
         sharded(setting, 1, "")
         | sharded(setting, setting.micro_batches, "_micro")
@@ -92,7 +92,7 @@ def pipelines(setting: Setting) -> dict[str, Strategy]:
     stage = nn.Sequential(*(layers[i] for i in own))
 
     def scheduled(schedule: type, micro_batches: int) -> Strategy:
-        # A stage of its own for each: shapes are found out once, at the first step.
+        # Every schedule has its own stage: a stage learns its shapes once, at the first step.
         place = PipelineStage(stage, rank, P, torch.device("cpu"))
         run = schedule(place, micro_batches, loss_fn=loss_of)
         inputs = [x] if place.is_first else []
@@ -111,7 +111,7 @@ def pipelines(setting: Setting) -> dict[str, Strategy]:
 
 
 def data_parallel(setting: Setting) -> Strategy:
-    """All layers in every process, on its share of the examples."""
+    """Every process runs all layers on its share of the examples."""
     layers = setting.build()
     model = DistributedDataParallel(nn.Sequential(*layers))
     x = setting.input().chunk(dist.get_world_size())[dist.get_rank()]
@@ -119,7 +119,7 @@ def data_parallel(setting: Setting) -> Strategy:
 
 
 def forward_and_backward(model: nn.Module, x: Tensor) -> float:
-    """A step; the moment between its passes."""
+    """Run a step; return `time.perf_counter` between its passes."""
     loss = loss_of(model(x))
     between = time.perf_counter()
     loss.backward()

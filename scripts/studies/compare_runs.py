@@ -1,8 +1,8 @@
-"""Compare runs step by step with the first of them.
+"""Compare runs, step by step, with the first run.
 
     python scripts/studies/compare_runs.py one=runs/A two=runs/B --out results/equal.json
 
-prints and records the largest differences of what their metrics.jsonl have in common.
+It prints and records the largest differences of the losses and gradient norms in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ COMPARED = ("train_loss", "grad_norm", "eval_loss")
 
 
 def difference(a: Sequence[dict], b: Sequence[dict], name: str) -> dict[str, float]:
-    """How many records of both have ``name``, and where they differ most."""
+    """The number of records that have ``name``, and the largest difference with its step."""
     pairs = [(x["step"], abs(x[name] - y[name])) for x, y in zip(a, b, strict=True) if name in x]
     step, most = max(pairs, key=lambda pair: pair[1])
     return {"records": len(pairs), "largest": most, "at_step": step}
 
 
 def compared(a: tuple[str, Path], b: tuple[str, Path]) -> dict[str, Any]:
-    """Differences of run ``b`` from run ``a``; UserError where they recorded other steps."""
+    """Differences of run ``b`` from run ``a``; UserError if they recorded different steps."""
     records = [read_json_lines(path / "metrics.jsonl") for _, path in (a, b)]
     steps = [[(r["step"], sorted(r)) for r in found] for found in records]
     if steps[0] != steps[1]:

@@ -1,11 +1,11 @@
-"""Gradient errors on a trained network, by gamma, groups and carry: which variant sees most.
+"""Compare gradient errors on a trained network between variants: gamma, groups and carry.
 
     python scripts/studies/gradient_errors.py runs/gpt2/RUN --out results/errors_gpt2.json
 
-On some training batches of a finished run, the gradient of all parameters by every variant and k
-is compared with backpropagation's. A recurrent network's variants are its carries and windows of
-steps, other chains' are gammas and groups. trainer.snapshots=[100,500] keeps weights on the way:
---snapshots looks at those as well.
+On some training batches of a finished run, the program compares the gradient of all parameters by
+every variant and k with backpropagation's. A recurrent network's variants are its carries, windows
+of steps and the fixed point; those of other chains are gammas and groups. A run that was made with
+trainer.snapshots=[100,500] has kept its weights after these steps: --snapshots adds such files.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def load(folder: Path, root: str | None) -> tuple[nn.Module, object, dict]:
 
 
 def snapshot(model: nn.Module, file: Path) -> tuple[int, dict]:
-    """A snapshot's step and weights."""
+    """Load a snapshot into ``model``; return its step and weights."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
@@ -65,7 +65,7 @@ def recurrent(model: nn.Module) -> list[nn.Module]:
 
 
 def variants(model: nn.Module) -> dict[str, tuple[hb.Method, str]]:
-    """By name a method of any k, and the carry of recurrent layers."""
+    """By name of a variant, its method (at any k) and the carry of recurrent layers."""
     layers = recurrent(model)
     if layers:
         carries = {f"{carry} carry": (hb.Highway(0), carry) for carry in layers[0].cells}

@@ -63,7 +63,7 @@ def state(setting: Setting) -> str:
 
 
 def final_scores(paper: PaperRow, setting: Setting | None) -> dict[str, str]:
-    """BP, and Highway-BP at the largest k that both have, else that we have."""
+    """BP, and Highway-BP at the largest k that paper and rows share, else of one of them."""
     bp, papers = paper.published.get("bp"), paper.published.get("highway", {})
     ours = setting.ks("highway") if setting else []
     k = max(set(ours) & set(papers) or ours or papers, default=None)
@@ -84,14 +84,14 @@ def final_scores(paper: PaperRow, setting: Setting | None) -> dict[str, str]:
 
 
 def experiment(key: str, results: Results) -> Page | None:
-    """None without runs."""
+    """The page of one experiment; None without runs."""
     settings = results.settings[key]
     tables = [of_setting(results, setting) for setting in settings]
     return Page(settings[0].paper.title, [NOTE], tables) if tables else None
 
 
 def of_setting(results: Results, setting: Setting) -> Table:
-    """A line per method; times relative to backpropagation's where both were measured."""
+    """A line per method; times relative to backpropagation's if both were measured."""
     seconds = results.step_seconds(setting)
     exact = next((s for arm, s in seconds.items() if arm.grad == "bp"), None)
 

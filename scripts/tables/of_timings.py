@@ -1,7 +1,7 @@
-"""Tables of results/bench_rnn*.json: the paper's Tables 3 and 6, and what else was measured.
+"""Tables of results/bench_rnn*.json: the paper's Tables 3 and 6, and other measurements.
 
 Tables 3 and 6 come from every record with the paper's shapes (scripts/bench_rnn.py --parts paper),
-a table per device; bench_rnn has recurrent layers beside torch.nn's beyond these shapes.
+a table per device. The page bench_rnn has other shapes of recurrent layers beside torch.nn's.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def of_paper(title: str, lines: Callable[[Mapping[str, dict]], Lines], results: 
 
 
 def measured(lines: Lines) -> Lines:
-    """Without the columns in which nothing is."""
+    """Drop the columns that are empty."""
     kept = [name for name in lines[0] if any(line[name] != "-" for line in lines)]
     return [{name: line[name] for name in kept} for line in lines]
 
@@ -71,7 +71,7 @@ def speedups(shapes: Mapping[str, dict]) -> Lines:
 
 
 def milliseconds(shapes: Mapping[str, dict]) -> Lines:
-    """Table 6: milliseconds per step, a line each for the paper and here, where it was measured."""
+    """Table 6: milliseconds per step, a line for the paper and one for ours if it was measured."""
     lines = []
     for key, ms in ((key, shape["ms"]) for key, shape in shapes.items()):
         paper = paper_rows()[key]
@@ -99,7 +99,7 @@ def described(record: dict) -> str:
 
 
 def bench_rnn(results: Results) -> Page | None:
-    """None without the record."""
+    """The page of the record bench_rnn.json; None without it."""
     record = results.records("bench_rnn.json").get("bench_rnn")
     if record is None:
         return None

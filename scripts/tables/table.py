@@ -18,7 +18,7 @@ MADE = "% needs booktabs; made by `make tables`, changes here are lost\n\n"
 
 @dataclass(frozen=True)
 class Table:
-    """A line of cells, all of them text, per entry of ``lines``; the first names the columns."""
+    """A table with a line of text cells per entry of ``lines``; the first names the columns."""
 
     lines: Sequence[Mapping[str, str]]
     heading: str = ""
@@ -45,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Page:
-    """Tables below a title and notes, in Markdown and perhaps in LaTeX as well."""
+    """Tables below a title and notes, in Markdown, and if ``latex`` also in LaTeX."""
 
     title: str
     notes: Sequence[str]
