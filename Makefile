@@ -1,7 +1,7 @@
 VENV ?= .venv
 PYTHON ?= python3
-# Extra arguments for the installation of torch alone, e.g. an index with CPU builds. A torch
-# that is in $(VENV) already stays if constraints.txt allows it (2.13.0+cpu does).
+# Extra arguments for installing torch alone, e.g. an index with CPU builds. A torch that is
+# already in $(VENV) stays if constraints.txt allows it (2.13.0+cpu does).
 TORCH_PIP_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -59,8 +59,8 @@ bench: setup ## measure the engine, recurrent layers and conversion beside plain
 	$(BIN)/python scripts/bench_sharded.py --out results/bench_sharded.json
 	@echo "make figures draws results/figures/scaling.png from these costs"
 
-# On one GPU, without a network; to be stopped and started again at any moment. DEVICE=cpu tries
-# all of it in tiny sizes.
+# `make gpu` needs one GPU and no network. It can be stopped and started again at any moment.
+# DEVICE=cpu tries all of it in tiny sizes.
 ifeq ($(DEVICE),cpu)
 export CUDA_VISIBLE_DEVICES :=
 GPU := runs/gpu_tried
@@ -93,7 +93,7 @@ $(GPU)/bench_engine.json:
 	$(BIN)/python scripts/bench_engine.py $(ENGINE) --out $@.part
 	@mv $@.part $@
 
-# UV_TORCH_BACKEND=cpu takes torch's CPU builds.
+# With UV_TORCH_BACKEND=cpu, uv installs torch's CPU builds.
 oldest: ## quick tests with the lower bounds of pyproject.toml, in .venv-oldest
 	test -x .venv-oldest/bin/uv || ($(PYTHON) -m venv .venv-oldest && .venv-oldest/bin/pip install uv)
 	.venv-oldest/bin/uv pip install -p .venv-oldest/bin/python --resolution lowest-direct -e ".[experiments,dev]"

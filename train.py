@@ -21,23 +21,23 @@ register_schema()
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
 def main(cfg: DictConfig) -> Outcome:
-    """One job; hydra_plugins/highway_bp_sweeper.py has what a sweep of them is."""
+    """Run one job. hydra_plugins/highway_bp_sweeper.py runs a sweep of jobs."""
     return attempt(cfg)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises its errors: reported in one line
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises errors; we print one line each
     try:
         sys.argv[1:] = arranged(sys.argv[1:])
         main()
     except (UserError, *COMPOSING) as error:
         report(error)
         sys.exit(1)
-    except BrokenPipeError:  # train.py --help | head
+    except BrokenPipeError:  # e.g. train.py --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        # before any job there is only the folder for multirun.yaml
+        # before the first job, Hydra writes only the folder of multirun.yaml
         print(f"error: run_root: {error}; expected a folder that can be written", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

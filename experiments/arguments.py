@@ -1,4 +1,4 @@
-"""The command line before Hydra reads it: what it would answer by a traceback or by its usage."""
+"""Checks of the command line, for mistakes that Hydra answers by a traceback or by its usage."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from experiments.usage import GROUPS
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:
-    """Options such as ``-m`` before the overrides, as Hydra wants them, wherever they stood.
+    """Return the arguments with options such as ``-m`` before the overrides, as Hydra wants them.
 
     Raises:
-        UserError: an unknown option, or a group's choice that is no name.
-        OverrideParseException: what is neither an option nor KEY=VALUE.
+        UserError: an option is unknown, or a group's choice is not a name.
+        OverrideParseException: an argument is neither an option nor KEY=VALUE.
     """
     parser = get_args_parser()
     parser.error = _refuse
@@ -31,7 +31,7 @@ def arranged(arguments: Sequence[str]) -> list[str]:
 
 
 def check_choices(overrides: Sequence[str]) -> None:
-    """Raise UserError unless the choices of groups are names, lists of names, or keys."""
+    """Raise UserError unless each choice of a group is a name, list of names, dict or glob."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         name = override.key_or_group
         group = name in GROUPS or name.startswith("hydra/")
@@ -41,7 +41,7 @@ def check_choices(overrides: Sequence[str]) -> None:
 
 
 def _choices(override: Override) -> list:
-    """A sweep's, or the only one; none where a whole group is deleted."""
+    """Return a sweep's choices, or the only choice; [] if the override deletes the group."""
     value = override.value()
     if isinstance(value, ChoiceSweep):
         return [Override._convert_value(choice) for choice in value.list]

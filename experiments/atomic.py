@@ -15,7 +15,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write to a temporary file beside ``path``, flush it to disk, rename it into place.
 
     Raises:
-        UserError: the folder cannot be written or the disk is full; what ``path`` held stays.
+        UserError: the folder cannot be written or the disk is full; ``path`` keeps its old content.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -26,7 +26,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(f.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save wraps a full disk in a RuntimeError
-        with contextlib.suppress(OSError):  # the disk's own error is the one to report
+        with contextlib.suppress(OSError):  # the first error is the one to report
             partial.unlink()
         raise UserError(f"cannot write {path} ({error}); is the disk full or read-only?") from error
 

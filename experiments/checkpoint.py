@@ -16,8 +16,8 @@ from experiments.atomic import write_atomically
 from experiments.errors import UserError
 
 LATEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
-FRESH = "checkpoint.new.pt"  # whole, seen only when a crash hit between the renames
-# What zipfile and the unpickler raise, depending on which bytes are damaged.
+FRESH = "checkpoint.new.pt"  # complete; stays only after a crash before the last rename
+# Errors of zipfile and the unpickler; which one depends on the damaged bytes.
 _DAMAGE = (
     RuntimeError,
     OSError,
@@ -50,10 +50,10 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the newest undamaged checkpoint, or None, and a line for the user, or None.
+    """Return the newest undamaged checkpoint and a line for the user. Each may be None.
 
     Raises:
-        UserError: checkpoints are there and all are damaged.
+        UserError: there are checkpoints, but all are damaged.
     """
     found = [folder / name for name in (FRESH, LATEST, PREVIOUS) if (folder / name).exists()]
     for i, file in enumerate(found):

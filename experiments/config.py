@@ -1,6 +1,6 @@
-"""What a configuration may hold beyond its types: keys, ranges, and which model fits which data.
+"""Checks of a configuration beyond its types: keys, ranges, and which model fits which data.
 
-`check` needs neither data nor model, and so comes before both.
+`check` needs neither data nor model, so it runs before they are built.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from experiments.usage import CONFIGS, usage
 HELP = "python train.py --cfg job shows all keys"
 
 GROUPS = sorted({f.name for f in CONFIGS.iterdir()} & set(schema.Root.__annotations__))
-# What the choices of `optim` read beside the keys of `schema.Optim`.
+# Keys that each algorithm and schedule of `optim` reads beside the keys of `schema.Optim`.
 READ_BY = {
     "sgd": {"momentum"},
     "adam": {"betas"},
@@ -34,7 +34,7 @@ READ_BY = {
     "drops": {"drops", "warmup_lr"},
     "cosine": {"final_lr"},
 }
-# What a model is given by data of a kind (`Data.model_arguments`).
+# Arguments that each kind of data gives to the model (`Data.model_arguments`).
 IMAGES, TEXT, PAIRS = {"classes"}, {"vocabulary"}, {"vocabulary", "padding", "labels"}
 GIVEN_BY = {
     "images": IMAGES,
@@ -49,16 +49,16 @@ GIVEN_BY = {
 
 @dataclass(frozen=True)
 class Range:
-    """Allowed values, in code and in words."""
+    """Allowed values, as a test and in words."""
 
     test: Callable[[Any], bool]
     words: str
-    null: bool = True  # allowed where the type allows it
+    null: bool = True  # whether null is allowed, if the type allows it
 
     def includes(self, value: Any) -> bool:
         try:
             return self.test(value)
-        except TypeError:  # of another type, where the types are not Hydra's to check
+        except TypeError:  # another type, in a key whose type Hydra does not check
             return False
 
 
@@ -95,10 +95,10 @@ GAMMA = Range(
     lambda g: g == "auto" or FRACTION.includes(g), f"{FRACTION.words}, or 'auto'", null=False
 )
 SWITCH = replace(one_of("auto", True, False), null=False)
-# Rows of the grammar. Folders of images have names.
+# data.train and data.test: a number of rows (grammar) or a folder's name (image_folder).
 ROWS = Range(lambda n: type(n) is str or n >= 1, "a whole number, at least 1")
 
-# Methods, schedules and models check their other arguments.
+# Methods, schedules and models check their other arguments themselves.
 RANGES: dict[str, Range] = {
     "k": whole(0),
     "gamma": GAMMA,
@@ -157,7 +157,7 @@ RANGES: dict[str, Range] = {
 
 @cache
 def register_schema() -> None:
-    """Make types and help known to Hydra: the root as "schema", the others as "types/<class>"."""
+    """Register types and help with Hydra: the root as "schema", the others as "types/<class>"."""
     store = ConfigStore.instance().store
     store(name="schema", node=schema.Root)
     for name, each_type in vars(schema).items():
@@ -168,21 +168,21 @@ def register_schema() -> None:
 
 
 def composed(*overrides: str) -> DictConfig:
-    """The configuration that train.py makes of these arguments."""
+    """Return the configuration that train.py composes from these arguments."""
     register_schema()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("config", list(overrides))
 
 
 def check(cfg: DictConfig, choices: Mapping[str, str]) -> None:
-    """Raise UserError for what no training can be run with.
+    """Raise UserError if no training can run with ``cfg``.
 
-    choices: of the groups, by name.
+    choices: the choice of each group, by the group's name.
     """
     for name in {f.name for f in fields(schema.Root)} ^ set(cfg):
         raise UserError(f"{name} is {'unknown' if name in cfg else 'missing'}; {HELP}")
     for group in GROUPS:
-        if group not in choices:  # none, or several
+        if group not in choices:  # no choice, or several
             raise UserError(f"{group} has no choice; expected one of configs/{group}")
         for name in set(cfg[group]) - known_keys(cfg[group]):
             raise UserError(f"{group}.{name} is unknown; {HELP}")
@@ -191,7 +191,7 @@ def check(cfg: DictConfig, choices: Mapping[str, str]) -> None:
 
 
 def known_keys(node: DictConfig) -> set[str]:
-    """The keys that a group may have: those of its type, and arguments of what it is built by."""
+    """Return the allowed keys of a group: those of its type, and the arguments of its _target_."""
     kind = OmegaConf.get_type(node)
     known = {f.name for f in fields(kind)} if is_dataclass(kind) else set()
     if "algorithm" in node:
@@ -224,7 +224,7 @@ def _check_ranges(values: Mapping[str, Any]) -> None:
 
 
 def _check_fit(cfg: DictConfig, choices: Mapping[str, str]) -> None:
-    """Whether the model takes what the data give; of a user's own data that is not known."""
+    """Raise UserError if the model does not take the data's arguments; skip a user's own data."""
     given = GIVEN_BY.get(KINDS.get(cfg.data._target_))
     if given is None:
         return

@@ -1,7 +1,7 @@
 """Passes of training as CUDA graphs: the same kernels on the same numbers, launched all at once.
 
-A pass of many small kernels takes the time of their launches from Python; replayed, that of the
-kernels alone.
+A pass of many small kernels takes as long as Python needs to launch them. A replay takes only
+as long as the kernels run.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import highway_bp as hb
 from experiments.errors import UserError
 
-EAGER = 3  # passes with a method before its graph: they set up what later ones find there
-ALLOWED = 1e-3  # relative difference of a replay's gradient, if kernels add in another order
+EAGER = 3  # passes of a method before its graph is captured; they set up what later passes use
+ALLOWED = 1e-3  # relative difference of a replay's gradient; kernels may add in another order
 
 Gradients = list[tuple[nn.Parameter, Tensor | None]]
 
@@ -30,10 +30,10 @@ class Passed:
 
 
 class GraphedPasses:
-    """Forward and backward passes of a model on batches of one shape, as a graph of one method.
+    """A model's forward and backward passes on batches of one shape, as a graph per method.
 
     Args:
-        run: ``run(x, y)`` passes once and leaves gradients where the parameters had none.
+        run: ``run(x, y)`` does one pass. It sets the ``grad`` of parameters that had None.
     """
 
     def __init__(self, model: nn.Module, run: Callable[[Tensor, Tensor], Passed]) -> None:
@@ -41,10 +41,10 @@ class GraphedPasses:
         self._method: hb.Method | None = None
 
     def __call__(self, method: hb.Method, x: Tensor, y: Tensor) -> Passed:
-        """What ``run(x, y)`` gives; ``method`` is the model's.
+        """Return what ``run(x, y)`` returns; ``method`` is the model's current method.
 
         Raises:
-            UserError: the pass waits for the device, or a replay has another gradient.
+            UserError: the pass cannot be captured, or a replay gives another gradient.
         """
         if method != self._method:
             self._method, self._eager, self._graph = method, 0, None
@@ -57,7 +57,7 @@ class GraphedPasses:
         return passed
 
     def _aside(self, x: Tensor, y: Tensor) -> Passed:
-        """Off the default stream: what the pass leaves there would be waited for in a capture."""
+        """Run the pass on our own stream: a capture would wait for work on the default stream."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             passed = self._run(x, y)
@@ -65,7 +65,7 @@ class GraphedPasses:
         return passed
 
     def _captured(self, x: Tensor, y: Tensor) -> _Graph:
-        """The graph of the pass that has just been run; gradients and buffers stay as they are."""
+        """Capture the pass that has just run, and check a replay. Gradients and buffers stay."""
         wanted, buffers = self._gradients(), [(b, b.clone()) for b in self._model.buffers()]
         self._model.zero_grad(set_to_none=True)
         graph, x, y = torch.cuda.CUDAGraph(), x.clone(), y.clone()
@@ -85,7 +85,7 @@ class GraphedPasses:
             buffer.copy_(before)
         for p, gradient in wanted:
             p.grad = gradient
-        if error > ALLOWED:  # not where both are nan: training has diverged
+        if error > ALLOWED:  # false for nan, which means that training has diverged
             raise UserError(
                 f"trainer.cuda_graph: a replay differs from its pass by {error:.1g} of the "
                 "gradient (dropout draws other numbers); expected false"
@@ -114,7 +114,7 @@ class _Graph:
 
 
 def _difference(found: Gradients, wanted: Gradients) -> float:
-    """Relative, of all gradients as one vector; inf where one is missing."""
+    """Return the relative difference of all gradients as one vector; inf if one is missing."""
     pairs = [(a, b) for (_, a), (_, b) in zip(found, wanted, strict=True)]
     if any((a is None) != (b is None) for a, b in pairs):
         return float("inf")

@@ -13,12 +13,12 @@ import highway_bp as hb
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """At which moments what is measured.
+    """When the gradient's error is measured, and for which k.
 
     Args:
         at: fractions of training, 0 (before the first step) to 1.
         ks: numbers of iterations.
-        gamma: where the run's method has no iterations.
+        gamma: of Highway-BP, which is measured if the run's method has no k.
     """
 
     at: Sequence[float]
@@ -36,9 +36,9 @@ class Diagnostics:
         method: hb.Method,
         mean: Callable[[torch.Tensor], torch.Tensor],
     ) -> list[dict[str, Any]]:
-        """A record per k: cosine, relative error, increment, and those of each layer.
+        """Return a record per k: cosine, relative error, increment; the first two also per layer.
 
-        ``loss`` and ``mean`` are as of `hb.gradient_error`.
+        ``loss`` and ``mean`` are passed to `hb.gradient_error`.
         """
         method = method if hasattr(method, "k") else hb.Highway(0, self.gamma)
         return [
@@ -54,6 +54,6 @@ class Diagnostics:
 
 
 def flat(errors: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """For a writer of plain numbers: {"gradient_error/cosine/k1": 0.8, ...}."""
+    """Return the errors as plain numbers for a writer: {"gradient_error/cosine/k1": 0.8, ...}."""
     names = ("cosine", "relative_error", "increment")
     return {f"gradient_error/{name}/k{e['k']}": e[name] for e in errors for name in names}

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this", and how and by whom it is reported."""
+"""`UserError`, the exception for mistakes that the user can fix, and how it is reported."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-GRACE = 10.0  # seconds in which a process that knows more may report; torchrun then ends the others
+GRACE = 10.0  # seconds to let a process that knows more report; torchrun then ends the others
 
 
-# What Hydra raises while it makes a configuration of arguments that a user has mistaken.
+# Hydra raises these when it cannot compose a configuration from the user's arguments.
 COMPOSING = (HydraException, OmegaConfBaseException, ValueError)
 
 
@@ -27,9 +27,9 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def naming(where: str, *more: type[Exception]) -> Iterator[None]:
-    """Make what is said of wrong arguments a UserError that says ``where`` they are.
+    """Turn a TypeError or ValueError into a UserError whose line begins with ``where``.
 
-    more: kinds of exceptions beside TypeError and ValueError.
+    more: further exception types to turn into a UserError.
     """
     try:
         yield
@@ -38,10 +38,10 @@ def naming(where: str, *more: type[Exception]) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception of a user's making says, with its cause, without Hydra's further advice.
+    """Return the message of a user's mistake in one line, with its cause, without Hydra's advice.
 
-    Hydra and OmegaConf keep the reason in the cause, the key in `full_key`, and append their
-    search path and types.
+    Hydra and OmegaConf keep the reason in the cause and the key in `full_key`. They append their
+    search path and types to the message.
     """
     if isinstance(error, OverrideParseException):
         return (
@@ -62,10 +62,10 @@ def one_line(error: BaseException) -> str:
 
 
 def turn_to_report() -> str:
-    """Let the first of torchrun's processes on this machine report what all see; it ends first.
+    """Wait unless this is local rank 0: it reports an error that all processes see, and ends first.
 
     Returns:
-        What goes before an error's line: "rank 1: ", nothing on the first process of all.
+        The prefix of an error's line, for instance "rank 1: "; "" on rank 0.
     """
     rank = os.environ.get("RANK", "0")
     if os.environ.get("LOCAL_RANK", rank) != "0":

@@ -16,10 +16,10 @@ _held: list[FileLock] = []
 
 
 def take_one_gpu() -> None:
-    """Of several GPUs let this process see the first that no other run has; if none, share one.
+    """Of several GPUs, let this process see only the first free one; if none is free, share one.
 
-    It is taken until the process ends. To be called before CUDA is initialised, which counts the
-    GPUs once and for all. Processes of torchrun keep to the number it gives them.
+    The process keeps the GPU until it ends. Call this before CUDA is initialised, because CUDA
+    counts the GPUs only once. Under torchrun it does nothing: there LOCAL_RANK chooses the GPU.
     """
     count = torch.cuda.device_count()
     if count < 2 or "LOCAL_RANK" in os.environ:
@@ -34,7 +34,7 @@ def take_one_gpu() -> None:
 
 
 def first_free(names: Sequence[str], folder: Path) -> tuple[str, FileLock]:
-    """The name of which the fewest locks are taken, the first of equals, and one more lock."""
+    """Return the first of the names with the fewest locks, and a new lock on it."""
     for nth in itertools.count():
         for name in names:
             lock = FileLock(folder / f"{name.strip().replace('/', '-')}.{nth}")

@@ -1,9 +1,9 @@
-"""The identity of a run: those fields of its configuration that change its result.
+"""The identity of a run: the fields of its configuration that change its result.
 
-Hashes of it name run folders and rows, so they have to last. Names do not move when a class or a
-key moves, a field whose value is its default is left out, and numbers are compared by value. A
-field may be added at any time, its default being what was done before. `VERSION` changes when
-what a field means changes.
+Hashes of the identity name run folders and rows, so they have to last. Field names do not change
+when a class or a key moves, a field whose value is its default is left out, and numbers are
+compared by value. A field may be added at any time if its default means what was done before.
+`VERSION` changes when the meaning of a field changes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 VERSION = 1
 
-# The classes that configurations name, by names that stay. A user's own class is its own name.
+# Lasting names for the classes that configurations name. A user's own class keeps its path.
 KINDS = {
     "models.resnet.ResNet": "resnet",
     "models.rnn.RNNLanguageModel": "rnn_language_model",
@@ -47,7 +47,7 @@ KINDS = {
     "highway_bp.schedules.Adaptive": "adaptive",
 }
 
-# The values at which fields are left out; all others are always there.
+# A field with the value given here is left out; all other fields are always there.
 DEFAULTS: dict[str, Any] = {
     "trainer.channels_last": "auto",
     "continue_from": None,
@@ -69,10 +69,10 @@ DEFAULTS: dict[str, Any] = {
     "grad.group_size": 1,
     "grad.tolerance": None,
     "schedule": "constant",
-    "parallel": None,  # as `_parallel` resolves it
+    "parallel": None,  # the value that `_parallel` returns
 }
 
-# What does not change a result, or counts in another form; a group stands for all its keys.
+# Keys that do not change a result, or count in another form; a group stands for all its keys.
 LEFT_OUT = {
     "k",
     "gamma",
@@ -104,13 +104,13 @@ LEFT_OUT = {
 
 
 def identity(cfg: DictConfig, device: str) -> dict[str, Any]:
-    """The fields of a run on a kind of device (cpu, cuda), by name.
+    """Return the identity of a run on a kind of device (cpu, cuda): fields by name.
 
-    The root keys k and gamma count only where the gradient method uses them, so that runs of
-    backpropagation coincide.
+    The root keys k and gamma count only if the gradient method uses them. So runs of
+    backpropagation with different k or gamma are the same run.
     """
     found = dict(flat(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)))
-    if found.get("steps") is not None:  # it overrides the recipe's length
+    if found.get("steps") is not None:  # `steps` overrides the recipe's length
         found["optim.steps"] = found["steps"]
     if found.get("optim.steps") is not None:
         found["optim.epochs"] = None
@@ -122,13 +122,13 @@ def identity(cfg: DictConfig, device: str) -> dict[str, Any]:
 
 
 def config_hash(fields: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits; runs of different fields have different ones."""
+    """Return eight hexadecimal digits; runs with different fields have different ones."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def setup_hash(fields: Mapping[str, Any]) -> str:
-    """The hash of all but the gradient method, its schedule and its carry: runs that share it may
-    be compared."""
+    """Return the hash without gradient method, schedule and carry. Runs that share this hash may be
+    compared."""
     method = ("grad", "schedule", "model.carry")
     shared = {n: v for n, v in fields.items() if not {n, n.partition(".")[0]} & set(method)}
     return config_hash(shared)
@@ -143,7 +143,7 @@ def precision_of(trainer: Mapping[str, Any], device: str) -> str:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys with dots; {"model": {"depth": 20}} gives "model.depth"."""
+    """Yield keys with dots, and values; {"model": {"depth": 20}} gives "model.depth"."""
     for key, value in config.items():
         if isinstance(value, dict) and value:
             yield from flat(value, f"{prefix}{key}.")
@@ -152,7 +152,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first key in which two flat configurations differ, with its values."""
+    """Return the first key in which two flat configurations differ, with both values, or None."""
     for key in sorted({*old, *new}):
         if old.get(key) != new.get(key) or (key in old) != (key in new):
             return key, old.get(key), new.get(key)
@@ -160,7 +160,7 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any,
 
 
 def _value(key: str, value: Any) -> Any:
-    """Numbers by value: 1, 1.0 and 1e0 are one. A class by its lasting name."""
+    """Return a whole number as a float, so that 1 equals 1.0, and a class as its lasting name."""
     if key.endswith("._target_"):
         return KINDS.get(value, value)
     if isinstance(value, list):
@@ -169,13 +169,13 @@ def _value(key: str, value: Any) -> Any:
 
 
 def _parallel(parallel: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Processes that share the layers: a process's layers are a group, exact inside."""
+    """Return what counts of processes that share the layers; each is a group, exact inside."""
     if not parallel["layers"]:
         return None
     sizes = parallel["sizes"]
     return {
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
         "sizes": sizes if sizes is None or isinstance(sizes, str) else list(sizes),
-        # which batch normalisation sees
+        # batch normalisation depends on these
         **{key: parallel[key] for key in ("data", "micro_batches") if parallel[key] != 1},
     }

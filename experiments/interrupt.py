@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM let the step finish and the checkpoint be written."""
+"""On SIGINT and SIGTERM, training finishes its step and writes a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """While active, remembers the first signal in ``received``; a second SIGINT interrupts.
+    """While active, keeps the last signal in ``received``; a SIGINT after any signal interrupts.
 
-    Besides SIGINT and SIGTERM it takes SIGUSR2 where somebody listens to it: submitit, whose job
-    has little time left.
+    It handles SIGINT and SIGTERM, and SIGUSR2 if a handler for SIGUSR2 is installed. submitit
+    installs one: the signal means that its job has little time left.
 
     Args:
         then: called at every signal.
@@ -50,7 +50,7 @@ class StopSignal:
 
 
 class WorkerStop(StopSignal):
-    """Of a worker of a sweep. It never interrupts: how long to wait is the sweep's decision."""
+    """The signals of a sweep's worker. It never interrupts: the sweep decides how long to wait."""
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
@@ -60,14 +60,14 @@ _of_worker: WorkerStop | None = None
 
 
 def stop_signal() -> StopSignal:
-    """For a block that trains: a new one, in a worker of a sweep the one of its process."""
+    """Return a new StopSignal for a block that trains; in a sweep's worker, that of the process."""
     return StopSignal() if _of_worker is None else _of_worker
 
 
 def in_worker() -> WorkerStop:
-    """Make this process a worker of a sweep, in which a signal is remembered between jobs too.
+    """Make this process a worker of a sweep, which also remembers signals between jobs.
 
-    So a job that is still loading its data stops as soon as it trains, and no other begins.
+    After a signal, a job that is loading its data stops when it trains, and no other job begins.
     """
     global _of_worker
     if _of_worker is None:

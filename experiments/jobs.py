@@ -23,25 +23,25 @@ from experiments.interrupt import Interrupted, in_worker
 from experiments.progress import about
 from experiments.run_folder import BeingTrained
 
-_took: list[float] = []  # seconds of those runs of a sweep that this process has seen finished
+_took: list[float] = []  # seconds of each run of a sweep that this process has finished
 
 
 class Outcome(Enum):
-    """What became of a job; a launcher returns it from whatever process the job ran in."""
+    """The result of a job; a launcher returns it from the process in which the job ran."""
 
-    DONE = "done"  # now or before
+    DONE = "done"  # now, or in an earlier call
     FAILED = "failed"
     ELSEWHERE = "being trained by another process"
     STOPPED = "stopped by a signal, or not begun because of one"
 
 
 def attempt(cfg: DictConfig) -> Outcome:
-    """Do one job. A failure is reported and is the outcome, so that a sweep's other jobs go on.
+    """Run one job. Report a failure and return it as the outcome: a sweep's other jobs go on.
 
     Raises:
-        SystemExit: it failed and is no job of a sweep, or a signal has stopped this process.
+        SystemExit: a job outside a sweep failed, or a signal has stopped this process.
     """
-    from experiments.run import run  # torch is slow to import: not before the overrides are valid
+    from experiments.run import run  # imports torch, which is slow: only if the overrides are valid
 
     hydra = HydraConfig.get()
     alone = hydra.mode == RunMode.RUN
@@ -66,15 +66,15 @@ def attempt(cfg: DictConfig) -> Outcome:
     except (UserError, OmegaConfBaseException) as error:
         report(error, job)
     except Interrupted as interrupted:
-        if interrupted.signum == signal.SIGUSR2:  # submitit's: puts the job back into the queue
+        if interrupted.signum == signal.SIGUSR2:  # submitit's handler requeues the job
             signal.getsignal(signal.SIGUSR2)(signal.SIGUSR2, None)
         if alone or "BasicLauncher" in hydra.launcher._target_:
             print(f"stopped by {interrupted}; the same command goes on from here", file=sys.stderr)
             sys.exit(interrupted.exit_code)
         return Outcome.STOPPED
-    except BrokenPipeError:  # whoever read the output has gone: train.py ends quietly
+    except BrokenPipeError:  # the reader of the output has gone: train.py ends quietly
         raise
-    except Exception as error:  # a bug, or memory ran out: only this job is over
+    except Exception as error:  # a bug, or memory ran out: only this job fails
         turn_to_report()
         traceback.print_exc()
         if not alone:
@@ -85,10 +85,10 @@ def attempt(cfg: DictConfig) -> Outcome:
 
 
 def _time_left(hydra: DictConfig) -> str:
-    """Of the sweep, if all its runs take as long as those that are done; "" if none is."""
+    """Estimate the sweep's time left from the mean of its finished runs; "" if none is finished."""
     _, number, _, total = hydra.job.name.split()  # run 3 of 21
     if number == "1":
-        _took.clear()  # of another sweep
+        _took.clear()  # these are of another sweep
     at_once = hydra.launcher.get("n_jobs", 1)
     if not _took or at_once < 1:
         return ""
@@ -103,15 +103,15 @@ def report(error: Exception, job: str = "") -> None:
 
 
 def in_short(overrides: Iterable[str]) -> str:
-    """A job's overrides in a line, but for those that do not change what is trained."""
+    """Return a job's overrides in a line, without those that do not change what is trained."""
     beside = ("run_root=", "logger", "device=", "hydra", "trainer.threads=", "trainer.progress=")
     return " ".join(override for override in overrides if not override.startswith(beside))
 
 
 def leave() -> NoReturn:
-    """End this process, all being well; of several under torchrun, once all have come here.
+    """End this process with exit code 0; under torchrun, wait until all processes get here.
 
-    gloo's teardown was seen to abort processes now and then after all their work was done.
+    Skip gloo's teardown: it sometimes aborted processes after all their work was done.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_initialized():

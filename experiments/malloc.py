@@ -9,9 +9,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Spare a training step its page faults: activations are freed and asked for again each step.
+    """Avoid page faults: each training step frees its activations and asks for them again.
 
-    Only glibc has these settings; elsewhere, or under another allocator, nothing is done.
+    Only glibc has these settings; elsewhere, or under another allocator, nothing changes.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

@@ -17,9 +17,9 @@ class Diverged(Exception):
 
 
 def first_nonfinite_gradient(model: nn.Module) -> str | None:
-    """The first parameter, in the model's order, whose gradient is not finite.
+    """Return the first parameter, in the model's order, whose gradient is not finite, or None.
 
-    Of a sharded model, all processes call it, and get the same.
+    For a sharded model, all processes must call this function; all get the same name.
     """
     finite = {
         name: bool(p.grad.isfinite().all())
@@ -31,7 +31,7 @@ def first_nonfinite_gradient(model: nn.Module) -> str | None:
 
 @torch.no_grad()
 def first_nonfinite_output(model: nn.Module, x: Tensor) -> str | None:
-    """The first module, in order of execution, whose output on x is not finite."""
+    """Return the first module, in order of execution, whose output on x is not finite, or None."""
     found: list[str] = []
 
     def hook(name: str):

@@ -1,4 +1,4 @@
-"""What is made small: a model's loss on the batches of a data set, and its scores."""
+"""The training objective: a model's loss on the batches of a data set, and its scores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Objective:
         self._channels_last = not slower if wanted == "auto" else wanted
 
     def place(self, model: nn.Module) -> None:
-        """Bring the model to the device, in the layout of its images."""
+        """Move the model to the device, in the memory layout of its images."""
         model.to(self._device)
         if self._channels_last:
             model.to(memory_format=torch.channels_last)
@@ -56,7 +56,7 @@ class Objective:
     def evaluate(
         self, model: nn.Module, counted: Callable[[Iterable[Batch]], Iterable[Batch]] = iter
     ) -> dict[str, float]:
-        """Scores over all test rows; ``counted`` sees their batches go by."""
+        """Return scores over all test rows; ``counted`` wraps the batches to count them."""
         batches = counted(self.data.eval_batches(self._eval_batch_size, self._device))
         with self._autocast():
             return self.task.evaluate(model, ((self._laid_out(x), y) for x, y in batches))

@@ -36,11 +36,11 @@ def build_optimizer(model: nn.Module, optim: Settings) -> torch.optim.Optimizer:
 
 
 def learning_rate(step: int, total: int, optim: Settings) -> float:
-    """Of step 0 .. total - 1: a pure function, so a resumed run needs no state.
+    """Return the rate of step 0 .. total - 1, a pure function: a resumed run needs no state.
 
-    drops: lr, divided by 10 at each fraction in ``drops`` of ``total`` steps, after a flat warm-up
-    of ``warmup_steps``, but no more than 5 % of a shorter training. cosine: a linear warm-up to lr,
-    of no more than 10 %, then half a cosine down to ``final_lr`` at the last step.
+    drops: ``warmup_lr`` for ``warmup_steps``, at most 5 % of ``total``; then lr, divided by 10 at
+    each fraction of ``total`` in ``drops``. cosine: a linear warm-up to lr for ``warmup_steps``, at
+    most 10 % of ``total``; then half a cosine down to ``final_lr`` at the last step.
     """
     lr, warmup = optim["lr"], optim["warmup_steps"]
     match optim["schedule"]:

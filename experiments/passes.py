@@ -1,4 +1,4 @@
-"""What a gradient method costs, counted: passes through the blocks of the chain."""
+"""The cost of a gradient method, counted in passes through the blocks of the chain."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class Passes:
     """Sums over the steps so far; the pass for the parameters' gradients is not counted.
 
     Attributes:
-        block_passes: through every block: one per iteration, one for backpropagation.
-        sequential_passes: those that wait for each other when every layer has a device of its
-            own: the same for Highway-BP, L for backpropagation.
+        block_passes: passes through all blocks: one per iteration, one for backpropagation.
+        sequential_passes: passes that wait for each other when every layer has a device of its
+            own: iterations x group size, at most L; L for backpropagation.
     """
 
     block_passes: int = 0
     sequential_passes: int = 0
 
     def add(self, model: nn.Module, method: hb.Method, iterations: int) -> None:
-        """Count a backward pass that took so many iterations."""
+        """Count one backward pass, which took ``iterations`` iterations."""
         sizes = group_sizes(model, method)
         if method.group_size is None:
             self.block_passes += 1
@@ -33,7 +33,7 @@ class Passes:
             self._add(iterations, sizes)
 
     def add_measurement(self, model: nn.Module, method: hb.Method, ks: Sequence[int]) -> None:
-        """Count a measurement of a schedule: once exact, once with every k."""
+        """Count a schedule's measurement: one exact gradient, and one gradient for every k."""
         sizes = group_sizes(model, method)
         self.block_passes += 1
         self.sequential_passes += sum(sizes)
@@ -41,7 +41,7 @@ class Passes:
             self._add(min(k, len(sizes)), sizes)
 
     def _add(self, iterations: int, sizes: Sequence[int]) -> None:
-        """Groups at once, the layers of a group one by one."""
+        """Count iterations in which groups run at once, and the layers of a group one by one."""
         self.block_passes += iterations
         self.sequential_passes += min(iterations * max(sizes), sum(sizes))
 
@@ -50,9 +50,9 @@ class Passes:
 
 
 def group_sizes(model: nn.Module, method: hb.Method) -> list[int]:
-    """Layers (or time steps) of the longest chain, in every group that is exact inside.
+    """Return the number of layers (or time steps) in each group of the longest chain.
 
-    The groups are the method's; those of a sharded chain, its processes.
+    Groups are exact inside. They are the method's; in a sharded chain, each process is a group.
     """
     sharded = [chain for chain in hb.chains(model) if isinstance(chain, hb.ShardedChain)]
     if sharded:

@@ -1,4 +1,4 @@
-"""What is to be run, built and checked as far as that needs neither data nor model."""
+"""The plan of a run, built and checked as far as this needs neither data nor model."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from experiments.run_folder import RunFolder
 
 @dataclass
 class Plan:
-    """A configuration and what it asks for.
+    """A configuration and the objects that it describes.
 
     Args:
         choices: the group choices by name, e.g. {"model": "resnet110", "grad": "highway"}.
         overrides: the arguments ``cfg`` was composed from.
 
     Raises:
-        UserError, OmegaConfBaseException: what no training can be run with.
+        UserError, OmegaConfBaseException: no training can run with ``cfg``.
     """
 
     cfg: DictConfig
@@ -64,12 +64,12 @@ class Plan:
 
     @cached_property
     def fields(self) -> dict[str, Any]:
-        """What identifies the run, but for its seed."""
+        """The identity of the run, without its seed."""
         return identity(self.cfg, self.device.type)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All keys, with dots, and the choices; but for where data are on a machine."""
+        """All keys, with dots, and the choices, without the data's folders on this machine."""
         given = dict(flat(OmegaConf.to_container(self.cfg, resolve=True))) | dict(self.choices)
         return {key: v for key, v in given.items() if key not in ("data.root", "data.cache_dir")}
 
@@ -89,7 +89,7 @@ class Plan:
         return RunFolder(path, self.fields | identified, self.processes.writes)
 
     def steps(self, per_epoch: int) -> int:
-        """The steps of training; raises UserError if the schedule does not fit into them."""
+        """Return the number of training steps; UserError if it is 0 or unfit for the schedule."""
         steps = self._fixed_steps or round(self.cfg.optim.epochs * per_epoch)
         if steps < 1:
             raise UserError(
@@ -101,7 +101,7 @@ class Plan:
         return steps
 
     def without_effect(self) -> list[str]:
-        """Lines on root keys that were given and that method or schedule do not read."""
+        """Return a line for each root key, k or gamma, that was given and has no effect."""
         cfg, schedule = self.cfg, self.choices["schedule"]
         given = {override.partition("=")[0].lstrip("+") for override in self.overrides}
         reasons = {}
@@ -115,7 +115,7 @@ class Plan:
         return [f"{key}={cfg[key]} has no effect with {why}" for key, why in reasons.items()]
 
     def in_words(self) -> str:
-        """For instance "resnet32 on cifar10, highway k=3, 64000 steps of 128, seed 0, on cpu"."""
+        """For instance "resnet32 on cifar10, bp, 9 steps in batches of 128, seed 0, on cpu"."""
         cfg, choices = self.cfg, self.choices
         length = f"{self._fixed_steps} steps" if self._fixed_steps else f"{cfg.optim.epochs} epochs"
         method = method_name(method_fields(cfg, choices["schedule"], self.method))
@@ -125,7 +125,7 @@ class Plan:
         )
 
     def about(self, data_name: str, per_epoch: int, model: nn.Module) -> dict[str, Any]:
-        """What of the run's row is known before it has begun."""
+        """Return the fields of the run's row that are known before the run begins."""
         cfg, steps = self.cfg, self.steps(per_epoch)
         return {
             "schema": SCHEMA,
@@ -148,7 +148,7 @@ class Plan:
         }
 
     def _check_graphs(self) -> None:
-        """Refuse what decides on the way, by numbers that it reads."""
+        """Raise UserError for settings without a graph, e.g. if values on the device decide."""
         reasons = {
             f"device={self.device.type}": self.device.type != "cuda",
             "parallel=layers": type(self.processes) is not OneProcess,
@@ -167,7 +167,7 @@ class Plan:
 
 
 def build(cfg: DictConfig, group: str, **extra: Any) -> Any:
-    """Instantiate a group; what its constructor rejects is the user's to mend."""
+    """Instantiate a group; an error of its constructor becomes a UserError."""
     try:
         return instantiate(cfg[group], **extra)
     except InstantiationException as error:

@@ -29,11 +29,11 @@ from experiments.run_folder import BeingTrained, RunFolder
 
 
 class OneProcess:
-    """Has all layers, and nobody to agree with.
+    """A single process, which has all layers.
 
     Attributes:
-        writes: whether this process keeps the run's files.
-        fields: what a row says of the processes.
+        writes: whether this process writes the run's files.
+        fields: the fields of a row that describe the processes.
     """
 
     size = 1
@@ -41,21 +41,21 @@ class OneProcess:
     fields: Mapping[str, int] = {}
 
     def together(self) -> AbstractContextManager:
-        """Let no process of the run be left behind by one that fails inside."""
+        """If one process fails inside the block, let no other process wait for it forever."""
         return contextlib.nullcontext()
 
     def meet(self, device: torch.device, settings: Mapping[str, Any]) -> None:
-        """Get in touch with the others, which have to have the same settings."""
+        """Connect to the other processes; raise UserError if their settings differ."""
 
     def enter(self, folder: RunFolder) -> AbstractContextManager:
-        """Keep processes of other runs out of the folder; raises BeingTrained if one is in it."""
+        """Lock the folder for this run's processes; raise BeingTrained if another has the lock."""
         return folder.to_itself()
 
     def share(self, model: nn.Module) -> None:
         """Give every process its layers."""
 
     def replicated(self, model: nn.Module) -> nn.Module:
-        """What is called in the model's place for its gradients."""
+        """Return the module to call instead of the model when gradients are needed."""
         return model
 
     def part(self, batch: Tensor) -> Tensor:
@@ -63,15 +63,15 @@ class OneProcess:
         return batch
 
     def mean(self, values: Tensor) -> Tensor:
-        """Of all parts of a batch, each of which has the same number of examples."""
+        """Average over all parts of a batch, which have the same number of examples."""
         return values
 
     def agreed(self, signum: int | None) -> int | None:
-        """The signal that any process has received."""
+        """Return the signal that any process has received, or None."""
         return signum
 
     def known_to_all(self, value: Any) -> Any:
-        """What the first process says."""
+        """Return the first process's ``value``, on every process."""
         return value
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -81,14 +81,14 @@ class OneProcess:
 class LayersShared(OneProcess):
     """Processes started by torchrun: ``data`` replicas of a model, whose layers are shared out.
 
-    What they keep together is what one process would: a checkpoint can be read by any number of
-    them.
+    Together they save what one process would save. So any number of processes can read a
+    checkpoint.
 
     Args:
         settings: the config group ``parallel``.
 
     Raises:
-        UserError: not started by torchrun, or by a number that cannot be shared out.
+        UserError: not started by torchrun, or the number of processes is no multiple of ``data``.
     """
 
     def __init__(self, settings: Mapping[str, Any]):
@@ -120,7 +120,7 @@ class LayersShared(OneProcess):
     def together(self) -> Iterator[None]:
         try:
             yield
-        except Interrupted as stopped:  # all have agreed on it
+        except Interrupted as stopped:  # all processes have agreed on it
             if self.writes:
                 raise
             raise SystemExit(stopped.exit_code) from stopped
@@ -130,8 +130,8 @@ class LayersShared(OneProcess):
             raise UserError(self._who_is_missing(error)) from error
 
     def _who_is_missing(self, error: RuntimeError) -> str:
-        """What is known of processes whose messages do not come through any more."""
-        time.sleep(GRACE)  # one that has failed reports it, and torchrun ends this one
+        """Describe why messages fail: name a process that does not answer, if there is one."""
+        time.sleep(GRACE)  # a process that has failed reports it, and torchrun ends this one
         lost = str(error).splitlines()[0]
         try:
             if self._roll_call is not None:
@@ -142,7 +142,7 @@ class LayersShared(OneProcess):
 
     def meet(self, device: torch.device, settings: Mapping[str, Any]) -> None:
         store = self._store()
-        check_alike(store, self.rank, self.size, settings)  # groups of processes depend on them
+        check_alike(store, self.rank, self.size, settings)  # process groups depend on them
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", self.rank)))
         dist.init_process_group(
@@ -153,17 +153,17 @@ class LayersShared(OneProcess):
             timeout=self._timeout,
         )
         self._signal = torch.zeros((), dtype=torch.long, device=device)
-        ranks = torch.arange(self.size).view(self.replicas, -1)  # a row shares a replica's layers
+        ranks = torch.arange(self.size).view(self.replicas, -1)  # ranks[i] share replica i's layers
         group = partial(dist.new_subgroups_by_enumeration, timeout=self._timeout)
         (self._layers, _), (self._data, _) = group(ranks.tolist()), group(ranks.T.tolist())
-        # In it the first rank waits for the others' answers, and they for longer: it reports.
+        # In the roll call, rank 0 waits for the others. They wait longer, so that rank 0 reports.
         self._answer = min(self._timeout, timedelta(seconds=30))
         self._roll_call = dist.new_group(backend="gloo", timeout=2 * self._answer)
 
     def _store(self) -> dist.Store:
-        """Where processes find each other, apart from what those before a restart left there.
+        """Return the store where processes find each other; each restart has keys of its own.
 
-        torch's own way to it (env://) was seen to connect restarted processes to the dead ones.
+        torch's own method (env://) was seen to connect restarted processes to the dead ones.
         """
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         serves = self.writes and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -210,9 +210,9 @@ class LayersShared(OneProcess):
         return said[0]
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Every parameter's state from a process that trains it; whole on the first alone.
+        """Gather every parameter's state from a process that trains it; complete on rank 0 only.
 
-        All number the parameters alike, as all have the whole model.
+        All processes number the parameters alike, because all have the whole model.
         """
         whole = optimizer.state_dict()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -232,7 +232,7 @@ def check_alike(store: dist.Store, rank: int, size: int, settings: Mapping[str, 
     """Compare the settings of all processes, keys with dots, through a store that they share.
 
     Raises:
-        UserError: two of them differ; on every process the same line.
+        UserError: two of them differ; the line is the same on every process.
     """
     store.set(f"settings/{rank}", json.dumps(settings))
     first, *others = (json.loads(store.get(f"settings/{other}")) for other in range(size))
@@ -249,8 +249,8 @@ def processes_of(cfg: DictConfig) -> OneProcess:
     """The processes that ``cfg`` asks for.
 
     Raises:
-        UserError: several processes without parallel=layers, or the reverse; asked for a sweep, or
-            for advice, which is of one process; a batch that cannot be shared out.
+        UserError: several processes without parallel=layers, or the reverse; parallel=layers in a
+            sweep or with advise=true; a batch that replicas or micro-batches cannot divide.
     """
     if not cfg.parallel.layers:
         if (size := os.environ.get("WORLD_SIZE", "1")) != "1":

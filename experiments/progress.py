@@ -1,4 +1,4 @@
-"""How far training has come: a bar on a terminal, elsewhere a line a minute."""
+"""The progress of training: a bar on a terminal, elsewhere a line a minute."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 def about(seconds: float) -> str:
-    """For instance "40 s", "12 min", "2.5 h"."""
+    """Return a duration, for instance "40 s", "12 min" or "2.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
@@ -24,10 +24,10 @@ def about(seconds: float) -> str:
 
 
 class Progress:
-    """Of ``total`` steps, ``done`` of which were done before.
+    """Progress over ``total`` steps, of which ``done`` were done before.
 
     Args:
-        wanted: a bar: "auto" (on a terminal, lines elsewhere), True, or False for neither.
+        wanted: "auto" (a bar on a terminal, lines elsewhere), True (a bar), or False (neither).
     """
 
     def __init__(self, name: str, total: int, done: int, wanted: bool | str) -> None:
@@ -45,7 +45,7 @@ class Progress:
         self._bar.close()
 
     def evaluating(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """The batches of an evaluation, which are counted."""
+        """Yield the batches of an evaluation, and show their number."""
         for n, batch in enumerate(batches, 1):
             self.show({"evaluating batch": str(n)}, refresh=True)
             yield batch
@@ -55,7 +55,7 @@ class Progress:
         self._bar.update()
 
     def show(self, scores: Mapping[str, str], refresh: bool = False) -> None:
-        """Beside the bar, at once or with its next step; or as a line, one a minute."""
+        """Show scores beside the bar (with refresh, at once) or, once a minute, as a line."""
         self._bar.set_postfix(scores, refresh=refresh)
         if self._lines and time.monotonic() - self._last >= MINUTE:
             self._last = time.monotonic()

@@ -20,7 +20,7 @@ GRAD_NAMES = {
     hb.TruncatedBPTT: "truncated_bptt",
     hb.MGRIT: "mgrit",
 }
-# Keys of a configuration that are places on a machine; rows do not have them.
+# Keys of a configuration that depend on the machine; rows do not have them.
 PLACES = ("run_root", "data.root", "data.cache_dir", "logger", "device")
 
 
@@ -99,7 +99,7 @@ SOMETIMES: dict[str, Field] = {
 
 
 def method_fields(cfg: DictConfig, schedule: str, method: hb.Method) -> dict[str, Any]:
-    """The fields of a row that its gradient method and the name of its schedule give."""
+    """Return the fields of a row that describe its gradient method and its schedule."""
     changes = schedule != "constant"
     numbers, settings = OmegaConf.to_container(cfg.schedule, resolve=True), vars(method)
     return {
@@ -132,7 +132,7 @@ def _in_words(values: Mapping[str, Any]) -> str:
 
 
 def stored_config(cfg: DictConfig) -> dict[str, Any]:
-    """A resolved configuration without places on the machine."""
+    """Return the resolved configuration without `PLACES`."""
     config = OmegaConf.to_container(cfg, resolve=True)
     for place in PLACES:
         group, _, key = place.rpartition(".")
@@ -141,13 +141,13 @@ def stored_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 def stored_overrides(overrides: Iterable[str]) -> list[str]:
-    """Those arguments of a run that belong to its result, not to the machine or the seed."""
+    """Return the arguments on which a run's result depends, without those for machine and seed."""
     beside = (*PLACES, "seed", "hydra", "trainer.threads", "trainer.progress")
     return [o for o in overrides if not o.lstrip("+~").startswith(beside)]
 
 
 def command(row: Mapping[str, Any]) -> str:
-    """What makes a row again, from the root of the repository."""
+    """Return the command that makes a row again, from the root of the repository."""
     arguments = [*row["overrides"], f"seed={row['seed']}", f"device={row['device_kind']}"]
     return " ".join(["python train.py", *map(_quoted, arguments)])
 
@@ -157,15 +157,15 @@ def _quoted(argument: str) -> str:
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[str, str, int]:
-    """What a run is known by."""
+    """Return what identifies a run."""
     return row["config_hash"], row["device_kind"], row["seed"]
 
 
 def check_row(row: Any, where: str) -> None:
-    """A row of this schema passes; fields of SCORES and SOMETIMES may lack, but for its own metric.
+    """Check a row. Fields of SCORES and SOMETIMES may be missing, except the row's own metric.
 
     Raises:
-        UserError: naming ``where`` and what is missing, unknown or of a wrong type.
+        UserError: it names ``where``, and the fields that are missing, unknown or of a wrong type.
     """
     if not isinstance(row, dict):
         raise UserError(f"{where} is not a row; expected a JSON object")
@@ -190,7 +190,7 @@ def check_row(row: Any, where: str) -> None:
 
 
 def _fits(value: Any, field: Field) -> bool:
-    # type, not isinstance: true is no whole number
+    # type, not isinstance: True is not a whole number
     return (None if value is None else type(value)) in field.types
 
 

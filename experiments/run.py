@@ -27,14 +27,14 @@ from experiments.wandb_writer import NoWriter
 
 
 def run(cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str] = ()) -> Path:
-    """Train what ``cfg`` says, or resume it, or find it finished; return the run's folder.
+    """Train the run of ``cfg``, resume it, or skip it if it is finished; return the run's folder.
 
-    ``choices`` and ``overrides`` are as of `Plan`.
+    ``choices`` and ``overrides`` are those of `Plan`.
 
     Raises:
-        UserError: a mistake in the configuration, the data or the disk; or the run diverged, which
-            its row says as well.
-        BeingTrained: another process is at work on this run.
+        UserError: a mistake in the configuration, the data or the disk; or the run diverged,
+            which its row records as well.
+        BeingTrained: another process is training this run.
         Interrupted: a signal stopped the run after a checkpoint.
     """
     plan = Plan(cfg, choices, overrides)
@@ -46,7 +46,7 @@ def _run(plan: Plan) -> Path:
     cfg, processes, folder = plan.cfg, plan.processes, plan.folder
     for line in plan.without_effect():
         print(line)
-    # Of several processes, which may be on several machines, the first one knows, once they meet.
+    # Several processes may be on several machines. Rank 0 checks below, after they have met.
     if processes.size == 1:
         if _is_finished(plan, folder):
             return folder.path
@@ -61,7 +61,7 @@ def _run(plan: Plan) -> Path:
         hb.set_method(model, plan.method)
     folder.create()
     with processes.enter(folder):
-        # perhaps by another process, while this one loaded the data
+        # another process may have finished it while this one loaded the data
         if not processes.known_to_all(_is_finished(plan, folder)):
             beginning = _beginning(folder.path, cfg.continue_from) if processes.writes else None
             _train(plan, folder, Objective(plan, data), model, processes.known_to_all(beginning))
@@ -69,7 +69,7 @@ def _run(plan: Plan) -> Path:
 
 
 def _is_finished(plan: Plan, folder: RunFolder) -> bool:
-    """Whether there is nothing to do, which is reported."""
+    """Whether the run is finished, which is reported."""
     if folder.finished:
         more = plan.cfg.advise or plan.diagnostics.at or plan.cfg.trainer.snapshots
         skipped = ", and with it advice, diagnostics and snapshots" if more else ""
@@ -78,27 +78,27 @@ def _is_finished(plan: Plan, folder: RunFolder) -> bool:
 
 
 def prepare_torch(settings: Mapping[str, Any]) -> None:
-    """Threads, memory, and what CUDA's arithmetic may do."""
+    """Set threads, memory, and the precision and determinism of CUDA."""
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
     keep_freed_memory()
-    # The newer fp32_precision, once set, makes torch.export fail: it asks for allow_tf32.
+    # Not the newer fp32_precision: once it is set, torch.export fails, as it reads allow_tf32.
     torch.backends.cuda.matmul.allow_tf32 = settings["tf32"]
     torch.backends.cudnn.allow_tf32 = settings["tf32"]
     torch.backends.cudnn.benchmark = not settings["deterministic"]
     torch.use_deterministic_algorithms(settings["deterministic"])
-    if settings["deterministic"]:  # what cuBLAS asks for, before its first call
+    if settings["deterministic"]:  # cuBLAS needs it before its first call
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @dataclass
 class Beginning:
-    """The checkpoint a run begins with: its own, or at first that of the run it goes on from.
+    """The checkpoint that a run begins with: its own, or if it has none, that of `continue_from`.
 
     Attributes:
-        state: empty if there is none.
-        line: what is to be printed of it.
-        source: the other run's folder, as the user named it.
+        state: empty if there is no checkpoint.
+        line: what to print about the checkpoint.
+        source: the folder of `continue_from`, as the user named it; None for a run's own.
     """
 
     state: dict[str, Any] = field(default_factory=dict)
@@ -107,13 +107,13 @@ class Beginning:
 
     @property
     def lasting(self) -> dict[str, Any]:
-        """What the run's own checkpoints repeat."""
+        """The entries that the run's own checkpoints repeat."""
         if self.source:
             return {"continued_from": f"{self.state['config_hash']} at step {self.state['step']}"}
         return {key: self.state[key] for key in ("continued_from",) if key in self.state}
 
     def give_to(self, trainer: Trainer) -> None:
-        """Raises UserError: the checkpoint does not fit, or another run's is beyond the end."""
+        """Load the state; UserError if it does not fit, or another run's has too many steps."""
         place = f"continue_from={self.source}" if self.source else trainer.folder.path
         wrong = f"{place}: its checkpoint is of another model or optimiser, or version"
         with naming(wrong, RuntimeError, LookupError, AttributeError):
@@ -175,7 +175,7 @@ def _train(
 
 
 def _trained(trainer: Trainer, beginning: Beginning) -> Diverged | None:
-    """Train to the end, and keep the weights of a pretrained family; returns how it diverged."""
+    """Train to the end, and save a model of transformers; return Diverged if training diverged."""
     model, folder = trainer.model, trainer.folder
     _report_large_k(trainer)
     if beginning.state:
@@ -201,7 +201,7 @@ def _trained(trainer: Trainer, beginning: Beginning) -> Diverged | None:
 
 
 def _outcome(trainer: Trainer, diverged: Diverged | None) -> dict[str, Any]:
-    """What of a run's row is known at its end; a run that diverged has no scores."""
+    """Return the fields of a row that are known at the end; scores of a diverged run are None."""
     plan, last, metric = trainer.plan, trainer.last, trainer.objective.task.metric
     sizes = group_sizes(trainer.model, plan.method)
     scores = {key: value for key, value in last.items() if key.startswith("eval_")}
@@ -213,7 +213,7 @@ def _outcome(trainer: Trainer, diverged: Diverged | None) -> dict[str, Any]:
     if diverged:
         scores = dict.fromkeys({"eval_loss", metric, *scores})
     costs = {key: last.get(key, cost) for key, cost in trainer.costs().items()}
-    if isinstance(plan.method, hb.MGRIT):  # its passes are through a part of the blocks only
+    if isinstance(plan.method, hb.MGRIT):  # each pass runs only a part of the blocks
         costs |= dict.fromkeys(trainer.passes.state_dict())
     return {
         "L": sum(sizes),
@@ -229,10 +229,10 @@ def _outcome(trainer: Trainer, diverged: Diverged | None) -> dict[str, Any]:
 
 
 def _report_large_k(trainer: Trainer) -> None:
-    """Once, before training, what the library would say from inside the backward pass."""
+    """Say before training that k exceeds L; the library would say it in the backward pass."""
     plan = trainer.plan
     L = max((chain.length for chain in hb.chains(trainer.model)), default=0)
-    if not L or plan.method.group_size is None:  # a recurrent network's L is its input's
+    if not L or plan.method.group_size is None:  # a recurrent network's L is its input's length
         return
     L = -(-L // plan.method.group_size)
     if plan.choices["schedule"] == "constant" and getattr(plan.method, "k", 0) > L:

@@ -1,4 +1,4 @@
-"""A run's folder: resolved config, metrics (JSON lines), row, DONE; who is at work in it."""
+"""A run's folder: its identity, metrics (JSON lines), row, DONE, and the lock of its process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def is_busy(path: Path) -> bool:
             FileLock(path / LOCK).acquire(blocking=False).lock.release()
     except Timeout:
         return True
-    except OSError:  # no locks here
+    except OSError:  # this file system has no locks
         return False
     return False
 
@@ -48,7 +48,7 @@ class RunFolder:
     Args:
         path: named after the run; nothing is written before ``create``.
         config: what identifies the run.
-        writes: False for those processes of a run that leave its files to the first.
+        writes: whether this process writes the files; of several processes, only the first does.
 
     Raises:
         UserError: the folder was made with another configuration (the key is named).
@@ -72,21 +72,21 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether DONE and a readable row are here; raises UserError if the records are not."""
+        """Whether DONE and a readable row are here; UserError if records are missing or damaged."""
         try:
             json.loads((self.path / "row.json").read_text())
-        except (OSError, ValueError):  # the last checkpoint gives it again
+        except (OSError, ValueError):  # the last checkpoint will make it again
             return False
         return (self.path / "DONE").exists() and bool(self.records())
 
     def check_idle(self) -> None:
-        """Raise BeingTrained while another process is at work here; makes nothing."""
+        """Raise BeingTrained if another process is at work here; write nothing."""
         if is_busy(self.path):
             raise BeingTrained(self.path)
 
     @contextlib.contextmanager
     def to_itself(self) -> Iterator[None]:
-        """Keep other processes out, until the block or this process ends.
+        """Lock the folder until the block or this process ends.
 
         Raises:
             BeingTrained: another process came first.
@@ -110,7 +110,7 @@ class RunFolder:
         self._write(STARTED, json.dumps({**about, **by}, indent=1) + "\n")
 
     def started(self) -> dict[str, Any]:
-        """What `start` wrote last; empty before, or if it is damaged."""
+        """Return what `start` wrote last; {} if there is nothing or the file is damaged."""
         try:
             return json.loads((self.path / STARTED).read_text())
         except (OSError, ValueError):
@@ -131,10 +131,10 @@ class RunFolder:
             raise UserError(f"cannot write {self._metrics} ({error})") from error
 
     def records(self) -> list[dict[str, Any]]:
-        """All whole records; a last line cut off by a crash is left out.
+        """Return all complete records; a last line cut off by a crash is left out.
 
         Raises:
-            UserError: a line before the last is damaged, or the file of a run that was trained is
+            UserError: a complete line is damaged, or the records of a run with a checkpoint are
                 missing.
         """
         if not self._metrics.exists():
@@ -157,10 +157,10 @@ class RunFolder:
             ) from error
 
     def keep_until(self, step: int) -> list[dict[str, Any]]:
-        """Drop what was recorded after ``step``: it is going to be computed again.
+        """Drop the records after ``step``: training will compute them again.
 
         Returns:
-            The records that stay; none on a process that does not write.
+            The records that stay; [] on a process that does not write.
         """
         kept = [r for r in self.records() if 0 < step >= r["step"]] if self.writes else []
         self._write(self._metrics.name, "".join(json.dumps(r) + "\n" for r in kept))
@@ -172,7 +172,7 @@ class RunFolder:
             checkpoint.save(self.path, state)
 
     def keep(self, name: str, state: dict[str, Any]) -> Path:
-        """Write tensors to a file of their own; returns its path."""
+        """Write ``state`` to the file ``name``; return its path."""
         if self.writes:
             write_atomically(self.path / name, lambda f: torch.save(state, f))
         return self.path / name

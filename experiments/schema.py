@@ -97,7 +97,7 @@ class Diagnostics:
 
 @dataclass
 class Target:
-    """Of what is built by the class or function of this name; it names its other arguments."""
+    """An object built by the class or function ``_target_``; the other keys are its arguments."""
 
     _target_: str
 

@@ -1,4 +1,4 @@
-"""What is trained and scored: image classification, language modelling."""
+"""The loss and the scores of each task: classification, language modelling."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Classification:
 class LanguageModelling:
     """Cross-entropy of logits (B, L, V) and next tokens y (B, L), in nats per token.
 
-    characters_per_token: of the test text; 1 for a model of characters, which is scored in bits
-    per character, all others in perplexity per token.
+    characters_per_token: of the test text; it is 1 for a model of characters. That model is scored
+    in bits per character, all others in perplexity per token.
     """
 
     characters_per_token: float
@@ -63,7 +63,7 @@ class LanguageModelling:
         loss, _ = _mean_per_target(model, batches)
         return {
             "eval_loss": loss,
-            "eval_perplexity": math.exp(min(loss, 700.0)),  # beyond it, a float has no room
+            "eval_perplexity": math.exp(min(loss, 700.0)),  # exp of more overflows a float
             "eval_bits_per_char": loss / math.log(2) / self.characters_per_token,
         }
 

@@ -27,7 +27,7 @@ from experiments.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Unread:
-    """What step number ``step`` has measured, still on the device.
+    """The measurements of step number ``step``, still on the device.
 
     values: (2 + scores,) gradient norm, loss, training scores. x: the step's batch.
     """
@@ -47,12 +47,12 @@ class Trainer:
 
     Args:
         log: the second writer's ``log(record)``.
-        lasting: what else the checkpoint carries (config hash, wandb id).
+        lasting: further entries of every checkpoint (config hash, wandb id).
 
     Attributes:
-        trained: what is called for gradients: the model, or its replica.
+        trained: the module that is called for gradients: the model, or its replica.
         last: the last training and evaluation records, merged.
-        cpu_seconds: of the process: more with threads, less on a shared processor.
+        cpu_seconds: processor time: more than ``seconds`` with threads, less on a shared processor.
     """
 
     plan: Plan
@@ -67,7 +67,7 @@ class Trainer:
     passes: Passes = field(default_factory=Passes)
     last: dict[str, Any] = field(default_factory=dict)
     _unread: list[Unread] = field(default_factory=list)
-    _method: hb.Method | None = None  # that the model has now
+    _method: hb.Method | None = None  # the model's current method
 
     def __post_init__(self) -> None:
         settings, processes = self.plan.cfg.trainer, self.plan.processes
@@ -88,16 +88,16 @@ class Trainer:
         self.checkpoint_interval = settings.checkpoint_interval or self.eval_interval
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on exactly where ``state`` was saved."""
+        """Resume exactly where ``state`` was saved."""
         self.begin_with(state)
         hb.load_method_state(self.model, state["method"])
         self.plan.schedule.load_state_dict(state["schedule"])
 
     def begin_with(self, state: dict[str, Any]) -> None:
-        """Go on from what was trained, perhaps in other groups, whose gammas and errors differ.
+        """Load all but the state of method and schedule: in other groups, gammas and errors differ.
 
         Raises:
-            RuntimeError, ValueError, ...: it is of another model or optimiser, or damaged.
+            RuntimeError, ValueError, ...: ``state`` is of another model or optimiser, or damaged.
         """
         if type(state["step"]) is not int or state["step"] < 0:
             raise ValueError(f"step={state['step']}; expected a whole number, at least 0")
@@ -162,7 +162,7 @@ class Trainer:
                 if stopped or self._at(self.checkpoint_interval):
                     self._read()
                     self.folder.save(self.state())
-                if stopped:  # after the last step too, as a sweep has to end
+                if stopped:  # also after the last step, because a sweep has to end
                     raise Interrupted(stopped)
 
     def costs(self) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class Trainer:
         }
 
     def _step(self) -> None:
-        """One step; what it measures stays on the device until `_read`."""
+        """Do one step; its measurements stay on the device until `_read`."""
         if not self._unread:
             self._clocks = time.perf_counter(), time.process_time()
         optim = self.plan.cfg.optim
@@ -193,7 +193,7 @@ class Trainer:
         self._unread.append(
             Unread(self.step + 1, lr, method, passed.iterations, names, measured, x)
         )
-        if self.plan.device.type == "cpu":  # reading is free: weights are still what they were
+        if self.plan.device.type == "cpu":  # reading is free: check before the weights change
             self._check_finite(self._unread[-1], measured.tolist())
         if optim.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), optim.clip, norm)
@@ -202,13 +202,13 @@ class Trainer:
         self.passes.add(self.model, method, passed.iterations)
 
     def _pass(self, x: Tensor, y: Tensor) -> Passed:
-        """Loss and training scores of a batch; the gradients are the parameters'."""
+        """Return loss and training scores of a batch; the parameters get their gradients."""
         loss, scores = self.objective.loss(self.trained, x, y)
         loss.backward()
         return Passed({"train_loss": loss.detach(), **scores}, hb.iterations(self.model))
 
     def _set_method(self, x: Tensor, y: Tensor) -> hb.Method:
-        """Give the model the method of this step, for which the schedule may measure errors."""
+        """Give the model the method of this step; the schedule may measure errors to choose it."""
 
         def measured(method: hb.Method, ks: Sequence[int]) -> list[hb.GradientError]:
             loss, processes = self.objective.loss_on(x, y), self.plan.processes
@@ -229,7 +229,7 @@ class Trainer:
         return self.plan.diagnostics.due(self.step, self.total_steps)
 
     def _reads(self) -> bool:
-        """Whether what steps have measured is needed now; a GPU is not to be waited for."""
+        """Whether measurements are needed now; if not, do not wait for the GPU to read them."""
         settings = self.plan.cfg.trainer
         intervals = (settings.log_interval, self.eval_interval, self.checkpoint_interval)
         return (
@@ -264,7 +264,7 @@ class Trainer:
             raise Diverged(self.step, f"the final evaluation gave {scores}")
 
     def _diagnose(self) -> None:
-        """The gradient's error on the batch to come."""
+        """Measure and record the gradient's error on the next batch."""
         loss = self.objective.loss_on(*self.objective.batch(self.step))
         method, processes = hb.current_method(self.model), self.plan.processes
         errors = processes.known_to_all(  # in case replicas round differently
@@ -273,7 +273,7 @@ class Trainer:
         self._write({"seconds": self.seconds, "gradient_error": errors})
 
     def _snapshot(self) -> None:
-        """Keep the weights of this moment."""
+        """Save the current weights."""
         state = {"step": self.step, "model": hb.whole_state_dict(self.model)}
         self.folder.keep(f"snapshots/{self.step}.pt", state)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-KEY = re.compile(r"^([a-z]\w*):(?! *$)(?:[^#\n]*# (.*))?", re.MULTILINE)  # and its comment
+KEY = re.compile(r"^([a-z]\w*):(?! *$)(?:[^#\n]*# (.*))?", re.MULTILINE)  # key, comment
 GROUPS = {
     "model": "the network, with its recipe: data and optimiser",
     "experiment": "a whole row of the paper, or a small one to try",
@@ -32,7 +32,7 @@ torchrun --nproc-per-node=2 train.py model=gpt2 parallel=layers     layers on tw
 
 
 def usage() -> str:
-    """The text, made from the files of configs/."""
+    """Return the help text, made from the files of configs/."""
     return "\n".join(
         [
             "Train a model with a gradient method: python train.py KEY=VALUE ...",
@@ -57,7 +57,7 @@ def _keys(files: Sequence[Path]) -> str:
     found: dict[str, str] = {}
     for file in files:
         text = file.read_text().partition("\nhydra:")[0]
-        if "_global_" in text:  # a model's, which sets keys of other groups too
+        if "_global_" in text:  # a model's file also sets keys of other groups
             text = textwrap.dedent(text.partition("\nmodel:\n")[2])
         for key, comment in KEY.findall(text):
             found[key] = found.get(key) or comment

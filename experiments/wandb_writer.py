@@ -14,22 +14,22 @@ from experiments.row import method_name
 
 
 def group_name(about: dict[str, Any]) -> str:
-    """For instance "resnet32_cifar10-0a1b2c3d": what may be compared, all methods and seeds."""
+    """Name the group of comparable runs (all methods, seeds), e.g. "resnet32_cifar10-0a1b2c3d"."""
     return f"{about['experiment'] or about['model']}-{about['setup']}"
 
 
 class WandbWriter:
-    """A real wandb run inside the run's folder; offline ones are uploaded by ``wandb sync``.
+    """A wandb run inside the run's folder; ``wandb sync`` uploads an offline one.
 
-    Runs that may be compared are one group, whichever sweep they are of; the method is the job
-    type; panels show everything against seconds of training unless told otherwise.
+    Runs that may be compared are one group, also across sweeps. The method is the job type. By
+    default, panels show everything against seconds of training.
 
     Args:
         mode: "offline" or "online".
         config: the resolved configuration.
-        about: what of the run's row is known before it begins.
-        run_id: the run's id when it is resumed; otherwise it gets one.
-        group: in place of `group_name`.
+        about: the fields of the run's row that are known before the run begins.
+        run_id: the id of a resumed run; None: a new id.
+        group: name of the group; None: that of `group_name`.
 
     Raises:
         UserError: wandb is not installed or refuses to start.
@@ -55,7 +55,7 @@ class WandbWriter:
             )
         os.environ.setdefault("WANDB_SILENT", "true")
         os.environ.setdefault("HOME", os.path.expanduser("~"))  # without it wandb prints its log
-        logging.raiseExceptions = False  # nor a traceback where the disk is full, which we report
+        logging.raiseExceptions = False  # no traceback if the disk is full; we report that
         method = method_name(about)
         sorted_by = {"method": method, "k": about["k"], "seed": about["seed"]}
         tags = [*filter(None, [about["experiment"]])]
@@ -70,7 +70,7 @@ class WandbWriter:
                 group=group or group_name(about),
                 job_type=about["grad"],
                 tags=tags,
-                id=run_id or secrets.token_hex(4),  # WANDB_RUN_ID would be one for all seeds
+                id=run_id or secrets.token_hex(4),  # WANDB_RUN_ID would be the same for all seeds
                 resume="allow",
                 settings=wandb.Settings(silent=True, console="off"),
             )
@@ -87,7 +87,7 @@ class WandbWriter:
         return self._run.id
 
     def log(self, record: dict[str, Any]) -> None:
-        """Add a record of metrics.jsonl; wandb ignores those before its last step."""
+        """Add a record of metrics.jsonl; wandb ignores records before its last step."""
         values = {key: value for key, value in record.items() if key != "gradient_error"}
         errors = flat(record.get("gradient_error", []))
         self._run.log({**values, **errors}, step=record["step"])
@@ -98,13 +98,13 @@ class WandbWriter:
 
 
 class NoWriter:
-    """The same face without wandb."""
+    """The same interface without wandb."""
 
     def __init__(self, run_id: str | None = None, **_: Any):
         self.run_id = run_id
 
     def log(self, record: dict[str, Any]) -> None:
-        """Nothing: the metrics file has it."""
+        """Do nothing: the metrics file has the record."""
 
     def finish(self, row: dict[str, Any] | None = None) -> None:
-        """Nothing to close."""
+        """Do nothing: there is nothing to close."""

@@ -1,4 +1,4 @@
-"""The sweep behind ``python train.py -m``. Hydra takes plugins from a folder of this name alone."""
+"""The sweeper of ``python train.py -m``. Hydra takes plugins only from a folder of this name."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from experiments.interrupt import StopSignal
 from experiments.jobs import Outcome, in_short, report
 
 REPOSITORY = str(Path(__file__).parent.parent)
-EXTRAS = {"joblib": "sweeps", "submitit": "slurm"}  # of pyproject.toml, by the plugin's name
+EXTRAS = {"joblib": "sweeps", "submitit": "slurm"}  # in pyproject.toml, by the plugin's name
 
 Job = Sequence[str]  # overrides
 
 
 class Sweeper(BasicSweeper):
-    """All combinations, as Hydra's own, but no run twice, and no job stops the others.
+    """Run all combinations, as Hydra's own sweeper, but no run twice; a failed job stops no other.
 
-    Jobs that make no configuration are reported and left out. At the end the failed ones are
-    listed; the exit code is 1 then, and 128 + n after signal n.
+    Jobs without a valid configuration are reported and left out. At the end, if jobs failed, they
+    are listed and the exit code is 1; after signal n it is 128 + n.
     """
 
     def setup(self, *, config: DictConfig, **rest: Any) -> None:
-        """Raise UserError where the launcher's plugin is not installed."""
+        """Set up the sweep; raise UserError if the launcher's plugin is not installed."""
         launcher = config.hydra.launcher._target_
         if launcher not in Plugins.instance().class_name_to_class:
             extra = next((extra for name, extra in EXTRAS.items() if name in launcher), "sweeps")
@@ -64,7 +64,7 @@ class Sweeper(BasicSweeper):
         try:
             return super().sweep(arguments)
         except BrokenProcessPool as error:
-            if stop.received:  # it was still importing
+            if stop.received:  # the process was still importing
                 sys.exit(128 + stop.received)
             raise UserError(
                 "a process of the sweep was killed; the same command resumes"
@@ -78,15 +78,15 @@ class Sweeper(BasicSweeper):
             _end_workers()
 
     def get_job_batch(self) -> list[Job]:
-        """The next jobs, less those that cannot be composed and those that are the same run.
+        """Return the next jobs, without those that cannot be composed or that repeat a run.
 
-        Each has its number in its name.
+        Each job's name contains its number.
 
         Raises:
-            One of COMPOSING: none can be composed; the first one's error.
+            One of COMPOSING, or UserError: no job can be composed; the first job's error.
         """
         runs: dict[Any, Job] = {}
-        errors: dict[str, Exception] = {}  # a value that is not there fails for every seed
+        errors: dict[str, Exception] = {}  # each once: a wrong value fails for every seed
         for job in super().get_job_batch():
             try:
                 config = self.hydra_context.config_loader.load_sweep_config(self.config, list(job))
@@ -106,7 +106,7 @@ class Sweeper(BasicSweeper):
         ]
 
     def validate_batch_is_legal(self, batch: Sequence[Job]) -> None:
-        """`get_job_batch` has composed all jobs."""
+        """Do nothing: `get_job_batch` has composed all jobs."""
 
     def _finish(self, outcomes: list[Outcome], stop: StopSignal) -> None:
         jobs = [*self._failed, *self._jobs]
@@ -126,7 +126,7 @@ class Sweeper(BasicSweeper):
 
 
 def run_of(config: DictConfig) -> Any:
-    """What tells runs apart: two jobs with the same are one run."""
+    """Return what identifies a run: two jobs with equal results are one run."""
     only = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     try:
         return config_hash(identity(only, config.device)), config.seed, config.run_root
@@ -140,7 +140,7 @@ def _terminate_workers() -> None:
 
 
 def _end_workers() -> None:
-    """After a signal, joblib's idle workers were seen to stay for minutes, and this process too."""
+    """End joblib's idle workers: after a signal they were seen to keep this process for minutes."""
     loky = sys.modules.get("joblib.externals.loky")
     if loky is not None:
         loky.get_reusable_executor(reuse=True).shutdown(kill_workers=True)

@@ -1,4 +1,4 @@
-"""Recurrent cells for `hb.Recurrent`, as examples of a user's own."""
+"""Recurrent cells for `hb.Recurrent`: examples for users who write their own."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class MinimalGatedCell(nn.Module):
 class SLSTMCell(nn.Module):
     """xLSTM's sLSTM (Beck et al. 2024), one head, exponential input gate, stabiliser m.
 
-    The state is (c, n, m, o), (B, H) each, and the output h = o c / n: so a loss on h reaches c
-    and n in its own step and travels along the forget gate, the carry of both. The output does
-    not depend on m, which therefore takes no gradient.
+    The state is (c, n, m, o), (B, H) each, and the output is h = o c / n. So the gradient of a
+    loss on h reaches c and n in its own step. It goes on along the forget gate, the carry of
+    both. The output does not depend on m, so m gets no gradient.
     """
 
     def __init__(self, inputs: int, hidden: int):
@@ -47,7 +47,7 @@ class SLSTMCell(nn.Module):
         self.gates = nn.Linear(inputs + hidden, 4 * hidden)
 
     def pieces(self, x: Tensor, state) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Stabilised forget and input gates, m', and the inputs of z and o."""
+        """Return stabilised forget and input gates, m', and z and o before their activations."""
         z, i, f, o = self.gates(torch.cat([x, self.output(state)], -1)).chunk(4, -1)
         log_f, m = F.logsigmoid(f), state[2]
         m_next = torch.maximum(log_f + m, i).detach()

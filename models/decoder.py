@@ -1,4 +1,4 @@
-"""Language models of transformers, GPT-2 and Llama, on tokens of our own vocabulary."""
+"""GPT-2 and Llama from the transformers library, as language models on our own vocabulary."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ FAMILIES = ("gpt2", "llama")
 class Decoder(HoldsHubModel):
     """A causal language model.
 
-    GPT-2's chain are the halves of its layers, L = 2 x ``layers``, as in the paper; Llama's are
-    its layers.
+    GPT-2's chain consists of the halves of its layers, L = 2 x ``layers``, as in the paper.
+    Llama's chain consists of its layers.
 
     Args:
-        vocabulary: tokens.
+        vocabulary: number of tokens.
         family: "gpt2" (pre-LN, learnt positions) or "llama" (RMSNorm, rotary positions, gated
             feed-forward of 8/3 the width).
         layers, hidden, heads: sizes; embedding and classifier share their weight.
@@ -26,7 +26,7 @@ class Decoder(HoldsHubModel):
         dropout: of embeddings, attention and sublayers (GPT-2 only).
 
     Raises:
-        ValueError: an unknown family, or a width that the heads do not divide.
+        ValueError: an unknown family, heads that do not divide the width, or dropout with Llama.
     """
 
     def __init__(

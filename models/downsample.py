@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class RowDownsampling:
-    """The paper's: mean over the height of each s x s block, the row of s flattened to channels."""
+    """The paper's: average each s x s patch over its height; the s means become channels."""
 
     def channels(self, C: int, s: int) -> int:
         return C * s
@@ -32,9 +32,9 @@ class RowDownsampling:
 
 
 class IRevNetDownsampling:
-    """i-RevNet's: each s x s block flattened to channels; invertible, widths grow by s^2.
+    """i-RevNet's: each s x s patch becomes channels; invertible, widths grow by s^2.
 
-    s is a power of two: both maps halve or double once per bit, and raise ValueError otherwise.
+    s must be a power of two, else ValueError: both maps work by factors of two.
     """
 
     def channels(self, C: int, s: int) -> int:
@@ -46,7 +46,7 @@ class IRevNetDownsampling:
             return h
         _check_power_of_two(s)
         B, C, H, W = h.shape
-        # Bit by bit of a power of two, so that composing sizes keeps one channel order.
+        # One factor of two at a time, so that composing sizes keeps one channel order.
         half = h.reshape(B, C, H // 2, 2, W // 2, 2).permute(0, 3, 5, 1, 2, 4)
         return self.down(half.reshape(B, 4 * C, H // 2, W // 2), s // 2)
 

@@ -1,5 +1,5 @@
-"""Transformer layers as the two residual halves that the paper's chains are made of: attention and
-feed-forward, L = 2 x layers. The modules inside, and their names, are those of transformers."""
+"""Transformer layers split into two residual halves, attention and feed-forward, as in the paper:
+L = 2 x layers. The inner modules and their names are those of the transformers library."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class PostLN(nn.Module, ABC):
     @property
     @abstractmethod
     def end(self) -> nn.Module:
-        """With the last modules of the block: ``dense``, ``dropout``, and LN itself."""
+        """The module with the block's last parts, ``dense`` and ``dropout``, and ``LayerNorm``."""
 
     @abstractmethod
     def begin(self, h: Tensor, mask: Tensor | None) -> Tensor:
-        """The block before them; mask: as attention takes it."""
+        """Return the block's state before ``end``; mask: as attention takes it."""
 
     def with_carry(self, h: Tensor, mask: Tensor | None) -> tuple[Tensor, hb.Carry]:
         u = self.end.dropout(self.end.dense(self.begin(h, mask))) + h
@@ -101,7 +101,7 @@ def post_ln_carry(u: Tensor, norm: nn.LayerNorm) -> hb.Carry:
 
 
 class GPT2Trunk(nn.Module):
-    """In the place of a GPT2Model: embeddings, the chain ``h``, the last norm."""
+    """Replaces a GPT2Model: embeddings, the chain ``h``, the last norm."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -116,7 +116,7 @@ class GPT2Trunk(nn.Module):
 
 
 class RobertaTrunk(nn.Module):
-    """In the place of a RobertaEncoder: the chain ``layer``."""
+    """Replaces a RobertaEncoder: the chain ``layer``."""
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
@@ -129,7 +129,7 @@ class RobertaTrunk(nn.Module):
 
 
 def _output(h: Tensor) -> Any:
-    """As the models of transformers around these trunks expect it."""
+    """Wrap the state as the models of transformers around these trunks expect it."""
     return quiet_transformers().modeling_outputs.BaseModelOutputWithPastAndCrossAttentions(h)
 
 
@@ -140,12 +140,12 @@ def chain_of_halves(
     first: type[nn.Module],
     second: type[nn.Module],
 ) -> hb.ResidualChain:
-    """The chain for ``trunk.name``. In a ``state_dict``, names stay those of the layers."""
+    """Return the chain for ``trunk``'s ``name``; a ``state_dict`` keeps the names of the layers."""
     halves = [half for layer in layers for half in (first(layer), second(layer))]
     in_second = {child for child, _ in halves[1].named_children()}
 
     def by_layer(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-        for key in [key for key in state if key.startswith(prefix)]:  # all: their order stays
+        for key in [key for key in state if key.startswith(prefix)]:  # all keys keep their order
             i, dot, rest = key.removeprefix(f"{prefix}{name}.").partition(".")
             value = state.pop(key)
             is_half = key.startswith(f"{prefix}{name}.")

@@ -11,8 +11,8 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
 def torchvision_resnet(classes: int, name: str) -> nn.Module:
-    """A ResNet of torchvision, randomly initialised; its residual blocks are the chain, the
-    projections on its shortcuts linear carries.
+    """Return a randomly initialised ResNet of torchvision. Its residual blocks are the chain; the
+    projections on its shortcuts are linear carries.
 
     Raises:
         ValueError: an unknown name.
@@ -25,12 +25,12 @@ def torchvision_resnet(classes: int, name: str) -> nn.Module:
 
 
 class VisionTransformer(HoldsHubModel):
-    """A ViT on small images; its 2 x ``layers`` sublayers are the chain.
+    """A ViT on small images; its ``layers`` layers are the chain.
 
     Args:
         classes: outputs.
         image_size, patch_size: in pixels.
-        pretrained: folder, hub name or "package:NAME/FOLDER" instead of the sizes below.
+        pretrained: folder, hub name or "package:NAME/FOLDER"; all sizes are then the model's.
         layers, hidden, heads, dropout: sizes; the feed-forward is four times as wide.
 
     Raises:

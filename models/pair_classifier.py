@@ -14,18 +14,18 @@ from models.pretrained import HoldsHubModel, pretrained_path, quiet_transformers
 class PairClassifier(HoldsHubModel):
     """An encoder with a classifier on its first token.
 
-    RoBERTa's chain are the halves of its layers, L = 2 x ``layers``, as in the paper; those of
-    other encoders are their layers.
+    RoBERTa's chain consists of the halves of its layers, L = 2 x ``layers``, as in the paper. The
+    chain of any other encoder consists of its layers.
 
     Args:
-        vocabulary, padding: number of the tokenizer's tokens, and the one that fills rows up.
+        vocabulary, padding: number of the tokenizer's tokens, and its padding token.
         labels: names of the classes, in the order of their numbers.
         pretrained: name of the hub, folder, or "package:NAME/FOLDER"; None builds a RoBERTa of
             the sizes below, randomly initialised.
-        layers, hidden, heads, length: sizes of that one.
+        layers, hidden, heads, length: sizes of that RoBERTa.
 
     Raises:
-        ValueError: the tokenizer does not match the model, or its labels have another order.
+        ValueError: the tokenizer does not match the model, or the model's labels differ in order.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ def _check_tokenizer(config, pretrained: str, vocabulary: int, padding: int) -> 
 
 
 def _check_labels(place: str, pretrained: str, labels: Sequence[str]) -> None:
-    """A classifier that was trained already must name its classes in the order of the data."""
+    """Raise ValueError if a trained classifier has the data's labels in another order."""
     names = quiet_transformers().AutoConfig.from_pretrained(place).id2label
     found = [name.lower() for _, name in sorted(names.items())]
     if set(found) == set(labels) and found != list(labels):

@@ -25,7 +25,7 @@ def quiet_transformers() -> ModuleType:
 
 
 def pretrained_path(name: str) -> str:
-    """``package:NAME/FOLDER`` as the folder in that installed package; anything else as it is.
+    """Return the folder that ``package:NAME/FOLDER`` names; return any other name as it is.
 
     Raises:
         ValueError: the package is not installed, or has no such folder.
@@ -43,15 +43,15 @@ def pretrained_path(name: str) -> str:
 
 
 class HoldsHubModel(nn.Module):
-    """A module around ``model``, one of transformers."""
+    """A module around ``model``, a model of the transformers library."""
 
     model: nn.Module
 
     def save_pretrained(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        """As transformers saves it: its Auto classes read it.
+        """Save the model as transformers does, so that its Auto classes can read it.
 
         Args:
-            weights: this module's ``state_dict``, where it does not hold all of them itself.
+            weights: this module's whole ``state_dict``, if the module does not hold all weights.
         """
         inner = (
             None

@@ -1,4 +1,4 @@
-"""CIFAR ResNets (He et al. 2015, 2016), their middle a `ResidualChain` (paper, Appendix G)."""
+"""CIFAR ResNets (He et al. 2015, 2016) whose layers are a `ResidualChain` (paper, Appendix G)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Resized(nn.Module):
 
 
 class PreActLayer(nn.Module):
-    """f(h) = S h + Block(h); K = S, the shortcut, the identity but at a strided stage entry."""
+    """f(h) = S h + Block(h); K = S. The shortcut S is the identity but at some stage entries."""
 
     def __init__(self, block: nn.Module, shortcut: nn.Module):
         super().__init__()
@@ -55,12 +55,12 @@ class PostActLayer(PreActLayer):
 
 
 class ResNet(nn.Module):
-    """A CIFAR ResNet of depth 6n + 2: three stages of n layers, states 16x32x32 and on.
+    """A CIFAR ResNet of depth 6n + 2: three stages of n layers, first state 16x32x32.
 
     Args:
         depth: 20, 32, 44, 56, 110 or any 6n + 2; the chain has L = 3n layers.
         preact: the pre-activation form (2016); otherwise ReLU follows the sum (2015).
-        classes: outputs.
+        classes: number of outputs.
         downsampling: "paper" and "irevnet" keep the residual stream in one shape and downsample
             around the block; "shortcut" puts the paper's downsampling on the residual path;
             "strided" is the ordinary option-A shortcut.

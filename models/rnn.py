@@ -12,11 +12,11 @@ CELLS = {"gru": hb.GRU, "lstm": hb.LSTM}
 
 
 class TokenProjection(nn.Module):
-    """A linear map of one-hot tokens, read off its weight: int64 (L, B) -> (L, B, H)."""
+    """A linear map of one-hot tokens, as a look-up in its weight: int64 (L, B) -> (L, B, H)."""
 
     def __init__(self, vocabulary: int, hidden: int):
         super().__init__()
-        bound = vocabulary**-0.5  # as nn.Linear starts
+        bound = vocabulary**-0.5  # as nn.Linear initialises
         self.weight = nn.Parameter(torch.empty(vocabulary, hidden).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
 
@@ -28,10 +28,10 @@ class RNNLanguageModel(nn.Module):
     """Input projection, recurrent layers with residual connections around them, linear classifier.
 
     Args:
-        vocabulary: tokens.
+        vocabulary: number of tokens.
         cell: "gru" or "lstm".
         hidden: width of projection and layers.
-        layers: more than one have a residual connection around each.
+        layers: number of layers; of several, each has a residual connection around it.
         carry: of the layers, see `hb.GRU` and `hb.LSTM`.
 
     Raises:
@@ -60,7 +60,7 @@ class RNNLanguageModel(nn.Module):
 class PixelGRU(nn.Module):
     """A GRU that reads an image pixel by pixel, row by row, then a 2-layer MLP on its last state.
 
-    One bias vector per gate, as the paper's count of parameters has it: ``bias_hh`` stays zero.
+    ``bias_hh`` stays zero: by the paper's count of parameters there is one bias vector per gate.
     """
 
     def __init__(self, classes: int, hidden: int = 64, carry: str = "gate"):

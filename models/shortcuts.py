@@ -10,8 +10,8 @@ from models.downsample import IRevNetDownsampling, RowDownsampling
 
 
 class StridedShortcut(nn.Module):
-    """He et al.'s option A: every second pixel, new channels zero. (B, C, H, W) ->
-    (B, C', H/2, W/2)."""
+    """Option A of He et al.: every second pixel, and zeros in the new channels.
+    (B, C, H, W) -> (B, C', H/2, W/2)."""
 
     def __init__(self, out_channels: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A torchvision built for CUDA beside a torch without it: declare the operators it lacks.
+"""Declare the operators that a CUDA build of torchvision lacks beside a torch without CUDA.
 
 Importing such a torchvision fails with "operator torchvision::nms does not exist", and
 transformers imports torchvision wherever it is installed. Import this module before either.
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 _NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_library: torch.library.Library | None = None  # its declarations live as long as it does
+_library: torch.library.Library | None = None  # declarations live as long as this object
 
 
 def _declare_missing() -> None:

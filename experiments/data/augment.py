@@ -1,4 +1,4 @@
-"""Images as a network sees them: normalised, and augmented as He et al. (2016) do, in batches."""
+"""Batches of images as a network sees them: normalised, and augmented as in He et al. (2016)."""
 
 from functools import cache
 
@@ -10,19 +10,19 @@ PADDING = 4  # pixels on every side
 
 
 def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 (B, C, H, W) -> float32; mean, std: of each channel, where white is 1."""
+    """uint8 (B, C, H, W) -> float32; mean, std: of each channel, in units where white is 1."""
     mean, std = _pixel_statistics(mean, std, images.device)
     return images.float().sub_(mean).div_(std)
 
 
-@cache  # so that a batch does not wait for a transfer
+@cache  # so that only the first batch waits for a transfer
 def _pixel_statistics(mean: tuple, std: tuple, device: torch.device) -> Tensor:
-    """float32 (2, C, 1, 1), where white is 255."""
+    """Return float32 (2, C, 1, 1), in units where white is 255."""
     return (255 * torch.tensor([mean, std])).to(device)[..., None, None]
 
 
 def draw(size: int, generator: torch.Generator, flip: bool) -> Tensor:
-    """int64 (3, B) on the CPU, whatever the device: mirrored (0 or 1), top and left (0..8)."""
+    """Draw int64 (3, B), always on the CPU: mirrored (0 or 1), top and left (0..8)."""
     offsets = torch.randint(2 * PADDING + 1, (2, size), generator=generator)
     return torch.cat([torch.randint(2, (1, size), generator=generator) * int(flip), offsets])
 

@@ -1,4 +1,4 @@
-"""What the trainer asks of a data set, and the order in which training takes its rows."""
+"""The interface of a data set to the trainer, and the order of the rows in training."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Device = torch.device | str
 
 
 class TrainBatches(Protocol):
-    """Training batches without an end."""
+    """An endless sequence of training batches."""
 
     steps_per_epoch: int
 
     def batch(self, step: int) -> Batch:
-        """x and y of step >= 0, a pure function of seed and step: a resumed run needs no state."""
+        """Return x and y of step >= 0, functions of seed and step only: resuming needs no state."""
 
 
 class Data(Protocol):
@@ -39,17 +39,17 @@ class Data(Protocol):
         """Arguments of the model that follow from the data, such as the number of classes."""
 
     def train_batches(self, batch_size: int, seed: int, device: Device) -> TrainBatches:
-        """Shuffled. Raises UserError if ``batch_size`` does not fit the data."""
+        """Return shuffled batches; raise UserError if ``batch_size`` does not fit the data."""
 
     def eval_batches(self, batch_size: int, device: Device) -> Iterable[Batch]:
         """All test rows once, in the same order every time."""
 
 
 class Epochs:
-    """The rows of training batches: every epoch is a new permutation, less what fills no batch.
+    """The rows of training batches: each epoch is a new permutation, less its last partial batch.
 
-    Raises UserError if ``batch_size`` is below 1 or above ``total``, the number of rows; ``what``
-    they are is for its line.
+    Raises UserError if ``batch_size`` is below 1 or above ``total``, the number of rows. The error
+    message calls the rows ``what``.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Epochs:
         self._epoch, self._order = -1, torch.empty(0)  # the permutation last used
 
     def rows(self, step: int) -> Tensor:
-        """int64 (B,) on the device, of step >= 0."""
+        """Return the rows of step >= 0, int64 (B,) on the device."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             order = torch.randperm(self._total, generator=generator_for("epoch", self._seed, epoch))
@@ -71,15 +71,15 @@ class Epochs:
 
 
 def generator_for(purpose: str, seed: int, index: int) -> torch.Generator:
-    """Nearby (seed, index) give unrelated streams: the generator's seed is a hash of all three."""
+    """Return a generator seeded with a hash of all three: nearby seeds give unrelated numbers."""
     digest = hashlib.blake2b(f"{purpose} {seed} {index}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest))
 
 
 class TensorData(ABC):
-    """Batches of a data set that lies in tensors, for its class to inherit."""
+    """Base class of data sets that are held in tensors; it makes their batches."""
 
-    what: ClassVar[str]  # a row is
+    what: ClassVar[str]  # the name of the rows, e.g. "images"
 
     @abstractmethod
     def rows(self, train: bool, device: Device) -> Batch:
@@ -87,7 +87,7 @@ class TensorData(ABC):
 
     @abstractmethod
     def batch(self, x: Tensor, y: Tensor, device: Device, random: torch.Generator | None) -> Batch:
-        """What the model gets of some rows; random: for training, None in evaluation."""
+        """Make the model's batch of these rows; random: a generator in training, else None."""
 
     def train_batches(self, batch_size: int, seed: int, device: Device) -> TrainBatches:
         return _TensorBatches(self, batch_size, seed, device)

@@ -19,19 +19,19 @@ KINDS = {
 ACTIONS = {"sleep": "run", "run": "sleep", "eat": "fast", "sing": "fall silent", "play": "work"}
 PLACES = {"in the garden": "on the roof", "at the river": "in the house", "on the road": "at home"}
 WAYS = ("slowly", "happily", "every day", "after dinner")
-# A premise has six pairs of either of the rarer relations.
+# A premise has 6 entailed and 6 contradicting hypotheses, 12 neutral; a third is of each kind.
 MOST = 3 * 6 * len(COUNTS) * len(LOOKS) * sum(map(len, KINDS.values())) * len(ACTIONS) * len(PLACES)
 PADDING, FIRST, SECOND = "<pad>", "<s>", "</s>"
 
 
 def load_grammar(train: int = 4000, test: int = 800, length: int = 32) -> PairData:
-    """``train`` and ``test`` different pairs, a third of each relation, words as tokens.
+    """Return ``train`` and ``test`` distinct pairs, a third of each relation; words are tokens.
 
-    A premise says how many who do what and where. It entails what drops a detail, contradicts
-    another action or place, and leaves open what adds a detail.
+    A premise says how many, who, what and where. A hypothesis that drops details is entailed, one
+    with another action or place is a contradiction, and one that adds a detail is neutral.
 
     Raises:
-        UserError: more pairs than there are.
+        UserError: ``train + test`` is more than the grammar has.
     """
     if train + test > MOST:
         raise UserError(
@@ -60,7 +60,7 @@ def load_grammar(train: int = 4000, test: int = 800, length: int = 32) -> PairDa
 
 
 def _pair(generator: random.Random, label: int) -> tuple[str, str]:
-    """Premise and hypothesis: 0 entailment, 1 neutral, 2 contradiction."""
+    """Draw premise and hypothesis; label: 0 entailment, 1 neutral, 2 contradiction."""
     count, look = generator.choice(COUNTS), generator.choice(LOOKS)
     kind = generator.choice(list(KINDS))
     who, action = generator.choice(KINDS[kind]), generator.choice(list(ACTIONS))

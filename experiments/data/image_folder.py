@@ -1,4 +1,4 @@
-"""Images in folders, one folder per class, as ImageNet is kept; decoded while training."""
+"""Images in one folder per class, as in ImageNet, decoded during training."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from experiments.tasks import Classification
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as everybody uses them
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, the usual values
 
 
 @dataclass(frozen=True)
 class FolderData:
-    """Both splits, and how many processes decode them at most."""
+    """Both splits, and the largest number of processes that decode them."""
 
     name: str
     train: ImageFolder
@@ -48,13 +48,13 @@ class FolderData:
 
 
 class FolderBatches:
-    """Random crops, mirrored half of the time. The batches to come are decoded meanwhile."""
+    """Random crops, mirrored half of the time. Workers decode the next batches meanwhile."""
 
     def __init__(self, data: FolderData, batch_size: int, seed: int, device: Device) -> None:
         self._order = Epochs(len(data.train), "images", batch_size, seed)
         self.steps_per_epoch = self._order.steps_per_epoch
         self._data, self._seed, self._device = data, seed, device
-        self._step = -2  # of the batch last given
+        self._step = -2  # step of the batch returned last
 
     def batch(self, step: int) -> Batch:
         """x float32 (B, 3, size, size), normalised; y int64 (B,)."""
@@ -69,7 +69,7 @@ class FolderBatches:
 
 
 def _samples(order: Epochs, seed: int, first: int) -> Iterator[list[tuple[int, int]]]:
-    """Row and seed of every image of a step, from the first step on."""
+    """Yield the (row, seed) pairs of a step's images, from step ``first`` on."""
     for step in count(first):
         rows, generator = order.rows(step), generator_for("augment", seed, step)
         seeds = torch.randint(2**62, rows.shape, generator=generator)
@@ -77,7 +77,7 @@ def _samples(order: Epochs, seed: int, first: int) -> Iterator[list[tuple[int, i
 
 
 class _Seeded(Dataset):
-    """Images by row and seed, whatever process decodes them."""
+    """Images by row and seed; any process that decodes them gives the same result."""
 
     def __init__(self, images: ImageFolder) -> None:
         self._images = images
@@ -94,33 +94,33 @@ def _batches(images: Dataset, workers: int, device: Device, **order: Any) -> Ite
         images,
         num_workers=min(workers, os.cpu_count() or 1),
         worker_init_fn=_leave_signals_to_the_trainer,
-        generator=torch.Generator(),  # it draws one number; the trainer's has to stay as it is
+        generator=torch.Generator(),  # the loader draws a number, but not from the trainer's
         **order,
     )
     try:
         for x, y in loader:
             x, y = (t.to(device, non_blocking=True) for t in (x, y))
             yield normalised(x, MEAN, STD), y
-    except UserError as error:  # a worker's comes with its stack
+    except UserError as error:  # in a worker's error the text contains a traceback
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 
 
 def _leave_signals_to_the_trainer(_: int) -> None:
-    """It finishes its step on Ctrl-C, which reaches a whole group, and may need another batch."""
+    """Leave the group that Ctrl-C reaches: the trainer's last step may need another batch."""
     os.setpgrp()
 
 
 def load_image_folder(
     root: str | None, train: str = "train", test: str = "val", size: int = 224, workers: int = 8
 ) -> FolderData:
-    """``root``/``train``/CLASS/*.jpg and ``root``/``test``/CLASS/*.jpg.
+    """Load ``root``/``train``/CLASS/*.jpg and ``root``/``test``/CLASS/*.jpg.
 
-    size: of the square that the model sees, in pixels. Training crops are 8 to 100 % of an image,
-    with sides 3:4 to 4:3 (Szegedy et al. 2015); the test's are the middle of images whose shorter
-    side is size * 8/7.
+    size: side of the model's square input, in pixels. Training crops are 8 to 100 % of an image,
+    with sides 3:4 to 4:3 (Szegedy et al. 2015). A test image is resized to a shorter side of
+    size * 8/7, and its middle is used.
 
-    Raises UserError for a missing folder, a class without images, and classes of the test split
-    that the training split does not have.
+    Raises UserError for a missing folder, a class without images, and a class that only the test
+    split has.
     """
     if root is None or not Path(root).is_dir():
         raise UserError(
@@ -145,7 +145,7 @@ def load_image_folder(
 
 
 def _decoded(file: str) -> Any:
-    """The image as PIL has it, in RGB."""
+    """Open the file as a PIL image in RGB."""
     from PIL import Image
 
     try:

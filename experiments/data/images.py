@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SIZE = 32  # pixels a side
-SPLIT_SEED = 2023  # of the validation split: the same images whatever the run's seed
+SPLIT_SEED = 2023  # of the validation split: the same images for every run's seed
 CHUNK = 2048  # images counted at a time
 
 
@@ -85,7 +85,7 @@ def load_hub_images(
     each split (None: any). Labels are integers in 0..classes-1. validation: see `image_data`.
     cache_dir: see `experiments.data.source`.
 
-    Raises UserError as `load_rows` does, and for an image that does not decode, and labels that do
+    Raises UserError as `load_rows` does, for an image that does not decode, and for labels that do
     not fit `classes`.
     """
     found = []
@@ -101,11 +101,11 @@ def load_hub_images(
 def image_data(
     name: str, train: Batch, test: Batch, classes: int, validation: int, augment: bool, flip: bool
 ) -> ImageData:
-    """From images and labels of both splits, with the training images' mean and std.
+    """Make an ImageData of both splits, with the mean and std of the training images.
 
-    validation: so many training images, of a fixed permutation, become the test images, the others
-    stay; so settings can be chosen without a look at the real test set (CIFAR-10: 45k/5k). Mean
-    and std stay those of all training images, as they are at the final run.
+    validation: how many training images, of a fixed permutation, replace the test images. So
+    settings can be chosen without the real test set (CIFAR-10: 45k/5k). Mean and std stay those of
+    all training images, as in the final run.
     """
     mean, std = channel_statistics(train[0])
     total = len(train[1])
@@ -165,7 +165,7 @@ def _pixels(encoded: bytes | None, place: str) -> np.ndarray:
 
     try:
         image = np.asarray(Image.open(io.BytesIO(encoded or b"")).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # as PIL's plugins raise
+    except (OSError, SyntaxError, ValueError) as error:  # PIL's plugins raise these
         raise UserError(
             f"{place}: an image does not decode ({type(error).__name__}); the file is damaged: "
             "download the split again"

@@ -45,14 +45,14 @@ class PairData(TensorData):
         return {"vocabulary": self.vocabulary, "padding": self.padding, "labels": list(LABELS)}
 
     def rows(self, train: bool, device: Device) -> Batch:
-        """On the CPU, where their lengths are known; test pairs the shortest first."""
+        """Return pairs on the CPU, where their lengths are read; test pairs sorted by length."""
         if train:
             return self.train, self.train_labels
         order = (self.test[:, 0] != self.padding).sum(1).argsort(stable=True)
         return self.test[order], self.test_labels[order]
 
     def batch(self, x: Tensor, y: Tensor, device: Device, random: torch.Generator | None) -> Batch:
-        """x int64 (B, 3, L), L the longest of the batch, see `model_input`; y int64 (B,)."""
+        """x int64 (B, 3, L), L the batch's greatest length, see `model_input`; y int64 (B,)."""
         x = model_input(x, self.padding)
         return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
@@ -77,13 +77,13 @@ def load_hub_pairs(
 ) -> PairData:
     """Pairs of two splits with columns premise, hypothesis, label, tokenised once.
 
-    train, test: name (of the hub's repository, or of its folder in ``root``), config, split and, if
-    it is to be checked, the number of rows.
-    tokenizer: of transformers: name of the hub, folder, or "package:NAME/FOLDER". Pairs without
-    a label (-1) are left out, tokens beyond ``length`` cut.
+    train, test: name (of the hub's repository, or of its folder in ``root``), config, split, and
+    the expected number of rows if it is to be checked.
+    tokenizer: one of transformers: hub name, folder, or "package:NAME/FOLDER". Pairs without
+    a label (-1) are left out, and tokens beyond ``length`` are cut.
 
-    Raises UserError as `load_rows` does, and for a tokenizer that is not there and labels whose
-    names have another order.
+    Raises UserError as `load_rows` does, for a missing tokenizer, for unknown labels, and for
+    label names in another order.
     """
     tokens = _tokenizer(tokenizer)
     columns = ("premise", "hypothesis", "label")

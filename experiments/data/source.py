@@ -1,8 +1,8 @@
 """Rows from a local folder laid out like the hub's repositories, or from the hub.
 
-The `datasets` library reads both, and keeps what is made of the rows in its cache,
-`data.cache_dir`, by default `~/.cache/huggingface/datasets`. It knows a local file by its path and
-the time of its last change, so a replaced file is read again.
+The `datasets` library reads both. It caches results computed from the rows in `data.cache_dir`, by
+default `~/.cache/huggingface/datasets`. It identifies a local file by its path and the time of its
+last change, so a replaced file is read again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from experiments.errors import UserError
 if TYPE_CHECKING:  # importing datasets takes seconds, and embedded data does not need it
     from datasets import Dataset
 
-FORMAT = 1  # raise it when code that `made_of` runs changes: its old results are then left alone
+FORMAT = 1  # raise it when a function that `made_of` runs changes: old results are then not used
 PROBE_SECONDS = 5
 
 
@@ -59,7 +59,7 @@ def load_rows(
         )
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # an error is one line: ours
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # we report errors in one line
     folder = Path(root or "$HIGHWAY_BP_DATA") / name
     cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
     try:
@@ -67,7 +67,7 @@ def load_rows(
     except OSError as error:
         raise UserError(f"data.cache_dir: {error}; give a folder that can be written") from error
     try:
-        if folder.is_dir():  # its files: by the folder's name, a replaced one would go unnoticed
+        if folder.is_dir():  # name its files: with the folder alone, a replaced file is missed
             source, config, files = "parquet", None, {split: _files(folder, config, split)}
         else:
             offline_unless_reachable()
@@ -91,7 +91,7 @@ def load_rows(
 
 
 def _files(folder: Path, config: str | None, split: str) -> list[str]:
-    """The parquet files of a split, as patterns; ValueError if one is missing or there twice."""
+    """Return a split's parquet files as patterns; ValueError if one is missing or there twice."""
     place = folder / config if config and (folder / config).is_dir() else folder
     files = sorted(place.rglob(f"{split}-*.parquet"))
     count = files[0].stem.rpartition("-of-")[2] if files else "00001"
@@ -104,7 +104,7 @@ def _files(folder: Path, config: str | None, split: str) -> list[str]:
 
 
 def offline_unless_reachable() -> None:
-    """One short request decides; the hub's own libraries retry for half a minute and more."""
+    """Go offline if one short request fails: the libraries retry for half a minute and more."""
     import datasets
     from huggingface_hub import constants
 
@@ -124,11 +124,11 @@ def made_of(
     batch_size: int | None = 1000,
     **settings: Any,
 ) -> Dataset:
-    """What ``make(batch, **settings)`` gives for all rows; the next call reads it from the cache.
+    """Return ``make(batch, **settings)`` for all rows; the next call reads it from the cache.
 
-    The cache's key are the rows, the function's name and the settings. batch_size: rows at a time,
-    None for all at once. ``doing`` is printed if the cache does not have it. Raises UserError if
-    the cache is damaged or its disk full.
+    The cache key is made of rows, function name, batch_size, settings and FORMAT. batch_size: rows
+    at a time, None for all at once. ``doing`` is printed if the cache does not have the result.
+    Raises UserError if the cache is damaged or its disk is full.
     """
     from datasets.fingerprint import Hasher
 
@@ -154,7 +154,7 @@ def made_of(
 
 
 def flat(rows: Dataset, column: str) -> Tensor:
-    """All numbers of a column of lists, one list after the other: (N,), in memory of their own."""
+    """Return all numbers of a column of lists, concatenated and copied: (N,)."""
     chunks = rows.data.column(column).chunks
     return torch.from_numpy(np.concatenate([chunk.flatten().to_numpy() for chunk in chunks]))
 

@@ -22,11 +22,11 @@ ROWS = 10_000  # tokenised at a time
 class TextData(TensorData):
     """Token sequences on the CPU.
 
-    train_tokens, test_tokens: uint8 or int16 (N,) in 0..vocabulary-1; length: of a training
-    sequence; characters: of the test text, for its loss in bits per character.
+    train_tokens, test_tokens: uint8, int16 or int32 (N,) in 0..vocabulary-1; length: tokens of a
+    sequence; characters: number in the test text, for its loss in bits per character.
 
     Raises:
-        UserError: a text is shorter than one sequence and the token after it.
+        UserError: a text does not have more than ``length`` tokens.
     """
 
     name: str
@@ -58,14 +58,14 @@ class TextData(TensorData):
         return windows(tokens.to(device), self.length)
 
     def batch(self, x: Tensor, y: Tensor, device: Device, random: torch.Generator | None) -> Batch:
-        """x and the token after each of it, y: int64 (B, L)."""
+        """Return x, and the next token of each as y: int64 (B, L) both."""
         return x.long(), y.long()
 
 
 def windows(tokens: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Views (n, L) of tokens (N,), and of the tokens one later; N > L, a rest is left out.
+    """Return views (n, L) of tokens (N,), N > L, and of the tokens one later; a rest is left out.
 
-    They follow each other in the text without overlap, so an epoch predicts every token once.
+    The windows do not overlap, so an epoch predicts every token once.
     """
     n = (len(tokens) - 1) // length
     return tokens[: n * length].view(n, length), tokens[1 : n * length + 1].view(n, length)
@@ -85,11 +85,11 @@ def load_hub_text(
 ) -> TextData:
     """Text of two splits, tokenised once; the vocabulary comes from the training text alone.
 
-    train, test: name (of the hub's repository, or of its folder in ``root``), config, split and, if
-    it is to be checked, the number of rows.
+    train, test: name (of the hub's repository, or of its folder in ``root``), config, split, and
+    the expected number of rows if it is to be checked.
     tokenizer: "characters" or "bpe". train_limit, eval_limit: use only so many tokens.
 
-    Raises UserError as `load_rows` does, and for an unknown tokenizer and a text shorter than one
+    Raises UserError as `load_rows` does, for an unknown tokenizer, and for a text shorter than one
     sequence.
     """
     tokens_of = tokenizer_named(tokenizer)
@@ -120,12 +120,12 @@ def load_hub_text(
 
 
 def learn(batch: Mapping[str, Sequence[str]], column: str, tokenizer: str, vocabulary: int) -> dict:
-    """The vocabulary of a text, as `encode` takes it."""
+    """Return the vocabulary of a text, in the form that `encode` takes."""
     return {"learned": [TOKENIZERS[tokenizer].learn(batch[column], vocabulary)]}
 
 
 def encode(batch: Mapping[str, Sequence[str]], column: str, tokenizer: str, learned: str) -> dict:
-    """The tokens of all rows as one list, and how many characters they stand for."""
+    """Return the tokens of all rows as one list, and the number of characters they stand for."""
     texts = batch[column]
     tokens = TOKENIZERS[tokenizer](learned).encode(texts)
     count = len(tokens) if tokenizer == "characters" else sum(map(len, texts))

@@ -1,4 +1,4 @@
-"""Text as tokens, learned from the training text: its frequent characters, or byte pairs."""
+"""Tokenizers that learn from the training text: its frequent characters, or byte pairs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class BytePairs:
 
     @staticmethod
     def learn(texts: Sequence[str], size: int) -> str:
-        """At most ``size`` tokens, all 256 bytes among them."""
+        """Learn at most ``size`` tokens, which include all 256 bytes."""
         from tokenizers import ByteLevelBPETokenizer
 
         tokenizer = ByteLevelBPETokenizer()
@@ -67,7 +67,7 @@ TOKENIZERS = {"characters": Characters, "bpe": BytePairs}
 
 
 def tokenizer_named(name: str) -> type[Characters] | type[BytePairs]:
-    """Raises UserError for an unknown one."""
+    """Return the tokenizer class of this name; raise UserError if it is unknown."""
     if name not in TOKENIZERS:
         raise UserError(f"data.tokenizer: {name!r}; give one of {', '.join(TOKENIZERS)}")
     return TOKENIZERS[name]

@@ -9,8 +9,8 @@ from experiments.data.tokens import tokenizer_named
 def load_topics(tokenizer: str, vocabulary: int, length: int) -> TextData:
     """`pydoc_data.topics`, about 700 thousand characters; the last tenth is the test text.
 
-    It differs a little between Python versions, and so do scores. Tokenised at every start, which
-    takes a second. Raises UserError as `experiments.data.text.load_hub_text` does.
+    The text differs a little between Python versions, and so do scores. It is tokenised at every
+    start, which takes a second. Raises UserError as `experiments.data.text.load_hub_text` does.
     """
     from pydoc_data import topics
 
