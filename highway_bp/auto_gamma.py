@@ -1,4 +1,4 @@
-"""gamma="auto": for every layer the share of its carry that leaves the smallest block."""
+"""gamma="auto": the share of each layer's carry that leaves the smallest block."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ class AutoGamma:
 
 
 class GammaMemory:
-    """The estimates of one chain, from one backward pass to the next."""
+    """Stores the estimates of one chain between backward passes."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget: the next backward pass estimates anew."""
+        """Delete all estimates; the next backward pass makes new ones."""
         self.values: dict[str, float] = {}
         self.age = self.estimates = 0
 
     def values_for(self, auto: AutoGamma, keys: Sequence[str], estimate: Callable) -> list[float]:
-        """The values in force of the layers with these keys.
+        """Return the current values of the layers with these keys.
 
         Args:
-            estimate: ``estimate(probes, seed)`` gives new ones, when they are due or a layer has
-                none yet.
+            estimate: ``estimate(probes, seed)`` returns new values. It is called when they are due
+                or a layer has none yet.
         """
         if self.age >= auto.every or not self.values.keys() >= set(keys):
             new = estimate(auto.probes, self.estimates)

@@ -1,7 +1,7 @@
 """Carries: K_i = dr_i/dx, the Jacobian of a layer's residual path (paper, section 3, Table 1).
 
-Gradients are row vectors, so a carry multiplies from the right: ``K.vecmat(w)`` is w K. For
-``A @ B`` (the Jacobian product A B) the row vector meets A first: w A B.
+Gradients are row vectors, so a carry multiplies from the right: ``K.vecmat(w)`` is w K. A row
+vector w times ``A @ B`` (the Jacobian product A B) is first multiplied by A, then by B.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class Carry:
     """
 
     def vecmat(self, w: Tensor) -> Tensor:
-        """Return w K: cotangent of the output, shape of h_out -> of the input, shape of h_in."""
+        """Return w K, a cotangent of h_in and in its shape, for w, a cotangent of h_out."""
         raise TypeError(f"{type(self).__name__} is a carry without vecmat(w): define it")
 
     def accumulate_(self, v: Tensor | None, w: Tensor, scale: float = 1.0) -> Tensor:
-        """Return v + scale * w K, written into v (``None`` stands for zero)."""
+        """Return v + scale * w K, written into v. None is zero; the result may then be w itself."""
         carried = self.vecmat(w)
         if v is None:
             return carried if scale == 1.0 else carried * scale
@@ -56,7 +56,7 @@ class Identity(Carry):
 class Diagonal(Carry):
     """K = diag(d), for a floating or bool tensor d that broadcasts to the state.
 
-    The mask h > 0 of a ReLU after the sum is such a d.
+    For a ReLU after the sum, d is the mask h > 0.
 
         >>> hb.Diagonal(torch.tensor([1.0, 0.0])).vecmat(torch.tensor([[3.0, 4.0]]))
         tensor([[3., 0.]])
@@ -78,8 +78,8 @@ class Permutation(Carry):
     """The Jacobian of h -> h.index_select(dim, index).
 
     Args:
-        index: int64 (n,), a permutation of 0 .. n - 1, n the size of that dimension.
-        dim: the dimension.
+        index: int64 (n,), a permutation of 0 .. n - 1, where n is the state's size along ``dim``.
+        dim: the dimension that is permuted.
     """
 
     def __init__(self, index: Tensor, dim: int = 1):
@@ -91,7 +91,7 @@ class Permutation(Carry):
 
 
 class RecordedMap(Carry):
-    """The Jacobian dy/dx of a shortcut that has been run already, read off its autograd graph."""
+    """The Jacobian dy/dx of a shortcut that has already run; uses the shortcut's autograd graph."""
 
     def __init__(self, x: Tensor, y: Tensor):
         self.x, self.y = x, y
@@ -102,7 +102,7 @@ class RecordedMap(Carry):
 
 
 class LinearMap(RecordedMap):
-    """The Jacobian of any linear ``fn`` (a strided convolution on the shortcut, say).
+    """The Jacobian of any linear ``fn``, such as a strided convolution on the shortcut.
 
     Args:
         fn: linear map of one tensor; only its vector-Jacobian product is used.
@@ -116,7 +116,7 @@ class LinearMap(RecordedMap):
 
 
 class Product(Carry):
-    """K_n ... K_2 K_1 kept as its factors: the row vector meets the first one first."""
+    """K_n ... K_2 K_1, stored as factors. A row vector is multiplied by the first factor first."""
 
     def __init__(self, factors: Sequence[Carry]):
         self.factors = tuple(factors)
@@ -150,10 +150,10 @@ def _factors(K: Carry) -> tuple[Carry, ...]:
 
 
 def as_carry(value: object, h_out: Tensor, name: str) -> Carry:
-    """Turn what a layer's ``carry(h_in, h_out)`` returned into a Carry.
+    """Convert the result of a layer's ``carry(h_in, h_out)`` into a Carry.
 
-    None is the identity, a number or 0-d tensor a scalar, a tensor the diagonal (bool or
-    floating, broadcasting to ``h_out``), any object with ``vecmat`` itself.
+    None becomes the identity, a number or 0-d tensor a scalar, any other tensor a diagonal (bool
+    or floating, broadcasting to ``h_out``). An object with ``vecmat`` is used as it is.
 
     Raises:
         TypeError: another type, or a diagonal that is neither bool nor floating.
@@ -195,7 +195,7 @@ def _diagonal(d: Tensor, h_out: Tensor, name: str) -> Carry:
 
 
 class _Foreign(Carry):
-    """An object of the user's that has nothing but ``vecmat``."""
+    """A user's object that has ``vecmat`` but is no `Carry`."""
 
     def __init__(self, operator: object):
         self.vecmat = operator.vecmat  # type: ignore[attr-defined,method-assign]

@@ -19,7 +19,7 @@ States = Any  # w_0 .. w_L: a list of tensors, or one stacked tensor, as the sys
 class LinearSystem(Protocol):
     """The frozen backward pass of a chain: states 0..L, blocks and carries 1..L between them.
 
-    With gamma, that share of the carry belongs to the block: J + gamma K and (1 - gamma) K.
+    gamma moves this share of the carry into the block: J + gamma K and (1 - gamma) K.
     """
 
     length: int  # L
@@ -40,13 +40,13 @@ class LinearSystem(Protocol):
         """
 
     def snapshot(self, w: States) -> States:
-        """What `relative_change` needs of w later; w itself may be overwritten."""
+        """Return what `relative_change` needs of w; w itself may be overwritten later."""
 
     def relative_change(self, w: States, old: States) -> float:
         """||w - w_old|| / ||w|| over all states, or over a sample of them."""
 
     def smallest_blocks(self, auto: AutoGamma) -> Gamma:
-        """For every layer the gamma with the smallest block; only gamma="auto" calls this."""
+        """Return each layer's gamma with the smallest block; called only to estimate gamma."""
 
 
 @runtime_checkable
@@ -54,8 +54,8 @@ class Method(Protocol):
     """A gradient method: a way of solving the linear system of a chain (paper, Eq. 3).
 
     Attributes:
-        group_size: number of consecutive layers that count as one, exact inside. None: the chain
-            is not cut, and autograd does the backward pass.
+        group_size: number of consecutive layers that count as one layer, a group; gradients inside
+            a group are exact. None: the chain is not cut, and autograd does the backward pass.
     """
 
     group_size: int | None
@@ -66,7 +66,7 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Backprop:
-    """Exact backpropagation, by autograd itself: substitution from the last state to the first."""
+    """Exact backpropagation: by autograd itself or, in a `ShardedChain`, by substitution."""
 
     group_size: ClassVar[None] = None
 
@@ -82,8 +82,8 @@ class FixedPoint:
     """Fixed-point iteration w <- b + w J' with J' the whole layer (Wang & Ragni 2021; K = 0).
 
     Args:
-        k: number of iterations, k >= 0. With one loss at the end it truncates the gradient to the
-            last k layers.
+        k: number of iterations, k >= 0. With one loss at the end, this truncates the gradient to
+            the last k layers.
         group_size: number of consecutive layers that count as one, exact inside.
 
     Raises:
@@ -110,8 +110,8 @@ class Highway:
     Args:
         k: number of iterations, k >= 0; exact for k >= L, the number of layers (or groups).
         gamma: share of the carry that counts as part of the block, from 0 (the paper's split) to 1
-            (fixed point). "auto" or an `AutoGamma` estimates for every layer the gamma with the
-            smallest block.
+            (fixed point). With "auto" or an `AutoGamma`, every layer gets the gamma that is
+            estimated to leave the smallest block.
         group_size: number of consecutive layers that count as one, exact inside.
         tolerance: stop before k iterations, once an iteration changes the gradients of the states
             by less than this share of their norm. None: never stop early.
@@ -138,15 +138,15 @@ class Highway:
             raise ValueError(f"gamma={self.gamma}; expected a number from 0 to 1, or 'auto'")
 
     def solve(self, system: LinearSystem) -> States:
-        """w^k. The paper adds w^0 = CumSumProd(b, K) to every u = CumSumProd(w J, K); as the scan
-        is linear, b goes into it with w J: w^{k+1} = CumSumProd(b + w^k J, K)
-        (`reference.highway` is the formula as printed)."""
+        """Return w^k. The paper adds w^0 = CumSumProd(b, K) to every u = CumSumProd(w J, K). The
+        scan is linear, so here b is added before the scan: w^{k+1} = CumSumProd(b + w^k J, K).
+        `reference.highway` is the formula as printed."""
         gamma = self.gamma
         if not isinstance(gamma, Real):
             gamma = system.smallest_blocks(AutoGamma() if gamma == "auto" else gamma)
 
         def scan(v: States, states: range) -> States:
-            return v if gamma == 1.0 else system.scan(v, gamma, states)  # 1: nothing is carried
+            return v if gamma == 1.0 else system.scan(v, gamma, states)  # 1: no carry
 
         L = system.length
         w = scan(system.cotangents(), range(L))  # w^0
@@ -185,14 +185,14 @@ class TruncatedBPTT:
 
 
 def check_fixed_gamma(method: object) -> None:
-    """Raise ValueError for a method that wants its gamma estimated."""
+    """Raise ValueError if the method's gamma is to be estimated, not a number."""
     gamma = getattr(method, "gamma", 0.0)
     if not isinstance(gamma, Real):
         raise ValueError(f"gamma={gamma!r} in a recurrent layer; expected a number from 0 to 1")
 
 
 def check_method(method: object) -> None:
-    """Raise TypeError for anything but an instance of a gradient method."""
+    """Raise TypeError unless ``method`` is an instance of a gradient method."""
     if not isinstance(method, Method) or isinstance(method, type):
         raise TypeError(
             f"method={method!r}; expected a gradient method such as Backprop(), "

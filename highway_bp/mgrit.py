@@ -1,15 +1,15 @@
 """MGRIT: multigrid reduction over the layers, for the backward pass (Falgout et al. 2014;
 Günther et al. 2020 for residual networks; Moon & Cyr 2022 for recurrent ones).
 
-The system w_{i-1} = b_{i-1} + w_i (J_i + K_i) is a time stepping from state L down to 0. Of every
-m states one is a C-point, counted from the last, the others are F-points:
+The system w_{i-1} = b_{i-1} + w_i (J_i + K_i) is a time stepping from state L down to 0. Every
+m-th state, counted from the last, is a C-point; the others are F-points:
 
     L = 10, m = 4       C  F  F  F  C  F  F  F  C  F  F
                        10  9  8  7  6  5  4  3  2  1  0
 
-Between C-points all intervals are solved at once; from one to the next the error travels in coarse
-steps, m layers each, which are solved in the same way or, on the last grid, one after another. The
-system is linear, so the coarse grid solves for the error and nothing else.
+All intervals between C-points are solved at once. From C-point to C-point, the error travels in
+coarse steps of m layers each. These form a coarser grid, which is solved in the same way; the last
+grid is solved step by step. The system is linear, so a coarse grid solves for the error alone.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ RELAXATIONS = ("F", "FCF")
 
 
 class GridSystem(LinearSystem, Protocol):
-    """A system whose layers can also be stepped over n at a time.
+    """A system that can also take steps of n layers.
 
-    A step of n layers is that of an ODE, one h + n dt g(h) instead of n times h + dt g(h): of the
-    n blocks it takes that of the layer which reads the state it ends at, n times as large, and it
-    keeps the carries of all:
+    Such a step is like one step h + n dt g(h) of an ODE instead of n steps h + dt g(h). It uses all
+    n carries but only one block, n times as large. This is the block of the layer that reads state
+    i, where the step ends:
 
         A_i(n) = K_{i+n} ... K_{i+2} (K_{i+1} + n J_{i+1}),        A_i(1) = K_{i+1} + J_{i+1}
     """
 
     def leap(self, w: States, n: int, states: range) -> States:
-        """w_{i+n} A_i(n) for i in ``states``, all at once, and no others."""
+        """Return w_{i+n} A_i(n) for the i in ``states`` only, all at once."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,18 @@ class MGRIT:
     """Multigrid over the layers: exact inside intervals, corrected from coarser grids.
 
     With N = L // coarsening intervals, the gradient is exact after N - 1 cycles ("FCF": half of
-    them); further cycles are skipped. `iterations` counts passes that wait for each other when
-    every layer has a device of its own. With two levels and m = coarsening these are 2m + N - 2 for
-    the first guess, then m + N - 1 per cycle (m more with "FCF").
+    them); further cycles are skipped. `iterations` counts the passes that must run one after the
+    other even if every layer has its own device. With two levels and m = coarsening these are
+    2m + N - 2 for the first guess, then m + N - 1 per cycle (m more with "FCF").
 
     Args:
         cycles: V-cycles after the first guess, cycles >= 0. The guess is one V-cycle on w = b with
-            F-relaxation: every loss travels exactly as far as the next C-point, from there on in
-            coarse steps.
-        coarsening: layers in an interval, and coarse steps in one of the next grid, >= 2.
-        levels: grids; 1 is substitution, exact and sequential, 2 is parareal.
-        relaxation: what is solved before a coarse grid is used: "F" inside the intervals, "FCF"
-            through two intervals.
+            F-relaxation: every loss travels exactly up to the next C-point, and in coarse steps
+            from there on.
+        coarsening: layers per interval, and steps of one grid per step of the next, >= 2.
+        levels: number of grids; 1 is substitution (exact and sequential), 2 is parareal.
+        relaxation: "F" solves inside the intervals before a coarse grid is used, "FCF" through two
+            intervals.
 
     Raises:
         TypeError, ValueError: an argument out of its range.
@@ -85,7 +85,7 @@ class MGRIT:
         return w
 
     def _needed(self, grid: Grid) -> int:
-        """Cycles until w is exact: the guess is on one interval, each cycle on one or two more."""
+        """Cycles to run. The guess is exact on one interval, each cycle on one or two more."""
         if grid.is_last:
             return 0
         new = 2 if self.relaxation == "FCF" else 1
@@ -94,7 +94,8 @@ class MGRIT:
 
 @dataclass(frozen=True)
 class Grid:
-    """The states L, L - n, L - 2n, ..., each ``m``-th of them a C-point; ``levels`` with it."""
+    """The states L, L - n, L - 2n, ...; every ``m``-th of them is a C-point. ``levels`` counts this
+    grid and all coarser ones."""
 
     L: int
     n: int
@@ -111,18 +112,18 @@ class Grid:
 
     @property
     def coarse(self) -> range:
-        """The C-points but for L, where w is known."""
+        """The C-points except L, where w is known."""
         return self._behind_coarse(self.m)
 
     @property
     def fine(self) -> list[range]:
-        """The F-points one step behind each C-point, those two steps behind, ..."""
+        """The F-points one step below each C-point, then those two steps below, ..."""
         return [states for s in range(1, self.m) if (states := self._behind_coarse(s))]
 
     @property
     def one_by_one(self) -> list[range]:
-        """All points in the order of substitution. A coarse grid's solution, the error, is zero at
-        L: its first step would find nothing to take along."""
+        """All points but L, in the order of substitution. On a coarse grid the solution is the
+        error, which is zero at L, so the first step from L is left out."""
         first = self.n if self.n == 1 else 2 * self.n
         return [range(i, i + 1) for i in range(self.L - first, -1, -self.n)]
 
@@ -132,7 +133,7 @@ class Grid:
 
 
 def _solved(system: GridSystem, grid: Grid, b: States, relaxation: str) -> States:
-    """w for the cotangents b: exact on the last grid, above it one V-cycle on w = b."""
+    """w for the cotangents b: exact on the last grid, one V-cycle on w = b on the others."""
     w = list(b) if isinstance(b, list) else b.clone()
     if not grid.is_last:
         return _improved(system, grid, _relaxed(system, grid, grid.fine, w, b), b, relaxation)
@@ -140,7 +141,7 @@ def _solved(system: GridSystem, grid: Grid, b: States, relaxation: str) -> State
 
 
 def _improved(system: GridSystem, grid: Grid, w: States, b: States, relaxation: str) -> States:
-    """One V-cycle on w, whose F-points follow from its C-points already."""
+    """One V-cycle on w; the F-points of w must already be solved from its C-points."""
     if relaxation == "FCF":
         w = _relaxed(system, grid, [grid.coarse, *grid.fine], w, b)
     at = rows(grid.coarse)
@@ -151,19 +152,19 @@ def _improved(system: GridSystem, grid: Grid, w: States, b: States, relaxation: 
 
 
 def _relaxed(system: GridSystem, grid: Grid, each: Sequence[range], w: States, b: States) -> States:
-    """w_i = b_i + w_{i+n} A_i(n), written into w, for the states of each range at once."""
+    """Write w_i = b_i + w_{i+n} A_i(n) into w: range by range, all states of a range at once."""
     for states in each:
         w[rows(states)] = _plus(b[rows(states)], system.leap(w, grid.n, states))
     return w
 
 
 def rows(states: range, ahead: int = 0) -> slice:
-    """Where ``states``, or those so many ahead of them, lie in w_0 .. w_L."""
+    """The slice of w_0 .. w_L that holds the states i + ``ahead`` for i in ``states``."""
     return slice(states[0] + ahead, states[-1] + ahead + 1, states.step)
 
 
 def _plus(v: States, w: States, sign: int = 1) -> States:
-    """v + sign w of states stacked in a tensor, or listed one by one with None for zero."""
+    """v + sign w, for states stacked in a tensor or in a list, where None stands for zero."""
     if isinstance(v, list):
         return [_plus(v_i, w_i, sign) for v_i, w_i in zip(v, w, strict=True)]
     if v is None or w is None:

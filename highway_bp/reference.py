@@ -1,7 +1,7 @@
 """The paper's formulas as they are printed, for reading and for tests; nothing here is fast.
 
-Row vectors and matrices: states 0 .. L, ``J[i]`` and ``K[i]`` the block and the carry between the
-states i+1 and i, ``b[i]`` the gradient of the losses that read state i themselves.
+States are 0 .. L, gradients are row vectors. ``J[i]`` and ``K[i]`` are the matrices of block and
+carry between states i+1 and i; ``b[i]`` is the gradient of the losses that read state i directly.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from highway_bp.reference import algorithm_1
 
 Carries = None | float | Tensor | Sequence[Carry]
 ALGORITHMS = ("auto", "sequential", "hillis_steele", "blocked")
-SHORT = 16  # up to so many cotangents "auto" is sequential
+SHORT = 16  # for at most this many cotangents, "auto" is sequential
 
 
 def cumsumprod(
@@ -41,8 +41,8 @@ def cumsumprod(
             (about 2 sqrt(n) steps, stacked v and scalar or diagonal K only), or "auto".
 
     Returns:
-        u, a tensor or list as v, of the dtype that v and K promote to. All algorithms are
-        differentiable in v and in numbers and diagonals of K.
+        u, a tensor or list like v, of the dtype that v and K promote to. All algorithms are
+        differentiable with respect to v and to the scalars and diagonals in K.
 
             >>> hb.cumsumprod(torch.tensor([1.0, 2.0, 3.0]), 0.5)
             tensor([2.7500, 3.5000, 3.0000])
@@ -89,7 +89,7 @@ def cumsumprod(
 def scan_(
     v: list[Tensor | None], K: Sequence[Carry], scales: Sequence[float] | None = None
 ) -> list[Tensor | None]:
-    """The sequential scan on a list, in place, of scales[i] K[i]; None stands for zero."""
+    """Scan the list v sequentially and in place, by scales[i] K[i]; None in v stands for zero."""
     for i in reversed(range(len(K))):
         w = v[i + 1]
         if w is not None:
@@ -98,7 +98,7 @@ def scan_(
 
 
 def in_blocks(L: int) -> tuple[int, int]:
-    """(blocks, size): about sqrt(L) each, with room for states 0 .. L."""
+    """Return (blocks, size), each about sqrt(L), such that blocks * size >= L + 1."""
     size = math.isqrt(L) + 1
     return -(-(L + 1) // size), size
 
@@ -106,14 +106,14 @@ def in_blocks(L: int) -> tuple[int, int]:
 class DiagonalScan:
     """u_i = v_i + u_{i+1} K_i in place on stacked states, with about 2 sqrt(L) dependent steps.
 
-    Blocks are scanned side by side, then from block to block, then every element is corrected by
-    the product of K up to the next block; products are kept for the next call. Where one
-    overflows, inf * 0 would be NaN: then there is one block, and L steps.
+    First, all blocks are scanned at once; then the first states of the blocks, one after the
+    other. Then the other states are corrected by the products of K up to the next block, which are
+    kept for the next call. If one overflows, inf * 0 would be NaN: then one block takes L steps.
 
     Args:
-        K: diagonals (L, B, C); K[i] carries state i+1 to i, in its first C elements.
+        K: diagonals (L, B, C); K[i] carries the first C elements of state i+1 to state i.
         scale: factor on every K.
-        bounded: |K| <= 1, so no product overflows; nobody has to look, and a GPU not to wait.
+        bounded: |K| <= 1, so no product overflows, and no check makes a GPU wait.
     """
 
     def __init__(self, K: Tensor, scale: float = 1.0, bounded: bool = False):
@@ -140,7 +140,7 @@ class DiagonalScan:
 
 
 class _Blocked(torch.autograd.Function):
-    """`DiagonalScan` on a copy of v (n, m) by K (n-1, m); its gradient is a scan the other way."""
+    """`DiagonalScan` on a copy of v (n, m) by K (n-1, m); its gradient is a reversed scan."""
 
     @staticmethod
     def forward(v, K):
@@ -181,7 +181,7 @@ def _pad(t: Tensor, length: int) -> Tensor:
 
 
 def _carries(v: Tensor | Sequence[Tensor], K: Carries) -> Tensor | list[Carry]:
-    """Diagonals (n-1, ...) for a stacked v and what is no list, else a list of n-1 carries."""
+    """K as diagonals (n-1, ...) if v is stacked and K is no list, else as n-1 carries."""
     n, stacked = len(v), isinstance(v, Tensor)
     K = 1.0 if K is None else K
     if isinstance(K, int | float) or (isinstance(K, Tensor) and K.ndim == 0):
@@ -193,14 +193,14 @@ def _carries(v: Tensor | Sequence[Tensor], K: Carries) -> Tensor | list[Carry]:
         raise ValueError(f"K has {len(K)} carries; expected {n - 1}, one less than v's {n}")
     if isinstance(K, Tensor) and stacked:
         K = K.reshape(n - 1, *[1] * (v.ndim - K.ndim), *K.shape[1:])
-        if n > 1:  # all have one shape
+        if n > 1:  # one check: all diagonals have the same shape
             as_carry(K[0], v[1], "index 1")
         return K.to(v.dtype)
     return [as_carry(k, v[i + 1], f"index {i + 1}") for i, k in enumerate(K)]
 
 
 def _diagonals(K: Carries) -> list[Tensor]:
-    """The tensors whose dtype counts; that of a number does not."""
+    """The tensors in K whose dtype counts for type promotion; 0-d tensors do not count."""
     tensors = [K] if isinstance(K, Tensor) else K if isinstance(K, Sequence) else []
     tensors = [k.d if isinstance(k, Diagonal) else k for k in tensors]
     return [k for k in tensors if isinstance(k, Tensor) and k.ndim > 0]

@@ -1,1 +1,1 @@
-"""What k does to a model's gradients and times: measured, estimated, and turned into advice."""
+"""Measure or estimate the effect of k on a model's gradients and times; recommend a method."""

@@ -1,4 +1,4 @@
-"""`Advice`: from measured step times and gradient errors to one method, and why."""
+"""`Advice`: recommends a method from measured step times and gradient errors, and says why."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ class StepTimes:
     head: float  # backward pass from the loss to the chain
     parameters: float  # the rest of the backward pass at k = 0: all layers' parameter gradients
     iteration: float  # through all blocks once
-    layers: int | None  # L of a model whose one chain of modules can lie on devices; else None
+    layers: int | None  # L if the model is one chain of modules; else None
 
     @property
     def backprop(self) -> float:
-        """A step of plain backpropagation: on one device, and on P that hold P runs of layers."""
+        """A step of plain backpropagation, on one device or with the layers spread over P."""
         return self.forward + self.backward
 
     def groups(self, method: Highway) -> float:
-        """G, the number of groups in a chain of modules; infinite for time steps."""
+        """G, the number of groups in a chain of modules; infinite for other models."""
         return math.inf if self.layers is None else math.ceil(self.layers / method.group_size)
 
     def of(self, method: Highway, devices: int = 1) -> float:
-        """A step on this device, or, predicted, on several as fast as this one.
+        """A step on this device, or a prediction for several devices as fast as this one.
 
-        On this device iteration m leaves out the last m groups, which are exact. On P devices each
-        holds a run of whole groups of s layers, the fullest m = ceil(G / P) of them, a share
+        On this device, iteration j = 0, 1, ... skips the last j groups, which are exact. On P
+        devices, each holds consecutive groups of s layers, at most m = ceil(G / P) groups: a share
         m s / L of the work. The forward pass visits them in turn; communication is left out::
 
             T_forward + T_head + (m s / L) (T_parameters(s) + k T_iteration)
 
-        P = L and s = 1 is the paper's Eq. 13 without the scan. T_parameters(s) grows with s up to
-        a whole backward pass, as it goes through all but one layer of a group.
+        With P = L and s = 1 this is the paper's Eq. 13 without the scan. T_parameters(s) grows with
+        s up to a whole backward pass: this part goes through all but one layer of a group.
         """
         k, s, G = method.k, method.group_size, self.groups(method)
         inside = max(self.backward - self.head - self.parameters, 0.0)
@@ -72,8 +72,8 @@ class Advice:
     times: StepTimes
     errors: dict[Highway, GradientError]  # of every method measured
     left_out: tuple[Highway, ...]  # methods that were not measured, for lack of time
-    devices: tuple[int, ...]  # numbers of devices, above 1, that the text predicts for
-    least_cosine: float  # of a recommended method with the exact gradient
+    devices: tuple[int, ...]  # numbers of devices, above 1, to print predictions for
+    least_cosine: float  # of a recommended method's gradient with the exact one
 
     @property
     def method(self) -> Method:
@@ -81,15 +81,15 @@ class Advice:
         return self.for_devices(1).method
 
     def for_devices(self, devices: int) -> Choice:
-        """The fastest method exact enough, if it beats backpropagation by `MARGIN`.
+        """The fastest method that is exact enough, if faster than backpropagation by `MARGIN`.
 
-        Where times are about equal, the larger cosine decides. For 1 it is measured. For several
-        devices it is a prediction: each has consecutive layers (`StepTimes.of`), and
+        If times are about equal, the larger cosine decides. For one device, times are measured. For
+        several they are predicted: each device has consecutive layers (`StepTimes.of`), and
         backpropagation visits the devices in turn.
 
         Raises:
-            TypeError, ValueError: ``devices`` is no whole number, at least 1, or is above 1 for a
-                model that is no single chain of modules.
+            TypeError, ValueError: ``devices`` is not a whole number of at least 1, or is above 1
+                for a model that is not a single chain of modules.
         """
         check_whole("devices", devices, least=1)
         if devices > 1 and self.times.layers is None:

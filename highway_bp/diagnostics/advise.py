@@ -1,4 +1,4 @@
-"""`advise`: which k, which groups, which gamma, for a user's own model on the user's machine."""
+"""`advise`: recommends k, groups and gamma for a user's own model on the user's machine."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def advise(
     """Measure times and gradient errors of Highway-BP, and recommend a method.
 
     The errors are those of the present weights and this batch. They change during training, so
-    measure again later. A chain of modules is measured whole, and cut into as many groups as there
-    are devices (`Highway.group_size`); with P groups, k = P - 1 is exact for the layers'
-    parameters. There is no prediction for several devices where a model has several chains, or
-    recurrent layers.
+    measure again later. A chain of modules is measured with groups of one layer, and with as many
+    groups as there are devices (`Highway.group_size`); with P groups, k = P - 1 is exact for the
+    layers' parameters. If a model has several chains or recurrent layers, there is no prediction
+    for several devices.
 
     Args:
         model: see `gradient_error`; it is left unchanged.
@@ -50,8 +50,8 @@ def advise(
         devices: the numbers of devices to predict for, besides this one.
         ks: numbers of iterations.
         gammas: values of `Highway.gamma`; recurrent layers use the numbers among them.
-        least_cosine: least cosine with the exact gradient of a recommended method.
-        seconds: time for measuring, about: first step times, then errors, from small k to large.
+        least_cosine: a recommended method's gradient has at least this cosine with the exact one.
+        seconds: approximate time for measuring: step times first, then errors, small k first.
         progress: report every measurement on stderr; None: only if stderr is a terminal.
 
     Returns:
@@ -84,7 +84,7 @@ def advise(
         for k in sorted(ks)
         for size in sorted(sizes, reverse=True)
         for gamma in usable
-        if layers is None or k < math.ceil(layers / size)  # not exact anyway
+        if layers is None or k < math.ceil(layers / size)  # skip exact ones
     )
     methods = list(dict.fromkeys(highways))
 
@@ -119,15 +119,15 @@ def _timed_steps(
     seconds: float,
     report: Callable[[str], None],
 ) -> tuple[StepTimes, dict[Method, dict[str, Tensor]]]:
-    """Times of steps by backpropagation, k = 0 and k = 1, in turn, and the gradients they gave.
+    """Time steps of backpropagation, k = 0 and k = 1 in turn; also return their gradients.
 
-    Lower quartiles, as the other work of a machine only ever adds to a time.
+    Times are lower quartiles, as other work on the machine can only make a step slower.
     """
     clock, gradients, rounds = clock_of(model), {}, []
 
     def step(method: Method) -> tuple[float, float, float, float]:
-        """Seconds of the forward pass, the backward pass to the chain, its rest; of the method."""
-        t: list[float] = []  # begin, end of the forward pass, of every solution begin and end, end
+        """Seconds of forward pass, backward pass up to the chain, rest of it; of all solutions."""
+        t: list[float] = []  # begin and end of the forward pass, of every solution; end
 
         def timed(call: Callable, *args) -> Any:
             t.append(clock())

@@ -1,4 +1,4 @@
-"""`estimated_error`: about how far w^k is from the exact w, without computing w."""
+"""`estimated_error`: estimates how far w^k is from the exact w, without computing w."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def estimated_error(
 ) -> list[EstimatedError]:
     """Estimate the error in the gradients of the states at every k, without the exact gradient.
 
-    With A = J + K, the error obeys the same equations as w, with the residual r of w^k for b::
+    With A = J + K, the error solves the equations of w with the residual r of w^k in place of b::
 
         r_i = b_i + w^k_{i+1} A_{i+1} - w^k_i        (w - w^k)_i = (w - w^k)_{i+1} A_{i+1} + r_i
 
     The estimate is e_i = ||r_i|| + l_{i+1} e_{i+1} with l_i = ||w^k_i A_i|| / ||w^k_i||. With
-    l_i = ||A_i|| it would be a bound; as it is, it may be too low (docs/method.md, section 5).
+    l_i = ||A_i|| it would be a bound; the estimate may be too low (docs/method.md, section 5).
     ||w^k|| of the largest k is used for ||w||, so one small k alone says little. Each k costs its
-    iteration and one more pass through the blocks. Where a model solves several systems (chains,
-    recurrent layers, directions), each is judged by itself: an error in the cotangents that it
-    gets from the others is not counted.
+    iteration and one more pass through the blocks. If a model solves several systems (chains,
+    recurrent layers, directions), each is estimated by itself: an error in the cotangents that a
+    system gets from the others is not counted.
 
     Args:
         model: see `gradient_error`; it is left unchanged.
@@ -52,8 +52,8 @@ def estimated_error(
 
     Raises:
         TypeError, ValueError: another method; no chain, or one that no gradient reaches; layers on
-            several processes; gamma="auto" with a recurrent layer; a k that is no whole number, at
-            least 0; a loss that is no scalar tensor with a gradient.
+            several processes; gamma="auto" with a recurrent layer; a k that is not a whole number
+            of at least 0; a loss that is not a scalar tensor with a gradient.
     """
     method = Highway(0) if method is None else method
     if not isinstance(method, Highway | FixedPoint):
@@ -68,16 +68,16 @@ def estimated_error(
 
 
 class _Iterating:
-    """A method that iterates up to the largest of ``ks`` and judges w^k on the way.
+    """A method that iterates up to the largest of ``ks`` and estimates the error of each w^k.
 
     Attributes:
-        errors: for every k, of every solution, the estimate of ||w - w^k||.
-        sizes: of every solution ||w^k|| at the largest k.
+        errors: by k, the estimates of ||w - w^k||, one for each solution.
+        sizes: ||w^k|| at the largest k, one for each solution.
     """
 
     def __init__(self, method: Highway | FixedPoint, ks: list[int]):
         self.group_size = method.group_size
-        self.gamma = getattr(method, "gamma", 1.0)  # the fixed point's
+        self.gamma = getattr(method, "gamma", 1.0)  # of FixedPoint
         self.errors: dict[int, list[float]] = {k: [] for k in ks}
         self.sizes: list[float] = []
 
@@ -108,7 +108,7 @@ def _estimate(w: list[Tensor], b: list[Tensor], wA: list[Tensor]) -> float:
 
 
 def _states(w: States, L: int) -> list[Tensor]:
-    """w_0 .. w_L, a list or the first rows of one tensor; a scalar zero for one that is None."""
+    """w_0 .. w_L as a list, from a list or a (longer) tensor; None becomes a scalar zero."""
     return [torch.zeros(()) if v is None else v for v in list(w)[: L + 1]]
 
 

@@ -22,8 +22,8 @@ class GradientError:
         k: number of iterations.
         cosine: between the approximate and the exact gradient.
         relative_error: norm of their difference, divided by the exact gradient's norm.
-        increment: norm of the change since the k before (for the first: since zero), divided by
-            the exact gradient's norm. Where that norm is zero, all three are nan.
+        increment: norm of the change from the previous k (for the first k: from zero), divided by
+            the exact gradient's norm. If that norm is zero, all three are nan.
         parameters, layers: (cosine, relative_error) by name; not printed.
     """
 
@@ -44,8 +44,7 @@ def gradient_error(
 ) -> list[GradientError]:
     """The error of ``method`` at every k, against backpropagation (paper, Figure 6).
 
-    For a sharded model all processes call it. Each gets the error over the layers of all, the same
-    to the bit.
+    All processes of a sharded model call it and get the same errors over all layers, to the bit.
 
         >>> model = nn.Sequential(hb.GRU(3, 4, method=hb.Highway(k=1)))
         >>> x = torch.randn(6, 2, 3)
@@ -97,7 +96,7 @@ def gradient_error(
 def sums_of(
     found: dict[str, Tensor], last: dict[str, Tensor], exact: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Of every parameter that has an exact gradient, the five sums that the scores are made of."""
+    """For every parameter with an exact gradient, the five sums that `_scores` needs."""
     sums: dict[str, Tensor] = {}
     for name, g in exact.items():
         f, before = (grads.get(name, torch.zeros_like(g)).double() for grads in (found, last))
@@ -120,7 +119,7 @@ def error_of(k: int, sums: dict[str, Tensor]) -> GradientError:
 
 
 def layer_name(parameter: str) -> str:
-    """A parameter's name up to its first number, else all but its last part."""
+    """A parameter's name up to its first number; without a number, all but its last part."""
     parts = parameter.split(".")
     first = next((i for i, part in enumerate(parts[:-1]) if part.isdigit()), len(parts) - 2)
     return ".".join(parts[: first + 1])

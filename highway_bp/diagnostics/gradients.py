@@ -1,4 +1,4 @@
-"""A model's gradients by any method, and their times, with the model left as it was."""
+"""A model's gradients by any method, and a clock for them; the model is left unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Clock = Callable[[], float]
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Give the model back its methods, what its chains remember, and its buffers."""
+    """Restore the model's methods, iterations, estimates of gamma and buffers afterwards."""
     before = [(module, module.method, module.iterations) for module in modules_with_method(model)]
     memory = method_state(model)
     buffers = [(b, b.clone()) for b in model.buffers()]
@@ -36,13 +36,13 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 def gradients_of(
     model: nn.Module, loss_fn: Callable[[nn.Module], Tensor], method: Method
 ) -> dict[str, Tensor]:
-    """Gradients of the trainable parameters that the loss depends on; sets the method.
+    """Set the method; return gradients of the trainable parameters that the loss depends on.
 
-    Of a sharded chain, those of this process's layers.
+    For a sharded chain, only those of this process's layers.
 
     Raises:
         TypeError, ValueError: the loss is no scalar tensor with a gradient; nothing is trainable;
-            no gradient went through what should be solved by ``method``.
+            no gradient went through a chain or recurrent layer that ``method`` should solve.
     """
     set_method(model, method)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -52,7 +52,7 @@ def gradients_of(
         module.iterations = []
     with torch.random.fork_rng(devices=cuda_devices(model)):
         loss = checked_loss(loss_fn(model))
-        # Asked for the tokens too, a process without parameters of its own takes part.
+        # With the tokens, a process without parameters of its own takes part as well.
         tokens = [chain.token for chain in sharded_chains(model)]
         grads = torch.autograd.grad(loss, [*named.values(), *tokens], allow_unused=True)
     if method.group_size is not None and not any(
@@ -86,7 +86,7 @@ def checked_loss(loss: object) -> Tensor:
 
 
 def clock_of(model: nn.Module) -> Clock:
-    """Seconds, once the devices of the model have finished their work so far."""
+    """A clock in seconds; each reading first waits until the model's devices have finished."""
     devices = cuda_devices(model)
 
     def clock() -> float:
@@ -98,5 +98,5 @@ def clock_of(model: nn.Module) -> Clock:
 
 
 def cuda_devices(model: nn.Module) -> list[torch.device]:
-    """Those that hold parameters of the model."""
+    """The CUDA devices that hold parameters of the model."""
     return list({p.device for p in model.parameters() if p.is_cuda})

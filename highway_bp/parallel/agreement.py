@@ -1,4 +1,4 @@
-"""What the processes of a sharded model have to agree on; all check it, so all raise alike."""
+"""Checks that the processes of a sharded model agree; all run them and raise the same error."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor, nn
 
 from highway_bp.parallel.ranks import Ranks
 
-NEAR = 1e-3  # of the sum of absolute values: other batches differ by more, rounding by far less
+NEAR = 1e-3  # of the sum of absolute values; other batches differ by more, rounding by far less
 
 
 def check_call(ranks: Ranks, call: str, h: Tensor | None) -> None:
-    """Raise ValueError where ranks call a chain in different ways: one would wait for ever.
+    """Raise ValueError if ranks call a chain in different ways; one of them would wait for ever.
 
     Args:
         call: how this rank calls it.
-        h: the state that enters the chain here; None where it is not to be compared.
+        h: the state that enters the chain here; None: it is not compared.
     """
     calls, sums = zip(*ranks.everyone((call, h if h is None else sums_of(h))), strict=True)
     for rank in range(1, ranks.size):
@@ -34,7 +34,7 @@ def check_call(ranks: Ranks, call: str, h: Tensor | None) -> None:
 
 @torch.no_grad()
 def check_weights(ranks: Ranks, model: nn.Module) -> None:
-    """Raise ValueError where processes have built different models, before they share layers."""
+    """Raise ValueError if processes have built different models, before they share layers."""
     mine = [(name, tuple(p.shape), sums_of(p)) for name, p in model.named_parameters()]
     everyone = ranks.everyone(mine)
     if any(theirs != everyone[0] for theirs in everyone):
@@ -47,6 +47,6 @@ def check_weights(ranks: Ranks, model: nn.Module) -> None:
 
 
 def sums_of(t: Tensor) -> tuple[float, float]:
-    """Two numbers by which one batch's state, or one model's weights, differ from another's."""
+    """The sums of t and of its absolute values; they differ for other batches or weights."""
     t = t.detach().double()
     return t.sum().item(), t.abs().sum().item()

@@ -1,4 +1,4 @@
-"""A batch in micro-batches, along a state's first dimension, and what they make up together."""
+"""Split a batch into micro-batches along a state's first dimension, and join them again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def sizes_of(h: Tensor, micro_batches: int) -> list[int]:
-    """Examples per micro-batch, as equal as can be; of a batch left whole, nothing is asked.
+    """Examples per micro-batch, as equal as possible; for a single one, h may have any shape.
 
     Raises:
         ValueError: fewer examples than micro-batches.
@@ -34,8 +34,8 @@ def sizes_of(h: Tensor, micro_batches: int) -> list[int]:
 def arguments_of_each(args: tuple, kwargs: dict, sizes: list[int]) -> Iterator[tuple[tuple, dict]]:
     """The layers' arguments per micro-batch.
 
-    Tensors with an entry per example along their first dimension are cut; all else goes to every
-    micro-batch as it is.
+    Tensors whose first dimension has one entry per example are cut. Everything else goes to every
+    micro-batch unchanged.
     """
     batch, starts = sum(sizes), [sum(sizes[:m]) for m in range(len(sizes))]
     for start, size in zip(starts, sizes, strict=True):

@@ -1,4 +1,4 @@
-"""Which process has what of a sharded model, and how it is brought together."""
+"""Which process owns which tensors of a sharded model, and how values are collected."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from highway_bp.method_state import sharded_chains
 
-OUTSIDE = -1  # of the chains
+OUTSIDE = -1  # rank of what lies outside the chains
 
 
 def owners(model: nn.Module) -> dict[int, int]:
     """By id of a tensor inside the sharded chains, the process that runs its layer.
 
-    What lies outside of them, or in layers of several processes, all have alike.
+    Tensors outside the chains, and buffers of several processes, are left out: all have them.
 
     Raises:
         ValueError: a parameter is in layers of two processes, or in one and outside the chains:
-            each would have a part of its gradient.
+            each process would have a part of its gradient.
     """
     holders: dict[int, set[int]] = defaultdict(set)  # by id, the processes
     inside = set()
@@ -48,12 +48,12 @@ def owners(model: nn.Module) -> dict[int, int]:
 
 
 def of_others(model: nn.Module) -> set[int]:
-    """ids of what other processes alone have."""
+    """The ids of the tensors that other processes own (`owners`)."""
     return {t for t, rank in owners(model).items() if rank != _ranks(model).rank}
 
 
 def let_go(model: nn.Module) -> None:
-    """Keep name, shape and dtype of what other processes have, and no memory (device "meta")."""
+    """Replace tensors that other processes own by empty ones on device "meta", without memory."""
     others, made = of_others(model), {}
     for module in model.modules():
         for held in (module._parameters, module._buffers):
@@ -63,14 +63,14 @@ def let_go(model: nn.Module) -> None:
 
 
 def from_owners(model: nn.Module, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by name of parameter of all processes, to the bit the same on each.
+    """Collect values by name of parameter; all processes call it and get the same, to the bit.
 
-    A process has values of its own layers' parameters, and of those outside the sharded chains.
-    The latter all have alike; those of the first process count. Without a sharded chain they are
-    the process's own.
+    A process gives values for its own layers' parameters and for those outside the sharded chains.
+    For the latter, the first process's values count. Without a sharded chain, the process's own
+    values are returned.
 
     Args:
-        values: small and of any kind; called by all processes.
+        values: small values of any kind.
 
     Returns:
         The values in the order of the model's parameters.
@@ -86,8 +86,8 @@ def from_owners(model: nn.Module, values: Mapping[str, Any]) -> dict[str, Any]:
 def whole_state_dict(model: nn.Module) -> dict[str, Any]:
     """The ``state_dict`` of a sharded model as if it were whole, for a checkpoint.
 
-    All processes of a group call it. The first gets the whole, with the parts of other processes
-    on the CPU; the others get their own part. A model on one process loads it by
+    All processes of a group call it. The first gets the whole ``state_dict``, with the parts of
+    other processes on the CPU; the others get their own part. A model on one process loads it by
     ``load_state_dict``, a sharded model by `load_whole_state_dict`.
     """
     state = model.state_dict()
@@ -107,9 +107,9 @@ def load_whole_state_dict(model: nn.Module, state: Mapping[str, Any]) -> None:
     """Load a whole ``state_dict``; a sharded model takes the part of this process.
 
     Raises:
-        RuntimeError: it is of another model.
+        RuntimeError: ``state`` is of another model.
     """
-    with warnings.catch_warnings():  # what others have is left out
+    with warnings.catch_warnings():  # tensors of other processes are not loaded
         warnings.filterwarnings("ignore", message=".*is a no-op")
         model.load_state_dict(state)
 

@@ -1,7 +1,7 @@
 """The processes of a group in the order of their layers, and messages between them.
 
-All messages are lone `isend` and `irecv`: with NCCL these travel on the two ranks' own stream, and
-ranks that mix them with batched ones may wait for each other for ever.
+All messages use single `isend` and `irecv` calls. With NCCL these use a stream of the two ranks'
+own. Ranks that mix them with batched calls may wait for each other for ever.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ class Ranks:
 
     @property
     def device(self) -> torch.device:
-        """Where tensors are that go from rank to rank."""
+        """The device of tensors that are sent between ranks."""
         nccl = dist.get_backend(self.group) == "nccl"
         return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
     def send(self, t: Tensor, to: int) -> Message:
-        """Returns at once; between two ranks, messages keep their order."""
+        """Send t; returns at once. Messages between two ranks keep their order."""
         t = t.contiguous()
         return Message(dist.isend(t, group=self.group, group_dst=to), t, t)
 
     def receive(self, like: Tensor, source: int) -> Message:
-        """A tensor of the shape, dtype and layout of ``like``, which may be on device "meta"."""
+        """Receive a tensor of the shape, dtype and layout of ``like`` (may be on device "meta")."""
         t = self._buffer(like)
         return Message(dist.irecv(t, group=self.group, group_src=source), t, like)
 
     def shift(self, t: Tensor, like: Tensor, senders: Container[int], by: int = 1) -> Tensor | None:
-        """t of each rank in ``senders`` to the one ``by`` before it; what arrives here, or None."""
+        """Send t from each rank r in ``senders`` to rank r - by. Returns what arrives, or None."""
         sends, receives = self.rank in senders and self.rank >= by, self.rank + by in senders
         sent = self.send(t, self.rank - by) if sends else None
         arrived = self.receive(like, self.rank + by).wait() if receives else None
@@ -60,7 +60,7 @@ class Ranks:
         return arrived
 
     def send_like(self, t: Tensor, to: int) -> None:
-        """Shape, dtype and layout, for one who does not know them."""
+        """Send the shape, dtype and layout of t to a rank that does not know them."""
         dist.send_object_list([t.to("meta")], group=self.group, group_dst=to)
 
     def receive_like(self, source: int) -> Tensor:
@@ -69,30 +69,30 @@ class Ranks:
         return likes[0]
 
     def everyone(self, value: Any) -> list[Any]:
-        """A small value of any kind, as each rank has it."""
+        """Gather a small value of any kind: returns the values of all ranks, on every rank."""
         values = [value] * self.size
         dist.all_gather_object(values, value, group=self.group)
         return values
 
     def everywhere(self, mine: Sequence[Tensor], sources: Sequence[int]) -> list[Tensor]:
-        """Tensors of which each rank has its own, on all ranks, in their owners' layout.
+        """Broadcast the tensors of every rank to all ranks; each keeps its layout.
 
         Args:
-            mine: those of this rank.
-            sources: the ranks that have the tensors, one after the other.
+            mine: the tensors of this rank.
+            sources: for each tensor of the result, the rank that has it.
         """
         likes = [iter(theirs) for theirs in self.everyone([t.to("meta") for t in mine])]
         own, found = iter(mine), []
         for source in sources:
             like = next(likes[source])
             t = next(own) if source == self.rank else self._buffer(like)
-            # Not t itself: gloo keeps what it sends for a moment, and with it t's graph.
+            # Detached, as gloo keeps what it sends for a moment, and would keep t's graph too.
             dist.broadcast(t.detach().contiguous(), group=self.group, group_src=source)
             found.append(t if source == self.rank else laid_out(t, like))
         return found
 
     def all(self, t: Tensor) -> list[Tensor]:
-        """Tensors of one shape and dtype from all ranks, in this one's layout."""
+        """Gather the t of all ranks, of one shape and dtype, in the layout of this rank's t."""
         everyone = [self._buffer(t) for _ in range(self.size)]
         dist.all_gather(everyone, t.contiguous(), group=self.group)
         return [laid_out(theirs, t) for theirs in everyone]
@@ -102,13 +102,13 @@ class Ranks:
 
 
 class Message:
-    """A tensor on its way, kept from being freed."""
+    """A tensor that is being sent or received; keeps the tensor from being freed."""
 
     def __init__(self, work: dist.Work, t: Tensor, like: Tensor):
         self._work, self._t, self._like = work, t, like
 
     def wait(self) -> Tensor:
-        """Until it has arrived, or may be written into."""
+        """Wait until the tensor has arrived or, if sent, may be written into; returns it."""
         self._work.wait()
         return laid_out(self._t, self._like)
 
@@ -120,7 +120,7 @@ def laid_out(t: Tensor, like: Tensor) -> Tensor:
 
 
 def shares_of(L: int, P: int, sizes: Sequence[int] | None = None) -> list[range]:
-    """The layers of every process; ValueError where they cannot be shared out."""
+    """Return the layers of every process; ValueError if they cannot be split like this."""
     if sizes is None:
         if L < P:
             raise ValueError(f"{P} processes for {L} layers; expected at most one per layer")

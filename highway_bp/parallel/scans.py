@@ -1,8 +1,8 @@
 """CumSumProd across ranks: u_i = v_i + u_{i+1} M_i, one index per rank (paper, Appendix E).
 
 Rank r holds v_r and gets u_r; M_r carries the cotangent of rank r+1 to rank r. Ranks 0 .. n take
-part, the others keep their v. `sequential`, `doubling` and `gathered` give the same. A factor is
-an elementwise M, None the identity.
+part, the others keep their v. `sequential`, `doubling` and `gathered` give the same result.
+A factor is an elementwise M, or None for the identity.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from highway_bp.parallel.ranks import Ranks
 
 
 def sequential(ranks: Ranks, v: Tensor, carried: Callable[[Tensor], Tensor], n: int) -> Tensor:
-    """The reference: one message after another, from rank n to rank 0; any carry.
+    """The reference: one message after another, from rank n to rank 0; for any carry.
 
-    ``carried(u)`` is u M_{r-1}, formed on rank r.
+    ``carried(u)`` is u M_{r-1}, computed on rank r.
     """
     r, u = ranks.rank, v
     if r < n:
@@ -28,7 +28,7 @@ def sequential(ranks: Ranks, v: Tensor, carried: Callable[[Tensor], Tensor], n: 
 
 
 def doubling(ranks: Ranks, v: Tensor, products: Sequence[Tensor | None], n: int) -> Tensor:
-    """The paper's Algorithm 1: log2 n rounds in which all ranks speak at once.
+    """The paper's Algorithm 1: log2 n rounds, in each of which all ranks send at once.
 
     ``products[j]`` carries the cotangent of rank r + 2^j to rank r (`doubled`).
     """
@@ -41,10 +41,8 @@ def doubling(ranks: Ranks, v: Tensor, products: Sequence[Tensor | None], n: int)
 
 
 def doubled(ranks: Ranks, M: Tensor | None) -> list[Tensor | None]:
-    """M_r, M_{r+1} M_r, ... over 1, 2, 4, ... ranks; once per backward pass.
-
-    Where a product would leave the group it is of no use, and some number.
-    """
+    """M_r, M_{r+1} M_r, ... over 1, 2, 4, ... ranks; computed once per backward pass. A product
+    that would go beyond the last rank is arbitrary and not used."""
     products, m = [], 1
     while m < ranks.size:
         products.append(M)
@@ -54,7 +52,7 @@ def doubled(ranks: Ranks, M: Tensor | None) -> list[Tensor | None]:
 
 
 def gathered(ranks: Ranks, v: Tensor, factors: Sequence[Tensor | None], n: int) -> Tensor:
-    """One collective: every rank gets every v, and sums up what is behind it (`all_factors`)."""
+    """One collective: every rank gets every v and computes its own u, with `all_factors`."""
     everyone = ranks.all(v)
     if ranks.rank >= n:
         return v
@@ -65,7 +63,7 @@ def gathered(ranks: Ranks, v: Tensor, factors: Sequence[Tensor | None], n: int) 
 
 
 def all_factors(ranks: Ranks, M: Tensor | None) -> list[Tensor | None]:
-    """M_0 .. M_{P-1} on every rank; once per backward pass."""
+    """M_0 .. M_{P-1} on every rank; gathered once per backward pass."""
     return [None] * ranks.size if M is None else ranks.all(M)
 
 

@@ -1,5 +1,5 @@
-"""`shard`: the processes of a group run a model's layers, each its own; `replicate`: groups of them
-run the same model on other parts of a batch."""
+"""`shard` spreads a model's layers over the processes of a group. `replicate` averages gradients
+over several such groups, each with another part of a batch."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def shard(
 ) -> list[ShardedChain]:
     """Turn every `ResidualChain` of ``model`` into a `ShardedChain`, in place.
 
-    All processes of the group build the same model (same weights), shard it, and train it alike:
-    same batches, same calls. Each keeps the weights of its own layers and what is outside the
-    chain; weights of other layers keep only name and shape. `whole_state_dict` collects all.
+    All processes of the group build the same model (same weights), shard it, and train it with the
+    same batches and calls. Each keeps the weights of its own layers and everything outside the
+    chain; of other weights it keeps only name and shape. `whole_state_dict` collects all.
 
     Args:
         group: the processes; None for all.
-        sizes: layers per process; None for shares as equal as can be.
+        sizes: layers per process; None for shares as equal as possible.
         scan, micro_batches: see `ShardedChain`.
 
     Returns:
@@ -41,8 +41,8 @@ def shard(
 
     Raises:
         RuntimeError: torch.distributed has not been started.
-        ValueError: there is no chain, a recurrent layer or a converted trunk is among them, more
-            processes than layers, different weights, or a parameter that two processes would share.
+        ValueError: the model has no chain, or it has a recurrent layer or a converted trunk; more
+            processes than layers; different weights; a parameter that two processes would share.
     """
     if converted := trunks(model):
         raise ValueError(
@@ -80,8 +80,8 @@ def replicate(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
         group: the processes that have the same layers.
 
     Returns:
-        The model in torch's own wrapper: call this one in training. The model itself where this
-        process has nothing to train.
+        The model in torch's ``DistributedDataParallel``: call this wrapper in training. If this
+        process has nothing to train, the model itself.
     """
     for chain in sharded_chains(model):
         chain.replicas = Ranks(group)

@@ -30,31 +30,31 @@ class ShardedChain(Chain, nn.ModuleList):
 
     In the forward pass the state goes through the processes one after the other; in the backward
     pass all work at once. The layers of a process are one group, exact inside: with P processes,
-    k iterations hold every path through at most k groups. From k = P - 1 on, the layers' gradients
-    are backpropagation's; that of the input needs k = P. `Backprop()` is plain model parallelism.
+    k iterations hold every path through at most k groups' blocks. From k = P - 1 on, the layers'
+    gradients are exact; the input's gradient needs k = P. `Backprop()` is plain model parallelism.
 
     With micro-batches, a process works on one while the next ones are still being sent, in both
     directions. The gradient is the same, unless a layer mixes the examples of a batch (batch
     normalisation then sees a micro-batch).
 
     All processes build the same model, call it with the same input and call ``backward()``. All of
-    them compute what comes before and after the chain, with the same gradients. Each has gradients
-    of its own layers alone. `shard` also frees the weights of the others.
+    them compute what comes before and after the chain, with the same gradients. Of the layers, each
+    has gradients for its own only. `shard` also frees the weights of the others.
 
     Args:
         layers: all layers f_1 .. f_L, the same on every process.
         method: see `ResidualChain`; its ``group_size`` must be 1.
         group: the processes; None for all.
-        sizes: layers per process; None for shares as equal as can be.
+        sizes: layers per process; None for shares as equal as possible.
         scan: how carries cross processes: "sequential", "doubling" (log2 P rounds), "gathered" (one
             collective), or "auto".
-        micro_batches: parts into which a batch is cut along the first dimension of its state, and
-            with it every tensor among the layers' arguments that has as many entries there.
+        micro_batches: number of parts into which a batch is cut, along the state's first dimension.
+            Tensor arguments whose first dimension has the same size are cut as well.
 
     Raises:
         RuntimeError: torch.distributed has not been started.
         ValueError: more processes than layers, sizes that do not add up, an unknown scan,
-            micro-batches that are no number of at least 1.
+            ``micro_batches`` below 1.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class ShardedChain(Chain, nn.ModuleList):
         self.ranks, self.scan, self.micro_batches = Ranks(group), scan, micro_batches
         self.shares = shares_of(len(self), self.ranks.size, sizes)
         self.begin(Backprop() if method is None else method)
-        self.replicas: Ranks | None = None  # those with the same layers, as `replicate` has it
-        # Some gradient always: a process without would be missing in the backward pass.
+        self.replicas: Ranks | None = None  # those with the same layers; set by `replicate`
+        # Always needs a gradient: a process with no such tensor would skip the backward pass.
         self.token = torch.zeros((), requires_grad=True)
-        self.kind: CarryKind | None = None  # of all carries; found by the first scan
+        self.kind: CarryKind | None = None  # the largest of all ranks; set by the first scan
 
     @property
     def own(self) -> range:
@@ -89,7 +89,7 @@ class ShardedChain(Chain, nn.ModuleList):
         return self.ranks.size
 
     def own_parameters(self) -> list[nn.Parameter]:
-        """Those of this process's layers that are trained."""
+        """The trainable parameters of this process's layers."""
         found = {id(p): p for i in self.own for p in self[i].parameters() if p.requires_grad}
         return list(found.values())
 
@@ -115,9 +115,9 @@ class ShardedChain(Chain, nn.ModuleList):
             h_L, or all states, on every process.
 
         Raises:
-            ValueError: fewer examples than micro-batches while gradients are wanted; processes
-                called with batches of other shapes, other methods or modes, or, at first, with
-                other states.
+            ValueError: fewer examples than micro-batches while gradients are wanted; calls on
+                processes that differ in the batch's shape, the method, the mode or, until the first
+                pass with gradients, in the state.
         """
         mode = "" if torch.is_grad_enabled() else ", without gradients"
         call = (
@@ -137,10 +137,10 @@ class ShardedChain(Chain, nn.ModuleList):
     def run(
         self, h: Tensor, args: tuple, kwargs: dict, leaves: Sequence[Tensor] = ()
     ) -> list[Segment]:
-        """This process's layers on every micro-batch as it arrives; each goes on at once.
+        """Run this process's layers on every micro-batch as it arrives; send each result at once.
 
         Args:
-            leaves: what else gets a gradient: arguments and parameters.
+            leaves: the arguments and parameters that get a gradient.
         """
         ranks, most = self.ranks, self.micro_batches
         if not torch.is_grad_enabled() and h.ndim:  # the last batch of a test set may be small
@@ -159,13 +159,13 @@ class ShardedChain(Chain, nn.ModuleList):
                 sent.append(ranks.send(out, ranks.rank + 1))
         for message in sent:
             message.wait()
-        if torch.is_grad_enabled():  # not before: the next process is waiting
+        if torch.is_grad_enabled():  # after sending: the next process waits for the state
             for segment in segments:
                 self._check(segment, frozenset(map(id, leaves)))
         return segments
 
     def run_group(self, h: Tensor, args: tuple, kwargs: dict) -> Segment:
-        """This process's layers as one segment, from the leaf h."""
+        """Run this process's layers as one segment that begins at the leaf h."""
         segment = Segment(h, h.requires_grad)
         for i in self.own:
             layer = ChainLayer(self[i], i, alone=len(self.own) == 1)
@@ -186,7 +186,7 @@ class ShardedChain(Chain, nn.ModuleList):
                 )
 
     def outputs(self, segments: Sequence[Segment], every: bool) -> list[Tensor]:
-        """On all processes: each has its own."""
+        """h_L, or all states if ``every``, on all processes."""
         if every:
             held = range(len(self.own))
             owners = [rank for rank, share in enumerate(self.shares) for _ in share]
@@ -205,14 +205,14 @@ class ShardedChain(Chain, nn.ModuleList):
         for w, like in zip(grads, inputs, strict=True):
             if like is not None:
                 w = torch.zeros_like(like) if w is None else w
-                w = w.clone(memory_format=torch.contiguous_format)  # what is sent are bytes
+                w = w.clone(memory_format=torch.contiguous_format)  # raw memory is sent
                 dist.all_reduce(w, group=self.ranks.group)
                 w = laid_out(w, like)
             found.append(w)
         return found
 
     def _arriving(self, h: Tensor, sizes: list[int]) -> Iterator[Tensor]:
-        """The inputs of this process's layers; all are on their way while the first is computed."""
+        """Yield the inputs of this process's layers; the receives of all are started first."""
         ranks, source = self.ranks, self.ranks.rank - 1
         if ranks.is_first:
             yield from [h] if len(sizes) == 1 else h.split(sizes)
@@ -224,7 +224,7 @@ class ShardedChain(Chain, nn.ModuleList):
 
     @contextlib.contextmanager
     def _own_randomness(self, h: Tensor) -> Iterator[None]:
-        """Dropout differs from process to process here, and nowhere behind the chain."""
+        """Make random numbers (dropout) differ between processes; afterwards they agree again."""
         seed = int(torch.randint(1 << 31, ()))  # the same on every process
         with torch.random.fork_rng([h.device] if h.is_cuda else []):
             torch.manual_seed(seed + self.ranks.rank)

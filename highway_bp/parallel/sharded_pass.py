@@ -1,4 +1,4 @@
-"""The backward pass of a sharded chain: every process solves the same system, each its part."""
+"""The backward pass of a sharded chain: every process solves its part of one system."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def through_ranks(
     params: Sequence[Tensor],
     every: bool,
 ) -> list[Tensor]:
-    """`ShardedChain.outputs`, with gradients for h, tensors among the arguments and ``params``."""
+    """Run the chain; its outputs give gradients to h, tensors among the arguments and params."""
     flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=is_no_container)
     wanted = {id(t): t for t in flat if isinstance(t, Tensor) and t.requires_grad}
     with keep_buffers():
@@ -37,8 +37,8 @@ def through_ranks(
 
 
 class _ShardedPass(torch.autograd.Function):
-    """Forward: this process's layers, on a graph of their own. Backward: the method's solution,
-    then one pass for all parameter gradients w_i df_i/dtheta_i."""
+    """Forward: runs this process's layers, with a local graph. Backward: solves by the method, then
+    computes all parameter gradients w_i df_i/dtheta_i in one pass."""
 
     @staticmethod
     def forward(ctx, chain, arguments, every, h, *leaves):

@@ -1,8 +1,8 @@
 """The linear system of layers on several ranks, as gradient methods see it (`LinearSystem`).
 
-Rank r holds layers between the states r and r + 1 of the groups: their block, their carry, and the
-gradient w_{r+1} of its output; rank 0 holds w_0 as well. All ranks solve at once, by the same
-method, which knows nothing of them.
+Rank r holds the layers between states r and r + 1, as one group: their block, their carry, and the
+gradient w_{r+1} of their output; rank 0 also holds w_0. All ranks solve at once, by the same
+method, which knows nothing about ranks.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from highway_bp.segment import Cotangents, Segment
 if TYPE_CHECKING:
     from highway_bp.parallel.sharded_chain import ShardedChain
 
-GATHER_BELOW = 1 << 20  # bytes of one state: larger ones are moved less by doubling
+GATHER_BELOW = 1 << 20  # bytes of one state; for larger ones, doubling moves less data
 
 
 class CarryKind(IntEnum):
-    """What a carry asks of the scan across ranks; the largest of all ranks counts."""
+    """What kind of scan across ranks a carry allows; the largest kind of all ranks counts."""
 
     IDENTITY = 0
     ELEMENTWISE = 1
@@ -39,10 +39,10 @@ class CarryKind(IntEnum):
 
 
 class ShardedSystem:
-    """One rank's part. Of w_0 .. w_P, the states that it does not hold are None.
+    """One rank's part. In w_0 .. w_P, the states that this rank does not hold are None.
 
     Args:
-        segments: the rank's layers on one micro-batch after the other.
+        segments: the rank's layers, one segment per micro-batch.
         b: cotangents of the states of the rank's layers, None where no loss arrives.
         inside: the ranks with a loss on a state between their layers.
     """
@@ -57,8 +57,8 @@ class ShardedSystem:
         self._chain, self._ranks, self._rank = chain, chain.ranks, chain.ranks.rank
         self.length, self.segments = chain.ranks.size, segments
         self._sizes = [len(s.h_in) if s.h_in.ndim else 1 for s in segments]
-        self._like = joined([s.h_out.detach() for s in segments])  # the state as a whole
-        self._wanted = segments[0].wanted  # on all ranks but perhaps the first
+        self._like = joined([s.h_out.detach() for s in segments])  # the state of the whole batch
+        self._wanted = segments[0].wanted  # true on all ranks but perhaps the first
         nothing = [()] * len(b)
         self.b_segments = [
             Cotangents(list(parts), nothing) for parts in zip(*map(self._parts, b), strict=True)
@@ -79,7 +79,7 @@ class ShardedSystem:
         return [w_i if v_i is None else b_i + v_i for w_i, v_i, b_i in triples]
 
     def leap(self, w: States, n: int, states: range) -> States:
-        """Steps of n groups (`mgrit.GridSystem`): n messages, the first n - 1 along carries."""
+        """Steps of n groups (`mgrit.GridSystem`): n messages, the first n - 1 by carries alone."""
         for j in reversed(range(1, n)):
             senders = range(states.start + j, states.stop + j, states.step)
             v = self._down(w, 0, 1, senders)
@@ -88,11 +88,11 @@ class ShardedSystem:
         return [v[i] for i in states]
 
     def scan(self, v: States, gamma: Gamma, states: range) -> States:
-        n, ranks, u = states.stop - 1, self._ranks, v[self._rank + 1]  # state n + 1 is whole
+        n, ranks, u = states.stop - 1, self._ranks, v[self._rank + 1]  # state n + 1 is final
         shares = [1.0 - gamma_of(gamma, i) for i in range(self.length)]
         carried = partial(self._product, block=0, carry=shares[self._rank])
         scan = "sequential" if self._kind == CarryKind.OTHER else self._chain.scan
-        if scan == "auto":  # small messages wait, large ones take time to move
+        if scan == "auto":  # small messages cost latency, large ones bandwidth
             scan = "gathered" if u.numel() * u.element_size() < GATHER_BELOW else "doubling"
         if scan == "sequential":
             u = scans.sequential(ranks, u, carried, n)
@@ -111,7 +111,7 @@ class ShardedSystem:
         return self._parts(w[self._rank + 1])
 
     def _parts(self, v: Tensor | None) -> Sequence[Tensor | None]:
-        """Of every micro-batch its examples of a state."""
+        """Split a state into the examples of each micro-batch."""
         whole = v is None or len(self._sizes) == 1
         return [v] * len(self._sizes) if whole else v.split(self._sizes)
 
@@ -124,7 +124,7 @@ class ShardedSystem:
         return ratio(both)
 
     def smallest_blocks(self, auto: AutoGamma) -> list[float]:
-        """Every rank keeps those of all: so whose chain goes into a checkpoint does not matter."""
+        """Every rank stores the values of all ranks, so any rank can write the checkpoint."""
         return self._chain.gammas.values_for(
             auto, [str(share.start) for share in self._chain.shares], self._estimate
         )
@@ -138,7 +138,7 @@ class ShardedSystem:
         return self._ranks.everyone(mine)
 
     def _local_states(self, output: Tensor | None, chain_input: Tensor | None) -> States:
-        """w with the state behind this rank's layers and, on the first rank, w_0."""
+        """w_0 .. w_P with what this rank holds: the output's state and, on the first rank, w_0."""
         w: States = [None] * (self.length + 1)
         w[self._rank + 1] = output
         if self._ranks.is_first:
@@ -146,7 +146,7 @@ class ShardedSystem:
         return w
 
     def _through(self, u: Tensor, block: float, carry: float) -> Iterator[Tensor]:
-        """u (block J + carry K), of one micro-batch after the other."""
+        """Yield u (block J + carry K) for one micro-batch after the other."""
         for segment, u_m in zip(self.segments, self._parts(u), strict=True):
             v = segment.through(u_m, block, carry) if self._wanted else None
             yield _like_input(v, segment)
@@ -155,8 +155,8 @@ class ShardedSystem:
         return joined([*self._through(u, block, carry)])
 
     def _down(self, w: States, block: float, carry: float, senders: range) -> States:
-        """What has become of w on ``senders``: state i is computed on rank i, and goes to rank
-        i - 1, which holds it. A micro-batch is on its way while the next one is computed."""
+        """w (block J + carry K) from the ranks ``senders``: state i is computed on rank i and sent
+        to rank i - 1, which holds it. A micro-batch is sent while the next one is computed."""
         ranks, r, own, sent, arriving = self._ranks, self._rank, [], [], []
         if r + 1 in senders:
             arriving = [ranks.receive(segment.h_out, r + 1) for segment in self.segments]
@@ -172,7 +172,7 @@ class ShardedSystem:
 
     @cached_property
     def _kind(self) -> CarryKind:
-        """The largest among the carries of all ranks; found out by the chain's first scan."""
+        """The largest kind among the carries of all ranks; found by the chain's first scan."""
         chain = self._chain
         mine = max(map(_carry_kind, self.segments)) if self._wanted else CarryKind.IDENTITY
         if chain.kind is None:
@@ -195,13 +195,13 @@ class ShardedSystem:
 
 
 def _like_input(v: Tensor | None, segment: Segment) -> Tensor:
-    """A cotangent of the segment's input in its dtype, zeros for None."""
+    """v, a cotangent of the segment's input, in the dtype of that input; zeros for None."""
     h = segment.h_in
     return torch.zeros_like(h) if v is None else v.to(h.dtype)
 
 
 def _carry_kind(segment: Segment) -> CarryKind:
-    """Elementwise carries want one shape and dtype for all states."""
+    """Elementwise carries need one shape and dtype for all states."""
     K, h_in, h_out = segment.K, segment.h_in, segment.h_out
     if (h_in.shape, h_in.dtype) != (h_out.shape, h_out.dtype):
         return CarryKind.OTHER

@@ -40,7 +40,7 @@ class GRUCell:
     def forward(self, x, start, weights, ends) -> tuple[Tensor]:
         if x.is_cuda:
             return (_library_gru(x, start[0], weights),)
-        with torch.inference_mode():  # spares the kernel's many small steps a tenth of their time
+        with torch.inference_mode():  # saves a tenth of the time of the kernel's small steps
             h = _library_gru(x, start[0], weights)
         return (h.clone(),)
 
@@ -90,8 +90,8 @@ class GRUJacobian:
 
     Attributes:
         z: update gate (L, B, H).
-        slopes: with respect to r, z, m's inputs (L, B, 3, H), a = h W_hh^T + b_hh.
-        slope_n: with respect to x W_in + b_in (L, B, H); those of r and z are ``slopes``'.
+        slopes: dh'/da (L, B, 3, H) for a = h W_hh^T + b_hh, the inputs of r and z, and m.
+        slope_n: dh'/da (L, B, H) for a = x W_in + b_in; for the inputs of r and z see ``slopes``.
     """
 
     def __init__(self, rows: Rows):
@@ -105,7 +105,7 @@ class GRUJacobian:
         n = a_i[..., 2 * H :].addcmul_(r, m).tanh_()
         self.z, self.slope_n = z, 1 - z
         tanh_slope(self.slope_n, n, grad_input=self.slope_n)
-        self.slopes = slopes = a_h.unflatten(-1, (3, H))  # in the place of what is used up
+        self.slopes = slopes = a_h.unflatten(-1, (3, H))  # reuses the memory of a_h
         by_gate = self.slope_n * m
         sigmoid_slope(by_gate, r, grad_input=slopes[..., 0, :])
         sigmoid_slope(torch.sub(h, n, out=by_gate), z, grad_input=slopes[..., 1, :])
@@ -113,7 +113,7 @@ class GRUJacobian:
         self._W_hh = W_hh
 
     def through_gates(self, w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
-        """Write b + w J (n, B, H), J the Jacobian through the gates; out may lie over w."""
+        """Write b + w J (n, B, H) into out, which may overlap w; J goes through the gates."""
         a = torch.mul(w.unsqueeze(-2), self.slopes[steps], out=self._a[: len(w)])
         a = a.flatten(0, 1).flatten(1)
         if a.dtype == self._W_hh.dtype:
@@ -123,7 +123,7 @@ class GRUJacobian:
 
     @cached_property
     def _a(self) -> Tensor:
-        return torch.empty_like(self.slopes)  # once for all iterations
+        return torch.empty_like(self.slopes)  # one buffer for all iterations
 
     def diagonal(self) -> Tensor:
         """The diagonal of J (L, B, H)."""
@@ -133,7 +133,7 @@ class GRUJacobian:
 
 def _library_gru(x: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """h_1 .. h_L (L, B, H) by torch's own kernel (cuDNN on CUDA)."""
-    h_0 = h_0[None].contiguous()  # cuDNN asks for it
+    h_0 = h_0[None].contiguous()  # required by cuDNN
     h, _ = torch._VF.gru(x, h_0, weights, len(weights) == 4, 1, 0.0, True, False, False)
     return h
 
@@ -141,9 +141,9 @@ def _library_gru(x: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> Tensor:
 class GRU(MethodRNN, nn.GRU):
     """Drop-in for ``torch.nn.GRU``: same arguments, inputs, outputs and ``state_dict``.
 
-    The states of one layer and direction are a chain over time, L the sequence length; its carry
-    is the update gate (paper, Table 1). The forward pass is torch's own; with ``Backprop()`` so is
-    the backward pass.
+    The states of one layer and direction form a chain over time; L is the sequence length and the
+    carry is the update gate (paper, Table 1). The forward pass is torch's own. With ``Backprop()``,
+    the backward pass is torch's own, too.
 
         >>> rnn = hb.GRU(3, 5, method=hb.Highway(k=2))
         >>> output, h_n = rnn(torch.randn(7, 2, 3))  # (L, B, input_size)
@@ -160,7 +160,7 @@ class GRU(MethodRNN, nn.GRU):
 
     Raises:
         TypeError: ``method`` is not a gradient method.
-        ValueError: an unknown ``carry``.
+        ValueError: an unknown ``carry``, or a method whose gamma is to be estimated.
     """
 
     cells = {carry: GRUCell(carry) for carry in ("gate", "diagonal")}  # noqa: RUF012

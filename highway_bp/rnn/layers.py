@@ -14,15 +14,16 @@ from highway_bp.methods import Backprop, Method, check_fixed_gamma
 from highway_bp.rnn import lengths as by_length
 from highway_bp.rnn.steps import Cell, Steps, autocast
 
-CUDNN_WITH_BFLOAT16 = 91300  # recurrent layers of that dtype
-TILE_BYTES = 2**21  # of one state tensor (L, tile, H): its few companions then fit a CPU's cache
+CUDNN_WITH_BFLOAT16 = 91300  # first version with such recurrent layers
+TILE_BYTES = 2**21  # of one state tensor (L, tile, H); the tensors in use then fit a CPU's cache
 States = Tensor | tuple[Tensor, ...]
 
 
 class MethodRNN(HasMethod, nn.RNNBase):
     """A recurrent network of torch whose backward pass is solved by a gradient method.
 
-    Subclasses come before their ``torch.nn`` class and give the cell of their carry.
+    Subclasses inherit from this class first, then from their ``torch.nn`` class. They set ``cells``
+    (the cell for each value of ``carry``) and ``n_states`` (the number of states per layer).
     """
 
     cells: dict[str, Cell]
@@ -33,7 +34,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
             raise ValueError(f"carry={carry!r}; expected one of {', '.join(self.cells)}")
         self.carry = carry
         self.length = 0  # steps of the last input
-        self.iterations: list[int] = []  # of every layer, direction and tile of the batch
+        self.iterations: list[int] = []  # for every layer, direction and tile of the batch
         self.method = Backprop() if method is None else method
 
     def check_method(self, method: Method) -> None:
@@ -58,22 +59,22 @@ class MethodRNN(HasMethod, nn.RNNBase):
 
         Args:
             input: (L, B, I), (B, L, I) with ``batch_first``, (L, I), or a packed sequence.
-            hx: the first state (layers * directions, B, H), for an LSTM the two (h_0, c_0).
+            hx: the initial state (layers * directions, B, H); for an LSTM the pair (h_0, c_0).
             lengths: whole numbers (B,), the steps of each sequence of a padded input, in any
-                order. Later outputs are zero; the last state of a sequence is that at its end.
+                order. Outputs after a sequence's end are zero; its last state is that at its end.
 
         Returns:
             The outputs (L, B, directions * H), in the form of the input, and the last state, in
             the form of hx.
 
         Raises:
-            TypeError, ValueError, RuntimeError: what ``torch.nn`` raises for inputs that do not
-                fit; lengths that are not whole numbers from 1 to L, one for each sequence; within
-                a transform of ``torch.func``, with a method other than ``Backprop()``.
+            TypeError, ValueError, RuntimeError: inputs do not fit (as in ``torch.nn``); lengths
+                are not whole numbers from 1 to L, one for each sequence; the call is within a
+                transform of ``torch.func``, with a method other than ``Backprop()``.
         """
         packed = isinstance(input, PackedSequence)
         if not packed and input.dim() not in (2, 3):
-            return self._library(input, hx)  # torch says what is wrong
+            return self._library(input, hx)  # torch raises the error
         time = 1 if self.batch_first and not packed and input.dim() == 3 else 0
         self.length = len(input.batch_sizes) if packed else input.shape[time]
         if lengths is not None:
@@ -95,7 +96,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
         return output.squeeze(1), self._given([s.squeeze(1) for s in states])
 
     def _padded(self, input, hx, lengths: Tensor | Sequence[int]):
-        """A padded input as a packed one; one tensor of lengths goes to the CPU."""
+        """Run a padded input as a packed one; the tensor of lengths is copied to the CPU."""
         if isinstance(input, PackedSequence) or input.dim() != 3:
             raise ValueError("lengths are given; expected a padded input of 3 dimensions with them")
         L, batch = self.length, 0 if self.batch_first else 1
@@ -106,8 +107,8 @@ class MethodRNN(HasMethod, nn.RNNBase):
         return output.index_select(batch, back), states
 
     def _library(self, input, hx):
-        """``torch.nn``'s forward pass; under autocast on CUDA in the dtype that methods work in,
-        as torch's own wrapper of cuDNN knows float16 alone."""
+        """Run ``torch.nn``'s forward pass. Under autocast on CUDA, it uses the gradient
+        methods' dtype: torch's own autocast wrapper of cuDNN supports float16 only."""
         dtype = self._autocast_dtype(input.data.device)
         if dtype is None:
             return super().forward(input, hx)
@@ -121,7 +122,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
             self._flat_weights = weights
 
     def _autocast_dtype(self, device: torch.device) -> torch.dtype | None:
-        """That of the autocast region on CUDA, float32 where cuDNN lacks it; None outside one."""
+        """The autocast region's dtype on CUDA, float32 if cuDNN lacks it; None outside a region."""
         if device.type != "cuda" or not torch.is_autocast_enabled("cuda"):
             return None
         dtype = torch.get_autocast_dtype("cuda")
@@ -129,7 +130,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
         return dtype if has_it else torch.float32
 
     def _packed(self, input: PackedSequence, hx):
-        """As in torch, rows go in the order of their lengths, and no indices to the CPU."""
+        """As in torch, rows are sorted by length, and no indices are copied to the CPU."""
         data, sizes, order, back = input
         x, lengths = pad_packed_sequence(PackedSequence(data, sizes))
         start = self._start(x, hx)
@@ -151,7 +152,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
         return self._listed(hx)
 
     def _fits(self, hx: States | None, dims: int) -> bool:
-        """Whether number and dimensions of the states are right; if not, torch says so."""
+        """Whether number and dimensions of the states are right; if not, torch raises the error."""
         given = [] if hx is None else self._listed(hx)
         return len(given) in (0, self.n_states) and all(s.dim() == dims for s in given)
 
@@ -164,7 +165,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
     def _layers(self, x: Tensor, start: list[Tensor], lengths: Tensor | None):
         """Output (L, B, D * H) and last states (D * num_layers, B, H) of all layers."""
         if lengths is not None:
-            lengths = lengths.to(x.device, non_blocking=True)  # x is 0 behind them
+            lengths = lengths.to(x.device, non_blocking=True)  # x is 0 after each end
         dtype = self._autocast_dtype(x.device)
         if dtype is not None:
             x, start = x.to(dtype), [s.to(dtype) for s in start]
@@ -186,7 +187,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
 
     @torch.compiler.disable  # as the compiler does with torch's own recurrent layers
     def _direction(self, method: Method, x, start, suffix: str, lengths: Tensor | None):
-        """Outputs (L, B, H), whatever they are behind the ends, and last states (B, H)."""
+        """Outputs (L, B, H), arbitrary after a sequence's end, and last states (B, H)."""
         dtype = self._autocast_dtype(x.device)
         names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]
         weights = [getattr(self, name + suffix) for name in names]
@@ -199,7 +200,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
         with autocast(x.device, enabled=False if x.is_cuda else None):
             found = Steps.apply(cell, method, tile, ends, self.n_states, x, *start, *weights)
         h, *states = found if isinstance(found, tuple) else (found,)
-        if lengths is not None:  # what torch gives for packed sequences under autocast on the CPU
+        if lengths is not None:  # torch's dtype of packed sequences under autocast on the CPU
             dtype = torch.promote_types(h.dtype, start[0].dtype)
             h, states = h.to(dtype), [s.to(dtype) for s in states]
         return h, (by_length.last(h, lengths), *states)

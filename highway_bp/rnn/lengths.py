@@ -29,7 +29,7 @@ def check_lengths(lengths: Tensor | Sequence[int], L: int, B: int) -> Tensor:
 
 
 def reverse(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """x (L, B, F) with the first ``lengths`` steps of each row in reverse; its own inverse."""
+    """x (L, B, F) with the first ``lengths`` steps of each row reversed; its own inverse."""
     if lengths is None:
         return x.flip(0)
     t = torch.arange(len(x), device=x.device)[:, None]  # (L, 1)

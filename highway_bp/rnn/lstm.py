@@ -5,11 +5,11 @@ Its step, differentiated over all time steps at once:
     i, f, o = sigmoid(a)      g = tanh(a)      a = x W_i + b_i + h W_h + b_h for each
     c' = f c + i g            h' = o tanh(c')
 
-Its state is (c, h), cotangents (w_c, w_h). The carry is the forget gate on the cell state (paper,
-Table 1). Read literally, a loss on h' goes through a block before it reaches c. Here it reaches c'
-in its own step: the chain's cotangents are (w_c + w_h q, w_h) with q = o (1 - tanh(c')^2) the
-derivative of h' in c'. This is a change of coordinates: in it diag(f) is the *whole* path from c to
-c' and h', and the block is what goes through the gates.
+The state is (c, h), with cotangents (w_c, w_h). The carry is the forget gate on the cell state
+(paper, Table 1). Read literally, Table 1 sends a loss on h' through a block before it reaches c.
+By default the loss reaches c' in its own step: the chain's cotangents are (w_c + w_h q, w_h), where
+q = o (1 - tanh(c')^2) is the derivative of h' in c'. This is a change of coordinates, in which
+diag(f) is the *whole* path from c to c' and h', and the block is the path through the gates.
 """
 
 from __future__ import annotations
@@ -74,16 +74,16 @@ class LSTMCell:
 class LSTMJacobian:
     """The step's Jacobian at all times, split into block and carry.
 
-    In the coordinates (c, h - q c) cotangents are (w_c + w_h q, w_h), with "literal" they stay
-    (w_c, w_h) and q below is 0. K is diag(f) on the first half; with "diagonal" it is the whole
-    diagonal in these coordinates.
+    In the coordinates (c, h - q c) the cotangents are (w_c + w_h q, w_h). With "literal" they stay
+    (w_c, w_h), and q below is 0. K is diag(f) on the first half of the state; with "diagonal", K is
+    the Jacobian's whole diagonal in these coordinates.
 
     Attributes:
         K: the carry (L, B, H), or (L, B, 2H) with "diagonal".
-        bounded: |K| <= 1.
-        q: dh'/dc' = o (1 - tanh(c')^2), and q_before that of the step before, 0 at the first.
+        bounded: whether |K| <= 1.
+        q: dh'/dc' = o (1 - tanh(c')^2); q_before is q of the step before, 0 at the first step.
         c_before: c_0 .. c_{L-1} (L, B, H).
-        slopes: of c' in the inputs of i, f, g, and of h' at fixed c' in that of o (L, B, 4, H).
+        slopes: dc'/da (L, B, 4, H) for the inputs a of i, f, g; dh'/da at fixed c' for that of o.
     """
 
     def __init__(self, rows: Rows, carry: str):
@@ -105,11 +105,11 @@ class LSTMJacobian:
             W = torch.stack([W.diagonal() for W in self._W_hh.chunk(4)])  # (4, H)
             by_gate = slopes * W
             by_c = by_gate[..., :3, :].sum(-2) * self.q_before
-            self._own = torch.cat([by_c, by_gate[..., 3, :]], -1)  # the part within J
+            self._own = torch.cat([by_c, by_gate[..., 3, :]], -1)  # K's share of the gates' path
             self.K = torch.cat([f + by_c, by_gate[..., 3, :]], -1)
 
     def cotangents(self, rows: Rows) -> Tensor:
-        """b_1 .. b_L (L, B, 2H): of the outputs, and of each row's last cell state."""
+        """b_1 .. b_L (L, B, 2H), from losses on the outputs and on each row's last cell state."""
         b_h, b_c = rows.b[0].to(self.K.dtype), rows.b[1]
         b = torch.cat([b_h * self.q, b_h], -1)
         B, H = b_c.shape
@@ -118,14 +118,14 @@ class LSTMJacobian:
         return b
 
     def whole(self, w: Tensor, steps: slice = EVERY) -> tuple[Tensor, Tensor]:
-        """Cotangents of c', all of its ways included, and of h'."""
+        """Cotangents of c', its path through h' included, and of h'."""
         w_c, w_h = w.chunk(2, -1)
         if self._literal_q is not None:
             w_c = torch.addcmul(w_c, w_h, self._literal_q[steps])
         return w_c, w_h
 
     def gate_cotangents(self, c: Tensor, h: Tensor, steps: slice = EVERY) -> Tensor:
-        """Of the gates' inputs (n, B, 4H), from those of `whole`."""
+        """Cotangents of the gates' inputs (n, B, 4H), from the two that `whole` returns."""
         slopes = self.slopes[steps]
         a = slopes.new_empty(slopes.shape)
         torch.mul(c.unsqueeze(-2), slopes[..., :3, :], out=a[..., :3, :])
@@ -133,11 +133,11 @@ class LSTMJacobian:
         return a.flatten(-2)
 
     def vjp(self, w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
-        """Write b + w J (n, B, 2H); out may lie over w."""
+        """Write b + w J (n, B, 2H) into out, which may overlap w."""
         if self._own is not None:
             b = torch.addcmul(b, w, self._own[steps], value=-1)
         b_c, b_h = b.chunk(2, -1)
-        if self._literal_q is not None:  # from h' to c is no carry
+        if self._literal_q is not None:  # the path from h' to c is in the block
             b_c = b_c + w.chunk(2, -1)[1] * self._literal_q[steps] * self.K[steps]
         a = self.gate_cotangents(*self.whole(w, steps), steps)
         v_h = (a.to(self._W_hh.dtype) @ self._W_hh).to(w.dtype)
@@ -173,7 +173,7 @@ def _activations(x: Tensor, before: Tensor, weights: Sequence[Tensor]) -> list[T
 
 
 def cell_states(i: Tensor, f: Tensor, g: Tensor, c_0: Tensor) -> Tensor:
-    """c_0 .. c_L (L + 1, B, H): the library's forward pass keeps the last one alone."""
+    """Recompute c_0 .. c_L (L + 1, B, H): torch's kernel returns the last one only."""
     blocks, size = in_blocks(L := len(i))
     c = i.new_zeros(blocks * size, *c_0.shape)
     torch.mul(i.flip(0), g.flip(0), out=c[:L])
@@ -185,7 +185,7 @@ def _library_lstm(
     x: Tensor, h_0: Tensor, c_0: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h_1 .. h_L (L, B, H), h_L and c_L (B, H) by torch's own kernel (cuDNN on CUDA)."""
-    start = h_0[None].contiguous(), c_0[None].contiguous()  # cuDNN asks for it
+    start = h_0[None].contiguous(), c_0[None].contiguous()  # required by cuDNN
     h, h_n, c_n = torch._VF.lstm(x, start, weights, len(weights) == 4, 1, 0.0, True, False, False)
     return h, h_n[0], c_n[0]
 
@@ -193,21 +193,22 @@ def _library_lstm(
 class LSTM(MethodRNN, nn.LSTM):
     """Drop-in for ``torch.nn.LSTM``: same arguments, inputs, outputs and ``state_dict``.
 
-    The states of one layer and direction are a chain over time, L the sequence length; its carry
-    is the forget gate on the cell state (paper, Table 1). The forward pass is torch's own; with
-    ``Backprop()`` so is the backward pass.
+    The states of one layer and direction form a chain over time; L is the sequence length and the
+    carry is the forget gate on the cell state (paper, Table 1). The forward pass is torch's own.
+    With ``Backprop()``, the backward pass is torch's own, too.
 
     Args:
         input_size, hidden_size, ..., dtype: those of ``nn.LSTM``.
         method: see `GRU`.
         carry: "gate": a loss on h_t reaches c_t in its own step and then follows the forget
-            gate; "literal": Table 1 to the letter, where a loss needs one block to reach c_t;
+            gate; "literal": Table 1 as printed, where a loss needs one block to reach c_t;
             "diagonal": the diagonal of the whole step's Jacobian.
 
     Raises:
         TypeError: ``method`` is not a gradient method.
-        ValueError: an unknown ``carry``; ``proj_size`` with a method other than ``Backprop()``;
-            ``lengths`` or a packed input together with windows of more than one step.
+        ValueError: an unknown ``carry``; a method whose gamma is to be estimated; ``proj_size``
+            with a method other than ``Backprop()``. A call of the LSTM raises it for ``lengths`` or
+            a packed input together with windows of more than one step.
     """
 
     cells = {carry: LSTMCell(carry) for carry in CARRIES}  # noqa: RUF012

@@ -1,4 +1,4 @@
-"""`Recurrent`: a user's own cell over time, its backward pass solved by a gradient method."""
+"""`Recurrent`: a user's own cell over time, with its backward pass solved by a gradient method."""
 
 from __future__ import annotations
 
@@ -27,17 +27,18 @@ class Recurrent(HasMethod, nn.Module):
     refused, except with ``Backprop()``.
 
     Args:
-        cell: module ``cell(x_t, state) -> state``; x_t is (B, I), a state a tensor (B, S) or a
-            tuple of such. Two methods are optional: ``initial_state(B)`` is used when no state is
-            given; ``output(state)`` is returned instead of the states, and a loss on an output then
-            reaches all parts of its state in their own step.
-        carry: ``carry(x, before, after)``: the diagonal of the residual path's Jacobian
-            ds_t/ds_{t-1} for x_t, s_{t-1}, s_t, in the form of a state; None for a part without
-            carry. By default the cell's own method ``carry``.
+        cell: module ``cell(x_t, state) -> state``; x_t is (B, I), a state is a tensor (B, S) or a
+            tuple of such tensors. Two methods are optional: ``initial_state(B)`` is used when no
+            state is given; ``output(state)`` is returned instead of the states, and a loss on an
+            output then reaches all parts of its state in their own step.
+        carry: ``carry(x, before, after)`` returns the diagonal of the residual path's Jacobian
+            ds_t/ds_{t-1} for x_t, s_{t-1}, s_t, in the form of a state, with None for a part
+            without carry. Default: the cell's own method ``carry``.
         method: see `GRU`.
 
     Raises:
         TypeError: ``method`` is not a gradient method, or there is no carry.
+        ValueError: a method whose gamma is to be estimated.
     """
 
     def __init__(
@@ -71,8 +72,8 @@ class Recurrent(HasMethod, nn.Module):
         Raises:
             ValueError: x is not (L, B, I) with L >= 1; a state or carry of the wrong shape.
             TypeError: no state is given and the cell has no ``initial_state``.
-            RuntimeError: the cell draws random numbers; within a transform of ``torch.func``. Its
-                backward pass: it mixes rows, or uses other tensors that need a gradient.
+            RuntimeError: the cell draws random numbers; the call is in a ``torch.func`` transform;
+                in the backward pass, the cell mixes rows or uses other tensors that need gradients.
         """
         if x.dim() != 3 or len(x) == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected (L, B, I) with L >= 1")
@@ -123,7 +124,7 @@ class _Layout:
 
 
 class _RowsOfSteps:
-    """A user's cell in one forward pass, as `steps.Cell`; states (L, B, S) as `_Layout` has it."""
+    """A user's cell as a `steps.Cell`, for one forward pass; states (L, B, S) as in `_Layout`."""
 
     def __init__(self, cell: nn.Module, carry: Callable, layout: _Layout, device: torch.device):
         self.cell, self.carry, self.layout = cell, carry, layout
@@ -160,8 +161,8 @@ class _RowsOfSteps:
         return grad_x, [w_0], by_weight
 
     def _check(self, inside: Tensor, end: Tensor, known: list[Tensor]) -> None:
-        """Refuse what would make the gradient wrong: run once more, the cell does something else,
-        or a gradient would be lost."""
+        """Raise RuntimeError if the gradient would be wrong: the cell gives other states when run
+        again, or uses a tensor whose gradient would be lost."""
         now = inside[-1].detach()
         eps = torch.finfo(torch.bfloat16 if self.is_mixed else now.dtype).eps
         if torch.dist(now, end) > eps**0.5 * torch.linalg.vector_norm(end):

@@ -1,8 +1,8 @@
 """The diagonal scan as one Triton kernel, for CUDA: u_i = v_i + scale u_{i+1} K_i (CumSumProd).
 
-Its naive twin is `time_system.DiagonalScan`, which takes about 2 sqrt(L) kernels and keeps the
-products of K. Each program has some lanes (a row of the batch, an element of the state) and walks
-them from the last step to the first, a chunk of steps at a time by an associative scan.
+`scan.DiagonalScan` computes the same without Triton; it takes about 2 sqrt(L) kernels and keeps the
+products of K. Here each program has some lanes; a lane is one element of the state in one row of
+the batch. A program goes from the last step to the first, in chunks, by an associative scan.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LANES, WARPS = 32, 4  # of a program
-LONG = 512  # steps from which on a program takes 128 at a time, before 64
+LANES, WARPS = 32, 4  # per program
+LONG = 512  # from so many steps on, a chunk has 128 steps, otherwise 64
 
 
 @triton.jit
 def _after(k_1, u_1, k_2, u_2):
-    """u -> u_1 + k_1 u, then u -> u_2 + k_2 u."""
+    """The map u -> u_1 + k_1 u, followed by u -> u_2 + k_2 u."""
     return k_1 * k_2, u_1 * k_2 + u_2
 
 
@@ -59,13 +59,13 @@ def _scan(
 def scan_(v: Tensor, K: Tensor, scale: float = 1.0) -> Tensor:
     """Scan v_0 .. v_n (n + 1, B, S) in place by diagonals K_0 .. K_{n-1} (n, B, C), C <= S.
 
-    K carries the first C elements of a state; the others stay as they are. Elements of a row lie
-    side by side (stride 1) in both; steps and rows may lie anywhere. Their dtypes may differ; sums
-    are float64 where v is, else float32. Returns v.
+    K carries the first C elements of a state; the others stay as they are. In v and K, the elements
+    of a row must have stride 1; steps and rows may have any stride. The dtypes of v and K may
+    differ; sums are float64 if v is, else float32. Returns v.
     """
     n, B, C = K.shape
     sums = tl.float32
-    if v.dtype == torch.float64:  # a kernel's plain numbers, scale among them, are float32
+    if v.dtype == torch.float64:  # number arguments of a kernel, such as scale, are float32
         K, scale, sums = K * scale, 1.0, tl.float64
     strides, steps = (*v.stride()[:2], *K.stride()[:2]), 128 if n >= LONG else 64
     grid = (triton.cdiv(B * C, LANES),)

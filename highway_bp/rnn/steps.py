@@ -17,16 +17,16 @@ from highway_bp.methods import Method
 
 @dataclass
 class Rows:
-    """Some rows of the batch, as the forward pass left them.
+    """Some rows of the batch, with all that a cell needs for their gradients.
 
     Attributes:
         x: inputs (L, B, I).
         start: initial states, (B, H) each.
         states: the first initial state, then the outputs (L + 1, B, H).
-        b: cotangents of the outputs (L, B, H) and of the cell's own last states (B, H) each.
+        b: cotangents of what `Cell.forward` returned: outputs (L, B, H), last states (B, H) each.
         weights: of the layer and direction, in ``torch.nn``'s order.
         ends: the last step of each row (B,), None when all rows have L steps.
-        wants_x, wants_start: whether anybody asks for those gradients.
+        wants_x, wants_start: whether the gradients of x and of the initial states are wanted.
     """
 
     x: Tensor
@@ -47,7 +47,7 @@ class Rows:
         return self._each(lambda t: t.narrow(-2, first, size).contiguous(), first, size)
 
     def in_dtype_of_weights(self) -> Rows:
-        """Under autocast on the CPU, x and states may have another one."""
+        """Convert to the weights' dtype: under autocast on the CPU, x and states may differ."""
         return self._each(lambda t: t.to(self.weights[0].dtype))
 
     def _each(self, f, *cut: int) -> Rows:
@@ -66,23 +66,23 @@ Gradients = tuple[Tensor | None, Sequence[Tensor], Sequence[Tensor | None]]
 
 
 class Cell(Protocol):
-    """What `Steps` needs of a cell: its forward pass, and the way back."""
+    """What `Steps` needs of a cell: its forward pass and its gradients."""
 
     def forward(
         self, x: Tensor, start: Sequence[Tensor], weights: Sequence[Tensor], ends: Tensor | None
     ) -> tuple[Tensor, ...]:
-        """Outputs (L, B, H), then the last states that are no output (B, H) each."""
+        """Return the outputs (L, B, H), then the last states that are no output, (B, H) each."""
 
     def gradients(self, method: Method, rows: Rows, size: int) -> Gradients:
-        """Windows of ``size`` steps as layers; single steps in closed form, where there is one."""
+        """Gradients with windows of ``size`` steps as layers; size 1 may use a closed form."""
 
 
 class Steps(torch.autograd.Function):
     """Outputs and last states of ``cell``; the gradients are solved by ``method``.
 
     Called with (cell, method, tile, ends, number of initial states, x, *initial states,
-    *weights); ``tile`` rows of the batch are differentiated at a time. The outputs are the
-    user's, to be written into: what the way back needs of them is a copy.
+    *weights); ``tile`` rows of the batch are differentiated at a time. The user may write into
+    the outputs: the backward pass uses a copy of them.
     """
 
     @staticmethod
@@ -124,12 +124,12 @@ tanh_slope = torch.ops.aten.tanh_backward
 
 
 def dtype_of_sums(x: Tensor) -> torch.dtype:
-    """float32 for the half precisions: slopes and scans keep it, products take x's dtype."""
+    """float32 if x has half precision, else x's dtype; for slopes and scans, not for products."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def weight_gradients(a: Tensor, x: Tensor, biased: bool) -> list[Tensor]:
-    """Gradients of W (G, I), and of the bias (G,), of x W^T + bias with cotangents a (L, B, G)."""
+    """Gradients of W (G, I) and bias (G,) in x W^T + bias, which has cotangents a (L, B, G)."""
     W = a.flatten(0, 1).to(x.dtype).T @ x.flatten(0, 1)
     return [W, a.sum((0, 1))] if biased else [W]
 
@@ -139,8 +139,8 @@ def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
 
 
 def autocast(device: torch.device, enabled: bool | None = None) -> AbstractContextManager:
-    """The device's autocast region as it is now, or switched; without a cache of weights, which
-    a pass without a graph would fill with weights without one. Nothing where there is none."""
+    """The device's autocast region as it is now, or as ``enabled`` says; nothing on devices without
+    autocast. Weights are not cached: a pass without a graph would cache weights without a graph."""
     kind = device.type
     if not torch.amp.is_autocast_available(kind):
         return contextlib.nullcontext()

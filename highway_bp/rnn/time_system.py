@@ -15,12 +15,12 @@ from highway_bp.mgrit import rows
 from highway_bp.scan import DiagonalScan, in_blocks
 
 SAMPLE = 64  # states whose change is measured
-EVERY = slice(None)  # step
-KERNEL = "HIGHWAY_BP_SCAN_KERNEL"  # 0: no kernel of Triton on CUDA
+EVERY = slice(None)  # all steps
+KERNEL = "HIGHWAY_BP_SCAN_KERNEL"  # environment variable; 0: no Triton kernel on CUDA
 
 
 def scan_of(K: Tensor, scale: float, bounded: bool) -> Callable[[Tensor], Tensor]:
-    """One kernel of Triton, where there is one and no product of carries can overflow; else
+    """Return a scan: one Triton kernel if there is one and no product of carries can overflow, else
     `DiagonalScan`."""
     if not (has_kernel(K) and (bounded or (K.abs() <= 1).all())):
         return DiagonalScan(K, scale, bounded)
@@ -34,27 +34,27 @@ def scan_of(K: Tensor, scale: float, bounded: bool) -> Callable[[Tensor], Tensor
 
 
 def has_kernel(K: Tensor) -> bool:
-    """On CUDA, if Triton is installed and the environment allows it."""
+    """Whether the Triton kernel is used: on CUDA, if Triton is installed and `KERNEL` is not 0."""
     return K.is_cuda and os.environ.get(KERNEL) != "0" and find_spec("triton") is not None
 
 
 class TimeSystem:
     """States s_0 .. s_L of a cell with diagonal carry; methods see one padded tensor.
 
-    Every call works on all states, or on the first alone: those of ``states`` that are left out
-    are exact, so they come out the same, and no slices have to be copied.
+    Every call works on all states, or on the first alone. States outside ``states`` are exact
+    already: they come out the same, and no slices have to be copied.
 
     Args:
         b: cotangents from the losses on s_1 .. s_L (L, B, S).
-        K: gives the carry's diagonals (L, B, C) when they are first needed; they carry the first
-            C elements of a state, the others go through the block alone.
-        vjp: ``vjp(w, b, out, steps)`` with w (L, B, S), the cotangents of s_1 .. s_L, writes
-            b + w J into out, those of s_0 .. s_{L-1}; out may lie over w, one state before. All
-            three hold the rows of ``steps``, a slice of the L steps, alone.
+        K: ``K()`` returns the carry's diagonals (L, B, C); called when they are first needed. They
+            carry the first C elements of a state; the others go through the block alone.
+        vjp: ``vjp(w, b, out, steps)`` writes b + w J into out. w (L, B, S) are the cotangents of
+            s_1 .. s_L, out those of s_0 .. s_{L-1}; out may overlap w, shifted by one state. All
+            three hold only the rows of ``steps``, a slice of the L steps.
         b_0: cotangent on s_0 (B, S); None for zero.
-        whole: vjp gives w (J + K), otherwise w J.
-        wants_start: whether anybody asks for w_0.
-        bounded: |K| <= 1, so that no product of carries overflows.
+        whole: whether vjp adds w (J + K) instead of w J.
+        wants_start: whether w_0 is wanted.
+        bounded: whether |K| <= 1, so that no product of carries overflows.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class TimeSystem:
             return w
         L = self.length
         out = w[:L] if states.stop > 1 else torch.empty_like(w[:L])
-        share = gamma - 1.0 if self._whole else gamma  # of w K, missing or too much
+        share = gamma - 1.0 if self._whole else gamma  # of w K, still to be added
         C = self._K.shape[-1] if share != 0.0 else 0
         carried = w[1 : L + 1, ..., :C] * self._K if C else None
         self._vjp(w[1 : L + 1], self._b_before, out, EVERY)
@@ -115,19 +115,19 @@ class TimeSystem:
     def relative_change(self, w: Tensor, old: Tensor) -> float:
         sample = w[:: self._stride]
         changed, whole = map(torch.linalg.vector_norm, (sample - old, sample))
-        changed, whole = torch.stack([changed, whole]).tolist()  # a GPU waits once
+        changed, whole = torch.stack([changed, whole]).tolist()  # one wait for a GPU
         return changed / whole if whole else 0.0
 
     def leap(self, w: Tensor, n: int, states: range) -> Tensor:
-        """Steps of n layers (`mgrit.GridSystem`), (len(states), B, S)."""
+        """Take steps of n layers (`mgrit.GridSystem`); returns (len(states), B, S)."""
         w, at = w[rows(states, ahead=n)], rows(states)
         if n > 1:
             w_C = w[..., : self._K.shape[-1]]
-            carried = torch.where(w_C == 0, 0, w_C * self._between(n, states))  # may overflow
+            carried = torch.where(w_C == 0, 0, w_C * self._between(n, states))  # no 0 * inf
             w = F.pad(carried, (0, w.shape[-1] - carried.shape[-1]))
         v = w.new_empty(w.shape)
         self._vjp(w, torch.zeros_like(v), v, at)
-        share = 1 - n if self._whole else 1  # of w K, missing or too much
+        share = 1 - n if self._whole else 1  # of w K, still to be added
         if share != 0:
             K = self._K[at]
             v.mul_(n)[..., : K.shape[-1]].addcmul_(w[..., : K.shape[-1]], K, value=share)
@@ -135,11 +135,11 @@ class TimeSystem:
 
     @property
     def _stride(self) -> int:
-        """One state in so many is compared: comparing all would cost as much as an iteration."""
+        """Every _stride-th state is compared: comparing all would cost as much as an iteration."""
         return max(1, self.length // SAMPLE)
 
     def _between(self, n: int, states: range) -> Tensor:
-        """K_{i+n} ... K_{i+2} for i in ``states``, which lie at L - n, L - 2n, ..."""
+        """K_{i+n} ... K_{i+2} for i in ``states``, some of L - n, L - 2n, ..."""
         if n not in self._products:
             K = self._K[self.length % n :].unflatten(0, (-1, n))
             self._products[n] = K[:, 1:].prod(1)

@@ -1,8 +1,8 @@
-"""Windows of consecutive steps as the layers of a recurrent chain, exact inside.
+"""Windows of consecutive steps as the layers of a recurrent chain; each is exact inside.
 
-The n windows of a sequence lie side by side as n * B rows of one call of the cell, so that its own
-backward pass gives all their vector-Jacobian products at once. With windows of one step it is the
-naive twin of the closed forms in `gru` and `lstm`.
+The n windows of a sequence are n * B rows of one call of the cell. So one backward pass of autograd
+gives all their vector-Jacobian products at once. With windows of one step this is the reference for
+the closed forms in `gru` and `lstm`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from highway_bp.rnn.time_system import EVERY, TimeSystem
 
 @dataclass
 class Windows:
-    """A cell's sequence cut into n windows of ``size`` steps, the last one maybe shorter.
+    """A cell's sequence cut into n windows of ``size`` steps; the last one may be shorter.
 
     Attributes:
         size: steps of a window.
         starts: the states at the windows' starts (n, B, S).
         b_ends: cotangents on the states at the windows' ends (n, B, S).
-        K: gives the windows' carries (n, B, C).
-        run: ``run(x, start, windows)`` with x (size, m * B, I) and start (m * B, S), m windows
-            side by side, gives outputs (size, m * B, H) and end states (m * B, S).
+        K: ``K()`` returns the windows' carries (n, B, C).
+        run: ``run(x, start, where)`` takes x (size, m * B, I) and start (m * B, S) of the m windows
+            ``where``; returns outputs (size, m * B, H) and end states (m * B, S).
         leaves: the weights that ``run`` uses.
-        bounded: |K| <= 1.
+        bounded: whether |K| <= 1.
     """
 
     size: int
@@ -45,7 +45,7 @@ class Windows:
 def window_gradients(
     method: Method, windows: Windows, rows: Rows
 ) -> tuple[Tensor | None, Tensor, list[Tensor | None]]:
-    """Gradients of x (L, B, I), w_0 of the initial state (B, S), and of the windows' leaves."""
+    """Return the gradients of x (L, B, I), the initial state (B, S) and the windows' leaves."""
     runs = _runs(windows, rows)
     inner = torch.cat([run.inner() for run in runs])  # (n, B, S)
     b_states = windows.b_ends.clone()
@@ -53,7 +53,7 @@ def window_gradients(
 
     def vjp(w: Tensor, b: Tensor, out: Tensor, at: slice) -> None:
         every = w
-        if at != EVERY:  # a graph has no parts: the other windows get zeros
+        if at != EVERY:  # the graph is for all windows: the others get zeros
             every = w.new_zeros(len(inner), *w.shape[1:])
             every[at] = w
         torch.add(b, torch.cat([run.through(every[run.where]) for run in runs])[at], out=out)
@@ -84,8 +84,8 @@ def window_gradients(
 def _gradients(
     pairs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor], retain: bool = True
 ) -> list[Tensor | None]:
-    """Of outputs with these cotangents; None for an input that no output depends on."""
-    known = [(out, c) for out, c in pairs if out.requires_grad]  # a cell may end in constants
+    """Gradients of inputs, from (output, cotangent) pairs; None if no output depends on it."""
+    known = [(out, c) for out, c in pairs if out.requires_grad]  # others are constant
     if not known or not inputs:
         return [None] * len(inputs)
     outputs, cotangents = zip(*known, strict=True)
@@ -99,10 +99,8 @@ def at_ends(t: Tensor, size: int) -> Tensor:
 
 
 def products(K: Tensor, size: int) -> Tensor:
-    """The windows' carries (n, B, C) from those of the steps (L, B, C).
-
-    Any carry is right at k = L: where a product overflows it is 0, and the block has it all.
-    """
+    """The windows' carries (n, B, C) from those of the steps (L, B, C). A product that overflows is
+    set to 0: with any carry, the gradient at k = L is exact."""
     found = torch.stack([window.prod(0) for window in K.split(size)])
     known = torch.stack([window.isfinite().all(0) for window in K.split(size)])
     return found.masked_fill(known & ~found.isfinite(), 0.0)
@@ -119,14 +117,14 @@ class _Run:
         self.start = starts.flatten(0, 1).detach().requires_grad_()
         with torch.enable_grad():
             outputs, self.end = windows.run(self.x, self.start, where)
-            self.outputs = outputs[:-1]  # at the end it is the state that counts
+            self.outputs = outputs[:-1]  # b_ends has the loss on the last
 
     def through(self, w: Tensor) -> Tensor:
-        """w (m, B, S) at the ends to w (J + K) (m, B, S) at the starts."""
+        """Return w (J + K) (m, B, S) at the windows' starts, for w (m, B, S) at their ends."""
         return self._grad(self.end, w.flatten(0, 1))
 
     def inner(self) -> Tensor:
-        """What losses on the outputs before the ends send to the starts (m, B, S)."""
+        """Cotangents (m, B, S) at the starts, from losses on the outputs before the ends."""
         if len(self.outputs) == 0:
             return self.start.new_zeros(self.shape)
         return self._grad(self.outputs, self.b)

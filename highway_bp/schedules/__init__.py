@@ -1,4 +1,4 @@
-"""Schedules: which gradient method is in force at a step of training.
+"""Schedules: which gradient method is used at which step of training.
 
 k is small while short paths are enough, and large or exact at the end, where the bias of an
 approximate gradient would show. A schedule gives the method of a step; you set it in your own

@@ -21,23 +21,23 @@ ITERATION = 1 / 3  # of a step's time: a backward pass through the blocks' input
 class Adaptive:
     """The smallest k of a ladder whose gradient error is within ``tolerance``; exact at the end.
 
-    The first measurement takes all rungs (values of k), later ones the rung in force and its two
-    neighbours. The schedule goes up one rung where the error is too large, and down one where the
-    lower rung's error is small enough. Above the last rung training is exact until the next
-    measurement.
+    The first measurement takes all rungs (values of k), later ones the current rung and its two
+    neighbours. The schedule goes up one rung if the error is too large, and down one if the lower
+    rung's error is small enough. If the error is too large on the last rung, training is exact
+    until the next measurement.
 
-    A measurement runs the step's batch once more by backpropagation and once by each rung. The time
-    between measurements is such that they take ``budget`` of the work of the steps that follow; an
-    iteration counts as a third of a step.
+    A measurement runs the step's batch once more by backpropagation and once by each rung. It is
+    followed by so many steps that measuring takes a share ``budget`` of their work; an iteration
+    counts as a third of a step.
 
     Args:
         method: a method with iterations; its k is replaced.
-        tolerance: largest ``signal``: relative error or increment of the gradient, or one minus
+        tolerance: largest allowed signal: relative error or increment of the gradient, or one minus
             its cosine (`hb.gradient_error`).
         ks: the ladder, increasing.
         signal: "relative_error", "cosine", or "increment" (of the rung above).
         budget: share of the training's work that may go into measuring.
-        exact_from: fraction of training from which on it is backpropagation.
+        exact_from: fraction of training from which on gradients are exact.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of its range.
@@ -51,7 +51,7 @@ class Adaptive:
     exact_from: float = 0.9
     rung: int = field(default=0, init=False)
     next_check: int = field(default=0, init=False)
-    errors: list[tuple[int, float]] = field(default_factory=list, init=False)  # last (k, signal)
+    errors: list[tuple[int, float]] = field(default_factory=list, init=False)  # latest (k, signal)
 
     def __post_init__(self) -> None:
         check_iterates(self.method)
@@ -83,7 +83,7 @@ class Adaptive:
     def _choose(self, step: int, measure: Measure) -> None:
         last = len(self.ks) - 1
         low, high = 0, last
-        if self.errors:  # of the measurement before
+        if self.errors:  # of the previous measurement
             low, high = max(self.rung - 1, 0), min(self.rung + 1, last)
         ks = self.ks[low : high + 1]
         found = self._signals(measure(self.method, ks))
@@ -94,10 +94,10 @@ class Adaptive:
         self.next_check = step + math.ceil(work / self.budget)
 
     def _signals(self, errors: Sequence[GradientError]) -> list[float]:
-        """Of every rung, what is to be within the tolerance; nan where a gradient is zero."""
+        """For every rung, the number to compare with the tolerance; nan if a gradient is zero."""
         if self.signal == "relative_error":
             return [e.relative_error for e in errors]
         if self.signal == "cosine":
             return [1 - e.cosine for e in errors]
-        # what the rung above would change; the topmost has none and is taken for good enough
+        # the change by the rung above; the topmost rung has none above and always passes
         return [*(e.increment for e in errors[1:]), 0.0]

@@ -48,7 +48,7 @@ class Milestones(Fixed):
     Args:
         method: a method with iterations; its k is replaced.
         ks: numbers of iterations, or "bp" for exact.
-        at: where the next one begins, one less than ``ks``, increasing: fractions of training
+        at: where each next k begins, increasing, one entry less than ``ks``: fractions of training
             below 1, or steps.
 
     Raises:
@@ -100,7 +100,7 @@ class _Ramp(Fixed, ABC):
     Args:
         method: a method with iterations; its k is replaced.
         start, end: the first and the last k.
-        exact_from: fraction of training from which on it is backpropagation; None: never.
+        exact_from: fraction of training from which on gradients are exact; None: never.
     """
 
     method: Method
@@ -124,7 +124,7 @@ class _Ramp(Fixed, ABC):
 
     @abstractmethod
     def shape(self, way: float) -> float:
-        """How far k has come, 0 to 1, where training is ``way`` of its ramp."""
+        """How far k is from ``start`` to ``end``, 0 to 1, at the fraction ``way`` of the ramp."""
 
 
 class Linear(_Ramp):
