@@ -46,15 +46,8 @@ MODELS = {  # in small, as arguments of train.py
     "roberta": "experiment=grammar data.length=16",
 }
 METHODS = [
-    hb.Backprop(),
-    hb.Highway(0),
-    hb.Highway(3),
-    hb.Highway(2, 0.2),
-    hb.Highway(1, group_size=4),
-    hb.FixedPoint(2),
-    hb.TruncatedBPTT(4),
-    hb.MGRIT(1, 3),
-    hb.Highway(2, "auto"),
+    *(hb.Backprop(), hb.Highway(0), hb.Highway(3), hb.Highway(2, 0.2), hb.Highway(1, group_size=4)),
+    *(hb.FixedPoint(2), hb.TruncatedBPTT(4), hb.MGRIT(1, 3), hb.Highway(2, "auto")),
     hb.Highway(9, tolerance=0.3),
 ]
 

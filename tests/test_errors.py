@@ -1,7 +1,7 @@
 """tests/errors.md has every line that wrong input gives; here each is provoked.
 
 A first column in backticks is what stands behind ``python train.py``; any other first column is a
-situation made by the function of that name below. ``…`` stands for whatever differs by machine.
+situation of that name below. ``…`` stands for whatever differs by machine.
 """
 
 import re
@@ -94,160 +94,9 @@ class Pair(nn.Module):
         return h, None
 
 
-def backward(*layers: nn.Module, k: int = 1):
-    x = torch.randn(2, 4, requires_grad=True)
-    hb.ResidualChain(layers, hb.Highway(k))(x).sum().backward()
-
-
-X = torch.randn(5, 2, 3)  # L, B, I
-
-
-RAISED = {  # in the library, by one expression
-    "a carry of the wrong shape": (ValueError, lambda: backward(Add(torch.ones(3)), Add(None))),
-    "a carry of the wrong dtype": (
-        TypeError,
-        lambda: backward(Add(torch.ones(4, dtype=torch.int64)), Add(None)),
-    ),
-    "a carry of another type": (TypeError, lambda: backward(Add("ones"), Add(None))),
-    "a layer that changes the shape with an identity carry": (
-        ValueError,
-        lambda: backward(Narrow(), Add(None)),
-    ),
-    "a layer that returns a tuple": (TypeError, lambda: backward(Pair(), Add(None))),
-    "a recurrent layer with what is no method": (TypeError, lambda: hb.GRU(3, 4, method="bp")),
-    "a recurrent layer with an unknown carry": (ValueError, lambda: hb.LSTM(3, 4, carry="forget")),
-    "an LSTM with a projection": (
-        ValueError,
-        lambda: hb.LSTM(3, 4, proj_size=2, method=hb.Highway(1)),
-    ),
-    "a length of zero": (ValueError, lambda: hb.GRU(3, 4)(X, lengths=[5, 0])),
-    "a length beyond the input": (ValueError, lambda: hb.GRU(3, 4)(X, lengths=[6, 1])),
-    "too few lengths": (ValueError, lambda: hb.GRU(3, 4)(X, lengths=[5])),
-    "a cell without a carry": (TypeError, lambda: hb.Recurrent(nn.Linear(3, 4))),
-    "a scan of whole numbers": (TypeError, lambda: hb.cumsumprod(torch.arange(3))),
-    "a scan with one carry": (TypeError, lambda: hb.cumsumprod(X, hb.Scalar(0.5))),
-    "a scan of one number": (ValueError, lambda: hb.cumsumprod(torch.tensor(1.0))),
-    "a schedule of no method": (TypeError, lambda: hb.schedules.Constant(3)),
-    "milestones of no k": (
-        ValueError,
-        lambda: hb.schedules.Milestones(hb.Highway(1), ks=[], at=[]),
-    ),
-    "a method state that is none": (
-        TypeError,
-        lambda: hb.load_method_state(hb.convert(a_llama(), hb.Highway(1)), {"a": 1}),
-    ),
-    "a trunk by its layers": (
-        TypeError,
-        lambda: hb.convert(a_llama(), hb.Highway(1), layers=nn.Linear),
-    ),
-    "a model without a chain": (ValueError, lambda: hb.set_method(nn.Linear(3, 4), hb.Highway(1))),
-    "a layer that changes its input in place": (RuntimeError, lambda: backward(InPlace())),
-    "a model whose trunk is not known": (
-        ValueError,
-        lambda: hb.convert(nn.Linear(3, 3), hb.Highway(1)),
-    ),
-    "a trunk by a name that is not there": (
-        ValueError,
-        lambda: hb.convert(a_llama(), hb.Highway(1), layers="layers"),
-    ),
-    "a compiled model": (ValueError, lambda: hb.convert(torch.compile(a_llama()), hb.Highway(1))),
-    "a model wrapped for several devices": (
-        ValueError,
-        lambda: hb.convert(nn.DataParallel(a_llama()), hb.Highway(1)),
-    ),
-    "advice on a loss that is no scalar": (
-        ValueError,
-        lambda: hb.advise(hb.GRU(3, 4), X, lambda m, x: m(x)[0]),
-    ),
-    "an error of a loss that is a models output": (
-        TypeError,
-        lambda: hb.gradient_error(hb.GRU(3, 4), lambda m: m(X)),
-    ),
-    "a gamma that is an unknown word": (TypeError, lambda: hb.Highway(1, gamma="best")),
-    "gamma auto in a recurrent layer": (
-        ValueError,
-        lambda: hb.GRU(3, 4, method=hb.Highway(1, gamma="auto")),
-    ),
-    "a plan of an unknown experiment": (UserError, lambda: run_plan.main(["resnet23"])),
-}
-
-
-SITUATIONS.update({what: lambda *_, it=it: raised(*it) for what, it in RAISED.items()})
-
-
-@situation
-def lengths_and_windows_in_an_LSTM(*_):
-    lstm = hb.LSTM(3, 4, method=hb.Highway(1, group_size=2))
-    return raised(ValueError, lambda: lstm(X, lengths=[5, 1]))
-
-
-@situation
-def a_cell_whose_carry_has_the_wrong_shape(*_):
-    cell = MinimalGatedCell(3, 4)
-    network = hb.Recurrent(cell, lambda x, before, after: torch.ones(5), hb.Highway(1))
-    return raised(ValueError, lambda: network(X)[0].sum().backward())
-
-
-class Around(MinimalGatedCell):
-    def __init__(self, after: nn.Module):
-        super().__init__(3, 4)
-        self.after = after
-
-    def forward(self, x, h):
-        return self.after(super().forward(x, h))
-
-
-def of_cell(after: nn.Module) -> str:
-    network = hb.Recurrent(Around(after), method=hb.Highway(1))
-    return raised(RuntimeError, lambda: network(X)[0].sum().backward())
-
-
-@situation
-def a_cell_with_dropout(*_):
-    return of_cell(nn.Dropout(0.5))
-
-
-@situation
-def a_cell_with_batch_normalisation(*_):
-    return of_cell(nn.BatchNorm1d(4))
-
-
-@situation
-def a_recurrent_layer_in_a_transform(*_):
-    rnn = hb.GRU(3, 4, method=hb.Highway(1))
-    return raised(RuntimeError, lambda: torch.func.grad(lambda x: rnn(x)[0].sum())(X))
-
-
-@situation
-def batched_gradients(*_):
-    rnn, two = hb.GRU(3, 4, method=hb.Highway(1)), torch.ones(2, 5, 2, 4)
-    output, leaves = rnn(X)[0], list(rnn.parameters())
-    return raised(
-        RuntimeError, lambda: torch.autograd.grad(output, leaves, two, is_grads_batched=True)
-    )
-
-
 class InPlace(nn.Module):
     def forward(self, h):
         return h.add_(1.0)
-
-
-def a_llama() -> nn.Module:
-    return build("llama")
-
-
-@situation
-def a_module_backward_hook_on_a_layer(*_):
-    model = hb.convert(a_llama(), hb.Highway(1))
-    model.model.layers[0].register_full_backward_hook(lambda *_: None)
-    return raised(RuntimeError, lambda: model(input_ids=torch.ones(1, 3, dtype=torch.int64)))
-
-
-@situation
-def reentrant_checkpointing(*_):
-    model = hb.convert(a_llama(), hb.Highway(1)).train()
-    model.gradient_checkpointing_enable({"use_reentrant": True})
-    return raised(ValueError, lambda: model(input_ids=torch.ones(1, 3, dtype=torch.int64)))
 
 
 class Captures(nn.Module):
@@ -259,38 +108,13 @@ class Captures(nn.Module):
         return h + h * self.weights[0]
 
 
-@situation
-def a_layer_that_uses_what_is_no_parameter_of_the_chain(*_):
-    weight = torch.ones(3, requires_grad=True)
-    chain = hb.ResidualChain([Captures(weight)], hb.Highway(1))
-    return raised(RuntimeError, lambda: chain(torch.ones(2, 3, requires_grad=True)))
+class Around(MinimalGatedCell):
+    def __init__(self, after: nn.Module):
+        super().__init__(3, 4)
+        self.after = after
 
-
-@situation
-def a_model_converted_twice(*_):
-    model = hb.convert(a_llama(), hb.Highway(1))
-    return raised(ValueError, lambda: hb.convert(model, hb.Highway(2)))
-
-
-@situation
-def the_estimated_error_of_a_method_without_iterations(*_):
-    rnn = hb.GRU(3, 4)
-    return raised(
-        ValueError, lambda: hb.estimated_error(rnn, lambda m: m(X)[0].sum(), method=hb.Backprop())
-    )
-
-
-@situation
-def advice_without_a_k_to_try(*_):
-    rnn = hb.GRU(3, 4)
-    return raised(ValueError, lambda: hb.advise(rnn, X, lambda m, x: m(x)[0].sum(), ks=()))
-
-
-@situation
-def a_second_derivative_through_a_chain(*_):
-    rnn, x = hb.GRU(3, 4, method=hb.Highway(1)), X.clone().requires_grad_()
-    loss = rnn(x)[0].sum()
-    return raised(RuntimeError, lambda: torch.autograd.grad(loss, x, create_graph=True))
+    def forward(self, x, h):
+        return self.after(super().forward(x, h))
 
 
 class Unused(nn.Module):
@@ -302,16 +126,168 @@ class Unused(nn.Module):
         return h * self.blocks[0][0].bias
 
 
-@situation
-def a_model_that_never_runs_the_layers_it_was_converted_by(*_):
-    model = hb.convert(Unused(), hb.Highway(1), layers="blocks")
-    return raised(ValueError, lambda: hb.gradient_error(model, lambda m: m(X).sum()))
+METHOD = hb.Highway(1)
+X = torch.randn(5, 2, 3)  # L, B, I
+TOKENS = torch.ones(1, 3, dtype=torch.int64)
+
+
+def backward(*layers: nn.Module, width: int = 4):
+    x = torch.randn(2, width, requires_grad=True)
+    hb.ResidualChain(layers, METHOD)(x).sum().backward()
+
+
+def backward_of_cell(*cell_and_carry):
+    total(hb.Recurrent(*cell_and_carry, method=METHOD)).backward()
+
+
+def total(rnn: nn.Module, x: torch.Tensor = X) -> torch.Tensor:
+    return rnn(x)[0].sum()
+
+
+def gru() -> nn.Module:
+    return hb.GRU(3, 4, method=METHOD)
+
+
+def a_llama() -> nn.Module:
+    return build("llama")
+
+
+def converted(model: nn.Module | None = None, **settings) -> nn.Module:
+    return hb.convert(a_llama() if model is None else model, METHOD, **settings)
+
+
+def hooked() -> nn.Module:
+    model = converted()
+    model.model.layers[0].register_full_backward_hook(lambda *_: None)
+    return model
+
+
+def reentrant() -> nn.Module:
+    model = converted().train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    return model
+
+
+def batched_gradients():
+    output, two = (rnn := gru())(X)[0], torch.ones(2, 5, 2, 4)
+    torch.autograd.grad(output, list(rnn.parameters()), two, is_grads_batched=True)
+
+
+def second_derivative():
+    x = X.clone().requires_grad_()
+    torch.autograd.grad(total(gru(), x), x, create_graph=True)
+
+
+RAISED = {  # in the library, by one expression
+    ValueError: {
+        "a carry of the wrong shape": lambda: backward(Add(torch.ones(3)), Add(None)),
+        "a layer that changes the shape with an identity carry": lambda: backward(
+            Narrow(), Add(None)
+        ),
+        "a recurrent layer with an unknown carry": lambda: hb.LSTM(3, 4, carry="forget"),
+        "an LSTM with a projection": lambda: hb.LSTM(3, 4, proj_size=2, method=METHOD),
+        "a length of zero": lambda: hb.GRU(3, 4)(X, lengths=[5, 0]),
+        "a length beyond the input": lambda: hb.GRU(3, 4)(X, lengths=[6, 1]),
+        "too few lengths": lambda: hb.GRU(3, 4)(X, lengths=[5]),
+        "lengths and windows in an LSTM": lambda: hb.LSTM(3, 4, method=hb.Highway(1, group_size=2))(
+            X, lengths=[5, 1]
+        ),
+        "a cell whose carry has the wrong shape": lambda: backward_of_cell(
+            MinimalGatedCell(3, 4), lambda x, before, after: torch.ones(5)
+        ),
+        "a scan of one number": lambda: hb.cumsumprod(torch.tensor(1.0)),
+        "milestones of no k": lambda: hb.schedules.Milestones(METHOD, ks=[], at=[]),
+        "a model without a chain": lambda: hb.set_method(nn.Linear(3, 4), METHOD),
+        "a model whose trunk is not known": lambda: converted(nn.Linear(3, 3)),
+        "a trunk by a name that is not there": lambda: converted(layers="layers"),
+        "a compiled model": lambda: converted(torch.compile(a_llama())),
+        "a model wrapped for several devices": lambda: converted(nn.DataParallel(a_llama())),
+        "a model converted twice": lambda: hb.convert(converted(), hb.Highway(2)),
+        "reentrant checkpointing": lambda: reentrant()(input_ids=TOKENS),
+        "advice on a loss that is no scalar": lambda: hb.advise(
+            hb.GRU(3, 4), X, lambda m, x: m(x)[0]
+        ),
+        "advice without a k to try": lambda: hb.advise(hb.GRU(3, 4), X, total, ks=()),
+        "gamma auto in a recurrent layer": lambda: hb.GRU(3, 4, method=hb.Highway(1, "auto")),
+        "the estimated error of a method without iterations": lambda: hb.estimated_error(
+            hb.GRU(3, 4), total, method=hb.Backprop()
+        ),
+        "the gradient error of a method without iterations": lambda: hb.gradient_error(
+            hb.ResidualChain([Add(None)]), sum, method=hb.Backprop()
+        ),
+        "a model that never runs the layers it was converted by": lambda: hb.gradient_error(
+            converted(Unused(), layers="blocks"), lambda m: m(X).sum()
+        ),
+    },
+    TypeError: {
+        "a carry of the wrong dtype": lambda: backward(
+            Add(torch.ones(4, dtype=torch.int64)), Add(None)
+        ),
+        "a carry of another type": lambda: backward(Add("ones"), Add(None)),
+        "a layer that returns a tuple": lambda: backward(Pair(), Add(None)),
+        "a recurrent layer with what is no method": lambda: hb.GRU(3, 4, method="bp"),
+        "a cell without a carry": lambda: hb.Recurrent(nn.Linear(3, 4)),
+        "a scan of whole numbers": lambda: hb.cumsumprod(torch.arange(3)),
+        "a scan with one carry": lambda: hb.cumsumprod(X, hb.Scalar(0.5)),
+        "a schedule of no method": lambda: hb.schedules.Constant(3),
+        "a method state that is none": lambda: hb.load_method_state(converted(), {"a": 1}),
+        "a trunk by its layers": lambda: converted(layers=nn.Linear),
+        "an error of a loss that is a models output": lambda: hb.gradient_error(
+            hb.GRU(3, 4), lambda m: m(X)
+        ),
+        "a gamma that is an unknown word": lambda: hb.Highway(1, gamma="best"),
+    },
+    RuntimeError: {
+        "a layer that changes its input in place": lambda: backward(InPlace()),
+        "a layer that uses what is no parameter of the chain": lambda: backward(
+            Captures(torch.ones(3, requires_grad=True)), width=3
+        ),
+        "a cell with dropout": lambda: backward_of_cell(Around(nn.Dropout(0.5))),
+        "a cell with batch normalisation": lambda: backward_of_cell(Around(nn.BatchNorm1d(4))),
+        "a recurrent layer in a transform": lambda: torch.func.grad(lambda x: total(gru(), x))(X),
+        "batched gradients": batched_gradients,
+        "a second derivative through a chain": second_derivative,
+        "a module backward hook on a layer": lambda: hooked()(input_ids=TOKENS),
+    },
+    UserError: {"a plan of an unknown experiment": lambda: run_plan.main(["resnet23"])},
+}
+for error, situations in RAISED.items():
+    for what, call in situations.items():
+        SITUATIONS[what] = lambda *_, error=error, call=call: raised(error, call)
+
+PRINTED = {  # by train.py: its arguments, and which line of the output, or None for stderr
+    "a k that has no effect": ("grad=bp k=5 steps=1", 0),
+    "a gamma that has no effect": ("grad=fixed_point gamma=0.2 steps=1", 0),
+    "a k that the schedule sets": ("schedule=milestones k=5", 0),
+    "a k larger than L in training": ("k=5 steps=1", 1),
+    "a tokenizer that cannot be had": (
+        "experiment=minilm_nli_mix data.tokenizer=package:nowhere/model",
+        None,
+    ),
+    "image folders without a place": ("experiment=resnet50_image_folder", None),
+    "a run folder that cannot be written": ("run_root=/dev/null/runs", None),
+    "an unknown value in a sweep": ("--multirun grad=higway,bp seed=0,1 steps=1", None),
+}
+
+
+def printed(train, arguments: str, line: int | None) -> str:
+    seen = train(*arguments.split())
+    return in_one_line(seen.err) if line is None else seen.out.splitlines()[line]
+
+
+def in_one_line(said: str) -> str:
+    return said.strip().replace("\n", "⏎")
+
+
+SITUATIONS.update(
+    {what: lambda train, *_, it=it: printed(train, *it) for what, it in PRINTED.items()}
+)
 
 
 @situation
 def a_chain_of_layers_without_residual_connections(*_):
     torch.manual_seed(0)
-    chain = hb.ResidualChain([nn.Linear(64, 64) for _ in range(4)], hb.Highway(1))
+    chain = hb.ResidualChain([nn.Linear(64, 64) for _ in range(4)], METHOD)
     with pytest.warns(UserWarning) as told:
         chain(torch.randn(8, 64)).sum().backward()
         chain(torch.randn(8, 64)).sum().backward()
@@ -319,78 +295,34 @@ def a_chain_of_layers_without_residual_connections(*_):
     return str(told[0].message)
 
 
-@situation
-def the_gradient_error_of_a_method_without_iterations(*_):
-    model = hb.ResidualChain([Add(None)])
-    return raised(ValueError, lambda: hb.gradient_error(model, sum, method=hb.Backprop()))
+def with_pretrained(vocabulary: int, labels: list[str]):
+    def situation(train, runs, tmp_path):
+        sizes = dict(layers=1, hidden=8, heads=2, length=32)
+        model = PairClassifier(vocabulary=vocabulary, padding=0, labels=labels, **sizes)
+        model.save_pretrained(str(tmp_path / "m"))
+        return train("experiment=grammar", f"model.pretrained={tmp_path / 'm'}").err
+
+    return situation
 
 
-@situation
-def a_tokenizer_that_does_not_match_the_model(train, runs, tmp_path):
-    folder = str(tmp_path / "m")
-    PairClassifier(
-        vocabulary=9, padding=0, labels=LABELS, layers=1, hidden=8, heads=2, length=32
-    ).save_pretrained(folder)
-    return train("experiment=grammar", f"model.pretrained={folder}").err
+SITUATIONS["a tokenizer that does not match the model"] = with_pretrained(9, LABELS)
+SITUATIONS["label names in another order"] = with_pretrained(99, LABELS[::-1])
 
 
-@situation
-def label_names_in_another_order(train, runs, tmp_path):
-    folder = str(tmp_path / "m")
-    PairClassifier(
-        vocabulary=99, padding=0, labels=LABELS[::-1], layers=1, hidden=8, heads=2, length=32
-    ).save_pretrained(folder)
-    return train("experiment=grammar", f"model.pretrained={folder}").err
+def with_files_of(*splits: str):
+    def situation(train, runs, tmp_path):
+        folder = tmp_path / "data" / "uoft-cs" / "cifar10" / "plain_text"
+        folder.mkdir(parents=True)
+        for split in splits:
+            file = folder / f"{split}-00000-of-00001.parquet"
+            file.write_bytes(f"PAR1 and no {split}".encode())
+        return train("data=cifar10", f"data.root={tmp_path / 'data'}").err
+
+    return situation
 
 
-@situation
-def a_tokenizer_that_cannot_be_had(train, runs, tmp_path):
-    return train("experiment=minilm_nli_mix", "data.tokenizer=package:nowhere/model").err
-
-
-@situation
-def image_folders_without_a_place(train, *_):
-    return train("experiment=resnet50_image_folder").err
-
-
-@situation
-def a_k_that_has_no_effect(train, *_):
-    return train("grad=bp", "k=5", "steps=1").out.splitlines()[0]
-
-
-@situation
-def a_gamma_that_has_no_effect(train, *_):
-    return train("grad=fixed_point", "gamma=0.2", "steps=1").out.splitlines()[0]
-
-
-@situation
-def a_k_that_the_schedule_sets(train, *_):
-    return train("schedule=milestones", "k=5").out.splitlines()[0]
-
-
-@situation
-def a_k_larger_than_L_in_training(train, *_):
-    return train("k=5", "steps=1").out.splitlines()[1]
-
-
-@situation
-def a_data_file_cut_off(train, runs, tmp_path):
-    folder = tmp_path / "data" / "uoft-cs" / "cifar10" / "plain_text"
-    folder.mkdir(parents=True)
-    for split in ("train", "test"):
-        (folder / f"{split}-00000-of-00001.parquet").write_bytes(f"PAR1 and no {split}".encode())
-    return train("data=cifar10", f"data.root={tmp_path / 'data'}").err
-
-
-@situation
-def a_data_file_missing(train, runs, tmp_path):
-    (tmp_path / "data" / "uoft-cs" / "cifar10" / "plain_text").mkdir(parents=True)
-    return train("data=cifar10", f"data.root={tmp_path / 'data'}").err
-
-
-@situation
-def a_run_folder_that_cannot_be_written(train, *_):
-    return train("run_root=/dev/null/runs").err
+SITUATIONS["a data file cut off"] = with_files_of("train", "test")
+SITUATIONS["a data file missing"] = with_files_of()
 
 
 @situation
@@ -450,15 +382,6 @@ def a_failing_run_in_a_sweep(train, runs, _):
 
 
 @situation
-def an_unknown_value_in_a_sweep(train, *_):
-    return in_one_line(train("--multirun", "grad=higway,bp", "seed=0,1", "steps=1").err)
-
-
-def in_one_line(said: str) -> str:
-    return said.strip().replace("\n", "⏎")
-
-
-@situation
 def a_run_that_another_process_trains(train, runs, tmp_path):
     train("steps=1")
     (only_run(runs) / "DONE").unlink()
@@ -485,11 +408,9 @@ def stop_after(train, steps: int) -> None:
             raise SystemExit(99)
         return whole(self)
 
-    Trainer._step = dying
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", dying)
         assert train("steps=6").code == 99
-    finally:
-        Trainer._step = whole
 
 
 def damage(file: Path) -> None:

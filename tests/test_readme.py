@@ -113,9 +113,8 @@ def test_the_table_of_the_pixels_is_that_of_the_rows():
     setting, text = gpu_setting("gru_pixels"), README.replace("\n", " ")
     arms = [setting.arm("bp"), *(setting.arm("highway", k) for k in (0, 1, 3, 5, 10))]
     arms += [setting.arm("fixed_point", k) for k in (5, 10)]
-    assert (
-        setting.full and all(len(rows) == 3 for rows in arms) and "three seeds on one H200" in text
-    )
+    assert setting.full and all(len(rows) == 3 for rows in arms)
+    assert "three seeds on one H200" in text
     cells = " | ".join(f"{mean(map(score, rows)):.1f}" for rows in arms)
     assert f"| test accuracy, % | {cells} |" in README
     found = difference(setting.arm("highway", 10), setting.arm("bp"), setting.paper.paired)
@@ -164,24 +163,19 @@ def test_the_differences_of_the_characters_are_those_of_the_rows():
     ):
         found = difference(setting.arm("highway", k), setting.arm(*of), paired=True)
         assert f"{text} {found}" in page
-    schedules = {
-        arm.schedule.split()[0]: rows for arm, rows in setting.arms.items() if arm.schedule
-    }
-    by_name = {
-        name: difference(rows, setting.arm("bp"), paired=True) for name, rows in schedules.items()
-    }
-    assert all(len(rows) == 3 for rows in schedules.values())
+    by_name = {}
+    for arm, rows in setting.arms.items():
+        if arm.schedule:
+            assert len(rows) == 3
+            by_name[arm.schedule.split()[0]] = difference(rows, setting.arm("bp"), paired=True)
     assert f"{by_name['milestones']}, adaptive {by_name['adaptive']}" in page
 
 
 def test_the_times_of_the_method_page_are_those_of_the_benchmarks():
     page = (ROOT / "docs" / "method.md").read_text().replace("\n", " ")
     grid = json.loads((ROOT / "results" / "bench_rnn.json").read_text())["grid"]
-    at_k0 = [
-        run["speedup"]["k0"]
-        for run in grid
-        if "L 1024" in run["shape"] and run["shape"].endswith(("hidden 32", "hidden 64"))
-    ]
+    narrow = [run for run in grid if run["shape"].endswith(("hidden 32", "hidden 64"))]
+    at_k0 = [run["speedup"]["k0"] for run in narrow if "L 1024" in run["shape"]]
     assert len(at_k0) == 6
     cuda = json.loads((ROOT / "results" / "bench_rnn_cuda.json").read_text())["paper"]
     faster = {run["row"]: [f"{run['speedup'][name]:.2f}" for name in ("k0", "k5")] for run in cuda}
@@ -228,18 +222,13 @@ def test_the_times_are_those_of_the_benchmarks():
     for name, method in (("bp", "backpropagation"), ("k3", "k = 3")):
         with_graph, without = (1000 * steps["seconds"][name] for steps in (graph, plain))
         assert f" {with_graph:.1f} " in page and f"instead of {without:.1f} ({method})" in page
-    assert (
-        f"{record('bench_trunk')['ratios']['k1_over_plain']:.2f} times the time of a plain"
-        in README
-    )
-    (pixels,) = (
-        r["speedup"] for r in record("bench_rnn_cuda")["paper"] if r["row"] == "gru_pixels"
-    )
+    ratio = record("bench_trunk")["ratios"]["k1_over_plain"]
+    assert f"{ratio:.2f} times the time of a plain" in README
+    of_rows = {run["row"]: run["speedup"] for run in record("bench_rnn_cuda")["paper"]}
+    pixels, small = of_rows["gru_pixels"], record("bench_rnn")["small"][0]["speedup"]
     assert f"{pixels['k0']:.2f} (k = 0) and {pixels['k5']:.2f} times" in README
-    small = record("bench_rnn")["small"][0]["speedup"]
-    assert f"{small['k0']:.1f} and {small['k5']:.1f} times as fast as `nn.GRU`" in README.replace(
-        "\n", " "
-    )
+    expected = f"{small['k0']:.1f} and {small['k5']:.1f} times as fast as `nn.GRU`"
+    assert expected in README.replace("\n", " ")
 
 
 def test_the_tally_of_claims_is_the_reports():

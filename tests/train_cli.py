@@ -4,8 +4,11 @@ import json
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from experiments import checkpoint
+from experiments.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 # Seconds and memory belong to the machine; all else of a run is repeated bit for bit.
@@ -58,6 +62,45 @@ def _into_file(output: Path | None, environment: Mapping[str, str], *arguments: 
         os.dup2(file, 2)
         sys.stdout.reconfigure(line_buffering=True)
     command_line(*arguments)
+
+
+def wait_until(condition: Callable[[], object], process=None, pause: float = 0.01) -> None:
+    end = time.monotonic() + 200
+    while not condition():
+        assert process is None or process.is_alive(), "it ended too early"
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(pause)
+
+
+def wait_for_step(root: Path, step: int) -> Path:
+    """The folder of the only run below ``root``, when it has come so far."""
+    wait_until(lambda: count_lines(root) >= step)
+    return only_run(root)
+
+
+def start_and_kill(root: Path, lines: int, *arguments: str, pause: float = 0.0) -> None:
+    """A run below ``root`` that is killed when so many records are there and a pause is over."""
+    process = start(*arguments, f"run_root={root}")
+    wait_until(lambda: count_lines(root) >= lines or not process.is_alive(), pause=0.002)
+    time.sleep(pause)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+@contextmanager
+def signal_after(step: int, number: signal.Signals) -> Iterator[None]:
+    """This process gets the signal as soon as the training step is recorded."""
+    append = RunFolder.append
+
+    def interrupted(self, record):
+        append(self, record)
+        if record["step"] == step and "train_loss" in record:
+            os.kill(os.getpid(), number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "append", interrupted)
+        yield
 
 
 @pytest.fixture

@@ -43,13 +43,7 @@ def write_readme(repository: Path, config: str, place: str, splits: Iterable[str
 
 
 def write_images(
-    root: Path,
-    name: str,
-    config: str,
-    place: str,
-    columns: tuple[str, str],
-    classes: int,
-    rows: Mapping[str, int],
+    root: Path, name: str, config: str, place: str, columns: tuple, classes: int, rows: Mapping
 ) -> None:
     """Random images; columns: of the images, and of the labels. rows: of each split."""
     random = np.random.default_rng(0)
@@ -107,14 +101,7 @@ def write_roberta(folder: Path, layers: int, hidden: int, length: int) -> None:
     """A RoBERTa with random weights and its tokenizer, as in the hub's repository roberta-base."""
     vocabulary = write_tokenizer(folder, LEXICON)
     transformers = quiet_transformers()
-    transformers.RobertaForMaskedLM(
-        transformers.RobertaConfig(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            intermediate_size=4 * hidden,
-            type_vocab_size=1,
-            max_position_embeddings=length + 2,
-        )
-    ).save_pretrained(folder)
+    sizes = dict(hidden_size=hidden, num_hidden_layers=layers, intermediate_size=4 * hidden)
+    sizes |= dict(num_attention_heads=2, type_vocab_size=1, max_position_embeddings=length + 2)
+    config = transformers.RobertaConfig(vocab_size=vocabulary, **sizes)
+    transformers.RobertaForMaskedLM(config).save_pretrained(folder)

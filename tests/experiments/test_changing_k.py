@@ -1,17 +1,15 @@
 """Schedules and diagnostics in training: recorded, resumed exactly, and without a trace."""
 
-import os
 import signal
 
 import pytest
 
-from experiments.run_folder import RunFolder
 from tests.experiments.tiny import TINY_GPT
-from tests.train_cli import assert_same, numbers, only_run, records_of, row_of
+from tests.train_cli import assert_same, numbers, only_run, records_of, row_of, signal_after
 
 pytestmark = pytest.mark.slow
 
-TEXT = ("experiment=topics_tiny", "steps=8")
+TEXT, BP = ("experiment=topics_tiny", "steps=8"), None
 
 
 def steps_of(folder) -> list[dict]:
@@ -21,31 +19,22 @@ def steps_of(folder) -> list[dict]:
 @pytest.mark.parametrize(
     ("schedule", "ks"),
     [
-        (
-            ["schedule=milestones", "schedule.ks=[0,2,bp]", "schedule.at=[0.25,0.75]"],
-            [0, 0, 2, 2, 2, 2, None, None],
-        ),
-        (["schedule=milestones", "schedule.ks=[0,2]", "schedule.at=[6]"], [0] * 6 + [2] * 2),
-        (
-            ["schedule=linear", "schedule.end=2", "schedule.exact_from=null"],
-            [0, 0, 1, 1, 1, 1, 2, 2],
-        ),
-        (
-            ["schedule=cosine", "schedule.end=3", "schedule.exact_from=0.5"],
-            [0, 1, 2, 3, None, None, None, None],
-        ),
-        (["schedule=bp_every", "schedule.n=4", "k=1"], [1, 1, 1, None, 1, 1, 1, None]),
+        ("milestones schedule.ks=[0,2,bp] schedule.at=[0.25,0.75]", [0, 0, 2, 2, 2, 2, BP, BP]),
+        ("milestones schedule.ks=[0,2] schedule.at=[6]", [0] * 6 + [2] * 2),
+        ("linear schedule.end=2 schedule.exact_from=null", [0, 0, 1, 1, 1, 1, 2, 2]),
+        ("cosine schedule.end=3 schedule.exact_from=0.5", [0, 1, 2, 3, BP, BP, BP, BP]),
+        ("bp_every schedule.n=4 k=1", [1, 1, 1, BP, 1, 1, 1, BP]),
     ],
 )
 def test_the_k_in_force_is_recorded_and_counted(train, runs, schedule, ks):
-    assert train(*TEXT, *schedule).code == 0
+    assert train(*TEXT, *f"schedule={schedule}".split()).code == 0
     folder = only_run(runs)
     row, records = row_of(folder), steps_of(folder)
     assert [r["k"] for r in records] == ks
     assert [r["iterations"] for r in records] == [k or 0 for k in ks]
     assert row["block_passes"] == sum(1 if k is None else k for k in ks)
     assert row["sequential_passes"] == sum(16 if k is None else k for k in ks)  # L = 16 steps
-    assert row["k"] is None and row["schedule"].startswith(schedule[0].partition("=")[2])
+    assert row["k"] is None and row["schedule"].startswith(schedule.split()[0])
 
 
 def test_a_row_of_one_k_has_no_schedule(train, runs):
@@ -68,13 +57,8 @@ def test_a_tolerance_stops_iterations_and_the_record_says_when(train, runs):
 
 
 def test_what_an_adaptive_schedule_measures_is_counted(train, runs):
-    train(
-        *TEXT,
-        "schedule=adaptive",
-        "schedule.ks=[0,1,3]",
-        "schedule.exact_from=0.99",
-        "schedule.tolerance=0.99",
-    )
+    adaptive = ("schedule=adaptive", "schedule.ks=[0,1,3]", "schedule.exact_from=0.99")
+    train(*TEXT, *adaptive, "schedule.tolerance=0.99")
     ks = [r["k"] for r in steps_of(only_run(runs))]
     row = row_of(only_run(runs))
     assert row["block_passes"] == sum(k or (k is None) for k in ks) + 1 + (0 + 1 + 3)
@@ -83,24 +67,9 @@ def test_what_an_adaptive_schedule_measures_is_counted(train, runs):
 
 @pytest.mark.parametrize("interrupted_at", [2, 5])
 def test_an_adaptive_run_goes_on_exactly(train, runs, tmp_path, interrupted_at):
-    adaptive = (
-        *TEXT,
-        "schedule=adaptive",
-        "schedule.budget=0.9",
-        "schedule.ks=[0,1,2]",
-        "schedule.tolerance=0.4",
-        "diagnostics=figure6",
-        "diagnostics.at=[0,0.5]",
-    )
-    append = RunFolder.append
-
-    def interrupted(self, record):
-        append(self, record)
-        if record["step"] == interrupted_at and "train_loss" in record:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "append", interrupted)
+    adaptive = (*TEXT, "schedule=adaptive", "schedule.budget=0.9", "schedule.ks=[0,1,2]")
+    adaptive += ("schedule.tolerance=0.4", "diagnostics=figure6", "diagnostics.at=[0,0.5]")
+    with signal_after(interrupted_at, signal.SIGTERM):
         assert train(*adaptive).code == 128 + signal.SIGTERM
     assert train(*adaptive).code == 0
     train(*adaptive, f"run_root={tmp_path / 'whole'}")
@@ -121,23 +90,13 @@ def test_diagnostics_are_records_of_the_run_and_leave_no_trace(train, runs, tmp_
         assert errors[0]["increment"] > 0.1 and "chain.0" in errors[0]["layers"]
     assert folder.name == without.name
     assert numbers(row_of(folder)) == numbers(row_of(without))
-    assert [numbers(r) for r in records_of(folder) if "gradient_error" not in r] == [
-        numbers(r) for r in records_of(without)
-    ]
+    others = [numbers(r) for r in records_of(folder) if "gradient_error" not in r]
+    assert others == [numbers(r) for r in records_of(without)]
 
 
 def test_a_converted_transformer_follows_a_schedule_too(train, runs):
-    assert (
-        train(
-            *TINY_GPT,
-            "schedule=adaptive",
-            "schedule.budget=0.9",
-            "gamma=auto",
-            "schedule.ks=[0,1,6]",
-            "schedule.exact_from=0.8",
-        ).code
-        == 0
-    )
+    adaptive = "schedule=adaptive schedule.budget=0.9 schedule.ks=[0,1,6] schedule.exact_from=0.8"
+    assert train(*TINY_GPT, "gamma=auto", *adaptive.split()).code == 0
     ks = [r["k"] for r in steps_of(only_run(runs))]
     assert ks[-1] is None and set(ks[:4]) <= {0, 1, 6, None} and len(ks) == 6
 

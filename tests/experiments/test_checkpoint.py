@@ -18,10 +18,6 @@ def state(step: int) -> dict:
     return {"step": step, "model": {"weight": weight}, "rng": torch.get_rng_state()}
 
 
-def halve(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
-
-
 def flip_a_weight(file: Path) -> None:
     """One bit of a stored tensor, which torch.load on its own would not notice."""
     data = bytearray(file.read_bytes())
@@ -30,15 +26,13 @@ def flip_a_weight(file: Path) -> None:
     file.write_bytes(data)
 
 
-def empty(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def random_bytes(file: Path) -> None:
-    file.write_bytes(bytes(range(256)) * 8)
-
-
-DAMAGES = [halve, flip_a_weight, empty, random_bytes]
+DAMAGES = {
+    "halved": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "one bit of a weight": flip_a_weight,
+    "empty": lambda file: file.write_bytes(b""),
+    "other bytes": lambda file: file.write_bytes(bytes(range(256)) * 8),
+}
+every_damage = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 
 
 class FullDisk(io.FileIO):
@@ -69,7 +63,7 @@ def test_the_latest_is_loaded_and_two_are_kept(tmp_path):
     assert names(tmp_path) == [PREVIOUS, LATEST]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@every_damage
 def test_a_damaged_latest_gives_the_previous_and_says_so(tmp_path, damage):
     checkpoint.save(tmp_path, state(1))
     checkpoint.save(tmp_path, state(2))
@@ -79,7 +73,7 @@ def test_a_damaged_latest_gives_the_previous_and_says_so(tmp_path, damage):
     assert LATEST in said and "damaged" in said and PREVIOUS in said
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@every_damage
 def test_all_damaged_is_an_error_that_names_the_folder(tmp_path, damage):
     checkpoint.save(tmp_path, state(2))
     checkpoint.save(tmp_path, state(2))

@@ -26,21 +26,23 @@ SWITCH = ("auto true false", "maybe 3 null [true]")
 YES_NO = ("true false", "maybe null [true] 2.5")
 GAMMA = ("0 0.5 1 auto", "-0.1 1.1 sometimes null [1] true")
 SHARE = ("0.1 0.9", f"0 1 1.5 {NO_NUMBER}")
+
+
+def each(keys: str, values: tuple[str, str]) -> dict[str, tuple[str, str]]:
+    return dict.fromkeys(keys.split(), values)
+
+
 # By what stands before them on the line: keys, their legal values, their illegal ones.
 TABLE = {
     "experiment=digits_tiny": {
         "k": FROM_ZERO,
         "gamma": GAMMA,
         "seed": ("0 7 9223372036854775807", f"-1 1.5 9223372036854775808 {NO_NUMBER}"),
-        "steps": MAYBE_WHOLE,
-        "advise": YES_NO,
         "device": ("auto cpu", "tpu null 3"),
         "run_root": ("elsewhere", "null [a]"),
         "optim.algorithm": ("sgd", "lion adam null 3"),
         "optim.schedule": ("drops", "sine cosine null"),
         "optim.epochs": ("0.5 200", "0 -1 nan two [1]"),
-        "optim.steps": MAYBE_WHOLE,
-        "optim.batch_size": WHOLE,
         "optim.lr": ABOVE_ZERO,
         "optim.weight_decay": ("0 1e-4", f"-1 inf {NO_NUMBER}"),
         "optim.momentum": ("0 0.9", f"1 -0.1 {NO_NUMBER}"),
@@ -48,23 +50,16 @@ TABLE = {
         "optim.warmup_steps": FROM_ZERO,
         "optim.warmup_lr": ("0 0.1", f"-1 {NO_NUMBER}"),
         "optim.clip": ("null 1", "0 -1 inf two"),
-        "trainer.amp": SWITCH,
-        "trainer.channels_last": SWITCH,
-        "trainer.progress": SWITCH,
-        "trainer.tf32": YES_NO,
-        "trainer.deterministic": YES_NO,
         "trainer.cuda_graph": ("false", "true maybe null"),  # true: on CUDA alone
-        "trainer.threads": MAYBE_WHOLE,
-        "trainer.eval_batch_size": WHOLE,
-        "trainer.eval_interval": MAYBE_WHOLE,
-        "trainer.checkpoint_interval": MAYBE_WHOLE,
-        "trainer.log_interval": WHOLE,
         "trainer.snapshots": ("[] [1,2]", "[0] [1.5] 3 null"),
         "model.depth": ("8 20", f"21 -4 8.5 {NO_NUMBER}"),
-        "model.preact": YES_NO,
         "model.downsampling": ("paper irevnet shortcut strided", "pool null [a]"),
-        "data.augment": YES_NO,
         "data.validation": ("0 30", f"-1 1.5 {NO_NUMBER}"),
+        **each("trainer.amp trainer.channels_last trainer.progress", SWITCH),
+        **each("advise trainer.tf32 trainer.deterministic model.preact data.augment", YES_NO),
+        **each("optim.batch_size trainer.eval_batch_size trainer.log_interval", WHOLE),
+        **each("steps optim.steps trainer.threads trainer.eval_interval", MAYBE_WHOLE),
+        "trainer.checkpoint_interval": MAYBE_WHOLE,
     },
     "experiment=digits_tiny grad=highway": {
         "grad.k": FROM_ZERO,
@@ -84,16 +79,14 @@ TABLE = {
         "optim.betas": ("[0.9,0.99] [0,0]", "[0.9] [1,0] [-0.1,0] [x,y] 0.9 null"),
         "optim.final_lr": ("0 1e-4", f"-1 inf {NO_NUMBER}"),
         "data.tokenizer": ("characters", "null [a]"),
-        "data.length": WHOLE,
-        "data.vocabulary": WHOLE,
+        **each("data.length data.vocabulary", WHOLE),
         "model.cell": ("gru lstm", "rnn null"),
         "model.hidden": ("4 8", f"0 -1 1.5 {NO_NUMBER}"),
         "model.layers": ("1 2", f"0 -1 1.5 {NO_NUMBER}"),
         "model.carry": ("gate diagonal", "forget null"),
     },
     "experiment=grammar": {
-        "data.train": WHOLE,
-        "data.test": WHOLE,
+        **each("data.train data.test", WHOLE),
         "data.length": ("8 32", f"0 {NO_NUMBER}"),
     },
     "experiment=digits_tiny diagnostics=figure6": {
@@ -103,16 +96,14 @@ TABLE = {
     },
     "experiment=digits_tiny schedule=bp_every": {"schedule.n": WHOLE},
     "experiment=digits_tiny schedule=linear": {
-        "schedule.start": FROM_ZERO,
-        "schedule.end": FROM_ZERO,
+        **each("schedule.start schedule.end", FROM_ZERO),
         "schedule.exact_from": ("0.5 null", "-1 1.5 two [1]"),
     },
     "experiment=digits_tiny schedule=milestones schedule.ks=[1,bp]": {
         "schedule.at": ("[0.5] [3]", "[] [0.2,0.8] [7] [-1] [x] 3 null"),
     },
     "experiment=digits_tiny schedule=adaptive": {
-        "schedule.tolerance": SHARE,
-        "schedule.budget": SHARE,
+        **each("schedule.tolerance schedule.budget", SHARE),
         "schedule.ks": ("[0,1] [1,3,5]", "[] [1] [2,1] [-1,2] [x,y] 3 null"),
         "schedule.signal": ("relative_error cosine increment", "loss null"),
     },

@@ -221,11 +221,7 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_is_named(folder):
             r"split 'train': incomplete in \S+/somebody/tiny \(1 files .*, 2 expected\)",
         ),
         (2, Path.unlink, r"split 'test': .* \(0 files test-\*.parquet, 1 expected\)"),
-        (
-            0,
-            lambda file: os.truncate(file, 0),
-            r"split 'train': incomplete in \S+ \(Parquet file",
-        ),
+        (0, lambda file: os.truncate(file, 0), r"split 'train': incomplete in \S+ \(Parquet file"),
         (
             0,
             lambda file: os.truncate(file, 2000),

@@ -26,7 +26,7 @@ from experiments.errors import UserError
 from experiments.identity import flat
 from experiments.plan import Plan
 from experiments.processes import check_alike
-from tests.train_cli import ROOT, numbers, only_run, records_of, row_of, start
+from tests.train_cli import ROOT, numbers, only_run, records_of, row_of, start, wait_for_step
 
 pytestmark = pytest.mark.slow
 
@@ -95,17 +95,6 @@ def errors(printed: str) -> list[str]:
     prefix = "error: "
     assert "Traceback" not in printed
     return [x.removeprefix(prefix) for x in printed.splitlines() if x.startswith(prefix)]
-
-
-def wait_for_step(root: Path, step: int) -> Path:
-    """The run's folder."""
-    until = time.monotonic() + 200
-    while time.monotonic() < until:
-        for file in root.glob("*/metrics.jsonl"):
-            if len(file.read_text().splitlines()) >= step:
-                return file.parent
-        time.sleep(0.02)
-    raise AssertionError("the run has not come that far")
 
 
 def pid_of_rank(torchrun: subprocess.Popen, rank: int) -> int:

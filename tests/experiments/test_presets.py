@@ -13,13 +13,7 @@ from torch import nn
 import highway_bp as hb
 from experiments.data.images import SIZE
 from experiments.optimizer import learning_rate
-from tests.experiments.hub_layout import (
-    LABELS,
-    write_images,
-    write_pairs,
-    write_roberta,
-    write_text,
-)
+from tests.experiments import hub_layout
 from tests.train_cli import only_run, records_of, row_of
 
 pytestmark = pytest.mark.slow
@@ -32,11 +26,8 @@ TRAIN_TEST, TRAIN_VALIDATION = ["train", "test"], ["train", "validation"]
 # The paper prints no beta1 and, for recurrent networks, no beta2, weight decay or clip: the usual.
 DEEP = {
     "preset": (
-        "resnet32_cifar10",
-        "resnet110_cifar10",
-        "resnet56_imagenet32",
-        "gpt2_wikitext103",
-        "roberta_mnli",
+        *("resnet32_cifar10", "resnet110_cifar10", "resnet56_imagenet32"),
+        *("gpt2_wikitext103", "roberta_mnli"),
     ),
     "optim.algorithm": ("sgd", "sgd", "sgd", "adamw", "adamw"),
     "optim.momentum": (0.9, 0.9, 0.9, None, None),
@@ -78,9 +69,7 @@ DEEP = {
 }
 RECURRENT = {
     "preset": (
-        "lstm_wikitext103_chars",
-        "gru_wikitext103_chars",
-        "gru_wikitext103_words",
+        *("lstm_wikitext103_chars", "gru_wikitext103_chars", "gru_wikitext103_words"),
         "gru_cifar10_pixels",
     ),
     "optim.algorithm": ("adam", "adam", "adam", "adam"),
@@ -131,30 +120,26 @@ SIZES = {
     "gru_cifar10_pixels": (1024, False, "29.8k"),
 }
 OTHER_COUNTS = {"gpt2_wikitext103": "13.6M"}  # docs/reproduce.md: ours, with tied embeddings
-ROBERTA_TOKENS = {"vocabulary": 50_265, "padding": 1, "labels": LABELS}  # its tokenizer's
+ROBERTA_TOKENS = {
+    "vocabulary": 50_265,
+    "padding": 1,
+    "labels": hub_layout.LABELS,
+}  # its tokenizer's
 
 IMAGES = ["optim.batch_size=4", "data.rows={train:12,test:4}"]
+WITH_VALIDATION = ["optim.batch_size=4", "data.rows={train:12,validation:4}"]
 BOOKS = ["optim.batch_size=2", "data.eval_limit=600", "data.train.rows=null"]
+ROBERTA = [
+    *("optim.batch_size=4", "data.train.rows=null"),
+    *(f"{key}=${{data.root}}/roberta-base" for key in ("data.tokenizer", "model.pretrained")),
+]
 # Of each row: model and score, and what makes its steps small.
 LAUNCHES = {
     "resnet32_cifar10": ("resnet32_preact", "eval_accuracy", IMAGES),
     "resnet110_cifar10": ("resnet110", "eval_accuracy", IMAGES),
-    "resnet56_imagenet32": (
-        "resnet56",
-        "eval_accuracy",
-        ["optim.batch_size=4", "data.rows={train:12,validation:4}"],
-    ),
+    "resnet56_imagenet32": ("resnet56", "eval_accuracy", WITH_VALIDATION),
     "gpt2_wikitext103": ("gpt2", "eval_perplexity", [*BOOKS, "model.hidden=32"]),
-    "roberta_mnli": (
-        "roberta",
-        "eval_accuracy",
-        [
-            "optim.batch_size=4",
-            "data.train.rows=null",
-            "data.tokenizer=${data.root}/roberta-base",
-            "model.pretrained=${data.root}/roberta-base",
-        ],
-    ),
+    "roberta_mnli": ("roberta", "eval_accuracy", ROBERTA),
     "lstm_wikitext103_chars": ("lstm_char", "eval_bits_per_char", BOOKS),
     "gru_wikitext103_chars": ("gru_char", "eval_bits_per_char", BOOKS),
     "gru_wikitext103_words": ("gru_words", "eval_perplexity", BOOKS),
@@ -229,11 +214,7 @@ def as_printed(count: int, like: str) -> str:
     [
         ("lstm_wikitext103_chars", 10_000, "1.0k"),
         ("gru_cifar10_pixels", 2500, "0.25k"),
-        (
-            "roberta_mnli",
-            2 * (392_702 // 32),
-            "2.5k",
-        ),  # MNLI's training pairs: 2454 steps of warm-up
+        ("roberta_mnli", 2 * (392_702 // 32), "2.5k"),  # MNLI's pairs: 2454 steps of warm-up
     ],
 )
 def test_the_warm_up_of_a_whole_run_is_as_printed(shown, preset, steps, printed):
@@ -247,21 +228,13 @@ def test_the_warm_up_of_a_whole_run_is_as_printed(shown, preset, steps, printed)
 def hub(tmp_path_factory) -> Path:
     """What the nine rows read, in small."""
     root = tmp_path_factory.mktemp("hub")
-    write_images(
-        root, CIFAR10, "plain_text", "plain_text", ("img", "label"), 10, {"train": 12, "test": 4}
-    )
-    write_images(
-        root,
-        IMAGENET32,
-        "default",
-        "data",
-        ("image", "label"),
-        1000,
-        {"train": 12, "validation": 4, "test": 1},
-    )
-    write_text(root, WIKITEXT, "wikitext-103-v1", {"train": 60, "validation": 60})
-    write_pairs(root, GLUE, "mnli", {"train": 24, MATCHED: 6})
-    write_roberta(root / "roberta-base", layers=12, hidden=32, length=128)
+    rows = {"train": 12, "test": 4}
+    hub_layout.write_images(root, CIFAR10, "plain_text", "plain_text", ("img", "label"), 10, rows)
+    rows |= {"validation": 4}
+    hub_layout.write_images(root, IMAGENET32, "default", "data", ("image", "label"), 1000, rows)
+    hub_layout.write_text(root, WIKITEXT, "wikitext-103-v1", {"train": 60, "validation": 60})
+    hub_layout.write_pairs(root, GLUE, "mnli", {"train": 24, MATCHED: 6})
+    hub_layout.write_roberta(root / "roberta-base", layers=12, hidden=32, length=128)
     return root
 
 

@@ -27,22 +27,17 @@ def with_steps(path: Path, *steps: int) -> RunFolder:
 
 def test_records_come_back_as_they_were_written(tmp_path):
     with_steps(tmp_path / "run", 1, 3)  # on disk when append returns
-    assert RunFolder(tmp_path / "run", CONFIG).records() == [
-        {"step": 1, "loss": 1.0},
-        {"step": 3, "loss": 1 / 3},
-    ]
+    expected = [{"step": 1, "loss": 1.0}, {"step": 3, "loss": 1 / 3}]
+    assert RunFolder(tmp_path / "run", CONFIG).records() == expected
 
 
-def test_a_new_folder_has_the_config_and_no_records(tmp_path):
+def test_a_new_folder_has_the_config_and_no_records_and_is_not_there_before(tmp_path):
+    RunFolder(tmp_path / "deep" / "run", CONFIG)
+    assert not (tmp_path / "deep").exists()
     folder = created(tmp_path / "deep" / "run")
     assert json.loads((folder.path / "config.json").read_text()) == CONFIG
     assert folder.records() == []
     assert not folder.finished
-
-
-def test_nothing_is_there_before_create(tmp_path):
-    RunFolder(tmp_path / "run", CONFIG)
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("rest", ['{"step": 3, "lo', '{"step": 3}', "{"])
@@ -157,9 +152,5 @@ def test_no_temporary_files_stay(tmp_path):
     folder = with_steps(tmp_path / "run", 1, 2)
     folder.keep_until(1)
     folder.finish({})
-    assert sorted(p.name for p in folder.path.iterdir()) == [
-        "DONE",
-        "config.json",
-        "metrics.jsonl",
-        "row.json",
-    ]
+    names = {"DONE", "config.json", "metrics.jsonl", "row.json"}
+    assert {p.name for p in folder.path.iterdir()} == names

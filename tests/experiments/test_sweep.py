@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,17 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from experiments import checkpoint, gpus
-from experiments.run_folder import LOCK, RunFolder, is_busy
-from tests.train_cli import ROOT, assert_same, only_run, records_of, row_of, start
+from experiments.run_folder import LOCK, is_busy
+from tests.train_cli import (
+    ROOT,
+    assert_same,
+    only_run,
+    records_of,
+    row_of,
+    signal_after,
+    start,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -42,14 +49,6 @@ def in_the_middle(root: Path, step: int = 3) -> list[Path]:
     """Runs that have begun and are not at their end."""
     files = [file for file in root.glob("*/metrics.jsonl") if file.parent not in finished(root)]
     return [file.parent for file in files if len(file.read_text().splitlines()) >= step]
-
-
-def wait_until(condition: Callable[[], object], process=None, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process is None or process.is_alive(), "it ended too early"
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 def written(runs: set[Path]) -> dict[Path, int]:
@@ -153,16 +152,8 @@ def test_what_is_trained_where_is_written_before_it_begins(train, runs, monkeypa
     monkeypatch.setattr("experiments.trainer.Trainer.train", begin)
     assert train("k=2", "seed=7", "steps=5").code == 1
     about, busy = begun
-    expected = {
-        "experiment": "digits_tiny",
-        "model": "resnet20_preact",
-        "grad": "highway",
-        "k": 2,
-        "schedule": None,
-        "seed": 7,
-        "steps": 5,
-        "pid": os.getpid(),
-    }
+    expected = dict(experiment="digits_tiny", model="resnet20_preact", grad="highway", k=2)
+    expected |= dict(schedule=None, seed=7, steps=5, pid=os.getpid())
     assert expected.items() <= about.items() and about["started"].endswith("+00:00")
     assert busy and not is_busy(only_run(runs))
 
@@ -186,39 +177,34 @@ def test_a_bug_in_one_job_shows_itself_and_the_others_go_on(train, runs, monkeyp
     assert ("1 of 3 runs failed: " in seen.err and "seed=1" in seen.err) == swept
 
 
-@pytest.mark.parametrize("launcher", ["local", "slurm"])
-def test_a_launcher_that_is_not_installed_names_its_extra(train, runs, monkeypatch, launcher):
-    target = OmegaConf.load(ROOT / "configs" / "hydra" / "launcher" / f"{launcher}.yaml")._target_
-    monkeypatch.delitem(Plugins.instance().class_name_to_class, target, raising=False)
-    seen = train("-m", "k=0,1", f"hydra/launcher={launcher}")
-    extra = {"local": "sweeps", "slurm": "slurm"}[launcher]
+OF_SLURM = OmegaConf.load(ROOT / "configs" / "hydra" / "launcher" / "slurm.yaml")
+
+
+def test_a_launcher_that_is_not_installed_names_its_extra(train, runs, monkeypatch):
+    """As with hydra/launcher=local in tests/errors.md."""
+    plugins = Plugins.instance().class_name_to_class
+    monkeypatch.delitem(plugins, OF_SLURM._target_, raising=False)
+    seen = train("-m", "k=0,1", "hydra/launcher=slurm")
     assert (seen.code, seen.err.count("\n")) == (1, 1)
-    assert seen.err.endswith(f'expected its plugin: pip install -e ".[{extra}]"\n')
+    assert seen.err.endswith('expected its plugin: pip install -e ".[slurm]"\n')
 
 
 def test_every_key_of_the_slurm_launcher_is_known_to_its_plugin():
     config = pytest.importorskip("hydra_plugins.hydra_submitit_launcher.config")
-    ours = OmegaConf.load(ROOT / "configs" / "hydra" / "launcher" / "slurm.yaml")
     known = OmegaConf.structured(config.SlurmQueueConf)
-    assert set(ours) <= set(known) and ours._target_ == known._target_
+    assert set(OF_SLURM) <= set(known) and OF_SLURM._target_ == known._target_
 
 
-def test_a_job_of_submitit_writes_a_checkpoint_before_it_is_put_back(train, runs, monkeypatch):
-    append = RunFolder.append
+def test_a_job_of_submitit_writes_a_checkpoint_before_it_is_put_back(train, runs):
     at: list[int] = []
 
     def put_back(*_):  # submitit's handler
         at.append(torch.load(only_run(runs) / checkpoint.LATEST, weights_only=True)["step"])
 
-    def interrupted(self, record):
-        append(self, record)
-        if record["step"] == 5 and "train_loss" in record:
-            os.kill(os.getpid(), signal.SIGUSR2)
-
-    monkeypatch.setattr(RunFolder, "append", interrupted)
     before = signal.signal(signal.SIGUSR2, put_back)
     try:
-        assert train().code == 128 + signal.SIGUSR2
+        with signal_after(5, signal.SIGUSR2):
+            assert train().code == 128 + signal.SIGUSR2
         assert signal.getsignal(signal.SIGUSR2) is put_back
     finally:
         signal.signal(signal.SIGUSR2, before)
@@ -245,12 +231,8 @@ def through_slurm(folder: Path, *arguments: str, **scripts: str) -> subprocess.P
     for name, script in {**SLURM, **scripts}.items():
         (folder / name).write_text(f"#!/bin/bash\n{script}\n")
         (folder / name).chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": f"{folder}:{os.environ['PATH']}",
-        "PYTHON": sys.executable,
-        "OMP_NUM_THREADS": "1",
-    }
+    path = {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHON": sys.executable}
+    environment = {**os.environ, **path, "OMP_NUM_THREADS": "1"}
     command = [
         *(sys.executable, str(ROOT / "train.py"), "-m", *TINY, f"run_root={folder / 'runs'}"),
         *("hydra/launcher=slurm", "hydra.launcher.partition=gpu", *arguments),

@@ -87,15 +87,8 @@ def test_drops_divide_by_ten():
 
 # optimisers
 
-ADAM = {
-    "algorithm": "adam",
-    "schedule": "cosine",
-    "lr": 0.1,
-    "final_lr": 0.01,
-    "weight_decay": 0.0,
-    "betas": [0.9, 0.99],
-    "warmup_steps": 0,
-}
+ADAM = dict(algorithm="adam", schedule="cosine", lr=0.1, final_lr=0.01, warmup_steps=0)
+ADAM |= dict(weight_decay=0.0, betas=[0.9, 0.99])
 
 
 def test_optimisers_leave_frozen_parameters_out():

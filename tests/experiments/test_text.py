@@ -109,15 +109,10 @@ class Folder:
         write_split(self.root / name / "data", split, {"text": rows, "title": rows})
 
     def load(self, **changes) -> TextData:
-        arguments = dict(
-            train={"name": TRAIN, "config": None, "split": "train"},
-            test={"name": TEST, "config": None, "split": "validation"},
-            tokenizer="characters",
-            vocabulary=15,
-            length=4,
-            root=self.root,
-            cache_dir=self.cache,
-        )
+        train = {"name": TRAIN, "config": None, "split": "train"}
+        test = {"name": TEST, "config": None, "split": "validation"}
+        arguments = dict(train=train, test=test, tokenizer="characters", vocabulary=15, length=4)
+        arguments |= dict(root=self.root, cache_dir=self.cache)
         return load_hub_text(**(arguments | changes))
 
 

@@ -1,11 +1,9 @@
 """wandb: a real offline run, read back from its file; and the writer that is not there."""
 
 import json
-import signal
 import socket
 import struct
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,24 +15,12 @@ from experiments.diagnostics import flat
 from experiments.errors import UserError
 from experiments.row import method_name
 from experiments.wandb_writer import NoWriter, WandbWriter, group_name
-from tests.train_cli import count_lines, only_run, records_of, start
+from tests.train_cli import only_run, records_of, start_and_kill
 
 pytestmark = pytest.mark.slow
 
-ABOUT = {
-    "experiment": "digits",
-    "model": "resnet20",
-    "grad": "highway",
-    "k": 3,
-    "schedule": None,
-    "tolerance": None,
-    "gamma": 0.0,
-    "group_size": 1,
-    "window": None,
-    "seed": 2,
-    "setup": "0a1b2c3d",
-    "mgrit": None,
-}
+ABOUT = dict(experiment="digits", model="resnet20", grad="highway", k=3, gamma=0.0, group_size=1)
+ABOUT |= dict(schedule=None, tolerance=None, window=None, mgrit=None, seed=2, setup="0a1b2c3d")
 RUN = {"config": {"learning_rate": 0.25}, "about": ABOUT}
 
 
@@ -98,18 +84,12 @@ def test_an_offline_run_is_whole_and_quiet(tmp_path, monkeypatch, capfd):
 
     found = by_kind(tmp_path)
     run = found["run"][0]
-    assert (run.run_id, run.project, run.display_name, run.run_group, run.job_type, *run.tags) == (
-        "kept1234",
-        "highway-bp",
-        "highway k=3 s2",
-        "digits-0a1b2c3d",
-        "highway",
-        "digits",
-    )
+    assert (run.run_id, run.display_name) == ("kept1234", "highway k=3 s2")
+    assert (run.project, run.run_group) == ("highway-bp", "digits-0a1b2c3d")
+    assert (run.job_type, *run.tags) == ("highway", "digits")
     config = {c.key: c.value_json for c in run.config.update}
-    assert {"learning_rate": "0.25", "k": "3", "seed": "2", "method": '"highway k=3"'}.items() <= (
-        config.items()
-    )
+    wanted = {"learning_rate": "0.25", "k": "3", "seed": "2", "method": '"highway k=3"'}
+    assert wanted.items() <= config.items()
     assert history(found)[7]["train_loss"] == 2.5
     over_time = {m.glob_name or m.name: m.step_metric for m in found["metric"]}
     assert over_time == {"seconds": "", "*": "seconds"}
@@ -134,15 +114,10 @@ def test_after_kill_minus_nine_the_file_has_every_record(train, tmp_path):
     """Those before the last checkpoint may have been lost with the process that was killed."""
     wandb = pytest.importorskip("wandb")
     arguments = ("experiment=digits_tiny", "logger=wandb_offline", "steps=20", "grad=highway")
-    arguments += ("k=1", "diagnostics=figure6", f"run_root={tmp_path}", "trainer.threads=1")
+    arguments += ("k=1", "diagnostics=figure6", "trainer.threads=1")
     for lines in (3, 15):  # evaluations, and with them checkpoints, are every 3 steps
-        process = start(*arguments)
-        while process.is_alive() and count_lines(tmp_path) < lines:
-            time.sleep(0.002)
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-    assert train(*arguments).code == 0
+        start_and_kill(tmp_path, lines, *arguments)
+    assert train(*arguments, f"run_root={tmp_path}").code == 0
     wandb.teardown()
     run = only_run(tmp_path)
     rows, records = history(by_kind(run)), records_of(run)
@@ -154,15 +129,12 @@ def test_after_kill_minus_nine_the_file_has_every_record(train, tmp_path):
     assert len(ids) == 1
 
 
-def test_each_seed_has_an_id_and_keeps_it_when_killed_before_a_checkpoint(train, runs, monkeypatch):
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr("experiments.trainer.Trainer.train", lambda self: 1 / 0)
+def test_each_seed_has_an_id_and_keeps_it_when_killed_before_a_checkpoint(train, fake, monkeypatch):
     arguments = ("logger=wandb_offline", "logger.project=p", "steps=1")
-    assert train(*arguments).code == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.trainer.Trainer.train", lambda self: 1 / 0)
+        assert train(*arguments).code == 1
     first = fake.kwargs["id"]
-    monkeypatch.undo()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
     assert train(*arguments).code == 0 and fake.kwargs["id"] == first
     monkeypatch.setenv("WANDB_RUN_ID", first)  # would be one for all seeds
     assert train(*arguments, "seed=1").code == 0 and fake.kwargs["id"] not in (None, first)
@@ -193,10 +165,10 @@ def test_a_group_is_what_may_be_compared():
 class FakeWandb:
     """wandb's face as far as the writer uses it; keeps what it was called with."""
 
-    def __init__(self, refuses: Exception | None = None):
-        self.errors = SimpleNamespace(Error=ConnectionError)
+    errors, refuses = SimpleNamespace(Error=ConnectionError), None
+
+    def __init__(self):
         self.exits: list[int] = []
-        self.refuses = refuses
 
     def Settings(self, **kwargs) -> dict:
         return kwargs
@@ -212,34 +184,29 @@ class FakeWandb:
         )
 
 
-def test_online_resumes_the_run_it_was(tmp_path, monkeypatch):
+@pytest.fixture
+def fake(monkeypatch) -> FakeWandb:
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+def test_online_resumes_the_run_it_was(tmp_path, fake):
     writer = load("wandb_online")(folder=tmp_path, run_id="kept1234", **RUN)
     assert writer.run_id == "kept1234"
-    keys = ("mode", "resume", "project", "entity", "dir", "group")
-    asked = {key: fake.kwargs[key] for key in keys}
-    assert asked == {
-        "mode": "online",
-        "resume": "allow",
-        "project": "highway-bp",
-        "entity": None,
-        "dir": str(tmp_path),
-        "group": "digits-0a1b2c3d",
-    }
+    asked = dict(mode="online", resume="allow", project="highway-bp", entity=None)
+    asked |= dict(dir=str(tmp_path), group="digits-0a1b2c3d")
+    assert asked == {key: fake.kwargs[key] for key in asked}
 
 
 @pytest.mark.parametrize(("row", "code"), [({"eval_accuracy": 0.5}, 0), (None, 1)])
-def test_a_run_without_a_row_has_failed(tmp_path, monkeypatch, row, code):
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    writer = WandbWriter(mode="offline", project="p", folder=tmp_path, **RUN)
-    writer.finish(row)
+def test_a_run_without_a_row_has_failed(tmp_path, fake, row, code):
+    WandbWriter(mode="offline", project="p", folder=tmp_path, **RUN).finish(row)
     assert fake.exits == [code]
 
 
-def test_wandb_that_refuses_to_start_is_told_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(ConnectionError("No API key")))
+def test_wandb_that_refuses_to_start_is_told_in_one_line(tmp_path, fake):
+    fake.refuses = ConnectionError("No API key")
     with pytest.raises(UserError, match=r"online.*No API key.*logger=none"):
         load("wandb_online")(folder=tmp_path, **RUN)
 

@@ -55,51 +55,35 @@ class ReluAfterSum(Plain):
 
 
 class InPlaceRelu(ReluAfterSum):
+    """The carry is a mask of bool."""
+
     def r(self, h, z):
         return (h + z).relu_()
 
+    def carry(self, h_in, h_out):
+        return h_out > 0
+
 
 class Scaled(Plain):
-    """f(h) = s h + inner(h), s a float."""
+    """f(h) = s h + inner(h), s a number or learnt numbers; ``carry_of`` makes the carry of s."""
 
-    def __init__(self, inner: nn.Module, s: float) -> None:
+    def __init__(self, inner: nn.Module, s: float | nn.Parameter, carry_of=lambda s, h: s) -> None:
         super().__init__(inner)
-        self.s = s
+        self.s, self.carry_of = s, carry_of
 
     def r(self, h, z):
         return self.s * h + z
 
     def carry(self, h_in, h_out):
-        return self.s
+        return self.carry_of(self.s, h_in)
 
 
-class ScaledObject(Scaled):
-    def carry(self, h_in, h_out):
-        return hb.Scalar(self.s)
+def learnt(*shape: int) -> nn.Parameter:
+    """A number per channel: a parameter on the residual path."""
+    return nn.Parameter(0.5 + torch.rand(shape))
 
 
-class ChannelScaled(Plain):
-    """f(h) = s h + inner(h), s a learnt number per channel: a parameter on the residual path."""
-
-    def __init__(self, inner: nn.Module, shape: tuple[int, ...]) -> None:
-        super().__init__(inner)
-        self.s = nn.Parameter(0.5 + torch.rand(shape))
-
-    def r(self, h, z):
-        return self.s * h + z
-
-    def carry(self, h_in, h_out):
-        return self.s.expand_as(h_in)
-
-
-class ChannelScaledBroadcast(ChannelScaled):
-    """Returns the diagonal as small as it is: (C, 1, 1) for a state (B, C, H, W)."""
-
-    def carry(self, h_in, h_out):
-        return self.s
-
-
-class ChannelScaledRelu(Split, ChannelScaled):
+class ScaledRelu(Split, Scaled):
     def r(self, h, z):
         return F.relu(self.s * h + z)
 
@@ -174,16 +158,6 @@ class ShortcutRelu(Shortcut):
         return hb.Diagonal((h_out > 0).to(h_out.dtype)) @ hb.LinearMap(self.shortcut, h_in)
 
 
-class NoResidual(Plain):
-    """f(h) = inner(h): everything is block, the carry is zero."""
-
-    def r(self, h, z):
-        return 0.0 * h + z
-
-    def carry(self, h_in, h_out):
-        return 0.0
-
-
 class Constant(Plain):
     """f(h) = parameter: the state does not depend on the one before."""
 
@@ -207,12 +181,6 @@ class Constant(Plain):
 class BlockBlindToState(Plain):
     def g(self, h):
         return self.inner(h.detach())
-
-
-class WithUnusedParameter(Plain):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__(inner)
-        self.unused = nn.Parameter(torch.ones(2))
 
 
 class FixedMaskDropout(nn.Module):
@@ -322,6 +290,11 @@ def frozen(layer: nn.Module) -> nn.Module:
     return layer.requires_grad_(False)
 
 
+def with_unused_parameter(layer: nn.Module) -> nn.Module:
+    layer.unused = nn.Parameter(torch.ones(2))
+    return layer
+
+
 def evaluating(layer: nn.Module) -> nn.Module:
     """Running statistics that are not 0 and 1, then eval mode."""
     for m in layer.modules():
@@ -358,17 +331,8 @@ def L(layers: Callable, x: Callable = rows, **kwargs) -> Callable[[], Architectu
     return lambda: Architecture(list(layers()), x(), **kwargs)
 
 
-def argument_needs_gradient() -> Architecture:
-    mask = torch.rand(4, requires_grad=True)
-    return Architecture([Plain(Masked(4)) for _ in range(3)], rows(), (mask,))
-
-
-def keyword_needs_gradient() -> Architecture:
-    scale = torch.rand(3, 1, requires_grad=True)
-    mask = torch.ones(4)
-    return Architecture(
-        [PlainSplit(Masked(4)) for _ in range(3)], rows(), (mask,), {"scale": scale}
-    )
+def masked(layer: Callable, mask: Tensor, **kwargs) -> Architecture:
+    return Architecture([layer(Masked(4)) for _ in range(3)], rows(), (mask,), kwargs)
 
 
 ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
@@ -376,9 +340,8 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
     "linear-6": A(lambda: Plain(linear()), 6),
     "mlp-3": A(lambda: Plain(mlp()), 3),
     "conv-3": A(lambda: Plain(conv()), 3, images),
-    "channels-last-conv": L(
-        lambda: [Plain(conv()) for _ in range(2)],
-        lambda: images().to(memory_format=torch.channels_last),
+    "channels-last-conv": A(
+        lambda: Plain(conv()), 2, lambda: images().to(memory_format=torch.channels_last)
     ),
     "vector-state": A(lambda: Plain(tanh()), 3, lambda: torch.randn(4)),
     "split-mlp-4": A(lambda: PlainSplit(mlp()), 4),
@@ -393,15 +356,17 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
     "relu-after-sum-in-place": A(lambda: InPlaceRelu(conv()), 3, images),
     "scalar": A(lambda: Scaled(tanh(), 0.7), 4),
     "scalar-split-mixed": L(lambda: [split(Scaled)(mlp(), s) for s in (0.5, -1.3, 1.0)]),
-    "scalar-object": A(lambda: ScaledObject(mlp(), 0.6), 3),
+    "scalar-object": A(lambda: Scaled(mlp(), 0.6, lambda s, h: hb.Scalar(s)), 3),
     "post-norm": A(lambda: PostNorm(mlp(), 4), 4),
     "post-norm-split": A(lambda: split(PostNorm)(mlp(), 4), 3),
     "gated": A(lambda: Gated(4), 5),
     "gated-split": A(lambda: split(Gated)(4), 4),
-    "residual-parameter": A(lambda: ChannelScaled(tanh(), (4,)), 3),
-    "residual-parameter-split": A(lambda: split(ChannelScaled)(conv(), (2, 1, 1)), 3, images),
-    "residual-parameter-relu": A(lambda: ChannelScaledRelu(mlp(), (4,)), 3),
-    "broadcast-diagonal": A(lambda: ChannelScaledBroadcast(conv(), (2, 1, 1)), 3, images),
+    "residual-parameter": A(lambda: Scaled(tanh(), learnt(4), torch.Tensor.expand_as), 3),
+    "residual-parameter-split": A(
+        lambda: split(Scaled)(conv(), learnt(2, 1, 1), torch.Tensor.expand_as), 3, images
+    ),
+    "residual-parameter-relu": A(lambda: ScaledRelu(mlp(), learnt(4)), 3),
+    "broadcast-diagonal": A(lambda: Scaled(conv(), learnt(2, 1, 1)), 3, images),
     "permutation": A(lambda: Permuted(tanh(), 4), 5),
     "permutation-split-channels": A(lambda: split(Permuted)(conv(3), 3), 3, lambda: images(3, 2)),
     "strided-shortcut": L(
@@ -445,11 +410,11 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
             Gated(4),
         ]
     ),
-    "no-residual": A(lambda: NoResidual(mlp()), 4),
+    "no-residual": A(lambda: Scaled(mlp(), 0.0), 4),
     "constant-layer": L(lambda: [Plain(mlp()), Constant((3, 4)), Plain(mlp())]),
     "block-blind-to-state": L(lambda: [Plain(mlp()), BlockBlindToState(mlp()), Plain(mlp())]),
     "no-parameters": A(lambda: Plain(nn.Tanh()), 4),
-    "unused-parameter": A(lambda: WithUnusedParameter(tanh()), 2),
+    "unused-parameter": A(lambda: with_unused_parameter(Plain(tanh())), 2),
     "frozen-middle": L(
         lambda: [Plain(mlp()), frozen(Plain(mlp())), frozen(PlainSplit(mlp())), Plain(mlp())]
     ),
@@ -465,11 +430,11 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
     "dropout-split": L(
         lambda: [PlainSplit(nn.Sequential(FixedMaskDropout(s), tanh())) for s in (1, 2, 3)]
     ),
-    "arguments": lambda: Architecture(
-        [Plain(Masked(4)) for _ in range(3)], rows(), (torch.rand(4),), {"scale": 0.5}
+    "arguments": lambda: masked(Plain, torch.rand(4), scale=0.5),
+    "argument-with-gradient": lambda: masked(Plain, torch.rand(4, requires_grad=True)),
+    "keyword-with-gradient": lambda: masked(
+        PlainSplit, torch.ones(4), scale=torch.rand(3, 1, requires_grad=True)
     ),
-    "argument-with-gradient": argument_needs_gradient,
-    "keyword-with-gradient": keyword_needs_gradient,
     "buffers": A(lambda: Plain(WithBuffer(4)), 3),
     "weight-norm": A(lambda: Plain(weight_norm_layer()), 3),
     "orthogonal": A(lambda: Plain(orthogonal_layer()), 2, lambda: rows(3)),

@@ -1,7 +1,10 @@
 """What tests of converted models share: the same done with an untouched model."""
 
 import copy
+from functools import partial
+from inspect import Parameter, Signature, signature
 
+import pytest
 import torch
 from torch import nn
 
@@ -10,6 +13,7 @@ from tests.highway_bp.families import build, inputs
 
 EXACT = hb.Highway(99)
 IN_GROUPS = hb.Highway(99, group_size=2)
+both_methods = pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
 TOKENS = inputs("gpt2")
 
 
@@ -17,13 +21,17 @@ def logits_loss(model: nn.Module) -> torch.Tensor:
     return model(**TOKENS).loss
 
 
+def backward(model: nn.Module) -> None:
+    model().backward()
+
+
 def with_states(model: nn.Module):
     return model(**TOKENS, output_hidden_states=True)
 
 
-def assert_same(run, make=lambda: build("gpt2"), method=EXACT, tolerance=1e-9) -> None:
+def assert_same(run, make=lambda: build("gpt2"), method=EXACT, tolerance=1e-9) -> nn.Module:
     """``run(model)`` computes gradients of parameters, and may return other tensors: all are those
-    of the untouched model."""
+    of the untouched model. Returns the converted one."""
     untouched = make()
     converted = hb.convert(copy.deepcopy(untouched), method)
     results = []
@@ -39,6 +47,23 @@ def assert_same(run, make=lambda: build("gpt2"), method=EXACT, tolerance=1e-9) -
     assert len(shown) == len(wanted_shown)
     for a, b in zip(shown, wanted_shown, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    return converted
+
+
+def same(make=lambda: build("gpt2"), both=False):
+    """A test that what the function does with a model is the same on a converted one; whether by
+    both methods. The function's other arguments are the test's."""
+
+    def test_of(run):
+        def test(method=EXACT, **given):
+            assert_same(partial(run, **given), make, method)
+
+        test.__name__, test.__doc__, test.__module__ = run.__name__, run.__doc__, run.__module__
+        names = [*list(signature(run).parameters)[1:], *(["method"] if both else [])]
+        test.__signature__ = Signature([Parameter(n, Parameter.KEYWORD_ONLY) for n in names])
+        return both_methods(test) if both else test
+
+    return test_of
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -66,7 +91,10 @@ class Shows(nn.Module):
 
 
 class Net(nn.Module):
-    """Embedding, layers of one class, head; ``forward`` gives the head's loss."""
+    """Embedding, layers of one class, head; ``forward`` gives the head's loss.
+
+    Others may give more arguments to all layers, and more of a loss on these.
+    """
 
     def __init__(self, layer=Shows):
         super().__init__()
@@ -74,10 +102,16 @@ class Net(nn.Module):
         self.blocks = nn.ModuleList(layer() for _ in range(4))
 
     def forward(self, x=None):
-        h = self.emb(rows() if x is None else x)
+        h, given = self.emb(rows() if x is None else x), self.given()
         for block in self.blocks:
-            h = block(h)
-        return self.head(h).sin().sum()
+            h = block(h, *given)
+        return self.head(h).sin().sum() + self.more(*given)
+
+    def given(self):
+        return ()
+
+    def more(self, *given):
+        return 0.0
 
 
 def made(layer=Shows, net=Net):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -135,32 +136,24 @@ EXPERTS = {
     "gpt-oss": lambda: experts("GptOss", head_dim=8, num_local_experts=4),
     "olmoe": lambda: experts("Olmoe", num_experts=4),
 }
+ALIKE = {  # their names here and in transformers
+    **{"mistral": "Mistral", "qwen2": "Qwen2", "phi": "Phi", "gpt-neox": "GPTNeoX"},
+    **{"bloom": "Bloom", "falcon": "Falcon", "olmo": "Olmo", "olmo2": "Olmo2", "olmo3": "Olmo3"},
+    **{"cohere": "Cohere", "stablelm": "StableLm", "starcoder2": "Starcoder2"},
+    "granite": "Granite",
+}
+OF_WIDE_HEADS = {"qwen3": "Qwen3", "gemma": "Gemma", "gemma2": "Gemma2", "gemma3": "Gemma3Text"}
 CAUSAL_LM = {
+    **{name: partial(causal, theirs) for name, theirs in ALIKE.items()},
+    **{name: partial(causal, theirs, head_dim=8) for name, theirs in OF_WIDE_HEADS.items()},
     "gpt2": gpt2,
     "llama": lambda **sizes: causal("Llama", **sizes),
-    "mistral": lambda: causal("Mistral"),
-    "qwen2": lambda: causal("Qwen2"),
-    "qwen3": lambda: causal("Qwen3", head_dim=8),
-    "gemma": lambda: causal("Gemma", head_dim=8),
-    "gemma2": lambda: causal("Gemma2", head_dim=8),
-    "gemma3": lambda: causal("Gemma3Text", head_dim=8),
-    "phi": lambda: causal("Phi"),
     "phi3": lambda: causal("Phi3", pad_token_id=0),
-    "gpt-neox": lambda: causal("GPTNeoX"),
     "gpt-j": gptj,
     "opt": lambda: causal("OPT", ffn_dim=32, word_embed_proj_dim=H, dropout=0.0),
-    "bloom": lambda: causal("Bloom"),
-    "falcon": lambda: causal("Falcon"),
     "mpt": lambda: tf.MptForCausalLM(
         tf.MptConfig(d_model=H, n_heads=2, n_layers=LAYERS, vocab_size=V, max_seq_len=16)
     ),
-    "olmo": lambda: causal("Olmo"),
-    "olmo2": lambda: causal("Olmo2"),
-    "olmo3": lambda: causal("Olmo3"),
-    "cohere": lambda: causal("Cohere"),
-    "stablelm": lambda: causal("StableLm"),
-    "starcoder2": lambda: causal("Starcoder2"),
-    "granite": lambda: causal("Granite"),
     "mamba": lambda: causal("Mamba", state_size=4),
     "falcon mamba": lambda: causal("FalconMamba", state_size=4),
 } | EXPERTS

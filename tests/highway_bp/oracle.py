@@ -112,6 +112,22 @@ def inside_groups(w_groups: Vectors, A: Matrices, b: Vectors, size: int) -> list
     return w
 
 
+def solution(
+    J: Matrices, K: Matrices, b: Vectors, k: int, gamma=0.0, size=1, fixed=False
+) -> list[Tensor]:
+    """w at every state by Highway(k, gamma, size), or by FixedPoint(k, size).
+
+    A group counts as one layer: gamma moves part of the group's carry into its block.
+    """
+    A = [None, *(J_i + K_i for J_i, K_i in zip(J[1:], K[1:], strict=True))]
+    J, K, b_groups = grouped(J, K, b, size)
+    if fixed:
+        w = fixed_point(with_gamma(J, K, 1.0)[0], b_groups, k)
+    else:
+        w = highway(*with_gamma(J, K, gamma), b_groups, k)
+    return inside_groups(w, A, b, size)
+
+
 class DenseChain:
     """A chain's exact states and its dense Jacobians, in float64.
 

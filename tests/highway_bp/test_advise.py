@@ -44,10 +44,8 @@ def test_the_fastest_that_is_exact_enough_wins_and_of_equal_times_the_larger_cos
 def test_backprop_where_nothing_is_exact_enough(cosines, found):
     choice = advice(RECURRENT, cosines).for_devices(1)
     assert choice.method == hb.Backprop() and choice.speed_up == 1.0
-    assert (
-        f"no k below L measured has a cosine of 0.9 or more, the largest is {found}"
-        in choice.reason
-    )
+    reason = "no k below L measured has a cosine of 0.9 or more, the largest is"
+    assert f"{reason} {found}" in choice.reason
 
 
 @pytest.mark.parametrize(("head", "method"), [(1.41, hb.Highway(0)), (1.51, hb.Backprop())])
@@ -174,7 +172,6 @@ def test_progress_is_a_line_per_measurement_on_stderr(capsys, progress):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(ks=()), "ks is empty; expected at least one"),
         (dict(ks=(1, -1)), "ks=-1; expected a whole number, at least 0"),
         (dict(ks=3), "ks=3; expected a list of whole numbers"),
         (dict(devices=(1,)), "devices=1; expected a whole number, at least 2"),
@@ -183,7 +180,6 @@ def test_progress_is_a_line_per_measurement_on_stderr(capsys, progress):
         (dict(gammas=()), "gammas=.. for a model; expected a number among them"),
         (dict(gammas="auto"), "gammas='auto'; expected a list of them"),
         (dict(gammas=(1.5,)), r"gamma=1\.5; expected a number from 0 to 1"),
-        (dict(loss_fn=lambda m, x: m(x)), r"returned shape \(2, 4\); expected a scalar"),
         (dict(model=nn.Linear(4, 4)), "Linear holds no ResidualChain"),
         (dict(model=hb.GRU(4, 4), gammas=("auto",)), "gammas=.'auto',. for recurrent layers"),
     ],

@@ -7,29 +7,16 @@ import torch
 
 import highway_bp as hb
 from highway_bp.auto_gamma import smallest_block
-from tests.highway_bp import oracle
+from tests.highway_bp import oracle, test_paths
 from tests.highway_bp.architectures import build
-from tests.highway_bp.test_paths import (
-    every_architecture,
-    leaves_and_input,
-    loss_of,
-    or_zeros,
-    reference,
-)
 
 
-@every_architecture
+@test_paths.every_architecture
 @pytest.mark.parametrize("k", [0, 1, 3])
 def test_gradients_are_the_path_sum_with_the_estimated_gammas(name, k):
-    known = reference(name)
-    a = build(name)
-    chain = hb.ResidualChain(a.layers, hb.Highway(min(k, known.L), gamma="auto"))
-    x, leaves = leaves_and_input(a)
-    states = chain(x, *a.args, return_states=True, **a.kwargs)
-    loss = loss_of("all", states)
-    if not loss.requires_grad:
-        return
-    found = or_zeros(torch.autograd.grad(loss, leaves, allow_unused=True), leaves)
+    known = test_paths.reference(name)
+    method = hb.Highway(min(k, known.L), gamma="auto")
+    chain, found = test_paths.chain_and_gradients(name, method, "all")
     gammas = list(chain.gammas.values.values())
     J = [None, *(J + g * K for g, J, K in zip(gammas, known.J[1:], known.K[1:], strict=True))]
     K = [None, *((1 - g) * K for g, K in zip(gammas, known.K[1:], strict=True))]
@@ -95,22 +82,3 @@ def test_the_state_of_a_method_goes_into_a_checkpoint_and_back():
     assert trained_twice(chain, a.x, 5) == trained_twice(again, a.x, 5)
     with pytest.raises(ValueError, match="state of 0 chains; expected 1"):
         hb.load_method_state(chain, [])
-
-
-@pytest.mark.parametrize(
-    "gamma, line",
-    [
-        ("best", "gamma='best'; expected a number from 0 to 1, or 'auto'"),
-        (1.5, "gamma=1.5; expected a number from 0 to 1, or 'auto'"),
-        (True, "gamma=True; expected a number from 0 to 1, or 'auto'"),
-    ],
-)
-def test_a_gamma_that_is_none_says_so(gamma, line):
-    with pytest.raises((TypeError, ValueError)) as error:
-        hb.Highway(1, gamma=gamma)
-    assert str(error.value) == line
-
-
-def test_recurrent_layers_take_numbers_alone():
-    with pytest.raises(ValueError, match="gamma='auto' in a recurrent layer"):
-        hb.GRU(3, 4, method=hb.Highway(1, gamma="auto"))

@@ -1,39 +1,39 @@
 """What a ResidualChain and its methods refuse, and what they say."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import highway_bp as hb
-from tests.highway_bp.architectures import Plain, mlp
+from tests.highway_bp.architectures import Plain, Scaled, mlp, split, tanh
 from tests.highway_bp.test_chain import chain, layers
 
-
-@pytest.mark.parametrize("make", [hb.Highway, hb.FixedPoint])
-@pytest.mark.parametrize(
-    "k, error",
-    [(-1, ValueError), (1.5, TypeError), (True, TypeError), ("2", TypeError), (None, TypeError)],
-)
-def test_bad_k(make, k, error):
-    with pytest.raises(error, match="k") as caught:
-        make(k)
-    assert repr(k) in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "gamma, error",
-    [(2.0, ValueError), (-0.1, ValueError), ("a", TypeError), (float("nan"), ValueError)],
-)
-def test_bad_gamma(gamma, error):
-    with pytest.raises(error, match="gamma"):
-        hb.Highway(1, gamma=gamma)
+# Of methods: what is expected, values that are not in range, and values of another type.
+ITERATED = (hb.Highway, hb.FixedPoint)
+SETTINGS = {
+    "k": (ITERATED, "a whole number, at least 0", [-1], [1.5, True, "2", None]),
+    "group_size": (ITERATED, "a whole number, at least 1", [0, -2], [1.5]),
+    "gamma": (hb.Highway, "a number from 0 to 1, or 'auto'", [2.0, -0.1, math.nan], ["a", True]),
+    "tolerance": (hb.Highway, "a number between 0 and 1", [0, 1], [True]),
+    "cycles": (hb.MGRIT, "a whole number, at least 0", [-1], [1.5]),
+    "coarsening": (hb.MGRIT, "a whole number, at least 2", [1], [None]),
+    "levels": (hb.MGRIT, "a whole number, at least 1", [0], [True]),
+    "relaxation": (hb.MGRIT, "one of F, FCF", ["FC", None], []),
+}
 
 
-@pytest.mark.parametrize("make", [hb.Highway, hb.FixedPoint])
-@pytest.mark.parametrize("size, error", [(0, ValueError), (-2, ValueError), (1.5, TypeError)])
-def test_bad_group_size(make, size, error):
-    with pytest.raises(error, match="group_size"):
-        make(1, group_size=size)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_that_a_method_cannot_have(name):
+    makers, expected, values, of_another_type = SETTINGS[name]
+    for make in makers if isinstance(makers, tuple) else [makers]:
+        needed = {} if make is hb.MGRIT else {"k": 1}
+        for error, wrong in ((ValueError, values), (TypeError, of_another_type)):
+            for value in wrong:
+                with pytest.raises(error) as told:
+                    make(**{**needed, name: value})
+                assert str(told.value) == f"{name}={value!r}; expected {expected}"
 
 
 def test_one_module_instead_of_a_list():
@@ -51,17 +51,10 @@ def test_unknown_method():
         hb.set_method(model, hb.Highway)
 
 
-def run(*modules: nn.Module, method=None, x: Tensor | None = None) -> None:
+def run(*modules: nn.Module, x: Tensor | None = None) -> None:
     """Forward and backward: a mistake may be found in either."""
-    model = hb.ResidualChain(modules, method or hb.Highway(1))
     x = torch.randn(3, 4, requires_grad=True) if x is None else x
-    model(x).sum().backward()
-
-
-def test_shape_changed_under_an_identity_carry():
-    with pytest.raises(ValueError, match=r"layer 1") as caught:
-        run(Plain(mlp()), nn.Linear(4, 6))
-    assert "(3, 4)" in str(caught.value) and "(3, 6)" in str(caught.value)
+    hb.ResidualChain(modules, hb.Highway(1))(x).sum().backward()
 
 
 class BadCarry(Plain):
@@ -84,14 +77,10 @@ class BadCarry(Plain):
     ],
     ids=["shape", "rank", "integer", "string", "function"],
 )
-@pytest.mark.parametrize("split", [False, True])
-def test_bad_carry(carry, named, split):
-    class SplitBad(BadCarry):
-        block, residual = Plain.g, Plain.r
-
-    with pytest.raises((TypeError, ValueError), match=named) as caught:
-        run(Plain(mlp()), (SplitBad if split else BadCarry)(carry))
-    assert "layer 1" in str(caught.value)
+@pytest.mark.parametrize("layer", [BadCarry, split(BadCarry)])
+def test_bad_carry(carry, named, layer):
+    with pytest.raises((TypeError, ValueError), match=f"layer 1 .*{named}"):
+        run(Plain(mlp()), layer(carry))
 
 
 class ReturnsTuple(nn.Module):
@@ -99,10 +88,16 @@ class ReturnsTuple(nn.Module):
         return h, None
 
 
-def test_layer_that_returns_a_tuple():
-    with pytest.raises(TypeError, match="tuple") as caught:
-        run(Plain(mlp()), ReturnsTuple())
-    assert "layer 1" in str(caught.value)
+@pytest.mark.parametrize(
+    ("layer", "line"),
+    [
+        (nn.Linear(4, 6), r"layer 1 \(Linear\) maps a state of shape \(3, 4\) to \(3, 6\) but its"),
+        (ReturnsTuple(), r"layer 1 \(ReturnsTuple\) returned a tuple"),
+    ],
+)
+def test_a_layer_that_returns_no_such_state(layer, line):
+    with pytest.raises((TypeError, ValueError), match=line):
+        run(Plain(mlp()), layer)
 
 
 def test_a_complex_state():
@@ -126,36 +121,19 @@ def test_layer_that_captures_a_tensor_with_gradient(leaf):
         run(Plain(mlp()), Captures(tensor if leaf else tensor * 2))
 
 
-class Scaled(nn.Module):
-    """a h + tanh(W h), split, with a carry that the test gives it."""
-
-    def __init__(self, carry=None):
-        super().__init__()
-        self.body = nn.Linear(5, 5).double()
-        self.a = 0.5
-        if carry is not None:
-            self.carry = carry
-
-    def block(self, h):
-        return torch.tanh(self.body(h))
-
-    def residual(self, h, z):
-        return self.a * h + z
-
-    def forward(self, h):
-        return self.residual(h, self.block(h))
-
-
 @pytest.mark.parametrize(
     ("carry", "told"),
     [(None, "it has no carry"), (lambda h_in, h_out: 0.7, "its carry is another")],
 )
 def test_a_split_layer_with_a_wrong_carry_is_refused(carry, told):
-    chain = hb.ResidualChain([Scaled(lambda a, b: 0.5), Scaled(carry)], hb.Highway(2))
+    layers = [split(Scaled)(tanh(5), 0.5).double() for _ in range(2)]
+    layers[1].carry = carry
+    chain = hb.ResidualChain(layers, hb.Highway(2))
     x = torch.randn(3, 5, dtype=torch.float64)
-    with pytest.raises(ValueError, match=rf"layer 1 \(Scaled\): the residual path .* {told}"):
+    with pytest.raises(ValueError, match=rf"layer 1 \(ScaledSplit\): the residual path .* {told}"):
         chain(x)
     chain[1].carry = lambda h_in, h_out: 0.5
     chain(x).sum().backward()
-    exact = torch.autograd.grad(nn.Sequential(*chain)(x).sum(), chain[0].body.weight)[0]
-    torch.testing.assert_close(chain[0].body.weight.grad, exact)
+    weight = chain[0].inner[0].weight
+    exact = torch.autograd.grad(nn.Sequential(*chain)(x).sum(), weight)[0]
+    torch.testing.assert_close(weight.grad, exact)

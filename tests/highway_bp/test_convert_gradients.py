@@ -13,8 +13,10 @@ from tests.highway_bp.converted import (
     TOKENS,
     Shows,
     assert_same,
+    both_methods,
     logits_loss,
     made,
+    same,
     with_states,
 )
 from tests.highway_bp.families import build
@@ -22,13 +24,11 @@ from tests.highway_bp.families import build
 # -- hooks ----------------------------------------------------------------------------------------
 
 
-def test_a_hook_on_a_parameter_runs_once():
-    def halved(model):
-        for p in model.parameters():
-            p.register_hook(lambda g: g / 2)
-        logits_loss(model).backward()
-
-    assert_same(halved)
+@same()
+def test_a_hook_on_a_parameter_runs_once(model):
+    for p in model.parameters():
+        p.register_hook(lambda g: g / 2)
+    logits_loss(model).backward()
 
 
 def test_hooks_of_parameters_outlive_an_error():
@@ -45,100 +45,84 @@ def test_hooks_of_parameters_outlive_an_error():
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
-class TestStates:
-    def test_retain_grad(self, method):
-        def run(model):
-            out = with_states(model)
-            for h in out.hidden_states:
-                h.retain_grad()
-            (out.loss + out.hidden_states[2].square().sum()).backward()
-            return [h.grad for h in out.hidden_states]
-
-        assert_same(run, method=method)
-
-    def test_hooks_see_the_whole_gradient(self, method):
-        def run(model):
-            out, seen = with_states(model), []
-            for h in out.hidden_states[:-1]:
-                h.register_hook(lambda g: seen.append(g.clone()))
-            (out.loss + out.hidden_states[2].square().sum()).backward()
-            return seen
-
-        assert_same(run, method=method)
-
-    def test_hooks_may_change_it(self, method):
-        def run(model):
-            out = with_states(model)
-            out.hidden_states[2].register_hook(lambda g: g * 0.5)
-            out.loss.backward()
-
-        assert_same(run, method=method)
-
-    def test_autograd_grad(self, method):
-        def run(model):
-            out, parameters = with_states(model), list(model.parameters())
-            asked = [*out.hidden_states[:3], *parameters]
-            loss = out.loss + out.hidden_states[1].square().sum()
-            found = torch.autograd.grad(loss, asked, allow_unused=True)
-            for p, g in zip(parameters, found[3:], strict=True):
-                p.grad = g
-            return found[:3]
-
-        assert_same(run, method=method)
-
-    def test_autograd_grad_of_states_alone(self, method):
-        def run(model):
-            logits_loss(model).backward()
-            out = with_states(model)
-            return torch.autograd.grad(out.loss, out.hidden_states[2:3])
-
-        assert_same(run, method=method)
-
-    def test_grad_cam(self, method):
-        def run(model):
-            seen = []
-
-            def watch(_, __, out):
-                h = out if isinstance(out, torch.Tensor) else out[0]
-                h.register_hook(lambda g: seen.append(g.clone()))
-
-            model.transformer.h[1].register_forward_hook(watch)
-            logits_loss(model).backward()
-            return seen
-
-        assert_same(run, method=method)
+@same(both=True)
+def test_retain_grad(model):
+    out = with_states(model)
+    for h in out.hidden_states:
+        h.retain_grad()
+    (out.loss + out.hidden_states[2].square().sum()).backward()
+    return [h.grad for h in out.hidden_states]
 
 
-@pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
-def test_a_second_loss_where_a_hook_was_shown_what_came_from_behind(method):
-    def run(model):
-        out, seen = with_states(model), []
-        out.hidden_states[2].register_hook(lambda g: seen.append(g.clone()))
-        out.loss.backward(retain_graph=True)
-        out.hidden_states[2].square().sum().backward()
-        return seen
-
-    assert_same(run, method=method)
+@same(both=True)
+def test_hooks_see_the_whole_gradient(model):
+    out, seen = with_states(model), []
+    for h in out.hidden_states[:-1]:
+        h.register_hook(lambda g: seen.append(g.clone()))
+    (out.loss + out.hidden_states[2].square().sum()).backward()
+    return seen
 
 
-@pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
+@same(both=True)
+def test_hooks_may_change_it(model):
+    out = with_states(model)
+    out.hidden_states[2].register_hook(lambda g: g * 0.5)
+    out.loss.backward()
+
+
+@same(both=True)
+def test_autograd_grad(model):
+    out, parameters = with_states(model), list(model.parameters())
+    asked = [*out.hidden_states[:3], *parameters]
+    loss = out.loss + out.hidden_states[1].square().sum()
+    found = torch.autograd.grad(loss, asked, allow_unused=True)
+    for p, g in zip(parameters, found[3:], strict=True):
+        p.grad = g
+    return found[:3]
+
+
+@same(both=True)
+def test_autograd_grad_of_states_alone(model):
+    logits_loss(model).backward()
+    out = with_states(model)
+    return torch.autograd.grad(out.loss, out.hidden_states[2:3])
+
+
+@same(both=True)
+def test_grad_cam(model):
+    seen = []
+
+    def watch(_, __, out):
+        h = out if isinstance(out, torch.Tensor) else out[0]
+        h.register_hook(lambda g: seen.append(g.clone()))
+
+    model.transformer.h[1].register_forward_hook(watch)
+    logits_loss(model).backward()
+    return seen
+
+
+@same(both=True)
+def test_a_second_loss_where_a_hook_was_shown_what_came_from_behind(model):
+    out, seen = with_states(model), []
+    out.hidden_states[2].register_hook(lambda g: seen.append(g.clone()))
+    out.loss.backward(retain_graph=True)
+    out.hidden_states[2].square().sum().backward()
+    return seen
+
+
 @pytest.mark.parametrize("keep", [False, True])
-def test_retain_grad_inside_layers(method, keep):
+@same(both=True)
+def test_retain_grad_inside_layers(model, keep):
     """`keep` also puts a loss on one of them: without retain_graph its graph would be used up."""
-
-    def run(model):
-        out = model(**TOKENS, output_attentions=True, output_hidden_states=True)
-        for t in out.attentions:
-            t.retain_grad()
-        seen = []
-        if not keep:  # the same pass shows the gradient of a state
-            out.hidden_states[1].register_hook(lambda g: seen.append(g.clone()))
-        loss = out.loss + (out.attentions[1].square().sum() if keep else 0)
-        loss.backward(retain_graph=keep)
-        return [*(t.grad for t in out.attentions), *seen]
-
-    assert_same(run, method=method)
+    out = model(**TOKENS, output_attentions=True, output_hidden_states=True)
+    for t in out.attentions:
+        t.retain_grad()
+    seen = []
+    if not keep:  # the same pass shows the gradient of a state
+        out.hidden_states[1].register_hook(lambda g: seen.append(g.clone()))
+    loss = out.loss + (out.attentions[1].square().sum() if keep else 0)
+    loss.backward(retain_graph=keep)
+    return [*(t.grad for t in out.attentions), *seen]
 
 
 @pytest.mark.parametrize("look", ["hook", "retain_grad and a loss"])
@@ -153,13 +137,6 @@ def test_a_look_at_the_gradient_inside_a_layer_is_refused_where_it_is_not_whole(
         loss = loss + weights.square().sum()
     with pytest.raises(RuntimeError, match=r"on a tensor inside transformer.h.1 \(GPT2Block\)"):
         loss.backward()
-
-
-def test_module_backward_hooks_of_layers_are_refused():
-    model = hb.convert(build("gpt2"), hb.Highway(1))
-    model.transformer.h[1].register_full_backward_hook(lambda *_: None)
-    with pytest.raises(RuntimeError, match=r"h.1 \(GPT2Block\) has a module backward hook"):
-        logits_loss(model)
 
 
 def test_backward_hooks_of_modules_inside_are_warned_of_once():
@@ -198,7 +175,7 @@ def seen_in_loss(model, **how):
     (loss + sum(block.seen.square().sum() for block in model.blocks)).backward(**how)
 
 
-@pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
+@both_methods
 @pytest.mark.parametrize("layer", [Shows, ShowsGate, ShowsDropped])
 def test_a_loss_on_what_layers_keep(layer, method):
     """Of states, of weights alone (which uses up a part of the graph), of random numbers."""

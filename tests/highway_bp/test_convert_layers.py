@@ -18,9 +18,12 @@ from tests.highway_bp.converted import (
     Net,
     Shows,
     assert_same,
+    backward,
+    both_methods,
     logits_loss,
     made,
     rows,
+    same,
 )
 from tests.highway_bp.families import LAYERS, build, inputs, losses, tf, torchvision
 
@@ -40,16 +43,14 @@ def test_a_subclass_with_a_forward_of_its_own():
     assert_same(lambda model: logits_loss(model).backward(), make)
 
 
-def test_a_patched_forward():
-    def run(model):
-        layer = model.transformer.h[1]
-        before = layer.forward
-        layer.forward = lambda *args, **kwargs: before(*args, **kwargs) * 1.5
-        logits_loss(model).backward()
-        with torch.no_grad():
-            return [model(**TOKENS).logits]
-
-    assert_same(run)
+@same()
+def test_a_patched_forward(model):
+    layer = model.transformer.h[1]
+    before = layer.forward
+    layer.forward = lambda *args, **kwargs: before(*args, **kwargs) * 1.5
+    logits_loss(model).backward()
+    with torch.no_grad():
+        return [model(**TOKENS).logits]
 
 
 class SqueezeExcite(nn.Module):
@@ -103,27 +104,23 @@ def test_adapters_and_hooks_inside_bert_layers():
     assert_same(run, lambda: build("bert"))
 
 
-def test_edits_in_a_loop_over_the_layers():
-    def run(model):
-        torch.manual_seed(2)
-        for layer in model.transformer.h:
-            assert isinstance(layer, nn.Module) and isinstance(
-                layer, tf.models.gpt2.modeling_gpt2.GPT2Block
-            )
-            layer.mlp = nn.Sequential(nn.Linear(16, 16), nn.Tanh()).double()
-        assert len(nn.ModuleList(model.transformer.h[:2])) == 2
-        logits_loss(model).backward()
-
-    assert_same(run)
+@same()
+def test_edits_in_a_loop_over_the_layers(model):
+    torch.manual_seed(2)
+    for layer in model.transformer.h:
+        assert isinstance(layer, nn.Module) and isinstance(
+            layer, tf.models.gpt2.modeling_gpt2.GPT2Block
+        )
+        layer.mlp = nn.Sequential(nn.Linear(16, 16), nn.Tanh()).double()
+    assert len(nn.ModuleList(model.transformer.h[:2])) == 2
+    logits_loss(model).backward()
 
 
-def test_layers_exchanged_and_tied():
-    def run(model):
-        model.transformer.h[1] = model.transformer.h[0]
-        model.transformer.h[2] = copy.deepcopy(model.transformer.h[0])
-        model(**TOKENS, use_cache=False).loss.backward()
-
-    assert_same(run)
+@same()
+def test_layers_exchanged_and_tied(model):
+    model.transformer.h[1] = model.transformer.h[0]
+    model.transformer.h[2] = copy.deepcopy(model.transformer.h[0])
+    model(**TOKENS, use_cache=False).loss.backward()
 
 
 @pytest.mark.slow
@@ -150,30 +147,24 @@ def test_dropout_is_drawn_as_before():
     )
 
 
-def test_a_frozen_bottom_is_left_out():
-    def run(model):
-        for module in (model.transformer.wte, model.transformer.wpe, *model.transformer.h[:2]):
-            module.requires_grad_(False)
-        logits_loss(model).backward()
-
-    assert_same(run)
+@same()
+def test_a_frozen_bottom_is_left_out(model):
+    for module in (model.transformer.wte, model.transformer.wpe, *model.transformer.h[:2]):
+        module.requires_grad_(False)
+    logits_loss(model).backward()
 
 
-def test_freezing_between_forward_and_backward():
-    def run(model):
-        loss = logits_loss(model)
-        model.transformer.h[1].requires_grad_(False)
-        loss.backward()
-
-    assert_same(run)
+@same()
+def test_freezing_between_forward_and_backward(model):
+    loss = logits_loss(model)
+    model.transformer.h[1].requires_grad_(False)
+    loss.backward()
 
 
-def test_a_shallow_copy_in_place_of_a_layer():
-    def run(model):
-        model.blocks[1] = copy.copy(model.blocks[1])
-        model().backward()
-
-    assert_same(run, made)
+@same(made)
+def test_a_shallow_copy_in_place_of_a_layer(model):
+    model.blocks[1] = copy.copy(model.blocks[1])
+    model().backward()
 
 
 class Odd(nn.Module):
@@ -208,7 +199,7 @@ def test_layers_that_return_no_state_run_as_before(returns, given):
             ]
             return super().forward() + sum(head(*args, **kwargs)[1].sum() for head in self.heads)
 
-    assert_same(lambda model: model().backward(), lambda: made(net=WithHeads))
+    assert_same(backward, lambda: made(net=WithHeads))
 
 
 class Writes(Shows):
@@ -225,12 +216,12 @@ class Writes(Shows):
 class WithStores(Net):
     store = dict
 
-    def forward(self, x=None):
-        h, losses, shared = self.emb(rows() if x is None else x), [], (self.store(),)
-        for block in self.blocks:
-            h = block(h, losses, shared)
+    def given(self):
+        return [], (self.store(),)
+
+    def more(self, losses, shared):
         self.counted, self.losses = shared[0]["counted"], len(losses)
-        return self.head(h).sin().sum() + 10 * sum(losses)
+        return 10 * sum(losses)
 
 
 @pytest.mark.filterwarnings("ignore:.*a new chain begins there")
@@ -259,7 +250,7 @@ def test_other_dictionaries(kind):
     class WithStore(WithStores):
         store = kind
 
-    assert_same(lambda model: model().backward(), lambda: made(Writes, WithStore))
+    assert_same(backward, lambda: made(Writes, WithStore))
 
 
 class Pair(NamedTuple):
@@ -273,19 +264,12 @@ def test_arguments_in_a_named_tuple():
             return h + pair.scale * pair.mask * self.g(self.inside(h))
 
     class GivesPair(Net):
-        def forward(self, x=None):
-            h = self.emb(rows())
-            pair = Pair(torch.sigmoid(self.emb(rows())), torch.ones(6).double())
-            for block in self.blocks:
-                h = block(h, pair)
-            (self.chain,) = hb.chains(self) if hasattr(self.blocks[0], "_trunk") else (None,)
-            return self.head(h).sin().sum()
+        def given(self):
+            return (Pair(torch.sigmoid(self.emb(rows())), torch.ones(6).double()),)
 
-    def run(model):
-        model().backward()
-        assert model.chain is None or model.chain.length == hb.iterations(model) == 4
-
-    assert_same(run, lambda: made(Scales, GivesPair))
+    model = assert_same(backward, lambda: made(Scales, GivesPair))
+    (chain,) = hb.chains(model)
+    assert chain.length == hb.iterations(model) == 4
 
 
 def test_what_was_written_is_there_once_when_a_layer_has_to_run_again():
@@ -322,7 +306,7 @@ class Adds(Shows):
 
 
 @pytest.mark.filterwarnings("ignore:.*a new chain begins there")
-@pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
+@both_methods
 @pytest.mark.parametrize("by", ["a product", "a copy", "a part"])
 def test_an_argument_that_the_model_changes_between_two_layers(by, method):
     class Scales(Shows):
@@ -342,30 +326,25 @@ def test_an_argument_that_the_model_changes_between_two_layers(by, method):
                     c[i] = h[i].tanh()
             return self.head(h).sin().sum()
 
-    assert_same(lambda model: model().backward(), lambda: made(Scales, Changes), method)
+    assert_same(backward, lambda: made(Scales, Changes), method)
 
 
 @pytest.mark.parametrize("layer", [Multiplies, Adds])
 @pytest.mark.parametrize("wants_gradient", [True, False])
 def test_an_argument_changed_in_place(layer, wants_gradient):
     class Given(Net):
-        def forward(self, x=None):
-            h = self.emb(rows())
-            c = torch.tanh(self.emb(rows())) if wants_gradient else torch.zeros(5, 6).double()
-            for block in self.blocks:
-                h = block(h, c)
-            return self.head(h).sin().sum() + c.sum()
+        def given(self):
+            return (torch.tanh(self.emb(rows())) if wants_gradient else torch.zeros(5, 6).double(),)
 
-    def run(model):
-        model().backward()
+        def more(self, c):
+            return c.sum()
 
     if layer is Multiplies and not wants_gradient:
-        assert_same(run, lambda: made(layer, Given))
+        assert_same(backward, lambda: made(layer, Given))
     else:
-        with pytest.raises(
-            RuntimeError, match=r"blocks.0 \(\w+\) changes an argument in place, whose"
-        ):
-            run(hb.convert(made(layer, Given), EXACT))
+        told = r"blocks.0 \(\w+\) changes an argument in place, whose"
+        with pytest.raises(RuntimeError, match=told):
+            backward(hb.convert(made(layer, Given), EXACT))
 
 
 def test_a_counter_changed_in_place_by_a_layer_that_has_to_run_again_is_refused():
@@ -375,12 +354,12 @@ def test_a_counter_changed_in_place_by_a_layer_that_has_to_run_again_is_refused(
             return super().forward(h)
 
     class Counted(Net):
-        def forward(self, x=None):
-            h, count = self.emb(rows()), torch.zeros(())
-            for block in self.blocks:
-                h = block(h, count)
+        def given(self):
+            return (torch.zeros(()),)
+
+        def more(self, count):
             assert count == 4
-            return self.head(h).sum() + sum(block.seen.sum() for block in self.blocks)
+            return sum(block.seen.sum() for block in self.blocks)
 
     with pytest.raises(RuntimeError, match="changes an argument in place; expected backward"):
         hb.convert(made(Counts, Counted), EXACT)().backward()
@@ -439,5 +418,5 @@ def test_a_state_that_is_not_seen_is_warned_of(give):
     with pytest.warns(
         UserWarning, match=r"blocks.0 \(Named\) is not given its state first"
     ) as told:
-        assert_same(lambda model: model().backward(), lambda: made(Named, Gives))
+        assert_same(backward, lambda: made(Named, Gives))
     assert len(told) == 1

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import highway_bp as hb
-from tests.highway_bp.converted import Net, Shows, assert_same, rows
+from tests.highway_bp.converted import Net, Shows, assert_same, backward, rows
 
 
 class StateSecond(Shows):
@@ -159,4 +159,4 @@ class LooksAtPairs(nn.Module):
 
 
 def test_norms_of_other_tokens_are_no_part_of_the_carry():
-    assert_same(lambda model: model().backward(), lambda: Net(LooksAtPairs).double())
+    assert_same(backward, lambda: Net(LooksAtPairs).double())

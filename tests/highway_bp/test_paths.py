@@ -61,6 +61,10 @@ def or_zeros(gradients, leaves) -> list[Tensor]:
 
 
 def library_gradients(name: str, method, losses: str) -> list[Tensor]:
+    return chain_and_gradients(name, method, losses)[1]
+
+
+def chain_and_gradients(name: str, method, losses: str) -> tuple[hb.ResidualChain, list[Tensor]]:
     a = build(name)
     x, leaves = leaves_and_input(a)
     chain = hb.ResidualChain(a.layers, method)
@@ -69,7 +73,7 @@ def library_gradients(name: str, method, losses: str) -> list[Tensor]:
     else:
         states = chain(x, *a.args, return_states=True, **a.kwargs)
     loss_of(losses, states).backward()
-    return or_zeros([t.grad for t in leaves], leaves)
+    return chain, or_zeros([t.grad for t in leaves], leaves)
 
 
 def autograd_gradients(name: str, losses: str) -> list[Tensor]:
@@ -114,70 +118,31 @@ def test_backprop_is_autograd(name, losses):
     assert_equal(found, autograd_gradients(name, losses), "Backprop")
 
 
-@every_architecture
-@both_losses
-def test_highway_is_the_sum_over_paths_with_at_most_k_blocks(name, losses):
-    ref = reference(name)
-    for k in range(ref.L + 1):
-        expected = ref.gradients(oracle.highway(ref.J, ref.K, ref.b[losses], k))
-        assert_equal(library_gradients(name, hb.Highway(k), losses), expected, f"k = {k}")
+def iterations(ref: Reference, size: int) -> range:
+    """Every k up to the number of groups."""
+    return range(-(-ref.L // size) + 1)
 
 
 @every_architecture
 @both_losses
-def test_fixed_point_is_the_sum_over_paths_of_at_most_k_layers(name, losses):
+@pytest.mark.parametrize(
+    ("gamma", "size"), [(0.0, 1), (0.3, 1), (1.0, 1), (0.0, 2), (0.0, 3), (0.3, 2)]
+)
+def test_highway_is_the_sum_over_paths_with_at_most_k_blocks(name, losses, gamma, size):
+    """gamma moves part of the carry into the block; groups are exact inside."""
     ref = reference(name)
-    for k in range(ref.L + 1):
-        expected = ref.gradients(oracle.fixed_point(ref.A, ref.b[losses], k))
-        assert_equal(library_gradients(name, hb.FixedPoint(k), losses), expected, f"k = {k}")
-
-
-@every_architecture
-@both_losses
-@pytest.mark.parametrize("gamma", [0.3, 1.0])
-def test_gamma_moves_part_of_the_carry_into_the_block(name, losses, gamma):
-    ref = reference(name)
-    J, K = oracle.with_gamma(ref.J, ref.K, gamma)
-    for k in range(ref.L + 1):
-        expected = ref.gradients(oracle.highway(J, K, ref.b[losses], k))
-        found = library_gradients(name, hb.Highway(k, gamma=gamma), losses)
-        assert_equal(found, expected, f"gamma = {gamma}, k = {k}")
-
-
-@every_architecture
-@both_losses
-@pytest.mark.parametrize("size", [2, 3])
-def test_groups_are_exact_inside(name, losses, size):
-    ref = reference(name)
-    b = ref.b[losses]
-    J, K, b_groups = oracle.grouped(ref.J, ref.K, b, size)
-    for k in range(len(b_groups)):
-        w = oracle.inside_groups(oracle.highway(J, K, b_groups, k), ref.A, b, size)
-        found = library_gradients(name, hb.Highway(k, group_size=size), losses)
-        assert_equal(found, ref.gradients(w), f"group_size = {size}, k = {k}")
-
-
-@every_architecture
-@both_losses
-def test_groups_of_fixed_point_are_exact_inside(name, losses):
-    ref = reference(name)
-    b = ref.b[losses]
-    J, K, b_groups = oracle.grouped(ref.J, ref.K, b, 2)
-    A = [None, *(J_g + K_g for J_g, K_g in zip(J[1:], K[1:], strict=True))]
-    for k in range(len(b_groups)):
-        w = oracle.inside_groups(oracle.fixed_point(A, b_groups, k), ref.A, b, 2)
-        found = library_gradients(name, hb.FixedPoint(k, group_size=2), losses)
+    for k in iterations(ref, size):
+        w = oracle.solution(ref.J, ref.K, ref.b[losses], k, gamma, size)
+        found = library_gradients(name, hb.Highway(k, gamma, size), losses)
         assert_equal(found, ref.gradients(w), f"k = {k}")
 
 
 @every_architecture
-def test_groups_with_gamma(name):
-    """A group counts as one layer: gamma moves part of the group's carry into its block."""
+@both_losses
+@pytest.mark.parametrize("size", [1, 2])
+def test_fixed_point_is_the_sum_over_paths_of_at_most_k_layers(name, losses, size):
     ref = reference(name)
-    b = ref.b["all"]
-    J, K, b_groups = oracle.grouped(ref.J, ref.K, b, 2)
-    J, K = oracle.with_gamma(J, K, 0.3)
-    for k in range(len(b_groups)):
-        w = oracle.inside_groups(oracle.highway(J, K, b_groups, k), ref.A, b, 2)
-        found = library_gradients(name, hb.Highway(k, gamma=0.3, group_size=2), "all")
+    for k in iterations(ref, size):
+        w = oracle.solution(ref.J, ref.K, ref.b[losses], k, size=size, fixed=True)
+        found = library_gradients(name, hb.FixedPoint(k, group_size=size), losses)
         assert_equal(found, ref.gradients(w), f"k = {k}")

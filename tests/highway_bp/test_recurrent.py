@@ -9,6 +9,8 @@ from models.cells import MinimalGatedCell, SLSTMCell
 
 L, B, D, H = 7, 3, 2, 4
 CELLS = {"minimal gated": MinimalGatedCell, "sLSTM": SLSTMCell}
+EXACT = [hb.Highway(L), hb.Highway(L, gamma=0.5), hb.FixedPoint(L), hb.TruncatedBPTT(L)]
+EXACT += [hb.Highway(3, group_size=3)]
 every_cell = pytest.mark.parametrize("name", CELLS)
 
 
@@ -27,23 +29,12 @@ def build(name, method, seed=0):
 
 
 @every_cell
-@pytest.mark.parametrize(
-    "method",
-    [
-        hb.Highway(L),
-        hb.Highway(L, gamma=0.5),
-        hb.FixedPoint(L),
-        hb.TruncatedBPTT(L),
-        hb.Highway(3, group_size=3),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("method", EXACT, ids=str)
 def test_with_k_of_L_it_is_autograd(name, method):
     network, x = build(name, hb.Backprop())
     exact = gradients(network, x)
     network.method = method
-    for a, b in zip(gradients(network, x), exact, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradients(network, x), exact, rtol=1e-9, atol=1e-12)
 
 
 @every_cell
@@ -84,19 +75,13 @@ def with_a_gru_cell_and_of_hb_gru(method: hb.Method) -> tuple[list, list]:
     return gradients(network, x, h_0), gradients(gru, x, h_0[None])
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        *(hb.Highway(k, gamma) for k in range(4) for gamma in (0.0, 0.3)),
-        hb.FixedPoint(2),
-        hb.Highway(1, group_size=3),
-        hb.TruncatedBPTT(3),
-    ],
-    ids=str,
-)
+BELOW_L = [hb.Highway(k, gamma) for k in range(4) for gamma in (0.0, 0.3)]
+BELOW_L += [hb.FixedPoint(2), hb.Highway(1, group_size=3), hb.TruncatedBPTT(3)]
+
+
+@pytest.mark.parametrize("method", BELOW_L, ids=str)
 def test_with_a_gru_cell_it_is_hb_gru(method):
-    for a, b in zip(*with_a_gru_cell_and_of_hb_gru(method), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(*with_a_gru_cell_and_of_hb_gru(method), rtol=1e-9, atol=1e-12)
 
 
 def test_gradients_reach_the_initial_state():
@@ -104,30 +89,17 @@ def test_gradients_reach_the_initial_state():
     grads = []
     for method in (hb.Highway(L), hb.Backprop()):
         network.method = method
-        state = tuple(0.1 + torch.rand(B, H).double() for _ in range(4))
         torch.manual_seed(1)
         state = tuple((0.5 + torch.rand(B, H).double()).requires_grad_() for _ in range(4))
         network(x, state)[0].sum().backward()
-        grads.append([s.grad for s in state if s.grad is not None])
-    assert len(grads[1]) >= 3
-    for a, b in zip(grads[0], grads[1], strict=False):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+        grads.append([torch.zeros_like(s) if s.grad is None else s.grad for s in state])
+    assert sum(bool(g.any()) for g in grads[1]) >= 3
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("carry", "says"),
-    [
-        (
-            lambda x, a, b: torch.ones(5),
-            r"has shape \(5,\); expected a diagonal that broadcasts to a "
-            rf"state of shape \({L * B}, {H}\)",
-        ),
-        (lambda x, a, b: (1.0, 1.0), "has 2 parts; expected 1"),
-    ],
-)
-def test_a_carry_of_the_wrong_shape(carry, says):
-    network = hb.Recurrent(MinimalGatedCell(D, H), carry, hb.Highway(1))
-    with pytest.raises(ValueError, match=f"carry of MinimalGatedCell {says}"):
+def test_a_carry_of_too_many_parts():
+    network = hb.Recurrent(MinimalGatedCell(D, H), lambda x, a, b: (1.0, 1.0), hb.Highway(1))
+    with pytest.raises(ValueError, match="carry of MinimalGatedCell has 2 parts; expected 1"):
         network(torch.randn(L, B, D))[0].sum().backward()
 
 
@@ -159,8 +131,7 @@ def test_a_cell_that_forgets(forgets, group_size):
         network(given, state)[0].square().sum().backward()
         by_x = torch.zeros_like(x) if given.grad is None else given.grad
         found.append([by_x, *(p.grad for p in network.parameters())])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("group_size", [1, 2])
@@ -174,35 +145,28 @@ def test_a_carry_that_is_nan_shows(group_size):
     assert network.cell.f.weight.grad.isnan().any()
 
 
-def test_a_cell_without_a_carry():
-    with pytest.raises(TypeError, match=r"carry of Linear is None; expected a function carry\("):
-        hb.Recurrent(nn.Linear(2, 2))
-
-
 def test_a_cell_without_an_initial_state():
     network = hb.Recurrent(GRUCell(), method=hb.Highway(1))
     with pytest.raises(TypeError, match=r"GRUCell has no initial_state\(B\)"):
         network(torch.randn(L, B, D))
 
 
-@pytest.mark.parametrize("shape", [(L, D), (0, B, D)])
-def test_an_input_that_is_no_sequence(shape):
-    network = hb.Recurrent(MinimalGatedCell(D, H), method=hb.Highway(1))
-    with pytest.raises(ValueError, match=r"expected \(L, B, I\) with L >= 1"):
-        network(torch.randn(shape))
-
-
-def test_a_state_of_another_batch():
-    network = hb.Recurrent(MinimalGatedCell(D, H), method=hb.Highway(1))
-    with pytest.raises(ValueError, match=rf"a state has shape \({B + 1}, {H}\)"):
-        network(torch.randn(L, B, D), torch.zeros(B + 1, H))
+@pytest.mark.parametrize(
+    ("x", "state", "line"),
+    [
+        (torch.ones(L, D), None, r"expected \(L, B, I\) with L >= 1"),
+        (torch.ones(0, B, D), None, r"expected \(L, B, I\) with L >= 1"),
+        (torch.ones(L, B, D), torch.zeros(B + 1, H), rf"a state has shape \({B + 1}, {H}\)"),
+    ],
+)
+def test_an_input_that_is_no_sequence_or_a_state_of_another_batch(x, state, line):
+    with pytest.raises(ValueError, match=line):
+        hb.Recurrent(MinimalGatedCell(D, H), method=hb.Highway(1))(x, state)
 
 
 def test_set_method_reaches_all_kinds():
-    model = nn.ModuleList(
-        [hb.GRU(2, 2), hb.LSTM(2, 2), hb.ResidualChain([]), hb.Recurrent(MinimalGatedCell(D, H))]
-    )
+    recurrent = nn.ModuleList([hb.GRU(2, 2), hb.LSTM(2, 2), hb.Recurrent(MinimalGatedCell(D, H))])
+    model = nn.Sequential(hb.ResidualChain([]), nn.ModuleDict({"inner": recurrent}))
     hb.set_method(model, hb.Highway(2))
-    assert all(m.method == hb.Highway(2) for m in model)
-    with pytest.raises(ValueError, match="Linear holds no ResidualChain, GRU, LSTM or Recurrent"):
-        hb.set_method(nn.Linear(1, 1), hb.Highway(2))
+    methods = [m.method for m in model.modules() if hasattr(m, "method")]
+    assert methods == [hb.Highway(2)] * 4

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import highway_bp as hb
+from tests.highway_bp.test_rnns import KINDS, every_kind
 
-KINDS = {"GRU": (nn.GRU, hb.GRU), "LSTM": (nn.LSTM, hb.LSTM)}
 METHODS = {"Backprop": hb.Backprop(), "Highway": hb.Highway(9)}  # exact, as L <= 3
-every_kind = pytest.mark.parametrize("kind", KINDS)
 pytestmark = pytest.mark.filterwarnings(
     "ignore:LSTM with projections", "ignore::DeprecationWarning"
 )
@@ -111,15 +110,8 @@ def gradgradcheck(plain, ours, sample):
         gradcheck(plain, ours, sample, torch.autograd.gradgradcheck)
 
 
-CHECKS = [
-    as_torch,
-    as_its_reference,
-    from_non_contiguous_input,
-    after_copies,
-    after_the_meta_device,
-    gradcheck,
-    gradgradcheck,
-]
+CHECKS = [as_torch, as_its_reference, from_non_contiguous_input, after_copies]
+CHECKS += [after_the_meta_device, gradcheck, gradgradcheck]
 REFUSED = pytest.mark.xfail(raises=RuntimeError, reason="no second derivative, see Limits")
 
 

@@ -9,21 +9,16 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils import _pytree as pytree
 
 import highway_bp as hb
+from tests.highway_bp import test_rnns
+from tests.highway_bp.test_rnns import KINDS, B, D, H, L, every_kind, flat
 
-L, B, D, H = 6, 5, 3, 4
-KINDS = {"GRU": (nn.GRU, hb.GRU), "LSTM": (nn.LSTM, hb.LSTM)}
-every_kind = pytest.mark.parametrize("kind", KINDS)
 EXACT = [hb.Backprop(), hb.Highway(L), hb.Highway(3, group_size=2)]
 every_exact = pytest.mark.parametrize("method", EXACT, ids=str)
 
 
 def pair(kind: str, method: hb.Method, **options):
     """torch's network and ours with the same weights, float32."""
-    torch.manual_seed(0)
-    theirs, ours = KINDS[kind]
-    plain, network = theirs(D, H, **options), ours(D, H, method=method, **options)
-    network.load_state_dict(plain.state_dict())
-    return plain, network
+    return test_rnns.pair(kind, method, dtype=torch.float32, **options)[:2]
 
 
 def gradients(rnn, x, call):
@@ -101,11 +96,6 @@ def test_autocast_on_the_cpu(kind, options, dtype):
     for p, q in zip(ours.parameters(), plain.parameters(), strict=True):
         assert p.grad.dtype == q.grad.dtype == torch.float32
         assert torch.dist(p.grad, q.grad) <= 0.03 * q.grad.norm()
-
-
-def flat(outputs):
-    output, states = outputs
-    return [output, *(states if isinstance(states, tuple) else [states])]
 
 
 @every_kind

@@ -15,21 +15,14 @@ from torch import nn
 import highway_bp as hb
 from models.resnet import ResNet
 from scripts.transformer_layers import sublayers
+from tests.highway_bp.architectures import Scaled, tanh
 from tests.highway_bp.on_ranks import on_ranks
 
 pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-10
-METHODS = [
-    hb.Backprop(),
-    hb.FixedPoint(1),
-    hb.TruncatedBPTT(1),
-    hb.Highway(0),
-    hb.Highway(1),
-    hb.Highway(2, gamma=0.3),
-    hb.Highway(3, tolerance=0.5),
-    hb.Highway(1, gamma="auto"),
-]
+METHODS = [hb.Backprop(), hb.FixedPoint(1), hb.TruncatedBPTT(1), hb.Highway(0), hb.Highway(1)]
+METHODS += [hb.Highway(2, gamma=0.3), hb.Highway(3, tolerance=0.5), hb.Highway(1, gamma="auto")]
 
 
 class Relu(nn.Module):
@@ -46,14 +39,9 @@ class Relu(nn.Module):
         return h_out > 0
 
 
-class Halved(Relu):
+def Halved(width: int) -> nn.Module:
     """0.5 h + W h: a number as carry."""
-
-    def forward(self, h):
-        return 0.5 * h + torch.tanh(self.body(h))
-
-    def carry(self, h_in, h_out):
-        return 0.5
+    return Scaled(tanh(width), 0.5)
 
 
 class Turned(Relu):
@@ -321,14 +309,14 @@ def captured() -> str:
     """The error of layers that use a tensor which would get no gradient."""
     scale = torch.ones(8, dtype=torch.float64, requires_grad=True)
 
-    class Scaled(Relu):
+    class Captures(Relu):
         def forward(self, h):
             return h + scale * torch.tanh(self.body(h))
 
         carry = None
 
     with pytest.raises(RuntimeError) as error:
-        hb.ShardedChain([Scaled(8).double() for _ in range(2)], hb.Highway(0))(data("relu"))
+        hb.ShardedChain([Captures(8).double() for _ in range(2)], hb.Highway(0))(data("relu"))
     return str(error.value)
 
 
@@ -353,7 +341,7 @@ def test_what_else_there_is_to_see(tmp_path):
             torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
         assert len(rank["unwanted"]) > 5 and max(rank["unwanted"]) < 1e-10
         assert rank["twice"][0] and "second time: the graphs of its layers" in rank["twice"][1]
-        assert rank["captured"].startswith(("layer 0 (Scaled) uses a", "layer 1 (Scaled) uses a"))
+        assert rank["captured"].startswith(tuple(f"layer {i} (Captures) uses a" for i in (0, 1)))
         assert "(Writes) writes into a list or dictionary that it is given" in rank["written"]
     assert first["alone"] == second["alone"] and first["alone"][0] and first["alone"][2]
     assert first["disagreeing"] == second["disagreeing"]

@@ -70,8 +70,3 @@ def test_the_printed_numbers_of_parameters():
     assert count(RNNLanguageModel(210, "gru")) == 1_791_698
     assert count(RNNLanguageModel(16000, "gru", layers=3)) == 21_128_320
     assert count(PixelGRU(10)) == 29_834
-
-
-def test_an_unknown_cell_is_told():
-    with pytest.raises(ValueError, match="cell='rnn'; expected one of gru, lstm"):
-        RNNLanguageModel(V, "rnn")

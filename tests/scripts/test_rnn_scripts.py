@@ -15,12 +15,7 @@ from scripts.tables import of_timings
 pytestmark = pytest.mark.slow
 
 TINY = Shape("LSTM", batch=2, length=5, hidden=3, layers=2)
-METHODS = {
-    "k3": "Highway(k=3",
-    "k1w16": "group_size=16",
-    "fp5": "FixedPoint(k=5",
-    "bptt16": "window=16",
-}
+METHODS = dict(k3="Highway(k=3", k1w16="group_size=16", fp5="FixedPoint(k=5", bptt16="window=16")
 
 
 @pytest.mark.parametrize("cell", ["GRU", "LSTM"])
@@ -54,11 +49,8 @@ def test_a_record_has_times_relative_to_the_first_and_memory(monkeypatch, tmp_pa
 
 
 def test_the_benchmarks_page_marks_where_torch_wins(tmp_path):
-    times = {
-        "shape": "GRU, batch 8",
-        "ms": {"nn": 90.0, "k0": 30.0, "k5": 100.0},
-        "speedup": {"nn": 1.0, "k0": 3.0, "k5": 0.9},
-    }
+    times = {"shape": "GRU, batch 8", "ms": {"nn": 90.0, "k0": 30.0, "k5": 100.0}}
+    times["speedup"] = {"nn": 1.0, "k0": 3.0, "k5": 0.9}
     memory = {"shape": "GRU, batch 8", "peak": {"nn": {"tensors_mb": 23.0, "process_mb": 300.0}}}
     environment = {"device": "CPU x", "torch": "2", "commit": "abcdef0123", "dirty": False}
     record = {"environment": environment, "repeats": 7}
@@ -75,8 +67,5 @@ def test_the_paper_s_shapes_are_those_of_its_recurrent_networks():
     assert list(bench_rnn.PAPER) == [paper.key for paper in recurrent]
     assert [shape.length for shape in bench_rnn.PAPER.values()] == [p.L for p in recurrent]
     ks = recurrent[0].milliseconds["highway"]
-    assert set(bench_rnn.NAMES["paper"]) == {
-        "nn",
-        "loop",
-        *(f"{m}{k}" for m in ("k", "fp") for k in ks),
-    }
+    names = {"nn", "loop", *(f"{m}{k}" for m in ("k", "fp") for k in ks)}
+    assert set(bench_rnn.NAMES["paper"]) == names

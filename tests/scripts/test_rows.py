@@ -84,12 +84,11 @@ def test_two_rows_of_one_run_and_broken_files_are_reported(tmp_path):
         read_rows(twice)
     on_both = [row("resnet32"), row("resnet32", device="cuda")]
     assert len(read_rows(write_rows(tmp_path, "resnet32", on_both))) == 2
-    (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(UserError, match=r"empty\.jsonl is empty"):
-        read_rows(tmp_path / "empty.jsonl")
-    (tmp_path / "broken.jsonl").write_text("{")
-    with pytest.raises(UserError, match="line 1 is not JSON"):
-        read_rows(tmp_path / "broken.jsonl")
+    broken = {b"": "is empty", b"{": "line 1 is not JSON", b"\xff\n": "line 1 is not JSON"}
+    for content, told in broken.items():
+        (tmp_path / "broken.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match=rf"broken\.jsonl {told}"):
+            read_rows(tmp_path / "broken.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -202,10 +201,7 @@ def test_a_plan_leaves_out_runs_whose_rows_are_there(tmp_path, monkeypatch, caps
     assert "experiment=gru_cifar10_pixels grad=bp" in missing and "seed=1" in missing
 
 
-def test_bytes_that_are_no_text(tmp_path):
-    (tmp_path / "gru_pixels.jsonl").write_bytes(b"\xff\n")
-    with pytest.raises(UserError, match=r"gru_pixels.jsonl line 1 is not JSON"):
-        read_rows(tmp_path / "gru_pixels.jsonl")
+def test_a_row_of_bytes_that_are_no_text(tmp_path):
     folder = write_run(tmp_path, row("gru_pixels"))
     (folder / "row.json").write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"row.json cannot be read; run it again"):
