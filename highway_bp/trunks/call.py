@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from highway_bp.caches import without_caches
 from highway_bp.containers import leaves
@@ -139,12 +138,13 @@ def _is_in_function() -> bool:
     """Whether the forward of an autograd function is calling, as with some reversible layers."""
     frame = sys._getframe()
     while frame is not None:
-        given = frame.f_locals if frame.f_code.co_name == "forward" else {}
-        ctx = next(iter(given.values()), None)
-        if isinstance(ctx, FunctionCtx):  # re-entrant checkpointing is refused in its backward pass
-            return not type(ctx).__name__.startswith("CheckpointFunction")
+        if frame.f_code is _APPLY:  # re-entrant checkpointing is refused in its backward pass
+            return not frame.f_locals["cls"].__name__.startswith("CheckpointFunction")
         frame = frame.f_back
     return False
+
+
+_APPLY = torch.autograd.Function.apply.__func__.__code__
 
 
 def _is_recomputed() -> bool:

@@ -131,10 +131,27 @@ class Reversible(torch.autograd.Function):
         return g, None
 
 
-def test_layers_within_a_function_of_its_own():
+class ReversibleWithSetup(torch.autograd.Function):
+    """The same in torch's newer form: ``forward`` has no ctx."""
+
+    @staticmethod
+    def forward(h, blocks):
+        for block in blocks:
+            h = block(h)
+        return h
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    backward = Reversible.backward
+
+
+@pytest.mark.parametrize("function", [Reversible, ReversibleWithSetup])
+def test_layers_within_a_function_of_its_own(function):
     class Runs(Net):
         def forward(self, x=None):
-            return self.head(Reversible.apply(self.emb(rows()), self.blocks)).sum()
+            return self.head(function.apply(self.emb(rows()), self.blocks)).sum()
 
     model = converted(Runs())
     assert told(model, passes=2) == [
