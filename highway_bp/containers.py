@@ -7,7 +7,7 @@ import copy
 from collections.abc import Iterable, MutableMapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from highway_bp.caches import is_cache
 
@@ -51,8 +51,14 @@ def copied(value: Any, others: dict[int, Tensor]) -> Any:
     return new
 
 
+_LISTS = (tuple, list)
+_PLAIN = frozenset([Tensor, nn.Parameter, type(None), bool, int, float, str])
+
+
 def _items(value: Any) -> list[tuple[Any, Any]] | None:
-    if isinstance(value, tuple | list):
+    if type(value) in _PLAIN:  # spares most arguments the slower checks
+        return None
+    if isinstance(value, _LISTS):
         return list(enumerate(value))
     if isinstance(value, MutableMapping) and not is_cache(value):
         return list(value.items())

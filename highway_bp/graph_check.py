@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from highway_bp.flow import SENTINEL, is_of_chain
+from highway_bp.flow import is_of_chain
 from highway_bp.segment import Segment
 
 
@@ -24,7 +24,7 @@ def check_graph(segment: Segment, i: int, ends: frozenset, made: set[int]) -> No
             works with ``backward()`` only (re-entrant checkpointing).
     """
     begin = segment.h_in.grad_fn
-    graph = nodes([segment.states[i], *segment.extras[i]], ends | {begin})
+    graph = nodes([segment.states[i], *segment.extras[i]], ends, begin)
     if any(type(node).__name__ == "CheckpointFunctionBackward" for node in graph):
         raise RuntimeError(
             f"re-entrant checkpointing inside {segment.calls[i].layer.name}; expected "
@@ -35,9 +35,9 @@ def check_graph(segment: Segment, i: int, ends: frozenset, made: set[int]) -> No
     segment.ends += [node for node in inner if inner.isdisjoint(graph[node])]
     of_chain = (node for node in graph if is_of_chain(node) and not _is_of_inner(node, begin))
     lost = ["a state of the chain" for _ in of_chain]
-    known = ends | made | {id(segment.h_in), id(SENTINEL)}
-    for node in [leaf for leaf in leaves if id(leaf.variable) not in known]:
-        if _is_missed(node, segment.extras[i], made):
+    for node in leaves:
+        known = id(node.variable) in ends or id(node.variable) in made
+        if not known and _is_missed(node, segment.extras[i], made):
             lost.append(f"a tensor of shape {[*node.variable.shape]}")
     if lost:
         raise RuntimeError(
@@ -47,8 +47,8 @@ def check_graph(segment: Segment, i: int, ends: frozenset, made: set[int]) -> No
         )
 
 
-def nodes(outputs: Sequence[Tensor], ends: frozenset) -> dict[object, list]:
-    """The nodes of autograd's graph from ``outputs`` back to ``ends``, which are left out.
+def nodes(outputs: Sequence[Tensor], ends: frozenset, begin: object = None) -> dict[object, list]:
+    """The nodes of autograd's graph from ``outputs`` back to ``ends`` and ``begin``, without these.
 
     Returns:
         for each node, the nodes that it sends gradients to.
@@ -57,7 +57,7 @@ def nodes(outputs: Sequence[Tensor], ends: frozenset) -> dict[object, list]:
     found = [t.grad_fn for t in outputs if t.requires_grad]
     while found:
         node = found.pop()
-        if node is not None and node not in graph and node not in ends:
+        if node not in graph and node not in ends and node is not begin and node is not None:
             graph[node] = behind = [parent for parent, _ in node.next_functions]
             found += behind
     return graph

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils import _pytree as pytree
 from highway_bp.surroundings import modules_of
 
 Shown = list[weakref.ref]
+_OF_ALL_MODULES = vars(nn.Module()).keys()  # no tensors of a forward pass
 
 
 @contextlib.contextmanager
@@ -31,7 +31,7 @@ def shown_by(module: nn.Module) -> Iterator[Shown]:
     finally:
         for handle in handles:
             handle.remove()
-    add_shown(shown, itertools.chain.from_iterable(vars(m).values() for m in modules))
+    add_shown(shown, (vars(m)[name] for m in modules for name in vars(m).keys() - _OF_ALL_MODULES))
 
 
 def add_shown(shown: Shown, values: Iterable[Any]) -> None:

@@ -119,7 +119,7 @@ def _begun(
     before, *aliases = Gate.apply(one_pass, len(given), SENTINEL, h, *given, *parameters)
     arguments = {id(t): (t, a, t._version) for t, a in zip(given, aliases, strict=True)}
     inner = [p.grad_fn for p in parameters if p.grad_fn is not None]
-    ends = frozenset([before.grad_fn, *inner, *map(id, parameters)])
+    ends = frozenset([before.grad_fn, *inner, *map(id, [SENTINEL, *parameters])])
     for container, key, t in held:
         container[key] = arguments[id(t)][1]
     return Scope(one_pass, before.grad_fn, arguments, ends, filled), before, None

@@ -161,7 +161,7 @@ class ShardedChain(Chain, nn.ModuleList):
             message.wait()
         if torch.is_grad_enabled():  # after sending: the next process waits for the state
             for segment in segments:
-                self._check(segment, frozenset(map(id, leaves)))
+                self._check(segment, frozenset(map(id, [segment.h_in, *leaves])))
         return segments
 
     def run_group(self, h: Tensor, args: tuple, kwargs: dict) -> Segment:
