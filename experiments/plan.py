@@ -25,6 +25,8 @@ from experiments.processes import OneProcess, processes_of
 from experiments.row import SCHEMA, method_fields, method_name, stored_config, stored_overrides
 from experiments.run_folder import RunFolder
 
+SIZES = {f"model.{key}" for key in ("layers", "hidden", "heads", "image_size", "patch_size")}
+
 
 @dataclass
 class Plan:
@@ -101,7 +103,7 @@ class Plan:
         return steps
 
     def without_effect(self) -> list[str]:
-        """Return a line for each root key, k or gamma, that was given and has no effect."""
+        """Return a line for each key that was given and has no effect: k, gamma, a model's size."""
         cfg, schedule = self.cfg, self.choices["schedule"]
         given = {override.partition("=")[0].lstrip("+") for override in self.overrides}
         reasons = {}
@@ -112,7 +114,11 @@ class Plan:
                 reasons[key] = f"grad.{key}={cfg.grad[key]}"
             elif key == "k" and schedule not in ("constant", "bp_every"):
                 reasons[key] = f"schedule={schedule}, which sets it"
-        return [f"{key}={cfg[key]} has no effect with {why}" for key, why in reasons.items()]
+        if pretrained := cfg.model.get("pretrained"):
+            why = f"model.pretrained={pretrained}, which has its own sizes"
+            reasons |= {key: why for key in sorted(SIZES & given)}
+        values = {key: OmegaConf.select(cfg, key) for key in reasons}
+        return [f"{key}={values[key]} has no effect with {why}" for key, why in reasons.items()]
 
     def in_words(self) -> str:
         """For instance "resnet32 on cifar10, bp, 9 steps in batches of 128, seed 0, on cpu"."""

