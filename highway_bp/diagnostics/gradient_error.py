@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from highway_bp.check import whole_numbers
 from highway_bp.diagnostics.gradients import gradients_of, unchanged
 from highway_bp.methods import Backprop, Highway, Method
 from highway_bp.parallel.owners import from_owners
@@ -68,11 +69,13 @@ def gradient_error(
     Raises:
         ValueError: nothing in the model has a method, no gradient goes through it, or the method
             has no k.
-        TypeError, ValueError: the loss is no scalar tensor with a gradient.
+        TypeError, ValueError: a k is no whole number of at least 0; the loss is no scalar tensor
+            with a gradient.
     """
     method = Highway(0) if method is None else method
     if not hasattr(method, "k"):
         raise ValueError(f"method={method}; expected one with iterations, such as Highway(0)")
+    ks = whole_numbers("ks", ks, least=0)
 
     def gradients(method: Method) -> dict[str, Tensor]:
         own = gradients_of(model, loss_fn, method)

@@ -89,3 +89,5 @@ def test_a_loss_that_fails_leaves_the_method_as_it_was():
 def test_what_has_no_chain_is_told():
     with pytest.raises(ValueError, match="Linear holds no ResidualChain"):
         hb.gradient_error(nn.Linear(2, 2), lambda m: m(torch.ones(2)).sum())
+    with pytest.raises(ValueError, match="ks=-1; expected a whole number"):  # before any pass
+        hb.gradient_error(hb.GRU(2, 2), lambda m: 1 / 0, ks=[0, -1])
