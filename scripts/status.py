@@ -47,12 +47,14 @@ def table(found: dict[PlannedRun, str]) -> str:
     return counts.astype(str).replace("0", "-").rename_axis(columns=None).to_string()
 
 
-def next_command(found: dict[PlannedRun, str], runs: Path) -> str:
-    known = {state for one, state in found.items() if not one.gpu}
+def next_command(found: dict[PlannedRun, str], runs: Path, device: str) -> str:
+    known = set(found.values())
     if "to collect" in known:
         return f"python scripts/collect_rows.py {runs}"
     if known & {"interrupted", "missing"}:
         return "python scripts/run_plan.py"
+    if GPU in known and device == "cuda":
+        return "python scripts/run_plan.py --gpu"
     return "make status, later" if "running" in known else "make figures tables report"
 
 
@@ -69,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
             print(f"{state:18}  {one}")
     print(f"on {args.device}; --device chooses")
     print(table(found))
-    print(f"next: {next_command(found, args.runs)}")
+    print(f"next: {next_command(found, args.runs, args.device)}")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,14 @@ COMPARED = ("train_loss", "grad_norm", "eval_loss")
 
 
 def difference(a: Sequence[dict], b: Sequence[dict], name: str) -> dict[str, float]:
-    """The number of records that have ``name``, and the largest difference with its step."""
+    """The number of records that have ``name``, and the largest difference with its step.
+
+    Raises:
+        UserError: no record has it.
+    """
     pairs = [(x["step"], abs(x[name] - y[name])) for x, y in zip(a, b, strict=True) if name in x]
+    if not pairs:
+        raise UserError(f"no record has {name}; expected runs with a smaller trainer.log_interval")
     step, most = max(pairs, key=lambda pair: pair[1])
     return {"records": len(pairs), "largest": most, "at_step": step}
 
@@ -47,8 +53,9 @@ def named(argument: str) -> tuple[str, Path]:
     label, _, path = argument.partition("=")
     if not path:
         raise UserError(f"{argument}; expected LABEL=FOLDER")
-    if not (Path(path) / "row.json").exists():
-        raise UserError(f"{path} is no finished run; expected a run folder")
+    row = Path(path, "row.json")
+    if not row.exists() or json.loads(row.read_text())["diverged"]:
+        raise UserError(f"{path} is no finished run; expected one that has not diverged")
     return label, Path(path)
 
 

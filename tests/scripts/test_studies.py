@@ -50,6 +50,8 @@ def test_runs_are_compared_step_by_step(train, tmp_path):
     same, other = json.loads(out.read_text())["differences"]
     assert same["train_loss"] == {"records": 6, "largest": 0.0, "at_step": 1}
     assert other["grad_norm"]["largest"] > 0
+    with pytest.raises(UserError, match="no record has rate"):
+        compare_runs.difference([{"step": 1}], [{"step": 1}], "rate")
     with pytest.raises(UserError, match="expected LABEL=FOLDER"):
         compare_runs.main([str(a)])
 
