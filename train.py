@@ -11,7 +11,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from experiments.arguments import arranged
+from experiments.arguments import options_first
 from experiments.config import register_schema
 from experiments.errors import COMPOSING, UserError
 from experiments.jobs import Outcome, attempt, leave, report
@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> Outcome:
 if __name__ == "__main__":
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises errors; we print one line each
     try:
-        sys.argv[1:] = arranged(sys.argv[1:])
+        sys.argv[1:] = options_first(sys.argv[1:])
         main()
     except (UserError, *COMPOSING) as error:
         report(error)

@@ -13,7 +13,7 @@ from experiments.errors import UserError
 from experiments.usage import GROUPS
 
 
-def arranged(arguments: Sequence[str]) -> list[str]:
+def options_first(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with options such as ``-m`` before the overrides, as Hydra wants them.
 
     Raises:

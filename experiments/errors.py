@@ -26,7 +26,7 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def naming(where: str, *more: type[Exception]) -> Iterator[None]:
+def as_user_error(where: str, *more: type[Exception]) -> Iterator[None]:
     """Turn a TypeError or ValueError into a UserError whose line begins with ``where``.
 
     more: further exception types to turn into a UserError.
@@ -61,7 +61,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split())
 
 
-def turn_to_report() -> str:
+def wait_for_first_rank() -> str:
     """Wait unless this is local rank 0: it reports an error that all processes see, and ends first.
 
     Returns:

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.errors import UserError, one_line, turn_to_report
+from experiments.errors import UserError, one_line, wait_for_first_rank
 from experiments.interrupt import Interrupted, in_worker
 from experiments.progress import about
 from experiments.run_folder import BeingTrained
@@ -75,7 +75,7 @@ def attempt(cfg: DictConfig) -> Outcome:
     except BrokenPipeError:  # the reader of the output has gone: train.py ends quietly
         raise
     except Exception as error:  # a bug, or memory ran out: only this job fails
-        turn_to_report()
+        wait_for_first_rank()
         traceback.print_exc()
         if not alone:
             print(f"error: {type(error).__name__}{job}", file=sys.stderr)
@@ -98,7 +98,7 @@ def _time_left(hydra: DictConfig) -> str:
 
 def report(error: Exception, job: str = "") -> None:
     """Print a user's mistake in one line."""
-    who = turn_to_report()
+    who = wait_for_first_rank()
     print(f"error: {who}{one_line(error)}{job}", file=sys.stderr)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 import highway_bp as hb
 from experiments.config import check
 from experiments.diagnostics import Diagnostics
-from experiments.errors import UserError, naming
+from experiments.errors import UserError, as_user_error
 from experiments.gpus import take_one_gpu
 from experiments.identity import config_hash, flat, identity, precision_of, setup_hash
 from experiments.processes import OneProcess, processes_of
@@ -169,7 +169,7 @@ class Plan:
         return self.cfg.steps or self.cfg.optim.steps
 
     def _naming_schedule(self):
-        return naming(f"schedule={self.choices['schedule']}")
+        return as_user_error(f"schedule={self.choices['schedule']}")
 
 
 def build(cfg: DictConfig, group: str, **extra: Any) -> Any:

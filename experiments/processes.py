@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 import highway_bp as hb
-from experiments.errors import GRACE, UserError, naming
+from experiments.errors import GRACE, UserError, as_user_error
 from experiments.identity import differing
 from experiments.interrupt import Interrupted
 from experiments.run_folder import BeingTrained, RunFolder
@@ -40,7 +40,7 @@ class OneProcess:
     writes = True
     fields: Mapping[str, int] = {}
 
-    def together(self) -> AbstractContextManager:
+    def failing_together(self) -> AbstractContextManager:
         """If one process fails inside the block, let no other process wait for it forever."""
         return contextlib.nullcontext()
 
@@ -49,7 +49,7 @@ class OneProcess:
 
     def enter(self, folder: RunFolder) -> AbstractContextManager:
         """Lock the folder for this run's processes; raise BeingTrained if another has the lock."""
-        return folder.to_itself()
+        return folder.locked()
 
     def share(self, model: nn.Module) -> None:
         """Give every process its layers."""
@@ -70,7 +70,7 @@ class OneProcess:
         """Return the signal that any process has received, or None."""
         return signum
 
-    def known_to_all(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return the first process's ``value``, on every process."""
         return value
 
@@ -97,7 +97,7 @@ class LayersShared(OneProcess):
                 "parallel=layers: not started by torchrun; expected "
                 "torchrun --nproc-per-node=2 train.py ..."
             )
-        with naming("parallel=layers: RANK and WORLD_SIZE of torchrun", KeyError):
+        with as_user_error("parallel=layers: RANK and WORLD_SIZE of torchrun", KeyError):
             self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.replicas = settings["data"]
         if self.size % self.replicas:
@@ -117,7 +117,7 @@ class LayersShared(OneProcess):
         self._roll_call: dist.ProcessGroup | None = None
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def failing_together(self) -> Iterator[None]:
         try:
             yield
         except Interrupted as stopped:  # all processes have agreed on it
@@ -177,16 +177,16 @@ class LayersShared(OneProcess):
         with contextlib.ExitStack() as stack:
             if self.writes:
                 try:
-                    stack.enter_context(folder.to_itself())
+                    stack.enter_context(folder.locked())
                 except BeingTrained:
                     busy = True
-            if self.known_to_all(busy):
+            if self.broadcast(busy):
                 raise BeingTrained(folder.path)
             yield
 
     def share(self, model: nn.Module) -> None:
         sizes, scan, parts = (self._settings[key] for key in ("sizes", "scan", "micro_batches"))
-        with naming("parallel=layers"):
+        with as_user_error("parallel=layers"):
             hb.shard(model, self._layers, sizes, scan, parts)
 
     def replicated(self, model: nn.Module) -> nn.Module:
@@ -204,7 +204,7 @@ class LayersShared(OneProcess):
         dist.all_reduce(self._signal, dist.ReduceOp.MAX)
         return int(self._signal) or None
 
-    def known_to_all(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         said = [value]
         dist.broadcast_object_list(said, src=0)
         return said[0]

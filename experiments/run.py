@@ -14,7 +14,7 @@ from torch import nn
 
 import highway_bp as hb
 from experiments import checkpoint
-from experiments.errors import UserError, naming
+from experiments.errors import UserError, as_user_error
 from experiments.malloc import keep_freed_memory
 from experiments.nonfinite import Diverged
 from experiments.objective import Objective
@@ -38,7 +38,7 @@ def run(cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str] = 
         Interrupted: a signal stopped the run after a checkpoint.
     """
     plan = Plan(cfg, choices, overrides)
-    with plan.processes.together():
+    with plan.processes.failing_together():
         return _run(plan)
 
 
@@ -57,14 +57,14 @@ def _run(plan: Plan) -> Path:
     torch.manual_seed(cfg.seed)
     data = build(cfg, "data")
     model = build(cfg, "model", **data.model_arguments())
-    with naming("grad"):
+    with as_user_error("grad"):
         hb.set_method(model, plan.method)
     folder.create()
     with processes.enter(folder):
         # another process may have finished it while this one loaded the data
-        if not processes.known_to_all(_is_finished(plan, folder)):
+        if not processes.broadcast(_is_finished(plan, folder)):
             beginning = _beginning(folder.path, cfg.continue_from) if processes.writes else None
-            _train(plan, folder, Objective(plan, data), model, processes.known_to_all(beginning))
+            _train(plan, folder, Objective(plan, data), model, processes.broadcast(beginning))
     return folder.path
 
 
@@ -112,12 +112,12 @@ class Beginning:
             return {"continued_from": f"{self.state['config_hash']} at step {self.state['step']}"}
         return {key: self.state[key] for key in ("continued_from",) if key in self.state}
 
-    def give_to(self, trainer: Trainer) -> None:
+    def load_into(self, trainer: Trainer) -> None:
         """Load the state; UserError if it does not fit, or another run's has too many steps."""
         place = f"continue_from={self.source}" if self.source else trainer.folder.path
         wrong = f"{place}: its checkpoint is of another model or optimiser, or version"
-        with naming(wrong, RuntimeError, LookupError, AttributeError):
-            (trainer.begin_with if self.source else trainer.restore)(self.state)
+        with as_user_error(wrong, RuntimeError, LookupError, AttributeError):
+            (trainer.start_from if self.source else trainer.restore)(self.state)
         if self.source and trainer.step >= trainer.total_steps:
             raise UserError(
                 f"{place} has come to step {trainer.step}; expected less than this run's "
@@ -179,7 +179,7 @@ def _trained(trainer: Trainer, beginning: Beginning) -> Diverged | None:
     model, folder = trainer.model, trainer.folder
     _report_large_k(trainer)
     if beginning.state:
-        beginning.give_to(trainer)
+        beginning.load_into(trainer)
         print(f"{folder.path}: going on after step {trainer.step}")
     if trainer.plan.cfg.advise:
         print(trainer.advice())

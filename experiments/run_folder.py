@@ -85,7 +85,7 @@ class RunFolder:
             raise BeingTrained(self.path)
 
     @contextlib.contextmanager
-    def to_itself(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Lock the folder until the block or this process ends.
 
         Raises:

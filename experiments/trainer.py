@@ -89,11 +89,11 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Resume exactly where ``state`` was saved."""
-        self.begin_with(state)
+        self.start_from(state)
         hb.load_method_state(self.model, state["method"])
         self.plan.schedule.load_state_dict(state["schedule"])
 
-    def begin_with(self, state: dict[str, Any]) -> None:
+    def start_from(self, state: dict[str, Any]) -> None:
         """Load all but the state of method and schedule: in other groups, gammas and errors differ.
 
         Raises:
@@ -214,7 +214,7 @@ class Trainer:
             loss, processes = self.objective.loss_on(x, y), self.plan.processes
             errors = hb.gradient_error(self.model, loss, ks, method, processes.mean)
             self.passes.add_measurement(self.model, method, ks)
-            return processes.known_to_all(errors)
+            return processes.broadcast(errors)
 
         method = self.plan.schedule.method_for(self.step, self.total_steps, measured)
         if method != self._method:
@@ -267,7 +267,7 @@ class Trainer:
         """Measure and record the gradient's error on the next batch."""
         loss = self.objective.loss_on(*self.objective.batch(self.step))
         method, processes = hb.current_method(self.model), self.plan.processes
-        errors = processes.known_to_all(  # in case replicas round differently
+        errors = processes.broadcast(  # in case replicas round differently
             self.plan.diagnostics.measure(self.model, loss, method, processes.mean)
         )
         self._write({"seconds": self.seconds, "gradient_error": errors})

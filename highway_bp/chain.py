@@ -100,7 +100,7 @@ class ResidualChain(Chain, nn.ModuleList):
         named = ChainLayer(layer, i, alone=self.method.group_size == 1)
         return step(self, named, h, args, kwargs, first=i == 0)
 
-    def takes(self, layer: ChainLayer, h: Tensor, returned: Returned) -> bool:
+    def accepts(self, layer: ChainLayer, h: Tensor, returned: Returned) -> bool:
         if not self.checked:
             layer.check(h, returned.ran)
         return True

@@ -18,7 +18,7 @@ def leaves(value: Any) -> list[Any]:
     return [value] if items is None else [leaf for _, inner in items for leaf in leaves(inner)]
 
 
-def exchanged(value: Any, others: dict[int, Tensor]) -> Any:
+def replaced(value: Any, others: dict[int, Tensor]) -> Any:
     """``value`` with the tensors replaced whose ids are in ``others``.
 
     Lists and dictionaries are changed in place and stay the same objects: a layer may write into
@@ -30,14 +30,14 @@ def exchanged(value: Any, others: dict[int, Tensor]) -> Any:
     if items is None:
         return value
     if isinstance(value, tuple):
-        return _like(value, [exchanged(inner, others) for _, inner in items])
+        return _like(value, [replaced(inner, others) for _, inner in items])
     for key, inner in items:
-        value[key] = exchanged(inner, others)
+        value[key] = replaced(inner, others)
     return value
 
 
 def copied(value: Any, others: dict[int, Tensor]) -> Any:
-    """As `exchanged`, in new containers; None for a cache, which a second run would fill twice."""
+    """As `replaced`, in new containers; None for a cache, which a second run would fill twice."""
     if isinstance(value, Tensor):
         return others.get(id(value), value)
     items = _items(value)

@@ -29,7 +29,7 @@ from highway_bp.auto_gamma import AutoGamma
 from highway_bp.first_order import first_order
 from highway_bp.has_method import Chain, Watched
 from highway_bp.module_system import ModuleSystem
-from highway_bp.segment import Cotangents, Segment, add, emptied, parameter_step, unused
+from highway_bp.segment import Cotangents, Segment, add, emptied, parameter_step, with_fresh_graphs
 from highway_bp.shown import check_shown, kept_grads
 
 # An input of every Gate. Autograd reaches this leaf unless it computes chosen gradients only.
@@ -72,11 +72,11 @@ class Pass:
         if not self.is_reached:
             self._task = torch._C._current_graph_task_id()
             self._top, self._gammas = weakref.ref(tap), None
-            tap.shown = None  # set by an earlier backward pass that also reached later Taps
+            tap.returned = None  # set by an earlier backward pass that also reached later Taps
 
     def solve(self, gate: Gate) -> tuple[Tensor | None, list[Tensor | None]]:
         """Solve the system. Returns w_0 and the gradients of Gate's other inputs."""
-        leaves, taps = _leaves(gate), self._taps_behind(None)
+        leaves, taps = _leaves(gate), self._taps_after(None)
         freed = not torch._C._autograd._get_current_graph_task_keep_graph()
         for tap in taps:
             call = tap.segment.calls[tap.place]
@@ -103,17 +103,17 @@ class Pass:
             w_0 = torch.zeros_like(gate.h)
         return w_0, _zero_where_unreached(grads, leaves, segments, b, w[1:])
 
-    def from_behind(self, tap: Tap) -> Tensor | None:
+    def from_later_layers(self, tap: Tap) -> Tensor | None:
         """Return w - b at the state of ``tap``, which the backward pass has not reached yet."""
-        taps = self._taps_behind(tap)
+        taps = self._taps_after(tap)
         with self._inside():
             segments, b = _segments(taps)
             if taps[0].segment is not tap.segment:  # the state is the end of its group
-                return self._from(segments, b)
-            w_end = add(self._from(segments[1:], b[1:]), b[0].states[-1])
+                return self._solved(segments, b)
+            w_end = add(self._solved(segments[1:], b[1:]), b[0].states[-1])
             return _inside_group(tap, segments[0], w_end, b[0])
 
-    def _from(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> Tensor | None:
+    def _solved(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> Tensor | None:
         if not segments:
             return None
         return self.method.method.solve(ModuleSystem(segments, b, self))[0]
@@ -121,12 +121,12 @@ class Pass:
     def values_for(self, auto: AutoGamma, keys: Sequence[str], estimate: Callable) -> list[float]:
         """As `GammaMemory.values_for`, but the same for all systems of a backward pass."""
         if self._gammas is None:
-            segments, b = _segments(self._taps_behind(None))
+            segments, b = _segments(self._taps_after(None))
             system = ModuleSystem(segments, b, self.chain.gammas)
             self._gammas = dict(zip(system.keys, system.smallest_blocks(auto), strict=True))
         return [self._gammas[key] for key in keys]
 
-    def _taps_behind(self, node: Tap | None) -> list[Tap]:
+    def _taps_after(self, node: Tap | None) -> list[Tap]:
         """The Taps after ``node`` (None: after Gate), up to the last one that was reached."""
         taps = [self._top()]
         while is_tap(before := node_before(taps[-1])) and before is not node:
@@ -138,7 +138,7 @@ class Pass:
         """Mark this pass as being solved. Hooks on its states do not run meanwhile."""
         self.inside, _solving.depth = True, solving() + 1
         try:
-            taps = self._taps_behind(None)
+            taps = self._taps_after(None)
             inside = [t for tap in taps if tap.place == 0 for t in tap.segment.retained]
             with emptied(tap.hooks for tap in taps), kept_grads(inside):
                 yield
@@ -190,7 +190,7 @@ class Tap(torch.autograd.Function):
         one_pass.chain.longest = max(one_pass.chain.longest, one_pass.taps)
         ctx.one_pass, ctx.segment, ctx.number = one_pass, segment, one_pass.taps
         ctx.place, ctx.extras = len(segment.states) - 1, extras
-        ctx.b = ctx.shown = None
+        ctx.b = ctx.returned = None
         ctx.b_extras = ()
         ctx.set_materialize_grads(False)
         return segment.h_out.detach(), *(t.detach() for t in extras)
@@ -206,12 +206,12 @@ class Tap(torch.autograd.Function):
                 "freed. Call the first backward() with retain_graph=True"
             )
         ctx.one_pass.note(ctx)
-        ctx.b, ctx.b_extras = b if ctx.shown is None else b - ctx.shown, b_extras
+        ctx.b, ctx.b_extras = b if ctx.returned is None else b - ctx.returned, b_extras
         before = node_before(ctx)
         if not is_tap(before):
             return None, None, None, None
-        before.shown = ctx.one_pass.from_behind(before) if _is_looked_at(before) else None
-        return None, None, None, before.shown
+        before.returned = ctx.one_pass.from_later_layers(before) if _is_looked_at(before) else None
+        return None, None, None, before.returned
 
 
 def is_tap(node: object) -> bool:
@@ -264,7 +264,7 @@ def _segments(taps: Sequence[Tap]) -> tuple[list[Segment], list[Cotangents]]:
             cotangents.append(Cotangents([None] * n, [()] * n))
         cotangents[-1].states[tap.place] = tap.b
         cotangents[-1].extras[tap.place] = tap.b_extras
-    return unused(segments), cotangents
+    return with_fresh_graphs(segments), cotangents
 
 
 def _give_to_retained(taps, segments, b, w_ends) -> None:
@@ -274,7 +274,7 @@ def _give_to_retained(taps, segments, b, w_ends) -> None:
         if tap.place == 0:
             segment, b_segment, w_end = next(known)
         state = tap.state()
-        if state is None or not state.retains_grad or tap.shown is not None:
+        if state is None or not state.retains_grad or tap.returned is not None:
             continue
         is_end = tap.place == len(segment.states) - 1
         w = w_end if is_end else _inside_group(tap, segment, w_end, b_segment)

@@ -60,7 +60,7 @@ class Chain(HasMethod):
     def begin(self, method: Method) -> None:
         self.gammas, self.iterations, self.method = GammaMemory(), [], method
         self._warned: set[str] = set()
-        self._looked_at: set[type] = set()
+        self._checked_methods: set[type] = set()
         self.checked, self.longest = False, 0
 
     def cuts(self, h: Tensor, args: tuple, kwargs: dict) -> bool:
@@ -72,22 +72,22 @@ class Chain(HasMethod):
             p.requires_grad for p in self.parameters()
         )
 
-    def follows(self, layer: Layer) -> bool:
+    def has_earlier_layers(self, layer: Layer) -> bool:
         """Whether layers before ``layer`` have been called in the same pass of the model."""
         return True
 
-    def takes(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
+    def accepts(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
         """Whether a layer belongs to the chain, judged by what it has returned for h."""
         return True
 
     def at_solve(self, system: ModuleSystem) -> None:
         """Check once, before a system is solved, what the method requires of the layers."""
         kind = type(self.method)
-        if kind is Highway and kind not in self._looked_at:
+        if kind is Highway and kind not in self._checked_methods:
             warn_without_residual(system)
-        if kind is MGRIT and kind not in self._looked_at:
+        if kind is MGRIT and kind not in self._checked_methods:
             refuse_affine(system)
-        self._looked_at.add(kind)
+        self._checked_methods.add(kind)
 
     def warn_once(self, kind: str, line: str) -> None:
         """Warn, unless this chain has warned of that kind before."""

@@ -135,7 +135,7 @@ class Returned:
         tensors = [t for t in tensors if t is not self.state]
         self.extras = list({id(t): t for t in tensors if t.requires_grad}.values())
 
-    def with_others(self, others: dict[int, Tensor]) -> Any:
+    def with_replaced(self, others: dict[int, Tensor]) -> Any:
         """The layer's output; tensors whose ids are in ``others`` are replaced."""
         return pytree.tree_unflatten([others.get(id(t), t) for t in self._flat], self._spec)
 

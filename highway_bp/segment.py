@@ -70,7 +70,7 @@ class Segment:
         return self.states[-1]
 
     @property
-    def trains(self) -> bool:
+    def requires_grad(self) -> bool:
         """Whether a parameter of its layers, or an argument given to them, requires a gradient."""
         given = leaves([call.given for call in self.calls])
         parameters = (p for call in self.calls for p in call.layer.module.parameters())
@@ -202,7 +202,7 @@ def parameter_step(
     return grads
 
 
-def unused(segments: Sequence[Segment]) -> list[Segment]:
+def with_fresh_graphs(segments: Sequence[Segment]) -> list[Segment]:
     """The segments; those whose graph the backward pass in progress frees are run once more."""
     if torch._C._autograd._get_current_graph_task_keep_graph():
         return list(segments)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from highway_bp.caches import held_tensors, is_cache, is_filled
-from highway_bp.containers import copied, exchanged, leaves
+from highway_bp.containers import copied, leaves, replaced
 from highway_bp.first_order import refuse_transforms
 from highway_bp.flow import SENTINEL, Gate, Leak, Pass, Tap, is_of_chain, is_tap, watch_state
 from highway_bp.graph_check import check_graph, nodes
@@ -65,30 +65,30 @@ def step(
     refuse_transforms(layer.name)
     flat = leaves((args, kwargs))
     given = [t for t in flat if isinstance(t, Tensor) and t.requires_grad and t is not h]
-    place = None if first else _continued(chain, layer, h, given)
+    place = None if first else _place_in_chain(chain, layer, h, given)
     caches = [v for v in flat if is_cache(v)]
-    goes_on = not first and chain.follows(layer)
-    scope, before, segment = place or _begun(chain, h, given, caches, goes_on)
+    goes_on = not first and chain.has_earlier_layers(layer)
+    scope, before, segment = place or _begin_chain(chain, h, given, caches, goes_on)
     if segment is None or len(segment.states) >= chain.method.group_size:
-        wanted = h.requires_grad if segment is None else segment.wanted or segment.trains
+        wanted = h.requires_grad if segment is None else segment.wanted or segment.requires_grad
         segment = Segment(Leak.apply(scope.one_pass, before), wanted)
     x = segment.end
     inner = {id(h): x, **{id(t): scope.local(t) for t in given}}
     outer = {id(inner[id(t)]): t for t in [h, *given]}  # put back after the call
     kept = copied((args, kwargs), inner)
-    args, kwargs = exchanged((args, kwargs), inner)
+    args, kwargs = replaced((args, kwargs), inner)
     try:
         with keep_buffers():
             call, returned = run_layer(layer, x, args, kwargs, kept, scope.has_filled_cache)
-        if not chain.takes(layer, x, returned):
+        if not chain.accepts(layer, x, returned):
             return returned.ran.out
         segment.add(call, returned)
         check_graph(segment, -1, scope.ends, scope.one_pass.made)
         passed_on = _passed_on(scope, segment, before)
         outer = passed_on | outer
-        return returned.with_others(passed_on)
+        return returned.with_replaced(passed_on)
     finally:
-        exchanged((args, kwargs), outer)
+        replaced((args, kwargs), outer)
 
 
 def _passed_on(scope: Scope, segment: Segment, before: Tensor) -> dict[int, Tensor]:
@@ -101,7 +101,7 @@ def _passed_on(scope: Scope, segment: Segment, before: Tensor) -> dict[int, Tens
     return {id(t): o for t, o in zip(results, [state, *extras], strict=True)}
 
 
-def _begun(
+def _begin_chain(
     chain: Chain, h: Tensor, given: Sequence[Tensor], caches: Sequence[Any], goes_on: bool
 ) -> tuple[Scope, Tensor, None]:
     """Begin a new chain with a Gate in front of it.
@@ -125,7 +125,7 @@ def _begun(
     return Scope(one_pass, before.grad_fn, arguments, ends, filled), before, None
 
 
-def _continued(
+def _place_in_chain(
     chain: Chain, layer: Layer, h: Tensor, given: Sequence[Tensor]
 ) -> tuple[Scope, Tensor, Segment] | None:
     """Scope, h, segment if h is the chain's last state and all arguments are known; else None."""

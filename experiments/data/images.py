@@ -14,7 +14,7 @@ from torch import Tensor
 
 from experiments.data.augment import draw, mirror_and_crop, normalised
 from experiments.data.batches import Batch, Device, TensorData
-from experiments.data.source import flat, load_rows, made_of
+from experiments.data.source import flat, load_rows, map_cached
 from experiments.errors import UserError
 from experiments.tasks import Classification
 
@@ -148,7 +148,7 @@ def _images(rows: Dataset, column: str, place: str) -> Tensor:
     from datasets import Image
 
     rows = rows.cast_column(column, Image(decode=False))
-    found = made_of(rows, _decoded, f"decoding {place}", column=column, place=place)
+    found = map_cached(rows, _decoded, f"decoding {place}", column=column, place=place)
     pixels = flat(found, "pixels")
     return pixels.view(-1, 3, SIZE, SIZE)
 

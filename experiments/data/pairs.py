@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from experiments.data.batches import Batch, Device, TensorData
-from experiments.data.source import flat, load_rows, made_of, offline_unless_reachable
+from experiments.data.source import flat, load_rows, map_cached, offline_unless_reachable
 from experiments.errors import UserError
 from experiments.tasks import Classification
 
@@ -123,7 +123,7 @@ def _tokenised(rows: Dataset, name: str, tokens: Any, length: int) -> tuple[Tens
     names = getattr(rows.features["label"], "names", LABELS)
     if tuple(names) != LABELS:
         raise UserError(f"data: its labels are {names}; expected {list(LABELS)}, in this order")
-    found = made_of(
+    found = map_cached(
         rows,
         _encoded,
         f"tokenising {name}, {len(rows)} pairs",

@@ -26,7 +26,7 @@ from experiments.errors import UserError
 if TYPE_CHECKING:  # importing datasets takes seconds, and embedded data does not need it
     from datasets import Dataset
 
-FORMAT = 1  # raise it when a function that `made_of` runs changes: old results are then not used
+FORMAT = 1  # raise it when a function that `map_cached` runs changes: old results are then not used
 PROBE_SECONDS = 5
 
 
@@ -117,7 +117,7 @@ def offline_unless_reachable() -> None:
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
-def made_of(
+def map_cached(
     rows: Dataset,
     make: Callable[..., dict],
     doing: str,

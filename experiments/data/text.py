@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from experiments.data.batches import Batch, Device, TensorData
-from experiments.data.source import flat, load_rows, made_of
+from experiments.data.source import flat, load_rows, map_cached
 from experiments.data.tokens import TOKENIZERS, tokenizer_named
 from experiments.errors import UserError
 from experiments.tasks import LanguageModelling
@@ -100,10 +100,10 @@ def load_hub_text(
     names = [f"{part['name']}, split {part['split']!r}" for part in (train, test)]
     asked = {"column": column, "tokenizer": tokenizer}
     counting = f"learning the vocabulary of {names[0]}"
-    found = made_of(parts[0], learn, counting, None, **asked, vocabulary=vocabulary)
+    found = map_cached(parts[0], learn, counting, None, **asked, vocabulary=vocabulary)
     learned = found["learned"][0]
     encoded = [
-        made_of(part, encode, f"tokenising {name}", ROWS, **asked, learned=learned)
+        map_cached(part, encode, f"tokenising {name}", ROWS, **asked, learned=learned)
         for part, name in zip(parts, names, strict=True)
     ]
     train_tokens, test_tokens = (flat(part, "tokens") for part in encoded)

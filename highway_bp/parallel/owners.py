@@ -52,7 +52,7 @@ def of_others(model: nn.Module) -> set[int]:
     return {t for t, rank in owners(model).items() if rank != _ranks(model).rank}
 
 
-def let_go(model: nn.Module) -> None:
+def free_foreign_tensors(model: nn.Module) -> None:
     """Replace tensors that other processes own by empty ones on device "meta", without memory."""
     others, made = of_others(model), {}
     for module in model.modules():

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from highway_bp.chain import ResidualChain
 from highway_bp.method_state import chains, sharded_chains, trunks
 from highway_bp.parallel.agreement import check_weights
-from highway_bp.parallel.owners import let_go, of_others
+from highway_bp.parallel.owners import free_foreign_tensors, of_others
 from highway_bp.parallel.ranks import Ranks
 from highway_bp.parallel.sharded_chain import ShardedChain
 from highway_bp.set_method import modules_with_method
@@ -61,7 +61,7 @@ def shard(
         for name, child in parent.named_children():
             if isinstance(child, ResidualChain):
                 setattr(parent, name, ShardedChain(child, child.method, *how))
-    let_go(model)
+    free_foreign_tensors(model)
     return sharded_chains(model)
 
 

@@ -38,7 +38,7 @@ class Trunk(Chain):
         if known is None or known() is not layer:  # of several copies, keep the one called last
             self._layers[name] = weakref.ref(layer)
 
-    def follows(self, layer: Layer) -> bool:
+    def has_earlier_layers(self, layer: Layer) -> bool:
         return self._steps_from_last(layer) > 0
 
     def _steps_from_last(self, layer: Layer) -> int:
@@ -74,7 +74,7 @@ class Trunk(Chain):
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter({id(p): p for layer in self.layers for p in parameters_of(layer)}.values())
 
-    def takes(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
+    def accepts(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
         """Whether the layer has a residual path; if not, it runs as before, outside any chain."""
         state, key, carried = returned.state, layer.key, returned.ran.carry is not None
         if key not in self._is_residual:

@@ -24,7 +24,7 @@ from scripts.evidence.judge import (
 from scripts.evidence.paper import paper_rows
 from scripts.evidence.results import Results
 from scripts.evidence.rows import score
-from scripts.evidence.settings import ENOUGH, LEVEL, Setting, interval
+from scripts.evidence.settings import ENOUGH, LEVEL, Setting, half_interval
 from scripts.evidence.theorem_check import largest_errors
 
 RNNS = ("lstm_chars", "gru_chars", "gru_words", "gru_pixels")
@@ -109,7 +109,7 @@ def reaches(*arms: tuple[str, int | None]) -> SettingJudge:
             text, outcome = f"{summary(rows)}, printed {value:g}", Outcome.TOO_FEW
             if len(rows) >= ENOUGH:
                 scores = [score(row) for row in rows]
-                low, high = (fmean(scores) + sign * interval(scores) for sign in (-1, 1))
+                low, high = (fmean(scores) + sign * half_interval(scores) for sign in (-1, 1))
                 text += f" [{low:.2f}, {high:.2f}]"
                 outcome = beyond(low, high, value - SLACK)
             found.append(finding(setting, text, outcome, rows))

@@ -1,6 +1,6 @@
 """Compare arms and judge what follows for a claim. Scatter never helps a claim.
 
-Differences are of `settings.badness`, so larger is worse. Arms whose seeds see the same text are
+Differences are of `settings.error_score`: larger is worse. Arms whose seeds see the same text are
 compared seed by seed (paired t-test), others by Welch's t-test. The rules predate the runs.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from scripts.evidence.rows import Row, arm_of, metric_of, score
-from scripts.evidence.settings import ENOUGH, LEVEL, Setting, badness, has_diverged
+from scripts.evidence.settings import ENOUGH, LEVEL, Setting, error_score, has_diverged
 
 UNITS = {
     "eval_accuracy": "points worse",
@@ -135,7 +135,7 @@ def difference(
     ours: Sequence[Row],
     others: Sequence[Row],
     paired: bool,
-    value: Callable[[Row], float] = badness,
+    value: Callable[[Row], float] = error_score,
 ) -> Difference | None:
     """``ours`` less ``others``; None if one has under two seeds, infinite if only one diverged."""
     if paired:
@@ -168,7 +168,7 @@ def matches(setting: Setting, ours: Sequence[Row]) -> Finding:
     exact, paper = setting.arm("bp"), setting.paper
     if refused := _cannot_judge(setting, ours, exact):
         return refused
-    scores = [(badness, setting.margin, UNITS[paper.metric])]
+    scores = [(error_score, setting.margin, UNITS[paper.metric])]
     if paper.margin_loss is not None:
         scores.append((_final_loss, paper.margin_loss, "nats of evaluation loss"))
     outcomes, texts = [], []

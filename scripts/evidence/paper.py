@@ -50,7 +50,7 @@ class PaperRow:
         return f"python scripts/run_plan.py {self.key}{' --gpu' if gpu else ''}"
 
     def margin_of(self, full: bool) -> float:
-        """How much worse a matching score may be, in the units of `settings.badness`."""
+        """How much worse a matching score may be, in the units of `settings.error_score`."""
         margin = self.margin if full else self.margin_reduced or self.margin
         return log(1 + margin) if self.metric == "eval_perplexity" else margin
 

@@ -115,7 +115,7 @@ def settings_of(paper: PaperRow, rows: Iterable[Row]) -> tuple[list[Setting], li
     return found, refused
 
 
-def badness(row: Row) -> float:
+def error_score(row: Row) -> float:
     """A score where less is better, in the units of margins: points of error, bits, or log of
     perplexity. It is infinite for a run that diverged."""
     if row["diverged"]:
@@ -136,7 +136,7 @@ def has_diverged(row: Row) -> bool:
     return row["eval_loss"] > (1 + SHARE) * min(losses)
 
 
-def interval(values: Sequence[float]) -> float:
+def half_interval(values: Sequence[float]) -> float:
     """Half the width of a mean's interval; nan for too few values, or if a run diverged."""
     if len(values) < ENOUGH or not all(map(isfinite, values)):
         return nan

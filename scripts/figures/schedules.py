@@ -15,7 +15,7 @@ from matplotlib.ticker import ScalarFormatter
 from scripts.evidence.paper import PaperRow
 from scripts.evidence.results import Results
 from scripts.evidence.rows import METRICS, Arm, score
-from scripts.evidence.settings import Setting, interval
+from scripts.evidence.settings import Setting, half_interval
 from scripts.figures.panels import INTERVALS, Drawing, footer, one_each, seeds_of
 from scripts.figures.style import SCHEDULE, SMALL, look
 
@@ -60,7 +60,7 @@ def draw_panel(axes: Axes, setting: Setting) -> None:
         style = look(arm) | {"ls": "", "ms": 5}
         if arm.schedule:
             style |= SCHEDULE | {"marker": next(markers)}
-        axes.errorbar(x, fmean(values), interval(values), **style, label=name_of(arm))
+        axes.errorbar(x, fmean(values), half_interval(values), **style, label=name_of(arm))
         if arm.k is not None:
             fixed.append((x, fmean(values)))
             offset = {"textcoords": "offset points", "fontsize": SMALL, "zorder": 1.5}

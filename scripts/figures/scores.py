@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from scripts.evidence.paper import PaperRow
 from scripts.evidence.results import Results
 from scripts.evidence.rows import METRICS, Arm, score
-from scripts.evidence.settings import Setting, interval
+from scripts.evidence.settings import Setting, half_interval
 from scripts.figures.panels import INTERVALS, Drawing, footer, k_axis, one_each
 from scripts.figures.style import PUBLISHED, SMALL, look
 
@@ -46,7 +46,7 @@ def draw_panel(axes: Axes, setting: Setting) -> None:
 def draw_level(axes: Axes, arm: Arm, label: str, values: Sequence[float]) -> None:
     """Draw a method without k: a horizontal line, with a band if there are enough seeds."""
     style = look(arm)
-    mean, half = fmean(values), interval(values)
+    mean, half = fmean(values), half_interval(values)
     axes.axhline(mean, color=style["color"], ls=style["ls"], label=label)
     if isfinite(half):
         axes.axhspan(mean - half, mean + half, color="0.88", lw=0, zorder=0)
@@ -61,7 +61,7 @@ def draw_series(axes: Axes, arm: Arm, label: str, by_k: dict[int, list[float]]) 
         if len(known) < len(values):
             place = {"rotation": 90, "ha": "center", "transform": axes.get_xaxis_transform()}
             axes.text(k, 0.03, "diverged", fontsize=SMALL, **place, **colour)
-    ks, bars = sorted(by_k), [interval(by_k[k]) for k in sorted(by_k)]
+    ks, bars = sorted(by_k), [half_interval(by_k[k]) for k in sorted(by_k)]
     axes.errorbar(ks, [fmean(by_k[k]) for k in ks], bars, **style, label=label)
 
 

@@ -11,7 +11,7 @@ from statistics import fmean
 import pandas as pd
 
 from scripts.evidence.rows import Row, metric_of, score
-from scripts.evidence.settings import interval
+from scripts.evidence.settings import half_interval
 
 MADE = "% needs booktabs; made by `make tables`, changes here are lost\n\n"
 
@@ -70,7 +70,7 @@ def mean_and_interval(rows: Sequence[Row]) -> str:
     if not rows:
         return "not run"
     values, digits = [score(row) for row in rows], metric_of(rows[0]).digits
-    mean, half = fmean(values), interval(values)
+    mean, half = fmean(values), half_interval(values)
     if isnan(mean):
         return "diverged"
     return f"{mean:.{digits}f}" + ("" if isnan(half) else f" ± {half:.{digits}f}")

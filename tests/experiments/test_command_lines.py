@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments.arguments import arranged, check_choices
+from experiments.arguments import check_choices, options_first
 from experiments.config import CONFIGS, GIVEN_BY, GROUPS, composed, register_schema
 from experiments.errors import COMPOSING, UserError, one_line
 from experiments.identity import KINDS
@@ -188,7 +188,7 @@ def test_a_command_line_is_run_or_refused_in_one_clear_line(capfd, monkeypatch):
     ],
 )
 def test_options_may_stand_anywhere(line, as_hydra_wants_it):
-    assert " ".join(arranged(line.split())) == as_hydra_wants_it
+    assert " ".join(options_first(line.split())) == as_hydra_wants_it
 
 
 @pytest.mark.parametrize("data", ["digits", "topics_chars", "grammar"])
