@@ -120,7 +120,7 @@ class Beginning:
             (trainer.start_from if self.source else trainer.restore)(self.state)
         if self.source and trainer.step >= trainer.total_steps:
             raise UserError(
-                f"{place} has come to step {trainer.step}; expected less than this run's "
+                f"{place} is at step {trainer.step} already; expected less than this run's "
                 f"{trainer.total_steps}"
             )
 
@@ -169,7 +169,7 @@ def _train(
     finally:
         writer.finish(row)
     if diverged:
-        raise UserError(f"{diverged}; the row says so") from diverged
+        raise UserError(f"{diverged}; row.json says so") from diverged
     score = f"{row['metric'].removeprefix('eval_')} {row[row['metric']]:.4f}"
     print(f"{folder.path}: {score}, {row['seconds']:.1f} s of training")
 
@@ -207,7 +207,7 @@ def _outcome(trainer: Trainer, diverged: Diverged | None) -> dict[str, Any]:
     scores = {key: value for key, value in last.items() if key.startswith("eval_")}
     if not diverged and metric not in scores:
         raise UserError(
-            f"{trainer.folder.path}: its checkpoint is of the last step, without {metric}; delete "
+            f"{trainer.folder.path}: its checkpoint of the last step lacks {metric}; delete "
             "the folder to start anew"
         )
     if diverged:

@@ -97,7 +97,7 @@ class RunFolder:
         except Timeout as busy:
             raise BeingTrained(self.path) from busy
         except OSError as error:
-            print(f"{self.path}: cannot be locked ({error}); start it in one process alone")
+            print(f"{self.path}: cannot be locked ({error}); let one process alone train it")
         try:
             yield
         finally:

@@ -287,8 +287,8 @@ def _inside_group(tap, segment, w_end, b_segment) -> Tensor | None:
     """w at a state inside a group; it lacks what autograd sends through the local graph itself."""
     if tap.segment.is_used:
         raise RuntimeError(
-            "the gradient of a state inside a group of layers, with a loss on something inside "
-            "them; expected group_size=1, or Backprop()"
+            "no gradient for a state inside a group of layers if a loss uses a tensor inside "
+            "these layers; expected group_size=1, or Backprop()"
         )
     return segment.inner_gradient(tap.place, w_end, b_segment)
 

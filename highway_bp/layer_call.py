@@ -90,7 +90,7 @@ class Call:
         if not self._is_result(returned):
             raise RuntimeError(
                 f"{self.layer.name} was run once more for its gradient and gave other results; "
-                "expected backward(retain_graph=True), which spares that, or Backprop()"
+                "expected backward(retain_graph=True), which needs no second run, or Backprop()"
             )
         return returned
 

@@ -39,11 +39,12 @@ def check_split(layer: nn.Module, name: str, h: Tensor, ran: Ran) -> None:
     given = None if ran.carry is None else ran.carry(h.detach(), out.detach())
     found, expected = as_carry(given, out, name).vecmat(w), _through(out, h, w)
     if torch.linalg.vector_norm(found - expected) > TOLERANCE * torch.linalg.vector_norm(expected):
-        has = "it has no carry" if ran.carry is None else "its carry is another"
+        wrong = "its carry is not the Jacobian of residual(h, z) in h"
+        if ran.carry is None:
+            wrong = "it has no carry, but the Jacobian of residual(h, z) in h is not the identity"
         raise ValueError(
-            f"{name}: the residual path of residual(h, z) is not the identity, and {has}; expected "
-            "carry(h_in, h_out) to return the Jacobian of residual in h, or a layer without block "
-            "and residual"
+            f"{name}: {wrong}; expected carry(h_in, h_out) to return this Jacobian, or a layer "
+            "without block and residual"
         )
 
 
@@ -84,8 +85,8 @@ def warn_without_residual(system: ModuleSystem) -> None:
     ]
     if gammas and statistics.median(gammas) > CANCELLED:
         warnings.warn(
-            "the layers of this chain seem to have no residual connection: their blocks take "
-            f"{statistics.median(gammas):.0%} of the carry away again, so a small k finds little "
-            "of the gradient; expected layers h -> h + block(h), or a carry(h_in, h_out) that fits",
+            "the layers of this chain seem to have no residual connection: their blocks cancel "
+            f"{statistics.median(gammas):.0%} of the carry, so a small k gives a poor gradient; "
+            "expected layers h -> h + block(h), or a carry(h_in, h_out) that fits",
             stacklevel=2,
         )

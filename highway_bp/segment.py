@@ -243,8 +243,8 @@ def _check_maps(K: Carry, h_in: Tensor, h_out: Tensor, name: str) -> None:
         kind = "the identity" if shape is None else f"one that gives shape {tuple(shape)}"
         raise ValueError(
             f"{name} maps a state of shape {tuple(h_in.shape)} to {tuple(h_out.shape)} but its "
-            f"carry is {kind}; give the layer a carry(h_in, h_out) whose vecmat maps the second "
-            "shape to the first"
+            f"carry is {kind}; give the layer a carry(h_in, h_out) whose vecmat(w) maps a "
+            "cotangent of the second shape to the first"
         )
 
 

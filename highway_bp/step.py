@@ -137,8 +137,8 @@ def _place_in_chain(
     if any(tap.scope.local(t) is None for t in given):
         chain.warn_once(
             "break",
-            f"{layer.name} is given a tensor that requires a gradient and that the layers before "
-            "it are not given: a new chain begins there",
+            f"{layer.name} gets a tensor that requires a gradient and that earlier layers did not "
+            "get, or that was written into since: a new chain begins there",
         )
         return None
     return tap.scope, h, tap.segment

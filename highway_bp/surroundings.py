@@ -41,7 +41,7 @@ class Surroundings:
             raise RuntimeError(
                 f"{name} has to be run once more for its gradient, but a weight or its input has "
                 "been changed since its forward pass; expected backward(retain_graph=True), which "
-                "spares that, or Backprop()"
+                "needs no second run, or Backprop()"
             )
         devices = [self._device] if self._device.type == "cuda" else []
         with kept_buffers(self._module), torch.random.fork_rng(devices), self.autocast():

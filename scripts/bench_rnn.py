@@ -158,7 +158,9 @@ def main(argv: Sequence[str]) -> None:
     here = ["paper"] if DEVICE.type == "cuda" else ["small", "grid"]
     parser = benchmark.arguments(__doc__)
     parser.add_argument("--parts", nargs="+", choices=SHAPES, default=here)
-    parser.add_argument("--tf32", action="store_true", help="on CUDA, in cuDNN and in our products")
+    parser.add_argument(
+        "--tf32", action="store_true", help="use TF32 on CUDA, in cuDNN and in our products"
+    )
     args = parser.parse_args(argv)
     record = benchmark.new_record(repeats=args.repeats, tf32=args.tf32)
     prepare_torch({"threads": None, "tf32": args.tf32, "deterministic": False})

@@ -89,7 +89,9 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_intermixed_args(argv)
     others = [o for o in args.overrides if not o.startswith("trainer.cuda_graph=")]
     if others and not args.out:
-        raise UserError(f"{' '.join(others)}: not the preset's step; expected --out FILE with it")
+        raise UserError(
+            f"{' '.join(others)}: changes the preset's step; expected --out FILE as well"
+        )
     record = measure(args.preset, args.arms, args.repeats, args.overrides)
     kind = DEVICE.type + ("_graph" if "trainer.cuda_graph=true" in args.overrides else "")
     out = args.out or Path("results", f"steps_{args.preset}.{kind}.json")

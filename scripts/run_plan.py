@@ -86,11 +86,24 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("keys", nargs="*", help="experiments of results/paper.yaml; none: all")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="stop after so many seconds"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="rows that are not missing")
-    parser.add_argument("--gpu", action="store_true", help="those that take hours on a GPU as well")
-    parser.add_argument("--full", action="store_true", help="the paper's own settings alone")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        help="folder of rows; a run whose row is there is skipped",
+    )
+    parser.add_argument(
+        "--gpu", action="store_true", help="make the runs that take hours on a GPU as well"
+    )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="make only runs in the paper's own settings, those for a GPU as well",
+    )
     parser.add_argument("--set", nargs="+", default=[], help="more arguments of train.py")
     parser.add_argument("--list", action="store_true", help="print what is missing, run nothing")
     args = parser.parse_args(argv)

@@ -62,7 +62,12 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="runs made on it")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="show the runs of this kind of device",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="list every run")
     args = parser.parse_args(argv)
     found = states(args.results, args.runs, args.device)

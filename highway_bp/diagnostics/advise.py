@@ -74,7 +74,7 @@ def advise(
     usable = [g for g in gammas if isinstance(g, Real) or not is_recurrent]
     if not usable:
         kind = "recurrent layers" if is_recurrent else "a model"
-        raise ValueError(f"gammas={gammas} for {kind}; expected a number among them")
+        raise ValueError(f"gammas={gammas} for {kind}; expected at least one number in it")
     found = list(chains(model))
     layers = found[0].length if len(found) == 1 and not is_recurrent else None
     devices = () if layers is None else tuple(sorted(set(devices)))

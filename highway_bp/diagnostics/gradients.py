@@ -81,7 +81,9 @@ def checked_loss(loss: object) -> Tensor:
     if loss.dim() != 0:
         raise ValueError(f"loss_fn returned shape {tuple(loss.shape)}; expected a scalar")
     if not loss.requires_grad:
-        raise ValueError("the loss needs no gradient; expected one that parameters lead to")
+        raise ValueError(
+            "the loss requires no gradient; expected one that depends on trainable parameters"
+        )
     return loss
 
 

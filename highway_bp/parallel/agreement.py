@@ -26,7 +26,7 @@ def check_call(ranks: Ranks, call: str, h: Tensor | None) -> None:
             )
         if h is not None and abs(sums[rank][0] - sums[0][0]) > NEAR * sums[0][1]:
             raise ValueError(
-                f"another state enters the ShardedChain on rank {rank} than on rank 0 (sums "
+                f"rank {rank} passes another state to the ShardedChain than rank 0 (sums "
                 f"{sums[rank][0]:g} and {sums[0][0]:g}); expected the same batch and the same "
                 "random numbers on every process"
             )

@@ -179,8 +179,8 @@ class ShardedSystem:
             chain.kind = max(self._ranks.everyone(mine))
         if mine > chain.kind:
             raise RuntimeError(
-                f"the carries of rank {self._rank} are of another kind than in the first backward "
-                "pass; expected layers whose carry is always diagonal, or never"
+                f"the carries of rank {self._rank} are of another kind (diagonal or not) than in "
+                "the first backward pass; expected layers whose carry is always diagonal, or never"
             )
         return chain.kind
 

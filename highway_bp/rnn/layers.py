@@ -42,8 +42,8 @@ class MethodRNN(HasMethod, nn.RNNBase):
         check_fixed_gamma(method)
         if self.proj_size and method.group_size is not None:
             raise ValueError(
-                f"proj_size={self.proj_size}; expected 0 with {method}: a projected state is no "
-                "diagonal chain"
+                f"proj_size={self.proj_size}; expected 0 with {method}: with a projection no "
+                "carry is diagonal"
             )
 
     def extra_repr(self) -> str:

@@ -238,6 +238,6 @@ class LSTM(MethodRNN, nn.LSTM):
         if lengths is not None and self.method.group_size > 1:
             raise ValueError(
                 f"lengths (or a packed input) with {self.method}; expected windows of one step: "
-                "the cell states inside a window are not at hand"
+                "the cell states inside a window are not stored"
             )
         return super()._layers(x, start, lengths)

@@ -138,8 +138,8 @@ class _RowsOfSteps:
         after = random_state(x.device)
         if any(a is not None and not a.equal(b) for a, b in zip(before, after, strict=True)):
             raise RuntimeError(
-                f"{self.name} draws random numbers (dropout?), which its backward pass would draw "
-                "anew; expected a cell without them, or Backprop()"
+                f"{self.name} draws random numbers (dropout?), and its backward pass would draw "
+                "other ones; expected a cell without them, or Backprop()"
             )
         return (states,)
 

@@ -87,8 +87,8 @@ def _in_chain(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     if not isinstance(h, Tensor) or not h.is_floating_point():
         trunk.warn_once(
             "state",
-            f"{TrunkLayer(layer).name} is not given its state first, as a floating tensor: it runs "
-            "as before, outside any chain",
+            f"{TrunkLayer(layer).name} does not get a floating tensor as its first argument: it "
+            "runs as before, outside any chain",
         )
         return _run_own(layer, args, kwargs)
     if not _wants_gradient(layer, h, args[1:], others):

@@ -133,7 +133,7 @@ def _named(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
             if {type(layer) for layer in modules[name]} & WITHOUT_FORWARD:
                 raise ValueError(
                     f"layers={name!r} holds lists of modules, which have no forward pass; expected "
-                    "layers: wrap what belongs together, residual connection and all, in a module"
+                    "layers: put each layer, with its residual connection, into one module"
                 )
             found.append(name)
             continue

@@ -132,4 +132,6 @@ def make_all(description: str, outputs: str, makers: Makers, argv: Sequence[str]
             print(f"error: {name}: {message(error)}", file=sys.stderr)
             failed.append(name)
     if failed or results.left_out:
-        raise UserError(f"left out {', '.join(failed) or 'some rows'}; all others are done")
+        raise UserError(
+            f"could not use {', '.join(failed) or 'some rows'}; all other files are made"
+        )

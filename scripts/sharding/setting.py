@@ -58,7 +58,7 @@ class Setting:
         if not processes <= M <= self.batch:  # 1F1B needs a micro-batch per process
             raise UserError(
                 f"--micro-batches {M} with --batch {self.batch} on {processes} processes; expected "
-                "no fewer than processes and no more than examples"
+                f"{processes} (processes) to {self.batch} (examples)"
             )
         if self.batch % processes or self.batch % M:
             raise UserError(

@@ -47,7 +47,7 @@ def test_another_method_and_a_schedule_may_take_over(train, tmp_path):
     ("more", "told"),
     [
         ("model.depth=14", "its checkpoint is of another model or optim"),
-        ("optim.lr=0.01 steps=2", "has come to step 2; expected less than this run's 2"),
+        ("optim.lr=0.01 steps=2", "is at step 2 already; expected less than this run's 2"),
     ],
 )
 def test_mistakes_are_one_line(train, tmp_path, more, told):

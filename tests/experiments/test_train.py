@@ -125,7 +125,7 @@ def test_a_row_that_was_lost_is_written_again(train, runs):
         ({"step": -3}, "version: step=-3; expected a whole number, at least 0"),
         ({"optimizer": {}}, "version: 'param_groups'"),
         ({"model": {}}, "version: Error(s) in loading state_dict for ResNet: Missing key(s)"),
-        ({"last": {}}, "its checkpoint is of the last step, without eval_accuracy; delete the"),
+        ({"last": {}}, "its checkpoint of the last step lacks eval_accuracy; delete the"),
     ],
 )
 def test_a_checkpoint_of_another_version_is_one_line_and_no_result(train, runs, change, line):
@@ -241,7 +241,7 @@ def test_a_run_that_diverges_ends_as_a_row(train, runs, rate, last):
     check_row(row, "row.json")
     assert row["diverged"] == (rate == "1e30") and row["last_finite_step"] == last
     if row["diverged"]:
-        assert seen.code == 1 and "the row says so" in seen.err
+        assert seen.code == 1 and "row.json says so" in seen.err
         assert row["eval_accuracy"] is None and row["seconds"] > 0
         assert "finished already" in train("grad=bp", f"optim.lr={rate}").out
 

@@ -177,7 +177,7 @@ def test_progress_is_a_line_per_measurement_on_stderr(capsys, progress):
         (dict(devices=(1,)), "devices=1; expected a whole number, at least 2"),
         (dict(least_cosine=1.1), r"least_cosine=1\.1; expected a number between 0 and 1"),
         (dict(seconds="all"), "seconds='all'; expected a number above 0"),
-        (dict(gammas=()), "gammas=.. for a model; expected a number among them"),
+        (dict(gammas=()), "gammas=.. for a model; expected at least one number in it"),
         (dict(gammas="auto"), "gammas='auto'; expected a list of them"),
         (dict(gammas=(1.5,)), r"gamma=1\.5; expected a number from 0 to 1"),
         (dict(model=nn.Linear(4, 4)), "Linear holds no ResidualChain"),

@@ -123,14 +123,14 @@ def test_layer_that_captures_a_tensor_with_gradient(leaf):
 
 @pytest.mark.parametrize(
     ("carry", "told"),
-    [(None, "it has no carry"), (lambda h_in, h_out: 0.7, "its carry is another")],
+    [(None, "it has no carry"), (lambda h_in, h_out: 0.7, "its carry is not the Jacobian")],
 )
 def test_a_split_layer_with_a_wrong_carry_is_refused(carry, told):
     layers = [split(Scaled)(tanh(5), 0.5).double() for _ in range(2)]
     layers[1].carry = carry
     chain = hb.ResidualChain(layers, hb.Highway(2))
     x = torch.randn(3, 5, dtype=torch.float64)
-    with pytest.raises(ValueError, match=rf"layer 1 \(ScaledSplit\): the residual path .* {told}"):
+    with pytest.raises(ValueError, match=rf"layer 1 \(ScaledSplit\): {told}"):
         chain(x)
     chain[1].carry = lambda h_in, h_out: 0.5
     chain(x).sum().backward()

@@ -416,7 +416,7 @@ def test_a_state_that_is_not_seen_is_warned_of(give):
             return self.head(h).sum()
 
     with pytest.warns(
-        UserWarning, match=r"blocks.0 \(Named\) is not given its state first"
+        UserWarning, match=r"blocks.0 \(Named\) does not get a floating tensor"
     ) as told:
         assert_same(backward, lambda: made(Named, Gives))
     assert len(told) == 1

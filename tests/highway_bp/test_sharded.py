@@ -350,7 +350,7 @@ def test_what_else_there_is_to_see(tmp_path):
     assert "called on rank 1 with a state of torch.float64 [3, 4, 8], Highway(k=1" in shape
     assert "on rank 0 with a state of torch.float64 [2, 4, 8], Highway(k=1" in shape
     assert "Highway(k=0, gamma=0.0, group_size=1, tolerance=None), sizes=[2, 2], micro" in method
-    assert state.startswith("another state enters the ShardedChain on rank 1 than on rank 0")
+    assert state.startswith("rank 1 passes another state to the ShardedChain than rank 0")
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def test_the_page_has_every_claim_with_verdict_rows_and_commands(results, capsys
 
 def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_made(rows, capsys):
     (rows / "gru_words.jsonl").write_text("{")
-    with pytest.raises(UserError, match="left out some rows; all others are done"):
+    with pytest.raises(UserError, match="could not use some rows; all other files are made"):
         make_tables.main([str(rows)])
     assert "gru_words.jsonl line 1 is not JSON" in capsys.readouterr().err
     assert (rows / "tables" / "gru_pixels.md").exists()
