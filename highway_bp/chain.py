@@ -148,12 +148,14 @@ class ChainLayer:
 def offers_split(layer: nn.Module) -> bool:
     """Whether the layer can be run as residual(h, block(h)) with the same effect as calling it.
 
-    Compiled layers cannot (their compiled call would be bypassed), nor layers with forward hooks.
+    Not for a compiled layer or one with hooks on it, which would be bypassed, nor where a forward
+    was set on the layer or defined in a class derived from that of ``residual``.
     """
     return (
         callable(getattr(type(layer), "residual", None))
         and callable(getattr(layer, "block", None))
         and _is_plain(layer)
+        and _place(layer, "forward") >= _place(layer, "residual")
     )
 
 
@@ -163,4 +165,12 @@ def _is_plain(layer: nn.Module) -> bool:
         layer._compiled_call_impl is None
         and not layer._forward_hooks
         and not layer._forward_pre_hooks
+        and not layer._backward_hooks
+        and not layer._backward_pre_hooks
+        and "forward" not in vars(layer)
     )
+
+
+def _place(layer: nn.Module, name: str) -> int:
+    """Of the class that defines ``name``, among the layer's class and its bases."""
+    return next(i for i, base in enumerate(type(layer).__mro__) if name in vars(base))

@@ -32,7 +32,8 @@ def replaced(value: Any, others: dict[int, Tensor]) -> Any:
     if isinstance(value, tuple):
         return _like(value, [replaced(inner, others) for _, inner in items])
     for key, inner in items:
-        value[key] = replaced(inner, others)
+        if (new := replaced(inner, others)) is not inner:  # the container may be read-only
+            value[key] = new
     return value
 
 
@@ -45,9 +46,13 @@ def copied(value: Any, others: dict[int, Tensor]) -> Any:
         return None if is_cache(value) else value
     if isinstance(value, tuple):
         return _like(value, [copied(inner, others) for _, inner in items])
-    new = value[:] if type(value) is list else {} if type(value) is dict else copy.copy(value)
+    try:
+        new = copy.copy(value)
+    except TypeError:  # read-only, so that no layer writes into it
+        new = value
     for key, inner in items:
-        new[key] = copied(inner, others)
+        if (own := copied(inner, others)) is not inner:
+            new[key] = own
     return new
 
 
@@ -66,8 +71,12 @@ def _items(value: Any) -> list[tuple[Any, Any]] | None:
 
 
 def _like(value: tuple, new: Iterable[Any]) -> tuple:
-    """The tuple with new elements; a named tuple keeps its type."""
+    """The tuple with new elements, of the same type."""
     new = tuple(new)
     if all(a is b for a, b in zip(value, new, strict=True)):
         return value
-    return type(value)._make(new) if hasattr(value, "_make") else new
+    if hasattr(value, "_make"):
+        return type(value)._make(new)
+    if hasattr(value, "n_fields"):  # the results of an operation of torch, topk say
+        return type(value)(new)
+    return tuple.__new__(type(value), new)

@@ -29,13 +29,16 @@ from highway_bp.auto_gamma import AutoGamma
 from highway_bp.first_order import first_order
 from highway_bp.has_method import Chain, Watched
 from highway_bp.module_system import ModuleSystem
+from highway_bp.own_gradients import check_own_gradients, own_gradients
 from highway_bp.segment import Cotangents, Segment, add, emptied, parameter_step, with_fresh_graphs
+from highway_bp.shared import check_shared, shared_memory
 from highway_bp.shown import check_shown, kept_grads
 
 # An input of every Gate. Autograd reaches this leaf unless it computes chosen gradients only.
 SENTINEL = torch.zeros((), requires_grad=True)
 _SENTINEL_NODE = SENTINEL.expand_as(SENTINEL).grad_fn.next_functions[0][0]
 _solving = threading.local()
+_alive: weakref.WeakSet[Pass] = weakref.WeakSet()
 
 
 def solving() -> int:
@@ -49,15 +52,29 @@ class Pass:
     Attributes:
         taps: number of layers so far.
         made: ids of leaves that layers have made and returned.
-        inside: whether this pass is being solved; autograd then stops at its Gate, Leaks and Taps.
+        solves: how many systems are being solved that end at this pass: its own, or one of a later
+            pass. Autograd then stops at its Gate, Leaks and Taps.
+        earlier: the passes whose chains lie behind Gate.
     """
 
     def __init__(self, chain: Chain):
         self.chain, self.method = chain, Watched(chain.method, chain)
-        self.taps, self.made, self.inside = 0, set(), False
+        self.taps, self.made, self.solves = 0, set(), 0
+        self.earlier: list[Pass] = []
         self._task: int | None = None  # id of the backward pass that all notes are from
         self._top: weakref.ref | None = None  # of the Taps reached, the last in forward order
         self._gammas: dict[str, float] | None = None  # by layer, for gamma="auto"
+
+    @property
+    def inside(self) -> bool:
+        return self.solves > 0
+
+    def begin_behind(self, gate: Gate) -> None:
+        """Find the passes whose chains send their states or extras to Gate."""
+        if len(_alive) > 0:
+            found = dict.fromkeys(node.one_pass for node in _chains_behind(gate))
+            self.earlier = list(found | dict.fromkeys(e for one in found for e in one.earlier))
+        _alive.add(self)
 
     @property
     def is_reached(self) -> bool:
@@ -80,9 +97,11 @@ class Pass:
         freed = not torch._C._autograd._get_current_graph_task_keep_graph()
         for tap in taps:
             call = tap.segment.calls[tap.place]
+            check_shared(tap.shared, call.layer.name)
             check_shown(call.shown, call.layer.name, freed and tap.segment.is_used)
         with self._inside():
             segments, b = _segments(taps)
+            before = own_gradients(segments)
             system = ModuleSystem(segments, b, self)
             self.chain.at_solve(system)
             w = self.method.solve(system)
@@ -93,6 +112,7 @@ class Pass:
                 for t in segment.retained
             ]
             grads = parameter_step(segments, b, w[1:], leaves)
+            check_own_gradients(before, own_gradients(segments))
         for t, g in inner:
             t.grad = add(t.grad, g)
         for tap in taps:
@@ -136,14 +156,18 @@ class Pass:
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
         """Mark this pass as being solved. Hooks on its states do not run meanwhile."""
-        self.inside, _solving.depth = True, solving() + 1
+        _solving.depth = solving() + 1
+        for one in (self, *self.earlier):
+            one.solves += 1
         try:
             taps = self._taps_after(None)
             inside = [t for tap in taps if tap.place == 0 for t in tap.segment.retained]
             with emptied(tap.hooks for tap in taps), kept_grads(inside):
                 yield
         finally:
-            self.inside, _solving.depth = False, solving() - 1
+            _solving.depth = solving() - 1
+            for one in (self, *self.earlier):
+                one.solves -= 1
 
 
 class Gate(torch.autograd.Function):
@@ -191,6 +215,7 @@ class Tap(torch.autograd.Function):
         ctx.one_pass, ctx.segment, ctx.number = one_pass, segment, one_pass.taps
         ctx.place, ctx.extras = len(segment.states) - 1, extras
         ctx.b = ctx.returned = None
+        ctx.shared = shared_memory(segment, extras)
         ctx.b_extras = ()
         ctx.set_materialize_grads(False)
         return segment.h_out.detach(), *(t.detach() for t in extras)
@@ -212,6 +237,19 @@ class Tap(torch.autograd.Function):
             return None, None, None, None
         before.returned = ctx.one_pass.from_later_layers(before) if _is_looked_at(before) else None
         return None, None, None, before.returned
+
+
+def _chains_behind(gate: Gate) -> Iterator[Tap | Gate | Leak]:
+    """The nearest nodes of chains behind Gate."""
+    seen, rest = {None}, [node for node, _ in gate.next_functions]
+    while rest:
+        node = rest.pop()
+        if node not in seen:
+            seen.add(node)
+            if is_of_chain(node):
+                yield node
+            else:
+                rest += [parent for parent, _ in node.next_functions]
 
 
 def is_tap(node: object) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from highway_bp.flow import is_of_chain
 from highway_bp.segment import Segment
@@ -16,7 +17,8 @@ def check_graph(segment: Segment, i: int, ends: frozenset, made: set[int]) -> No
     """Check where the i-th layer's graph ends, and add its last nodes to ``segment.ends``.
 
     Args:
-        ends: nodes of autograd's graph, and ids of leaves, whose gradients the chain returns.
+        ends: nodes and edges of autograd's graph, and ids of leaves, whose gradients the chain
+            returns.
         made: ids of leaves that layers have made and returned; new ones are added.
 
     Raises:
@@ -32,7 +34,8 @@ def check_graph(segment: Segment, i: int, ends: frozenset, made: set[int]) -> No
         )
     leaves = {node for node, behind in graph.items() if not behind and hasattr(node, "variable")}
     inner = graph.keys() - leaves
-    segment.ends += [node for node in inner if inner.isdisjoint(graph[node])]
+    segment.ends += [n for n in inner if _leads_out(graph[n], inner)]
+    segment.has_functions |= any(isinstance(node, BackwardCFunction) for node in inner)
     of_chain = (node for node in graph if is_of_chain(node) and not _is_of_inner(node, begin))
     lost = ["a state of the chain" for _ in of_chain]
     for node in leaves:
@@ -47,20 +50,49 @@ def check_graph(segment: Segment, i: int, ends: frozenset, made: set[int]) -> No
         )
 
 
-def nodes(outputs: Sequence[Tensor], ends: frozenset, begin: object = None) -> dict[object, list]:
+def _leads_out(edges: tuple, inner: Set) -> bool:
+    return not edges or any(node is not None and node not in inner for node, _ in edges)
+
+
+def nodes(outputs: Sequence[Tensor], ends: frozenset, begin: object = None) -> dict[object, tuple]:
     """The nodes of autograd's graph from ``outputs`` back to ``ends`` and ``begin``, without these.
 
     Returns:
-        for each node, the nodes that it sends gradients to.
+        for each node, the edges (node, input) that it sends gradients to.
     """
-    graph: dict[object, list] = {}
-    found = [t.grad_fn for t in outputs if t.requires_grad]
+    graph: dict[object, tuple] = {}
+    found = [(t.grad_fn, t.output_nr) for t in outputs if t.requires_grad]
     while found:
-        node = found.pop()
-        if node not in graph and node not in ends and node is not begin and node is not None:
-            graph[node] = behind = [parent for parent, _ in node.next_functions]
-            found += behind
+        edge = found.pop()
+        node = edge[0]
+        if node is None or node is begin or node in graph or node in ends or edge in ends:
+            continue
+        graph[node] = node.next_functions
+        found += graph[node]
     return graph
+
+
+def check_computed(inner: Sequence[tuple], parameters: Sequence[Tensor]) -> None:
+    """Raise RuntimeError where a weight of the chain is computed from another one.
+
+    The solve would give the other weight its share, and autograd after it once more.
+
+    Args:
+        inner: edges of the weights that are no leaves, as `torch.func.functional_call` takes them.
+    """
+    known = {id(p) for p in parameters} | set(inner)
+    for node, _ in inner:
+        rest, seen = list(node.next_functions), set()
+        while rest:
+            edge = rest.pop()
+            if edge in known or id(getattr(edge[0], "variable", None)) in known:
+                raise RuntimeError(
+                    "a weight of the chain is computed from another weight of it; expected weights "
+                    "that do not depend on each other, or Backprop()"
+                )
+            if edge[0] is not None and edge[0] not in seen:
+                seen.add(edge[0])
+                rest += edge[0].next_functions
 
 
 def _is_of_inner(node: object, begin: object) -> bool:

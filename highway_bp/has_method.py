@@ -60,7 +60,7 @@ class Chain(HasMethod):
     def begin(self, method: Method) -> None:
         self.gammas, self.iterations, self.method = GammaMemory(), [], method
         self._warned: set[str] = set()
-        self._checked_methods: set[type] = set()
+        self._checked_methods: set[type | str] = set()
         self.checked, self.longest = False, 0
 
     def cuts(self, h: Tensor, args: tuple, kwargs: dict) -> bool:
@@ -86,7 +86,10 @@ class Chain(HasMethod):
         if kind is Highway and kind not in self._checked_methods:
             warn_without_residual(system)
         if kind is MGRIT and kind not in self._checked_methods:
-            refuse_affine(system)
+            refuse_affine(system.segments, "MGRIT")
+        if system.twice and "twice" not in self._checked_methods:
+            refuse_affine(system.twice, "losses on states inside a group or on extra outputs")
+            self._checked_methods.add("twice")
         self._checked_methods.add(kind)
 
     def warn_once(self, kind: str, line: str) -> None:

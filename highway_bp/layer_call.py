@@ -68,6 +68,11 @@ class Call:
     changes: bool
     shown: Shown
 
+    @property
+    def is_written(self) -> bool:
+        """Whether its state or an extra was changed in place since."""
+        return any(t._version != version for t, version in self.results)
+
     def repeat(self, h: Tensor, extras: dict[int, Tensor]) -> Returned:
         """Call the layer again; ``extras`` holds new extras of earlier layers, by id of the old.
 
@@ -87,6 +92,12 @@ class Call:
         args, kwargs = copied(self.given, extras)
         with self.surroundings.restored(self.layer.name), torch.enable_grad():
             returned, _ = _run(self.layer, h, args, kwargs)
+        if self.is_written:
+            raise RuntimeError(
+                f"{self.layer.name} has to be run once more for its gradient, but what it returned "
+                "was changed in place since; expected backward(retain_graph=True), which needs no "
+                "second run, or Backprop()"
+            )
         if not self._is_result(returned):
             raise RuntimeError(
                 f"{self.layer.name} was run once more for its gradient and gave other results; "
@@ -95,11 +106,10 @@ class Call:
         return returned
 
     def _is_result(self, returned: Returned) -> bool:
-        """Whether ``returned`` equals the first call's results that were not changed since."""
+        """Whether ``returned`` equals the first call's results."""
         found = [returned.state, *returned.extras]
         return len(found) == len(self.results) and all(
-            t._version != version or _agree(f, t)
-            for f, (t, version) in zip(found, self.results, strict=True)
+            _agree(f, t) for f, (t, _) in zip(found, self.results, strict=True)
         )
 
 
@@ -108,7 +118,8 @@ def _agree(a: Tensor | None, b: Tensor) -> bool:
     """Whether two results differ by no more than rounding in another order of summation."""
     if a is None or a.shape != b.shape:
         return False
-    bound = torch.finfo(b.dtype).eps ** 0.5 * torch.linalg.vector_norm(b)
+    power = 0.75 if b.dtype.itemsize < 4 else 0.5
+    bound = torch.finfo(b.dtype).eps ** power * torch.linalg.vector_norm(b)
     return not torch.linalg.vector_norm(a - b) > bound  # NaN agrees with NaN
 
 

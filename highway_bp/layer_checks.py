@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import statistics
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from highway_bp.carry import as_carry
 
 if TYPE_CHECKING:
     from highway_bp.layer_call import Ran
     from highway_bp.module_system import ModuleSystem
+    from highway_bp.segment import Segment
 
 TOLERANCE = 0.02  # relative; errors of half precision are below, those of a wrong carry far above
 CANCELLED = 0.95  # share of the carry that the block cancels
@@ -32,11 +35,11 @@ def check_split(layer: nn.Module, name: str, h: Tensor, ran: Ran) -> None:
     if h.is_meta:
         return
     h, z = h.detach().requires_grad_(), ran.z.detach()
-    with torch.enable_grad():
+    with torch.enable_grad(), saved_tensors_hooks(_same, _same):  # not those of checkpointing
         out = layer.residual(h, z)
+        given = None if ran.carry is None else ran.carry(h.detach(), out.detach())
     generator = torch.Generator(out.device).manual_seed(0)  # leaves the global stream alone
     w = torch.randn(out.shape, dtype=out.dtype, device=out.device, generator=generator)
-    given = None if ran.carry is None else ran.carry(h.detach(), out.detach())
     found, expected = as_carry(given, out, name).vecmat(w), _through(out, h, w)
     if torch.linalg.vector_norm(found - expected) > TOLERANCE * torch.linalg.vector_norm(expected):
         wrong = "its carry is not the Jacobian of residual(h, z) in h"
@@ -48,6 +51,10 @@ def check_split(layer: nn.Module, name: str, h: Tensor, ran: Ran) -> None:
         )
 
 
+def _same(t: Tensor) -> Tensor:
+    return t
+
+
 def _through(out: Tensor, h: Tensor, w: Tensor) -> Tensor:
     if not out.requires_grad:
         return torch.zeros_like(h)
@@ -55,19 +62,20 @@ def _through(out: Tensor, h: Tensor, w: Tensor) -> Tensor:
     return torch.zeros_like(h) if v is None else v
 
 
-def refuse_affine(system: ModuleSystem) -> None:
-    """Refuse layers whose backward pass adds a term of its own: MGRIT would add it to every error.
+def refuse_affine(segments: Sequence[Segment], why: str) -> None:
+    """Refuse layers whose backward pass adds something to the gradient, as an auxiliary loss does.
+
+    Several products with one graph each contain what it adds.
 
     Raises:
         RuntimeError: a layer's vector-Jacobian product of zero is not zero.
     """
-    for segment in system.segments:
+    for segment in segments:
         v = segment.vjp(torch.zeros_like(segment.h_out))
         if v is not None and not v.is_meta and not (v == 0).all():
             raise RuntimeError(
                 f"{segment.calls[0].layer.name} adds to the gradient in its backward pass (a loss "
-                "of its own?), which MGRIT would count repeatedly; expected Highway(k) or "
-                "Backprop()"
+                f"of its own?), which would be counted repeatedly with {why}; expected Backprop()"
             )
 
 

@@ -35,8 +35,11 @@ class ModuleSystem:
     def __init__(self, segments: Sequence[Segment], b: Sequence[Cotangents], gammas: Gammas):
         self.length, self.segments, self._gammas = len(segments), segments, gammas
         self._b: States = [None, *(b_segment.states[-1] for b_segment in b)]
+        self.twice: list[Segment] = []  # with one more product, of cotangents inside the segment
         for i, (segment, b_segment) in enumerate(zip(segments, b, strict=True)):
-            self._b[i] = add(self._b[i], segment.inner_cotangent(b_segment))
+            inner = segment.inner_cotangent(b_segment)
+            self._b[i] = add(self._b[i], inner)
+            self.twice += [] if inner is None else [segment]
         # States below the first trainable layer want no gradient.
         self._first = next((i for i, s in enumerate(segments) if s.wanted), self.length)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from highway_bp.carry import Carry, Identity, as_carry
 from highway_bp.containers import leaves
 from highway_bp.layer_call import Call, Returned
-from highway_bp.shown import retained
+from highway_bp.shown import kept_grads, retained
 
 TOGETHER = 8  # segments whose vector-Jacobian products share one call of autograd's engine
 
@@ -42,7 +42,8 @@ class Segment:
         calls, carries: for each layer, its call and its carry function (None: the identity).
         extras: for each layer, its other outputs that require a gradient.
         split: whether the graph holds the path through the block alone.
-        ends: the nodes of the local graph that lead to leaves only, or out of this graph.
+        ends: the nodes of the local graph that lead to a leaf, or out of this graph.
+        has_functions: whether custom autograd functions are among its nodes.
     """
 
     h_in: Tensor
@@ -53,6 +54,7 @@ class Segment:
     carries: list[Callable | None] = field(default_factory=list)
     split: bool = False
     ends: list = field(default_factory=list)
+    has_functions: bool = False
 
     def add(self, call: Call, returned: Returned) -> None:
         if returned.state is None:
@@ -86,6 +88,7 @@ class Segment:
     def repeated(self, extras: dict[int, Tensor]) -> Segment:
         """Run the same layers once more; adds the new extras to ``extras``, by id of the old."""
         segment = Segment(self.h_in.detach().requires_grad_(), self.wanted)
+        segment.has_functions = self.has_functions
         for call, old in zip(self.calls, self.extras, strict=True):
             segment.add(call, call.repeat(segment.end, extras))
             extras.update(zip(map(id, old), segment.extras[-1], strict=True))
@@ -149,6 +152,12 @@ class Segment:
     def _carry_of_layer(self, i: int) -> Carry:
         h_in = (self.states[i - 1] if i else self.h_in).detach()
         h_out, call = self.states[i].detach(), self.calls[i]
+        if self.split and self.carries[i] and (call.is_written or call.surroundings.have_changed):
+            raise RuntimeError(
+                f"the carry of {call.layer.name} is read in the backward pass, but its input, its "
+                "output, a weight or its mode has been changed since; expected no change before "
+                "backward(), or Backprop()"
+            )
         with call.surroundings.autocast():
             given = None if self.carries[i] is None else self.carries[i](h_in, h_out)
         K = as_carry(given, h_out, call.layer.name)
@@ -170,7 +179,7 @@ def vjps(segments: Sequence[Segment], w: Sequence[Tensor]) -> list[Tensor | None
             allow_unused=True,
         )
         for i, v in zip(wanted, gradients, strict=True):
-            found[i] = None if v is None else _owned(v, w[i])
+            found[i] = None if v is None else _owned(v, w[i], segments[i].has_functions)
     return found
 
 
@@ -192,8 +201,12 @@ def parameter_step(
     outputs, cotangents = zip(*used, strict=True)
     wanted = [i for i, t in enumerate(leaves) if not isinstance(t, Tensor) or t.requires_grad]
     inputs, grads = [leaves[i] for i in wanted], [None] * len(leaves)
-    hooks = (t._backward_hooks for t in inputs if isinstance(t, Tensor) and t._backward_hooks)
-    with emptied(hooks):  # they run where these gradients leave the chain
+    tensors = [t for t in inputs if isinstance(t, Tensor)]
+    hooks = (t._backward_hooks for t in tensors if t._backward_hooks)
+    with (
+        emptied(hooks),
+        kept_grads(t for t in tensors if t.retains_grad),
+    ):  # they run where these gradients leave the chain
         found = torch.autograd.grad(
             outputs, inputs, cotangents, retain_graph=True, allow_unused=True
         )
@@ -248,8 +261,11 @@ def _check_maps(K: Carry, h_in: Tensor, h_out: Tensor, name: str) -> None:
         )
 
 
-def _owned(v: Tensor, w: Tensor) -> Tensor:
-    """v, or a copy if v shares memory with w or between its own elements: v is written into."""
+def _owned(v: Tensor, w: Tensor, may_be_kept: bool) -> Tensor:
+    """v, or a copy: v is written into.
+
+    It may share memory with w or between its own elements. A custom function may keep it.
+    """
     shares = v.untyped_storage().data_ptr() == w.untyped_storage().data_ptr()
     expanded = any(stride == 0 and n > 1 for stride, n in zip(v.stride(), v.shape, strict=True))
-    return v.clone() if shares or expanded else v
+    return v.clone() if shares or expanded or may_be_kept else v

@@ -13,25 +13,31 @@ from torch.utils import _pytree as pytree
 from highway_bp.surroundings import modules_of
 
 Shown = list[weakref.ref]
+OF_CHAIN = ("GateBackward", "LeakBackward", "TapBackward")
+_LISTS = {list, tuple}
 _OF_ALL_MODULES = vars(nn.Module()).keys()  # no tensors of a forward pass
 
 
 @contextlib.contextmanager
 def shown_by(module: nn.Module) -> Iterator[Shown]:
-    """While ``module`` runs, collect its shown tensors: outputs given to hooks, and attributes."""
+    """While ``module`` runs, collect its shown tensors: those given to hooks, and attributes."""
     shown: Shown = []
     modules = modules_of(module)
 
-    def note(_: nn.Module, __: tuple, out: Any) -> None:
-        add_shown(shown, pytree.tree_leaves(out))
+    def note(_: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
+        add_shown(shown, pytree.tree_leaves((args, kwargs, out)))
 
-    handles = [m.register_forward_hook(note) for m in modules if m._forward_hooks]
+    hooked = (m for m in modules if m._forward_hooks or m._forward_pre_hooks)
+    handles = [m.register_forward_hook(note, with_kwargs=True) for m in hooked]
     try:
         yield shown
     finally:
         for handle in handles:
             handle.remove()
-    add_shown(shown, (vars(m)[name] for m in modules for name in vars(m).keys() - _OF_ALL_MODULES))
+    for m in modules:
+        for name in vars(m).keys() - _OF_ALL_MODULES:
+            value = vars(m)[name]
+            add_shown(shown, value if type(value) in _LISTS else [value])
 
 
 def add_shown(shown: Shown, values: Iterable[Any]) -> None:
@@ -39,20 +45,21 @@ def add_shown(shown: Shown, values: Iterable[Any]) -> None:
 
 
 def retained(shown: Shown) -> list[Tensor]:
-    """The shown tensors with `retain_grad`."""
-    return [t for t in (ref() for ref in shown) if t is not None and t.retains_grad]
+    """The shown tensors with `retain_grad`, each once."""
+    found = (ref() for ref in shown)
+    return list({id(t): t for t in found if t is not None and t.retains_grad}.values())
 
 
 def check_shown(shown: Shown, name: str, is_used: bool) -> None:
     """Raise RuntimeError where somebody looks at a gradient that a chain cannot give in full.
 
     A hook would see one part of the gradient per iteration. The solve does not cover a tensor that
-    a layer has returned beside its state, or whose graph autograd has used up.
+    a layer was given, or has returned beside its state, or whose graph autograd has used up.
     """
     for t in (ref() for ref in shown):
         if t is None:
             continue
-        is_outside = is_used or "Tap" in t.grad_fn.name()
+        is_outside = is_used or t.grad_fn.name() in OF_CHAIN
         if t._backward_hooks or (t.retains_grad and is_outside):
             raise RuntimeError(
                 f"a hook or retain_grad on a tensor inside {name}, whose gradient a chain brings "

@@ -14,7 +14,7 @@ from highway_bp.caches import held_tensors, is_cache, is_filled
 from highway_bp.containers import copied, leaves, replaced
 from highway_bp.first_order import refuse_transforms
 from highway_bp.flow import SENTINEL, Gate, Leak, Pass, Tap, is_of_chain, is_tap, watch_state
-from highway_bp.graph_check import check_graph, nodes
+from highway_bp.graph_check import check_computed, check_graph, nodes
 from highway_bp.has_method import Chain
 from highway_bp.layer_call import Layer, run_layer
 from highway_bp.segment import Segment
@@ -28,7 +28,8 @@ class Scope:
     Attributes:
         arguments: by id, each argument of the layers, the alias that they get in its place, and
             the argument's version, which changes when the model writes into it.
-        ends: nodes of autograd's graph, and ids of parameters, at which a local graph may end.
+        ends: nodes and edges of autograd's graph, and ids of parameters, at which a local graph may
+            end.
         has_filled_cache: whether a key-value cache was not empty when the pass began.
     """
 
@@ -70,7 +71,11 @@ def step(
     goes_on = not first and chain.has_earlier_layers(layer)
     scope, before, segment = place or _begin_chain(chain, h, given, caches, goes_on)
     if segment is None or len(segment.states) >= chain.method.group_size:
-        wanted = h.requires_grad if segment is None else segment.wanted or segment.requires_grad
+        wanted = (
+            h.requires_grad
+            if segment is None
+            else segment.wanted or segment.requires_grad or bool(scope.arguments)
+        )
         segment = Segment(Leak.apply(scope.one_pass, before), wanted)
     x = segment.end
     inner = {id(h): x, **{id(t): scope.local(t) for t in given}}
@@ -117,8 +122,10 @@ def _begin_chain(
     filled = bool(held) or (not goes_on and any(map(is_filled, caches)))
     given = list({id(t): t for t in [*given, *(t for _, _, t in held)]}.values())
     before, *aliases = Gate.apply(one_pass, len(given), SENTINEL, h, *given, *parameters)
+    one_pass.begin_behind(before.grad_fn)
     arguments = {id(t): (t, a, t._version) for t, a in zip(given, aliases, strict=True)}
-    inner = [p.grad_fn for p in parameters if p.grad_fn is not None]
+    inner = [(p.grad_fn, p.output_nr) for p in parameters if p.grad_fn is not None]
+    check_computed(inner, parameters)
     ends = frozenset([before.grad_fn, *inner, *map(id, [SENTINEL, *parameters])])
     for container, key, t in held:
         container[key] = arguments[id(t)][1]

@@ -30,18 +30,24 @@ class Surroundings:
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, *self._autocast, cache_enabled=False)
 
+    @property
+    def have_changed(self) -> bool:
+        """Whether a weight, the input or the mode is another one than in the forward pass."""
+        return _versions(self._module, self._h) != self._versions
+
     @contextlib.contextmanager
     def restored(self, name: str) -> Iterator[None]:
         """A context to run the layer again: same autocast and random numbers, buffers kept.
 
         Raises:
-            RuntimeError: a weight or the layer's input has been changed since the first run.
+            RuntimeError: a weight, the layer's input or its mode (train, eval) has been changed
+                since the first run.
         """
-        if _versions(self._module, self._h) != self._versions:
+        if self.have_changed:
             raise RuntimeError(
-                f"{name} has to be run once more for its gradient, but a weight or its input has "
-                "been changed since its forward pass; expected backward(retain_graph=True), which "
-                "needs no second run, or Backprop()"
+                f"{name} has to be run once more for its gradient, but a weight, its input or its "
+                "mode has been changed since its forward pass; expected "
+                "backward(retain_graph=True), which needs no second run, or Backprop()"
             )
         devices = [self._device] if self._device.type == "cuda" else []
         with kept_buffers(self._module), torch.random.fork_rng(devices), self.autocast():
@@ -64,7 +70,8 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
 
 
 def _versions(module: nn.Module, h: Tensor) -> list[tuple[int, int]]:
-    return [(id(t), t._version) for t in (*parameters_of(module), h)]
+    versions = [(id(t), t._version) for t in (*parameters_of(module), h)]
+    return [(0, module.training), *versions]
 
 
 def modules_of(module: nn.Module) -> dict[nn.Module, None]:

@@ -97,6 +97,8 @@ def _in_chain(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     trunk.add(layer._name, layer)
     if not is_tap(h.grad_fn):
         trunk.look_for_break(TrunkLayer(layer))
+    elif (other := h.grad_fn.one_pass.chain) is not trunk:
+        trunk.look_for_copy(TrunkLayer(layer), other)
     return step(trunk, TrunkLayer(layer), h, args[1:], others)
 
 

@@ -59,6 +59,15 @@ class Trunk(Chain):
                 "begins there",
             )
 
+    def look_for_copy(self, layer: Layer, other: Chain) -> None:
+        """Warn where a layer was copied alone after `convert`: its chain was copied with it."""
+        if isinstance(other, Trunk) and other.name == self.name:
+            self.warn_once(
+                "break",
+                f"{layer.name} is a copy of a converted layer and has a chain of its own: a new "
+                "chain begins there; expected layers that were copied before hb.convert",
+            )
+
     @property
     def layers(self) -> list[nn.Module]:
         return [layer for ref in self._layers.values() if (layer := ref()) is not None]

@@ -202,5 +202,7 @@ def test_a_second_run_with_other_weights_is_refused():
     model = hb.convert(made(), EXACT)
     weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     loss = functional_call(model, weights) + sum(b.seen.sum() for b in model.blocks)
-    with pytest.raises(RuntimeError, match="a weight or its input has been changed since"):
+    with pytest.raises(
+        RuntimeError, match="a weight, its input or its mode has been changed since"
+    ):
         loss.backward()

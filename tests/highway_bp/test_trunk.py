@@ -319,7 +319,7 @@ def test_a_state_by_keyword_and_second_outputs():
                 x, before = block(h=x, before=before)
             return x.square().sum() + before.square().sum()
 
-    with pytest.warns(UserWarning, match="is given a tensor that requires a gradient"):
+    with pytest.warns(UserWarning, match="gets a tensor that requires a gradient"):
         assert_same(backward, lambda: made(Two), hb.Highway(9))
 
 

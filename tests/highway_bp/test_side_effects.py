@@ -1,0 +1,446 @@
+"""What a model does beside its passes: the gradient stays exact, or one line says why it cannot."""
+
+import copy
+import types
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+import highway_bp as hb
+from tests.highway_bp.converted import EXACT, IN_GROUPS, Net, Shows, assert_same, made, rows
+
+BOTH = pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
+
+
+class AddLoss(torch.autograd.Function):
+    """x, and in the backward pass the gradient 1 for a loss of its own."""
+
+    @staticmethod
+    def forward(ctx, x, loss):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, g.new_ones(())
+
+
+class Loop(Net):
+    """Calls its layers by ``loop(blocks, h)``."""
+
+    loop = None
+
+    def forward(self, x=None):
+        return self.head(type(self).loop(self.blocks, self.emb(rows()))).sin().sum()
+
+
+def looping(layer, loop):
+    torch.manual_seed(0)
+    return lambda: type("Looping", (Loop,), {"loop": staticmethod(loop)})(layer).double()
+
+
+def backward(model):
+    model().backward()
+
+
+def refused(make, line, run=backward, method=EXACT):
+    with pytest.raises(RuntimeError, match=line), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run(hb.convert(make(), method))
+
+
+# -- tensors inside layers ------------------------------------------------------------------------
+
+
+class Keeps(Shows):
+    """Keeps its input, and a list of what is inside."""
+
+    def forward(self, h):
+        self.given, self.kept = h, [self.inside(h)]
+        return h + self.g(self.kept[0])
+
+
+@BOTH
+def test_retain_grad_of_what_hooks_are_given_and_lists_hold(method):
+    def run(model):
+        seen = []
+        for block in model.blocks:
+            block.g.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+            block.f.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        loss = model()
+        seen += [block.kept[0] for block in model.blocks]
+        for t in seen:
+            t.retain_grad()
+        loss.backward()
+        return [t.grad for t in seen]
+
+    assert_same(run, lambda: made(Keeps), method)
+
+
+def test_retain_grad_of_a_kept_input_is_refused():
+    def run(model):
+        loss = model()
+        model.blocks[1].given.retain_grad()
+        loss.backward()
+
+    refused(lambda: made(Keeps), r"retain_grad on a tensor inside blocks.1", run)
+
+
+# -- weights that are computed --------------------------------------------------------------------
+
+
+def test_retain_grad_of_weights_that_are_computed():
+    def run(model):
+        weights = {n: p.detach().clone().requires_grad_() * 1 for n, p in model.named_parameters()}
+        for w in weights.values():
+            w.retain_grad()
+        functional_call(model, weights).backward()
+        backward(model)
+        return [w.grad for w in weights.values()]
+
+    assert_same(run, made)
+
+
+def test_a_weight_computed_from_another_is_refused():
+    def run(model):
+        weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+        weights["blocks.1.f.weight"] = 2 * weights["blocks.0.f.weight"]
+        functional_call(model, weights).backward()
+
+    refused(made, "a weight of the chain is computed from another", run)
+
+
+def test_weights_given_to_each_layer_from_one_stack_are_refused():
+    def loop(blocks, h):
+        by_layer = [dict(block.named_parameters()) for block in blocks]
+        stacks = {n: torch.stack([p[n] for p in by_layer]).detach() for n in by_layer[0]}
+        parts = {n: stack.requires_grad_().unbind() for n, stack in stacks.items()}
+        for i, block in enumerate(blocks):
+            h = functional_call(block, {n: part[i] for n, part in parts.items()}, (h,))
+        return h
+
+    refused(looping(Shows, loop), r"blocks.1 .* uses a tensor of shape", method=EXACT)
+
+
+# -- functions between layers, and with a gradient of their own -----------------------------------
+
+
+class WithLoss(Shows):
+    def forward(self, h):
+        z = self.inside(h)
+        return h + self.g(z), z.square().mean()
+
+
+@BOTH
+def test_losses_added_between_layers(method):
+    def loop(blocks, h):
+        for block in blocks:
+            h = AddLoss.apply(*block(h))
+        return h
+
+    with pytest.warns(UserWarning, match="a new chain begins there"):
+        assert_same(backward, looping(WithLoss, loop), method)
+
+
+def test_functions_between_layers_cost_no_power_of_two():
+    calls = []
+
+    class Counts(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            calls.append(1)
+            return g
+
+    def loop(blocks, h):
+        for block in [*blocks, *blocks, *blocks]:
+            h = Counts.apply(block(h))
+        return h
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        backward(hb.convert(looping(Shows, loop)(), hb.Highway(1)))
+    assert len(calls) <= 12 * 13 / 2
+
+
+class AddsInside(Shows):
+    def forward(self, h):
+        z = self.inside(h)
+        return h + AddLoss.apply(self.g(z), z.square().mean())
+
+
+def test_losses_added_inside_layers():
+    """Exact with losses on states, but not where two products go through one graph."""
+
+    def states(model):
+        loss, h = 0.0, model.emb(rows())
+        for block in model.blocks:
+            h = block(h)
+            loss = loss + h.square().sum()
+        loss.backward()
+
+    assert_same(states, lambda: made(AddsInside))
+    refused(lambda: made(AddsInside), "adds to the gradient in its backward", states, IN_GROUPS)
+
+
+def test_gradients_written_by_a_backward_pass_are_refused():
+    class Fused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, linear):
+            ctx.linear, ctx.x = linear, x
+            return x @ linear.weight.detach().T
+
+        @staticmethod
+        def backward(ctx, g):
+            ctx.linear.weight.main_grad += g.T @ ctx.x
+            return g @ ctx.linear.weight.detach(), None
+
+    class Accumulates(Shows):
+        def __init__(self):
+            super().__init__()
+            self.g.weight.main_grad = torch.zeros(6, 6).double()
+
+        def forward(self, h):
+            return h + Fused.apply(self.inside(h), self.g)
+
+    refused(lambda: made(Accumulates), "writes the gradients of parameters itself")
+
+
+def test_a_gradient_that_a_function_keeps_is_not_written_into():
+    class Kept(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.g = torch.full_like(x, 0.3)
+            return 0.3 * x
+
+        @staticmethod
+        def backward(ctx, w):
+            return ctx.g
+
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Linear(6, 6)
+
+        def block(self, h):
+            return Kept.apply(h)
+
+        def residual(self, h, z):
+            return h + z
+
+        def forward(self, h):
+            return self.residual(h, self.block(h))
+
+    chain, x = hb.ResidualChain([Constant() for _ in range(4)]), rows().requires_grad_()
+    found = []
+    for method in (hb.Backprop(), EXACT):
+        chain.method = method
+        found += torch.autograd.grad(chain(x).square().sum(), x)
+    torch.testing.assert_close(*found)
+
+
+# -- memory that outputs share --------------------------------------------------------------------
+
+
+class WithView(Shows):
+    def forward(self, h):
+        out = super().forward(h)
+        return out, out[:, 0]
+
+
+class MaySkip(Shows):
+    skips = False
+
+    def forward(self, h):
+        return h if self.skips else super().forward(h)
+
+
+def doubles_views(blocks, h):
+    for block in blocks:
+        h, first = block(h)
+        first.mul_(2)
+    return h
+
+
+def reads_views_after(blocks, h):
+    total = 0.0
+    for block in blocks:
+        h, first = block(h)
+        h += 1
+        total = total + first.sum()
+    return h + total
+
+
+def writes_into_a_skipped_state(blocks, h):
+    states = []
+    for i, block in enumerate(blocks):
+        block.skips = i == 2
+        h = block(h)
+        h = h.add_(1) if block.skips else h
+        states.append(h)
+    return sum(states)
+
+
+@pytest.mark.parametrize(
+    ("layer", "loop"),
+    [
+        (WithView, doubles_views),
+        (WithView, reads_views_after),
+        (MaySkip, writes_into_a_skipped_state),
+    ],
+)
+def test_writing_into_shared_memory_is_refused(layer, loop):
+    refused(looping(layer, loop), "returned tensors that share memory")
+
+
+# -- a second run ---------------------------------------------------------------------------------
+
+
+def with_seen(model):
+    loss = model()
+    (loss + sum(block.seen.square().sum() for block in model.blocks)).backward()
+
+
+def test_a_second_run_where_the_state_was_changed_is_refused():
+    def loop(blocks, h):
+        for block in blocks:
+            h = block(h)
+            with torch.no_grad():
+                h.clamp_(-2, 2)
+        return h
+
+    refused(looping(Shows, loop), "what it returned was changed in place since", with_seen)
+
+
+def test_a_second_run_is_compared_in_bfloat16_too():
+    class Draws(Shows):
+        calls = 0
+
+        def forward(self, h):
+            self.calls += 1
+            self.seen = self.inside(h)
+            return h + 0.1 * self.calls * self.g(self.seen)
+
+    refused(lambda: made(Draws).double(), "gave other results", with_seen)
+
+    def run(model):
+        out = model.emb(rows().bfloat16())
+        for block in model.blocks:
+            out = block(out)
+        (out.sum() + sum(block.seen.sum() for block in model.blocks)).backward()
+
+    refused(lambda: made(Draws).bfloat16(), "gave other results", run)
+
+
+# -- layers with a residual path that is cut ------------------------------------------------------
+
+
+class Gated(nn.Module):
+    """tanh(gate) h + block(h), halved in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.f, self.gate = nn.Linear(6, 6), nn.Parameter(torch.ones(6))
+
+    def factor(self):
+        return self.gate.tanh() * (0.5 if self.training else 1.0)
+
+    def block(self, h):
+        return self.f(h).tanh()
+
+    def residual(self, h, z):
+        return self.factor() * h + z
+
+    def carry(self, h_in, h_out):
+        return self.factor().detach()
+
+    def forward(self, h):
+        return self.residual(h, self.block(h))
+
+
+def in_place(chain, loss):
+    with torch.no_grad():
+        chain[1].gate.mul_(-1)
+    return loss
+
+
+def evaluating(chain, loss):
+    chain.eval()
+    return loss
+
+
+@pytest.mark.parametrize("change", [in_place, evaluating])
+def test_a_cut_layer_that_changes_before_backward_is_refused(change):
+    torch.manual_seed(0)
+    chain = hb.ResidualChain([Gated() for _ in range(3)], EXACT).double()
+    loss = change(chain, chain(rows()).sum())
+    with pytest.raises(
+        RuntimeError, match=r"the carry of layer . \(Gated\) is read in the backward"
+    ):
+        loss.backward()
+
+
+def test_cut_layers_inside_a_checkpoint():
+    torch.manual_seed(0)
+    chain, found = hb.ResidualChain([Gated() for _ in range(3)], EXACT).double(), []
+    for run in (chain, lambda x: checkpoint(chain, x, use_reentrant=False)):
+        x = rows().requires_grad_()
+        found += torch.autograd.grad(run(x).square().sum(), x)
+        chain.checked = False
+    torch.testing.assert_close(*found)
+
+
+class Overridden(Gated):
+    def forward(self, h):
+        return 3 * super().forward(h)
+
+
+def test_a_forward_or_hook_beside_block_and_residual_is_not_bypassed():
+    torch.manual_seed(0)
+    plain = nn.Sequential(Overridden(), Gated(), Gated()).double()
+    plain[1].forward = types.MethodType(Overridden.forward, plain[1])
+    plain[1].__class__ = Overridden
+    plain[2].register_full_backward_hook(lambda module, grad_in, grad_out: (2 * grad_in[0],))
+    x, found = rows().requires_grad_(), []
+    for model in (plain, hb.ResidualChain(list(plain), EXACT)):
+        out = model(x)
+        found.append([out, *torch.autograd.grad(out.square().sum(), [x, plain[0].f.weight])])
+    torch.testing.assert_close(*found)
+
+
+# -- copies, containers ---------------------------------------------------------------------------
+
+
+def test_copies_of_a_converted_layer_are_told():
+    model = hb.convert(made(), EXACT)
+    model.blocks = nn.ModuleList(copy.deepcopy(model.blocks[0]) for _ in range(3))
+    with pytest.warns(UserWarning, match="is a copy of a converted layer"):
+        backward(model)
+
+
+def test_containers_of_arguments_stay_as_they_are():
+    class ReadOnly(dict):
+        def __setitem__(self, key, value):
+            raise TypeError("read-only")
+
+    class Pair(tuple):
+        pass
+
+    class Takes(Shows):
+        def forward(self, h, settings, best, pair):
+            assert type(settings) is ReadOnly and type(pair) is Pair
+            return h + self.g(self.inside(h)) * settings["scale"] * best.values.mean() * pair[0]
+
+    def loop(blocks, h):
+        best, pair = h.topk(2), Pair([h.mean(), 1.0])
+        for block in blocks:
+            h = block(h, ReadOnly(scale=2.0), best, pair)
+        return h
+
+    assert_same(backward, looping(Takes, loop))
