@@ -25,14 +25,19 @@ from scripts import run_plan
 from tests.highway_bp.families import build
 from tests.train_cli import only_run
 
-pytestmark = pytest.mark.slow
-
 PAGE = Path(__file__).with_name("errors.md")
-ROWS = [
-    [cell.strip() for cell in line.strip().strip("|").split(" | ")]
-    for line in PAGE.read_text().splitlines()
-    if line.startswith("| ") and not line.startswith("| situation")
-]
+
+
+def rows(text: str) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+        for line in text.splitlines()
+        if line.startswith("| ") and not line.startswith("| situation")
+    ]
+
+
+ROWS = rows(PAGE.read_text())
+LIBRARY = rows(PAGE.read_text().partition("## In the library")[2])
 SITUATIONS = {}
 
 
@@ -46,6 +51,7 @@ def matches(documented: str, seen: str) -> bool:
     return re.fullmatch(".*?".join(parts), seen, re.DOTALL) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "line"), [r for r in ROWS if r[0].startswith("`")])
 def test_command_line(train, runs, what, line):
     seen = train(*what.strip("`").split())
@@ -54,7 +60,14 @@ def test_command_line(train, runs, what, line):
     assert "\n" not in seen.err.strip()
 
 
-@pytest.mark.parametrize(("what", "line"), [r for r in ROWS if not r[0].startswith("`")])
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        pytest.param(*row, marks=() if row in LIBRARY else pytest.mark.slow)
+        for row in ROWS
+        if not row[0].startswith("`")
+    ],
+)
 def test_situation(train, runs, tmp_path, monkeypatch, what, line):
     seen = SITUATIONS[what](train, runs, tmp_path)
     assert matches(line, seen.strip()), seen
