@@ -212,7 +212,7 @@ def test_a_row_of_bytes_that_are_no_text(tmp_path):
     ("arguments", "line"),
     [
         (["gru_cifar10_pixels", "--repeats", "0"], "0; expected a whole number, at least 1"),
-        (["gru_cifar10_pixels", "model.hidden=8"], "expected --out FILE with it"),
+        (["gru_cifar10_pixels", "model.hidden=8"], "expected --out FILE as well"),
         (["nowhere"], "error: Could not find 'experiment/nowhere'"),
     ],
 )
