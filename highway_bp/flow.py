@@ -20,9 +20,11 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
 from highway_bp.auto_gamma import AutoGamma
@@ -38,7 +40,6 @@ from highway_bp.shown import check_shown, kept_grads
 SENTINEL = torch.zeros((), requires_grad=True)
 _SENTINEL_NODE = SENTINEL.expand_as(SENTINEL).grad_fn.next_functions[0][0]
 _solving = threading.local()
-_alive: weakref.WeakSet[Pass] = weakref.WeakSet()
 
 
 def solving() -> int:
@@ -52,29 +53,36 @@ class Pass:
     Attributes:
         taps: number of layers so far.
         made: ids of leaves that layers have made and returned.
-        solves: how many systems are being solved that end at this pass: its own, or one of a later
-            pass. Autograd then stops at its Gate, Leaks and Taps.
+        outer: ids of the backward passes within which a system is being solved that ends at this
+            pass: its own, or one of a later pass.
         earlier: the passes whose chains lie behind Gate.
+        functions_behind: whether custom autograd functions lie behind Gate.
     """
 
     def __init__(self, chain: Chain):
         self.chain, self.method = chain, Watched(chain.method, chain)
-        self.taps, self.made, self.solves = 0, set(), 0
+        self.taps, self.made = 0, set()
+        self.outer: list[int] = []
         self.earlier: list[Pass] = []
+        self.functions_behind = False
         self._task: int | None = None  # id of the backward pass that all notes are from
         self._top: weakref.ref | None = None  # of the Taps reached, the last in forward order
         self._gammas: dict[str, float] | None = None  # by layer, for gamma="auto"
 
     @property
     def inside(self) -> bool:
-        return self.solves > 0
+        """Whether a solve is going on around: autograd stops at this pass's Gate, Leaks and Taps.
 
-    def begin_behind(self, gate: Gate) -> None:
-        """Find the passes whose chains send their states or extras to Gate."""
-        if len(_alive) > 0:
-            found = dict.fromkeys(node.one_pass for node in _chains_behind(gate))
-            self.earlier = list(found | dict.fromkeys(e for one in found for e in one.earlier))
-        _alive.add(self)
+        Another thread may bring a gradient of the outer backward pass meanwhile.
+        """
+        task = torch._C._current_graph_task_id()
+        return any(outer != task for outer in self.outer)
+
+    def look_behind(self, gate: Gate) -> None:
+        """Find the chains and custom functions whose outputs lead to Gate."""
+        nearest, self.functions_behind = _behind(gate)
+        self.earlier = list(nearest | dict.fromkeys(e for one in nearest for e in one.earlier))
+        self.functions_behind |= any(one.functions_behind for one in self.earlier)
 
     @property
     def is_reached(self) -> bool:
@@ -111,13 +119,14 @@ class Pass:
                 for segment, b_segment, w_end in zip(segments, b, w[1:], strict=True)
                 for t in segment.retained
             ]
-            grads = parameter_step(segments, b, w[1:], leaves)
+            grads = parameter_step(segments, b, w[1:], leaves, self.functions_behind)
             check_own_gradients(before, own_gradients(segments))
         for t, g in inner:
-            t.grad = add(t.grad, g)
+            t.grad = add(t.grad, None if g is None else g.clone())
         for tap in taps:
             tap.b, tap.b_extras = None, ()
-            tap.segment = None if freed else tap.segment
+            if freed:  # a Tap outlives its backward pass where somebody keeps the loss
+                tap.segment, tap.extras, tap.shared = None, [], []
         w_0 = w[0]
         if w_0 is None and gate.needs_input_grad[3]:  # no path has reached h_0
             w_0 = torch.zeros_like(gate.h)
@@ -158,7 +167,7 @@ class Pass:
         """Mark this pass as being solved. Hooks on its states do not run meanwhile."""
         _solving.depth = solving() + 1
         for one in (self, *self.earlier):
-            one.solves += 1
+            one.outer.append(torch._C._current_graph_task_id())
         try:
             taps = self._taps_after(None)
             inside = [t for tap in taps if tap.place == 0 for t in tap.segment.retained]
@@ -167,7 +176,7 @@ class Pass:
         finally:
             _solving.depth = solving() - 1
             for one in (self, *self.earlier):
-                one.solves -= 1
+                one.outer.pop()
 
 
 class Gate(torch.autograd.Function):
@@ -197,12 +206,17 @@ class Leak(torch.autograd.Function):
     @staticmethod
     def forward(ctx, one_pass, h):
         ctx.one_pass = one_pass
+        ctx.taps: list[weakref.ref] = []  # of its group
         ctx.set_materialize_grads(False)
         return h.detach()
 
     @staticmethod
     def backward(ctx, g):
-        return None, None if ctx.one_pass.inside else g
+        if ctx.one_pass.inside:
+            return None, None
+        if g is not None and any(map(_has_looked_at_state, ctx.taps[:-1])):
+            refuse_inside_group()
+        return None, g
 
 
 class Tap(torch.autograd.Function):
@@ -239,17 +253,20 @@ class Tap(torch.autograd.Function):
         return None, None, None, before.returned
 
 
-def _chains_behind(gate: Gate) -> Iterator[Tap | Gate | Leak]:
-    """The nearest nodes of chains behind Gate."""
-    seen, rest = {None}, [node for node, _ in gate.next_functions]
+def _behind(gate: Gate) -> tuple[dict[Pass, None], bool]:
+    """The passes of the nearest chains behind Gate; whether custom functions lie before them."""
+    passes: dict[Pass, None] = {}
+    has_functions, seen, rest = False, {None}, [node for node, _ in gate.next_functions]
     while rest:
         node = rest.pop()
         if node not in seen:
             seen.add(node)
             if is_of_chain(node):
-                yield node
+                passes[node.one_pass] = None
             else:
+                has_functions |= isinstance(node, BackwardCFunction)
                 rest += [parent for parent, _ in node.next_functions]
+    return passes, has_functions
 
 
 def is_tap(node: object) -> bool:
@@ -271,11 +288,28 @@ def node_before(tap: Tap) -> Tap | Gate:
 def watch_state(h: Tensor) -> None:
     """Let the Tap of a state see the state's hooks, and the state as long as somebody holds it."""
     h.register_hook(_unchanged).remove()  # creates the dictionary that later hooks go into
-    h.grad_fn.hooks, h.grad_fn.state = h._backward_hooks, weakref.ref(h)
+    tap = h.grad_fn
+    tap.hooks, tap.state = h._backward_hooks, weakref.ref(h)
+    if (leak := tap.segment.h_in.grad_fn) is not None:
+        leak.taps.append(weakref.ref(tap))
 
 
 def _unchanged(g: Tensor) -> Tensor:
     return g
+
+
+def _has_looked_at_state(ref: weakref.ref) -> bool:
+    """Whether the state of a Tap has a hook or `retain_grad`."""
+    tap = ref()
+    state = None if tap is None else tap.state()
+    return state is not None and bool(tap.hooks or state.retains_grad)
+
+
+def refuse_inside_group() -> NoReturn:
+    raise RuntimeError(
+        "no gradient for a state inside a group of layers if a loss uses a tensor inside these "
+        "layers; expected group_size=1, or Backprop()"
+    )
 
 
 def _is_looked_at(tap: Tap) -> bool:
@@ -324,10 +358,7 @@ def _give_to_retained(taps, segments, b, w_ends) -> None:
 def _inside_group(tap, segment, w_end, b_segment) -> Tensor | None:
     """w at a state inside a group; it lacks what autograd sends through the local graph itself."""
     if tap.segment.is_used:
-        raise RuntimeError(
-            "no gradient for a state inside a group of layers if a loss uses a tensor inside "
-            "these layers; expected group_size=1, or Backprop()"
-        )
+        refuse_inside_group()
     return segment.inner_gradient(tap.place, w_end, b_segment)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +18,7 @@ from highway_bp.mgrit import MGRIT
 if TYPE_CHECKING:
     from highway_bp.layer_call import Layer, Returned
     from highway_bp.module_system import ModuleSystem
+    from highway_bp.segment import Segment
 
 
 class HasMethod:
@@ -85,12 +86,18 @@ class Chain(HasMethod):
         kind = type(self.method)
         if kind is Highway and kind not in self._checked_methods:
             warn_without_residual(system)
-        if kind is MGRIT and kind not in self._checked_methods:
-            refuse_affine(system.segments, "MGRIT")
-        if system.twice and "twice" not in self._checked_methods:
-            refuse_affine(system.twice, "losses on states inside a group or on extra outputs")
-            self._checked_methods.add("twice")
+        if kind is MGRIT:
+            refuse_affine(self._suspects(system.segments, "MGRIT"), "MGRIT")
+        suspects = self._suspects(system.twice, "twice")
+        refuse_affine(suspects, "losses on states inside a group or on extra outputs")
         self._checked_methods.add(kind)
+
+    def _suspects(self, segments: Sequence[Segment], what: str) -> Sequence[Segment]:
+        """The segments to be looked at: all once, then those with custom functions."""
+        if segments and what not in self._checked_methods:
+            self._checked_methods.add(what)
+            return segments
+        return [segment for segment in segments if segment.has_functions]
 
     def warn_once(self, kind: str, line: str) -> None:
         """Warn, unless this chain has warned of that kind before."""

@@ -19,10 +19,14 @@ Found = list[tuple[str, Tensor | None, int | None]]  # layer, gradient, its vers
 
 
 def own_gradients(segments: Sequence[Segment]) -> Found:
-    """The gradients that parameters have now, as .grad or as Megatron's .main_grad."""
+    """The gradients that parameters of layers with custom functions have now.
+
+    They may be a parameter's .grad, or its .main_grad as Megatron's.
+    """
     return [
         (call.layer.name, g, None if g is None else g._version)
         for segment in segments
+        if segment.has_functions
         for call in segment.calls
         for p in parameters_of(call.layer.module)
         for g in ((p.grad if p.is_leaf else None), getattr(p, "main_grad", None))

@@ -188,6 +188,7 @@ def parameter_step(
     b: Sequence[Cotangents],
     w: Sequence[Tensor | None],
     leaves: Sequence,
+    functions_behind: bool = False,
 ) -> list[Tensor | None]:
     """w_i df_i/dtheta_i of all layers in one pass of the autograd engine.
 
@@ -210,9 +211,26 @@ def parameter_step(
         found = torch.autograd.grad(
             outputs, inputs, cotangents, retain_graph=True, allow_unused=True
         )
+        if functions_behind:
+            found = map(_less, found, _from_behind(segments, inputs))
     for i, g in zip(wanted, found, strict=True):
         grads[i] = g
     return grads
+
+
+def _from_behind(segments: Sequence[Segment], inputs: Sequence) -> Sequence[Tensor | None]:
+    """What custom functions behind the chain add to the gradients of ``inputs``.
+
+    Autograd goes on behind the chain with zeros, and such a function may send something all the
+    same: an auxiliary loss, say. It does so again when these gradients have left the chain.
+    """
+    h = [segment.h_in for segment in segments if segment.h_in.requires_grad]
+    zeros = [torch.zeros_like(t) for t in h]
+    return torch.autograd.grad(h, inputs, zeros, retain_graph=True, allow_unused=True)
+
+
+def _less(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return a if b is None else -b if a is None else a - b
 
 
 def with_fresh_graphs(segments: Sequence[Segment]) -> list[Segment]:

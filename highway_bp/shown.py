@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 from highway_bp.surroundings import modules_of
 
 Shown = list[weakref.ref]
-OF_CHAIN = ("GateBackward", "LeakBackward", "TapBackward")
 _LISTS = {list, tuple}
 _OF_ALL_MODULES = vars(nn.Module()).keys()  # no tensors of a forward pass
 
@@ -59,7 +58,7 @@ def check_shown(shown: Shown, name: str, is_used: bool) -> None:
     for t in (ref() for ref in shown):
         if t is None:
             continue
-        is_outside = is_used or t.grad_fn.name() in OF_CHAIN
+        is_outside = is_used or hasattr(t.grad_fn, "one_pass")  # a node of a chain
         if t._backward_hooks or (t.retains_grad and is_outside):
             raise RuntimeError(
                 f"a hook or retain_grad on a tensor inside {name}, whose gradient a chain brings "

@@ -87,6 +87,8 @@ def step(
             call, returned = run_layer(layer, x, args, kwargs, kept, scope.has_filled_cache)
         if not chain.accepts(layer, x, returned):
             return returned.ran.out
+        if returned.state is x and not returned.extras:  # skipped
+            return returned.with_replaced({id(x): h})
         segment.add(call, returned)
         check_graph(segment, -1, scope.ends, scope.one_pass.made)
         passed_on = _passed_on(scope, segment, before)
@@ -122,7 +124,7 @@ def _begin_chain(
     filled = bool(held) or (not goes_on and any(map(is_filled, caches)))
     given = list({id(t): t for t in [*given, *(t for _, _, t in held)]}.values())
     before, *aliases = Gate.apply(one_pass, len(given), SENTINEL, h, *given, *parameters)
-    one_pass.begin_behind(before.grad_fn)
+    one_pass.look_behind(before.grad_fn)
     arguments = {id(t): (t, a, t._version) for t, a in zip(given, aliases, strict=True)}
     inner = [(p.grad_fn, p.output_nr) for p in parameters if p.grad_fn is not None]
     check_computed(inner, parameters)

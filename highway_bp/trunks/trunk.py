@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 import weakref
 from collections.abc import Iterator
 
@@ -27,6 +28,7 @@ class Trunk(Chain):
 
     def __init__(self, name: str, method: Method):
         self.name = name
+        self._origin = uuid.uuid4().hex  # a copy has the same
         self._layers: dict[str, weakref.ref] = {}  # by name in the model
         self._calls = 0  # number of calls of all its layers
         self._is_residual: dict[str, bool] = {}  # by name, as seen at the layer's first call
@@ -61,7 +63,8 @@ class Trunk(Chain):
 
     def look_for_copy(self, layer: Layer, other: Chain) -> None:
         """Warn where a layer was copied alone after `convert`: its chain was copied with it."""
-        if isinstance(other, Trunk) and other.name == self.name:
+        is_copy = isinstance(other, Trunk) and other._origin == self._origin
+        if is_copy and len(self.layers) == 1:
             self.warn_once(
                 "break",
                 f"{layer.name} is a copy of a converted layer and has a chain of its own: a new "
