@@ -258,10 +258,10 @@ def diverges(setting: Setting, gamma: float, mends: float) -> Finding:
 
 
 def not_learned(setting: Setting) -> Finding:
-    exact = setting.arm("bp")
-    shown = summary(exact) if exact else "no run of backpropagation"
-    outcome = Outcome.NOT_LEARNED if exact else Outcome.NOT_RUN
-    return finding(setting, f"{shown}, hardly better than a guess", outcome, exact)
+    if not (exact := setting.arm("bp")):
+        return finding(setting, "no run of backpropagation", Outcome.NOT_RUN, exact)
+    shown = f"{summary(exact)}, hardly better than a guess"
+    return finding(setting, shown, Outcome.NOT_LEARNED, exact)
 
 
 def _cannot_judge(setting: Setting, ours: Sequence[Row], others: Sequence[Row]) -> Finding | None:

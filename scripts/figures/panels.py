@@ -105,7 +105,9 @@ def open_panel(
     seeds = seeds_of(setting, setting.plain() or setting.arms)
     steps = f"{row['steps']} steps of {row['batch_size']}, {seeds}"
     caption(axes, paper.title, [f"{where}, {setting.device}", steps, *notes])
-    if not setting.learned:
+    if not setting.arm("bp"):
+        gap(axes, "no run of backpropagation\nto compare with")
+    elif not setting.learned:
         gap(axes, "not learned: backpropagation is\nhardly better than a guess")
     return setting.learned
 

@@ -59,6 +59,8 @@ def in_short(n: int) -> str:
 
 def state(setting: Setting) -> str:
     where = "in full" if setting.full else f"reduced: {setting.preset}"
+    if not setting.arm("bp"):
+        return f"{where}; no run of BP"
     return where if setting.learned else f"{where}; not learned"
 
 

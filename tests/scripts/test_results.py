@@ -42,7 +42,7 @@ def results(tmp_path_factory) -> Path:
 
 
 def write_results(folder: Path) -> Path:
-    """Rows of five experiments: in full, reduced, not learned, diverged, with schedules."""
+    """Rows of six experiments: full, reduced, not learned, diverged, with schedules, without BP."""
     found = {
         "gru_pixels": [
             measured("gru_pixels", value=0.48),
@@ -59,6 +59,7 @@ def write_results(folder: Path) -> Path:
         ],
         "gru_words": [row("gru_words", value=120.0), row("gru_words", "highway", 1, value=121.0)],
         "resnet110": [row("resnet110", value=0.12), row("resnet110", "highway", 3, value=0.11)],
+        "resnet56": [row("resnet56", "highway", 3, value=0.5)],
         "resnet32": [row("resnet32", value=0.93), row("resnet32", "highway", 3, value=0.925)],
     }
     for key, rows in found.items():
@@ -90,6 +91,7 @@ def test_all_figures_are_drawn_with_their_captions(results):
     assert "not run" in four and "python scripts/run_plan.py\nlstm_chars" in four
     two = texts(results / "figures" / "figure2.svg")
     assert "not learned" in two and "paper, Highway" in two and "diverged" in two
+    assert "no run of backpropagation" in two
     assert "reduced: gpt2 narrow wikipedia2015," in two
     assert "python scripts/bench_steps.py" in texts(results / "figures" / "figure5.svg")
     assert "linear" in texts(results / "figures" / "schedules.svg")
@@ -112,7 +114,7 @@ def test_an_experiment_with_schedules_alone_has_a_panel(tmp_path):
     only = seeds("gru_pixels", "highway", None, [0.47], schedule="linear start=0")
     write_rows(tmp_path, "gru_pixels", only)
     make_figures.main([str(tmp_path), "--only", "figure4"])
-    assert "not learned" in texts(tmp_path / "figures" / "figure4.svg")
+    assert "no run of backpropagation" in texts(tmp_path / "figures" / "figure4.svg")
 
 
 def test_tables_have_the_papers_values_beside_ours(results):
