@@ -78,9 +78,9 @@ class Pass:
         task = torch._C._current_graph_task_id()
         return any(outer != task for outer in self.outer)
 
-    def look_behind(self, gate: Gate) -> None:
-        """Find the chains and custom functions whose outputs lead to Gate."""
-        nearest, self.functions_behind = _behind(gate)
+    def look_behind(self, inputs: Sequence[Tensor]) -> None:
+        """Find the chains and custom functions that Gate's inputs come from."""
+        nearest, self.functions_behind = _behind(inputs)
         self.earlier = list(nearest | dict.fromkeys(e for one in nearest for e in one.earlier))
         self.functions_behind |= any(one.functions_behind for one in self.earlier)
 
@@ -253,10 +253,10 @@ class Tap(torch.autograd.Function):
         return None, None, None, before.returned
 
 
-def _behind(gate: Gate) -> tuple[dict[Pass, None], bool]:
+def _behind(inputs: Sequence[Tensor]) -> tuple[dict[Pass, None], bool]:
     """The passes of the nearest chains behind Gate; whether custom functions lie before them."""
     passes: dict[Pass, None] = {}
-    has_functions, seen, rest = False, {None}, [node for node, _ in gate.next_functions]
+    has_functions, seen, rest = False, {None}, [t.grad_fn for t in inputs]
     while rest:
         node = rest.pop()
         if node not in seen:
