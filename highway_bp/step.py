@@ -71,12 +71,7 @@ def step(
     goes_on = not first and chain.has_earlier_layers(layer)
     scope, before, segment = place or _begin_chain(chain, h, given, caches, goes_on)
     if segment is None or len(segment.states) >= chain.method.group_size:
-        wanted = (
-            h.requires_grad
-            if segment is None
-            else segment.wanted or segment.requires_grad or bool(scope.arguments)
-        )
-        segment = Segment(Leak.apply(scope.one_pass, before), wanted)
+        segment = Segment(Leak.apply(scope.one_pass, before), _is_wanted(scope, segment, h))
     x = segment.end
     inner = {id(h): x, **{id(t): scope.local(t) for t in given}}
     outer = {id(inner[id(t)]): t for t in [h, *given]}  # put back after the call
@@ -96,6 +91,13 @@ def step(
         return returned.with_replaced(passed_on)
     finally:
         replaced((args, kwargs), outer)
+
+
+def _is_wanted(scope: Scope, last: Segment | None, h: Tensor) -> bool:
+    """Whether anything up to h gets a gradient; ``last`` is the segment that ends there."""
+    if last is None:
+        return h.requires_grad
+    return last.wanted or last.requires_grad or bool(scope.arguments)
 
 
 def _passed_on(scope: Scope, segment: Segment, before: Tensor) -> dict[int, Tensor]:
