@@ -17,6 +17,7 @@ A Tap owns its layer's local graph, which ends at the previous Tap: no cycle kee
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from torch.autograd.graph import GradientEdge
 
 from highway_bp.auto_gamma import AutoGamma
 from highway_bp.first_order import first_order
+from highway_bp.graph_walk import edges_of, walk
 from highway_bp.has_method import Chain, Watched
 from highway_bp.module_system import ModuleSystem
 from highway_bp.own_gradients import check_own_gradients, own_gradients
@@ -255,18 +257,11 @@ class Tap(torch.autograd.Function):
 
 def _behind(inputs: Sequence[Tensor]) -> tuple[dict[Pass, None], bool]:
     """The passes of the nearest chains behind Gate; whether custom functions lie before them."""
-    passes: dict[Pass, None] = {}
-    has_functions, seen, rest = False, {None}, [t.grad_fn for t in inputs]
-    while rest:
-        node = rest.pop()
-        if node not in seen:
-            seen.add(node)
-            if is_of_chain(node):
-                passes[node.one_pass] = None
-            else:
-                has_functions |= isinstance(node, BackwardCFunction)
-                rest += [parent for parent, _ in node.next_functions]
-    return passes, has_functions
+    edges = edges_of(inputs)
+    graph = walk(edges, lambda edge: is_of_chain(edge[0]))
+    reached = itertools.chain(edges, *graph.values())
+    passes = dict.fromkeys(node.one_pass for node, _ in reached if is_of_chain(node))
+    return passes, any(isinstance(node, BackwardCFunction) for node in graph)
 
 
 def is_tap(node: object) -> bool:

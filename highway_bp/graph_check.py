@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence, Set
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from highway_bp.flow import is_of_chain
+from highway_bp.graph_walk import edges_of, walk
 from highway_bp.segment import Segment
 
 
@@ -60,16 +62,7 @@ def nodes(outputs: Sequence[Tensor], ends: frozenset, begin: object = None) -> d
     Returns:
         for each node, the edges (node, input) that it sends gradients to.
     """
-    graph: dict[object, tuple] = {}
-    found = [(t.grad_fn, t.output_nr) for t in outputs if t.requires_grad]
-    while found:
-        edge = found.pop()
-        node = edge[0]
-        if node is None or node is begin or node in graph or node in ends or edge in ends:
-            continue
-        graph[node] = node.next_functions
-        found += graph[node]
-    return graph
+    return walk(edges_of(outputs), lambda edge: edge[0] in ends or edge[0] is begin or edge in ends)
 
 
 def check_computed(inner: Sequence[tuple], parameters: Sequence[Tensor]) -> None:
@@ -80,19 +73,16 @@ def check_computed(inner: Sequence[tuple], parameters: Sequence[Tensor]) -> None
     Args:
         inner: edges of the weights that are no leaves, as `torch.func.functional_call` takes them.
     """
-    known = {id(p) for p in parameters} | set(inner)
+    ids, known = {id(p) for p in parameters}, set(inner)
     for node, _ in inner:
-        rest, seen = list(node.next_functions), set()
-        while rest:
-            edge = rest.pop()
-            if edge in known or id(getattr(edge[0], "variable", None)) in known:
-                raise RuntimeError(
-                    "a weight of the chain is computed from another weight of it; expected weights "
-                    "that do not depend on each other, or Backprop()"
-                )
-            if edge[0] is not None and edge[0] not in seen:
-                seen.add(edge[0])
-                rest += edge[0].next_functions
+        graph = walk(node.next_functions, lambda edge: False)
+        edges = itertools.chain(node.next_functions, *graph.values())
+        leaves = (id(getattr(node, "variable", None)) for node in graph)
+        if not known.isdisjoint(edges) or not ids.isdisjoint(leaves):
+            raise RuntimeError(
+                "a weight of the chain is computed from another weight of it; expected weights "
+                "that do not depend on each other, or Backprop()"
+            )
 
 
 def _is_of_inner(node: object, begin: object) -> bool:

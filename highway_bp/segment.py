@@ -204,10 +204,8 @@ def parameter_step(
     inputs, grads = [leaves[i] for i in wanted], [None] * len(leaves)
     tensors = [t for t in inputs if isinstance(t, Tensor)]
     hooks = (t._backward_hooks for t in tensors if t._backward_hooks)
-    with (
-        emptied(hooks),
-        kept_grads(t for t in tensors if t.retains_grad),
-    ):  # they run where these gradients leave the chain
+    retaining = (t for t in tensors if t.retains_grad)
+    with emptied(hooks), kept_grads(retaining):  # both come when these gradients leave the chain
         found = torch.autograd.grad(
             outputs, inputs, cotangents, retain_graph=True, allow_unused=True
         )

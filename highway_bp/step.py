@@ -126,9 +126,10 @@ def _begin_chain(
     filled = bool(held) or (not goes_on and any(map(is_filled, caches)))
     given = list({id(t): t for t in [*given, *(t for _, _, t in held)]}.values())
     before, *aliases = Gate.apply(one_pass, len(given), SENTINEL, h, *given, *parameters)
-    one_pass.look_behind([h, *given, *(p for p in parameters if p.grad_fn is not None)])
+    computed = [p for p in parameters if p.grad_fn is not None]
+    one_pass.look_behind([h, *given, *computed])
     arguments = {id(t): (t, a, t._version) for t, a in zip(given, aliases, strict=True)}
-    inner = [(p.grad_fn, p.output_nr) for p in parameters if p.grad_fn is not None]
+    inner = [(p.grad_fn, p.output_nr) for p in computed]
     check_computed(inner, parameters)
     ends = frozenset([before.grad_fn, *inner, *map(id, [SENTINEL, *parameters])])
     for container, key, t in held:

@@ -1,0 +1,30 @@
+"""A walk through autograd's graph, from outputs towards leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+
+Edge = tuple  # (node, number of its input)
+
+
+def edges_of(tensors: Iterable[Tensor]) -> list[Edge]:
+    """The edges at which the graphs of tensors begin."""
+    return [(t.grad_fn, t.output_nr) for t in tensors if t.grad_fn is not None]
+
+
+def walk(edges: Iterable[Edge], stops: Callable[[Edge], bool]) -> dict[object, tuple[Edge, ...]]:
+    """For each node that ``edges`` lead to, the edges that it sends gradients to.
+
+    Args:
+        stops: whether the walk leaves out the node of an edge.
+    """
+    graph: dict[object, tuple[Edge, ...]] = {}
+    found = list(edges)
+    while found:
+        edge = found.pop()
+        if edge[0] is not None and edge[0] not in graph and not stops(edge):
+            graph[edge[0]] = edge[0].next_functions
+            found += edge[0].next_functions
+    return graph
