@@ -1,6 +1,7 @@
 """What tests of converted models share: the same done with an untouched model."""
 
 import copy
+import warnings
 from functools import partial
 from inspect import Parameter, Signature, signature
 
@@ -50,7 +51,7 @@ def assert_same(run, make=lambda: build("gpt2"), method=EXACT, tolerance=1e-9) -
     return converted
 
 
-def same(make=lambda: build("gpt2"), both=False):
+def asserts_same(make=lambda: build("gpt2"), both=False):
     """A test that what the function does with a model is the same on a converted one; whether by
     both methods. The function's other arguments are the test's."""
 
@@ -117,3 +118,35 @@ class Net(nn.Module):
 def made(layer=Shows, net=Net):
     torch.manual_seed(0)
     return net(layer).double()
+
+
+class AddLoss(torch.autograd.Function):
+    """x, and in the backward pass the gradient 1 for a loss of its own."""
+
+    @staticmethod
+    def forward(ctx, x, loss):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, g.new_ones(())
+
+
+class Loop(Net):
+    """Calls its layers by ``loop(blocks, h)``."""
+
+    loop = None
+
+    def forward(self, x=None):
+        return self.head(type(self).loop(self.blocks, self.emb(rows()))).sin().sum()
+
+
+def looping(layer, loop):
+    torch.manual_seed(0)
+    return lambda: type("Looping", (Loop,), {"loop": staticmethod(loop)})(layer).double()
+
+
+def refused(make, line, run=backward, method=EXACT):
+    with pytest.raises(RuntimeError, match=line), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run(hb.convert(make(), method))

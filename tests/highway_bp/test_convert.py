@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import highway_bp as hb
-from tests.highway_bp.converted import gradients, logits_loss, same
+from tests.highway_bp.converted import asserts_same, gradients, logits_loss
 from tests.highway_bp.families import build, tf
 
 
-@same()
+@asserts_same()
 def test_copies_and_pickles_train_on_their_own(model):
     file = io.BytesIO()
     torch.save(copy.deepcopy(model), file)

@@ -13,10 +13,10 @@ from tests.highway_bp.converted import (
     TOKENS,
     Shows,
     assert_same,
+    asserts_same,
     both_methods,
     logits_loss,
     made,
-    same,
     with_states,
 )
 from tests.highway_bp.families import build
@@ -24,7 +24,7 @@ from tests.highway_bp.families import build
 # -- hooks ----------------------------------------------------------------------------------------
 
 
-@same()
+@asserts_same()
 def test_a_hook_on_a_parameter_runs_once(model):
     for p in model.parameters():
         p.register_hook(lambda g: g / 2)
@@ -45,7 +45,7 @@ def test_hooks_of_parameters_outlive_an_error():
     assert len(seen) == 3
 
 
-@same(both=True)
+@asserts_same(both=True)
 def test_retain_grad(model):
     out = with_states(model)
     for h in out.hidden_states:
@@ -54,7 +54,7 @@ def test_retain_grad(model):
     return [h.grad for h in out.hidden_states]
 
 
-@same(both=True)
+@asserts_same(both=True)
 def test_hooks_see_the_whole_gradient(model):
     out, seen = with_states(model), []
     for h in out.hidden_states[:-1]:
@@ -63,14 +63,14 @@ def test_hooks_see_the_whole_gradient(model):
     return seen
 
 
-@same(both=True)
+@asserts_same(both=True)
 def test_hooks_may_change_it(model):
     out = with_states(model)
     out.hidden_states[2].register_hook(lambda g: g * 0.5)
     out.loss.backward()
 
 
-@same(both=True)
+@asserts_same(both=True)
 def test_autograd_grad(model):
     out, parameters = with_states(model), list(model.parameters())
     asked = [*out.hidden_states[:3], *parameters]
@@ -81,14 +81,14 @@ def test_autograd_grad(model):
     return found[:3]
 
 
-@same(both=True)
+@asserts_same(both=True)
 def test_autograd_grad_of_states_alone(model):
     logits_loss(model).backward()
     out = with_states(model)
     return torch.autograd.grad(out.loss, out.hidden_states[2:3])
 
 
-@same(both=True)
+@asserts_same(both=True)
 def test_grad_cam(model):
     seen = []
 
@@ -101,7 +101,7 @@ def test_grad_cam(model):
     return seen
 
 
-@same(both=True)
+@asserts_same(both=True)
 def test_a_second_loss_where_a_hook_was_shown_what_came_from_behind(model):
     out, seen = with_states(model), []
     out.hidden_states[2].register_hook(lambda g: seen.append(g.clone()))
@@ -111,7 +111,7 @@ def test_a_second_loss_where_a_hook_was_shown_what_came_from_behind(model):
 
 
 @pytest.mark.parametrize("keep", [False, True])
-@same(both=True)
+@asserts_same(both=True)
 def test_retain_grad_inside_layers(model, keep):
     """`keep` also puts a loss on one of them: without retain_graph its graph would be used up."""
     out = model(**TOKENS, output_attentions=True, output_hidden_states=True)

@@ -18,12 +18,12 @@ from tests.highway_bp.converted import (
     Net,
     Shows,
     assert_same,
+    asserts_same,
     backward,
     both_methods,
     logits_loss,
     made,
     rows,
-    same,
 )
 from tests.highway_bp.families import LAYERS, build, inputs, losses, tf, torchvision
 
@@ -43,7 +43,7 @@ def test_a_subclass_with_a_forward_of_its_own():
     assert_same(lambda model: logits_loss(model).backward(), make)
 
 
-@same()
+@asserts_same()
 def test_a_patched_forward(model):
     layer = model.transformer.h[1]
     before = layer.forward
@@ -104,7 +104,7 @@ def test_adapters_and_hooks_inside_bert_layers():
     assert_same(run, lambda: build("bert"))
 
 
-@same()
+@asserts_same()
 def test_edits_in_a_loop_over_the_layers(model):
     torch.manual_seed(2)
     for layer in model.transformer.h:
@@ -116,7 +116,7 @@ def test_edits_in_a_loop_over_the_layers(model):
     logits_loss(model).backward()
 
 
-@same()
+@asserts_same()
 def test_layers_exchanged_and_tied(model):
     model.transformer.h[1] = model.transformer.h[0]
     model.transformer.h[2] = copy.deepcopy(model.transformer.h[0])
@@ -147,21 +147,21 @@ def test_dropout_is_drawn_as_before():
     )
 
 
-@same()
+@asserts_same()
 def test_a_frozen_bottom_is_left_out(model):
     for module in (model.transformer.wte, model.transformer.wpe, *model.transformer.h[:2]):
         module.requires_grad_(False)
     logits_loss(model).backward()
 
 
-@same()
+@asserts_same()
 def test_freezing_between_forward_and_backward(model):
     loss = logits_loss(model)
     model.transformer.h[1].requires_grad_(False)
     loss.backward()
 
 
-@same(made)
+@asserts_same(made)
 def test_a_shallow_copy_in_place_of_a_layer(model):
     model.blocks[1] = copy.copy(model.blocks[1])
     model().backward()

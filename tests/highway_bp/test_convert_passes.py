@@ -19,26 +19,26 @@ from tests.highway_bp.converted import (
     TOKENS,
     Shows,
     assert_same,
+    asserts_same,
     both_methods,
     gradients,
     logits_loss,
     made,
     rows,
-    same,
     with_states,
 )
 from tests.highway_bp.families import LAYERS, build, losses, tf
 from tests.highway_bp.on_ranks import on_ranks
 
 
-@same()
+@asserts_same()
 def test_a_second_loss_with_retain_graph(model):
     out = with_states(model)
     out.loss.backward(retain_graph=True)
     out.hidden_states[2].square().sum().backward()
 
 
-@same()
+@asserts_same()
 def test_attention_twice_with_retain_graph(model):
     out = model(**TOKENS, output_attentions=True)
     loss = out.loss + out.attentions[1].square().sum()
@@ -54,7 +54,7 @@ def test_a_third_backward_pass_is_refused():
         loss.backward()
 
 
-@same()
+@asserts_same()
 def test_two_forward_passes_before_one_backward_pass(model):
     other = model(input_ids=TOKENS["input_ids"].flip(0), labels=TOKENS["labels"]).loss
     (logits_loss(model) * other).backward()
@@ -67,7 +67,7 @@ def scale_state(_, __, out):
 
 @pytest.mark.filterwarnings("ignore:.*a new chain begins there")
 @pytest.mark.parametrize("breaks", [False, True])
-@same()
+@asserts_same()
 def test_prefix_tuning(model, breaks):
     if breaks:
         model.transformer.h[0].register_forward_hook(scale_state)
@@ -85,7 +85,7 @@ def test_prefix_tuning(model, breaks):
 @pytest.mark.filterwarnings("ignore:.*a new chain begins there")
 @pytest.mark.parametrize("breaks", [False, True])
 @pytest.mark.parametrize("first_counts", [True, False])
-@same()
+@asserts_same()
 def test_a_prompt_in_two_parts(model, first_counts, breaks):
     if breaks:
         model.transformer.h[0].register_forward_hook(scale_state)
@@ -106,7 +106,7 @@ def test_generate_is_as_before():
     assert torch.equal(model.generate(prompt, **asked), wanted)
 
 
-@same()
+@asserts_same()
 def test_layers_called_one_by_one_and_some_skipped(model):
     h = model.transformer.wte(TOKENS["input_ids"])
     for i in (0, 2):
@@ -155,12 +155,12 @@ def test_reentrant_checkpointing_inside_a_layer_is_refused():
         hb.convert(made(Inside), hb.Highway(1))()
 
 
-@same(made)
+@asserts_same(made)
 def test_checkpoint_around_the_model(model):
     checkpoint(lambda x: model(x).exp(), torch.eye(6).double(), use_reentrant=False).backward()
 
 
-@same(made)
+@asserts_same(made)
 def test_checkpoint_around_layers_that_are_checkpointed(model):
     def blocks(h):
         for block in model.blocks:
@@ -238,7 +238,7 @@ def test_with_checkpointing_a_layer_runs_again_for_every_product(k):
     assert [runs.count(i) for i in range(LAYERS)] == [2 + min(k, LAYERS - i) for i in range(LAYERS)]
 
 
-@same()
+@asserts_same()
 def test_functional_call_with_other_weights(model):
     for _ in range(2):  # the first pass and the next
         weights = {name: p * 1.0 for name, p in model.named_parameters()}

@@ -2,56 +2,28 @@
 
 import copy
 import threading
-import types
 import warnings
 
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
 
 import highway_bp as hb
-from tests.highway_bp.converted import EXACT, IN_GROUPS, Net, Shows, assert_same, made, rows
-
-BOTH = pytest.mark.parametrize("method", [EXACT, IN_GROUPS], ids=str)
-
-
-class AddLoss(torch.autograd.Function):
-    """x, and in the backward pass the gradient 1 for a loss of its own."""
-
-    @staticmethod
-    def forward(ctx, x, loss):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        return g, g.new_ones(())
-
-
-class Loop(Net):
-    """Calls its layers by ``loop(blocks, h)``."""
-
-    loop = None
-
-    def forward(self, x=None):
-        return self.head(type(self).loop(self.blocks, self.emb(rows()))).sin().sum()
-
-
-def looping(layer, loop):
-    torch.manual_seed(0)
-    return lambda: type("Looping", (Loop,), {"loop": staticmethod(loop)})(layer).double()
-
-
-def backward(model):
-    model().backward()
-
-
-def refused(make, line, run=backward, method=EXACT):
-    with pytest.raises(RuntimeError, match=line), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        run(hb.convert(make(), method))
-
+from tests.highway_bp.converted import (
+    EXACT,
+    IN_GROUPS,
+    AddLoss,
+    Net,
+    Shows,
+    assert_same,
+    backward,
+    both_methods,
+    looping,
+    made,
+    refused,
+    rows,
+)
 
 # -- tensors inside layers ------------------------------------------------------------------------
 
@@ -64,7 +36,7 @@ class Keeps(Shows):
         return h + self.g(self.kept[0])
 
 
-@BOTH
+@both_methods
 def test_retain_grad_of_what_hooks_are_given_and_lists_hold(method):
     def run(model):
         seen = []
@@ -135,7 +107,7 @@ class WithLoss(Shows):
         return h + self.g(z), z.square().mean()
 
 
-@BOTH
+@both_methods
 def test_losses_added_between_layers(method):
     def loop(blocks, h):
         for block in blocks:
@@ -272,62 +244,6 @@ def test_a_gradient_that_a_function_keeps_is_not_written_into():
     torch.testing.assert_close(*found)
 
 
-# -- memory that outputs share --------------------------------------------------------------------
-
-
-class WithView(Shows):
-    def forward(self, h):
-        out = super().forward(h)
-        return out, out[:, 0]
-
-
-class MaySkip(Shows):
-    skips = False
-
-    def forward(self, h):
-        return h if self.skips else super().forward(h)
-
-
-def doubles_views(blocks, h):
-    for block in blocks:
-        h, first = block(h)
-        first.mul_(2)
-    return h
-
-
-def reads_views_after(blocks, h):
-    total = 0.0
-    for block in blocks:
-        h, first = block(h)
-        h += 1
-        total = total + first.sum()
-    return h + total
-
-
-def writes_into_a_skipped_state(blocks, h):
-    states = []
-    for i, block in enumerate(blocks):
-        block.skips = i == 2
-        h = block(h)
-        h = h.add_(1) if block.skips else h
-        states.append(h)
-    return sum(states)
-
-
-@pytest.mark.parametrize(
-    ("layer", "loop"),
-    [(WithView, doubles_views), (WithView, reads_views_after)],
-)
-def test_writing_into_shared_memory_is_refused(layer, loop):
-    refused(looping(layer, loop), "returned tensors that share memory")
-
-
-@BOTH
-def test_a_skipped_layer_returns_its_input_itself(method):
-    with pytest.warns(UserWarning, match="a new chain begins there"):
-        assert_same(backward, looping(MaySkip, writes_into_a_skipped_state), method)
-
-
 # -- states inside groups -------------------------------------------------------------------------
 
 
@@ -363,121 +279,6 @@ def test_two_converted_models_in_a_row_are_no_copies():
         warnings.simplefilter("error")
         for block in [*first.blocks, *second.blocks]:
             h = block(h)
-
-
-# -- a second run ---------------------------------------------------------------------------------
-
-
-def with_seen(model):
-    loss = model()
-    (loss + sum(block.seen.square().sum() for block in model.blocks)).backward()
-
-
-def test_a_second_run_where_the_state_was_changed_is_refused():
-    def loop(blocks, h):
-        for block in blocks:
-            h = block(h)
-            with torch.no_grad():
-                h.clamp_(-2, 2)
-        return h
-
-    refused(looping(Shows, loop), "what it returned was changed in place since", with_seen)
-
-
-def test_a_second_run_is_compared_in_bfloat16_too():
-    class Draws(Shows):
-        calls = 0
-
-        def forward(self, h):
-            self.calls += 1
-            self.seen = self.inside(h)
-            return h + 0.1 * self.calls * self.g(self.seen)
-
-    refused(lambda: made(Draws).double(), "gave other results", with_seen)
-
-    def run(model):
-        out = model.emb(rows().bfloat16())
-        for block in model.blocks:
-            out = block(out)
-        (out.sum() + sum(block.seen.sum() for block in model.blocks)).backward()
-
-    refused(lambda: made(Draws).bfloat16(), "gave other results", run)
-
-
-# -- layers with a residual path that is cut ------------------------------------------------------
-
-
-class Gated(nn.Module):
-    """tanh(gate) h + block(h), halved in training."""
-
-    def __init__(self):
-        super().__init__()
-        self.f, self.gate = nn.Linear(6, 6), nn.Parameter(torch.ones(6))
-
-    def factor(self):
-        return self.gate.tanh() * (0.5 if self.training else 1.0)
-
-    def block(self, h):
-        return self.f(h).tanh()
-
-    def residual(self, h, z):
-        return self.factor() * h + z
-
-    def carry(self, h_in, h_out):
-        return self.factor().detach()
-
-    def forward(self, h):
-        return self.residual(h, self.block(h))
-
-
-def in_place(chain, loss):
-    with torch.no_grad():
-        chain[1].gate.mul_(-1)
-    return loss
-
-
-def evaluating(chain, loss):
-    chain.eval()
-    return loss
-
-
-@pytest.mark.parametrize("change", [in_place, evaluating])
-def test_a_cut_layer_that_changes_before_backward_is_refused(change):
-    torch.manual_seed(0)
-    chain = hb.ResidualChain([Gated() for _ in range(3)], EXACT).double()
-    loss = change(chain, chain(rows()).sum())
-    with pytest.raises(
-        RuntimeError, match=r"the carry of layer . \(Gated\) is read in the backward"
-    ):
-        loss.backward()
-
-
-def test_cut_layers_inside_a_checkpoint():
-    torch.manual_seed(0)
-    chain, found = hb.ResidualChain([Gated() for _ in range(3)], EXACT).double(), []
-    for run in (chain, lambda x: checkpoint(chain, x, use_reentrant=False)):
-        x = rows().requires_grad_()
-        found += torch.autograd.grad(run(x).square().sum(), x)
-        chain.checked = False
-    torch.testing.assert_close(*found)
-
-
-class Overridden(Gated):
-    def forward(self, h):
-        return 3 * super().forward(h)
-
-
-def test_a_forward_or_hook_beside_block_and_residual_is_not_bypassed():
-    torch.manual_seed(0)
-    plain = nn.Sequential(Overridden(), Gated(), Gated()).double()
-    plain[1].forward = types.MethodType(Overridden.forward, plain[1])
-    plain[1].__class__ = Overridden
-    plain[2].register_full_backward_hook(lambda module, grad_in, grad_out: (2 * grad_in[0],))
-    x, found = rows().requires_grad_(), []
-    for model in (plain, hb.ResidualChain(list(plain), EXACT)):
-        out = model(x)
-        found.append([out, *torch.autograd.grad(out.square().sum(), [x, plain[0].f.weight])])
-    torch.testing.assert_close(*found)
 
 
 # -- copies, containers ---------------------------------------------------------------------------

@@ -1,0 +1,87 @@
+"""Layers with ``block`` and ``residual``, whose residual path is cut."""
+
+import types
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import highway_bp as hb
+from tests.highway_bp.converted import (
+    EXACT,
+    rows,
+)
+
+
+class Gated(nn.Module):
+    """tanh(gate) h + block(h), halved in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.f, self.gate = nn.Linear(6, 6), nn.Parameter(torch.ones(6))
+
+    def factor(self):
+        return self.gate.tanh() * (0.5 if self.training else 1.0)
+
+    def block(self, h):
+        return self.f(h).tanh()
+
+    def residual(self, h, z):
+        return self.factor() * h + z
+
+    def carry(self, h_in, h_out):
+        return self.factor().detach()
+
+    def forward(self, h):
+        return self.residual(h, self.block(h))
+
+
+def in_place(chain, loss):
+    with torch.no_grad():
+        chain[1].gate.mul_(-1)
+    return loss
+
+
+def evaluating(chain, loss):
+    chain.eval()
+    return loss
+
+
+@pytest.mark.parametrize("change", [in_place, evaluating])
+def test_a_cut_layer_that_changes_before_backward_is_refused(change):
+    torch.manual_seed(0)
+    chain = hb.ResidualChain([Gated() for _ in range(3)], EXACT).double()
+    loss = change(chain, chain(rows()).sum())
+    with pytest.raises(
+        RuntimeError, match=r"the carry of layer . \(Gated\) is read in the backward"
+    ):
+        loss.backward()
+
+
+def test_cut_layers_inside_a_checkpoint():
+    torch.manual_seed(0)
+    chain, found = hb.ResidualChain([Gated() for _ in range(3)], EXACT).double(), []
+    for run in (chain, lambda x: checkpoint(chain, x, use_reentrant=False)):
+        x = rows().requires_grad_()
+        found += torch.autograd.grad(run(x).square().sum(), x)
+        chain.checked = False
+    torch.testing.assert_close(*found)
+
+
+class Overridden(Gated):
+    def forward(self, h):
+        return 3 * super().forward(h)
+
+
+def test_a_forward_or_hook_beside_block_and_residual_is_not_bypassed():
+    torch.manual_seed(0)
+    plain = nn.Sequential(Overridden(), Gated(), Gated()).double()
+    plain[1].forward = types.MethodType(Overridden.forward, plain[1])
+    plain[1].__class__ = Overridden
+    plain[2].register_full_backward_hook(lambda module, grad_in, grad_out: (2 * grad_in[0],))
+    x, found = rows().requires_grad_(), []
+    for model in (plain, hb.ResidualChain(list(plain), EXACT)):
+        out = model(x)
+        found.append([out, *torch.autograd.grad(out.square().sum(), [x, plain[0].f.weight])])
+    torch.testing.assert_close(*found)
