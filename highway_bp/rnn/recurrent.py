@@ -13,6 +13,7 @@ from highway_bp.has_method import HasMethod, Watched
 from highway_bp.methods import Backprop, Method, check_fixed_gamma
 from highway_bp.rnn.steps import Gradients, Rows, Steps, autocast
 from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
+from highway_bp.segment import emptied
 from highway_bp.surroundings import random_state
 
 State = Tensor | tuple[Tensor, ...]
@@ -119,8 +120,7 @@ class _Layout:
         self.is_tuple, self.sizes = is_tuple, sizes
 
     def state(self, s: Tensor) -> State:
-        parts = s.split(self.sizes, -1)
-        return parts if self.is_tuple else parts[0]
+        return s.split(self.sizes, -1) if self.is_tuple else s
 
 
 class _RowsOfSteps:
@@ -157,7 +157,9 @@ class _RowsOfSteps:
 
         b_ends = at_ends(rows.b[0], size)
         windows = Windows(size, rows.before[::size], b_ends, K, run, rows.weights)
-        grad_x, w_0, by_weight = window_gradients(method, windows, rows)
+        hooks = (p._backward_hooks for p in rows.weights if p._backward_hooks)
+        with emptied(hooks):  # they run when these gradients leave the chain
+            grad_x, w_0, by_weight = window_gradients(method, windows, rows)
         return grad_x, [w_0], by_weight
 
     def _check(self, inside: Tensor, end: Tensor, known: list[Tensor]) -> None:

@@ -103,6 +103,25 @@ def test_a_carry_of_too_many_parts():
         network(torch.randn(L, B, D))[0].sum().backward()
 
 
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_a_hook_on_a_parameter_runs_once(group_size):
+    network, x = build("minimal gated", hb.Backprop())
+    for p in network.parameters():
+        p.register_hook(lambda g: g / 2)
+    exact = gradients(network, x)
+    network.method = hb.Highway(L, group_size=group_size)
+    torch.testing.assert_close(gradients(network, x), exact, rtol=1e-9, atol=1e-12)
+
+
+def test_the_output_may_be_changed_in_place():
+    found = []
+    for method in (hb.Backprop(), hb.Highway(L)):
+        network, x = build("minimal gated", method)
+        network(x)[0].mul_(2).square().sum().backward()
+        found.append([p.grad for p in network.parameters()])
+    torch.testing.assert_close(*found)
+
+
 class Forgets(nn.Module):
     """The new state depends on the input alone ("the state"), or on the state alone."""
 
