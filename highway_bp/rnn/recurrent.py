@@ -210,7 +210,8 @@ def _run(cell: nn.Module, layout: _Layout, x: Tensor, start: Tensor) -> Tensor:
     """s_1 .. s_L (L, B, S), one step after another."""
     states, s = [], start
     for x_t in x:
-        s = torch.cat(_parts(cell(x_t, layout.state(s))), -1)
+        before = s.view_as(s)  # no loss goes through it: a hook set by the cell sees this step
+        s = torch.cat(_parts(cell(x_t, layout.state(before))), -1)
         states.append(s)
     return torch.stack(states)
 

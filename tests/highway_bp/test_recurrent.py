@@ -113,6 +113,21 @@ def test_a_hook_on_a_parameter_runs_once(group_size):
     torch.testing.assert_close(gradients(network, x), exact, rtol=1e-9, atol=1e-12)
 
 
+def test_a_hook_that_the_cell_sets_on_its_state():
+    class Doubles(MinimalGatedCell):
+        def forward(self, x, h):
+            if h.requires_grad:
+                h.register_hook(lambda g: 2 * g)
+            return super().forward(x, h)
+
+    torch.manual_seed(0)
+    network, x = hb.Recurrent(Doubles(D, H)).double(), torch.randn(L, B, D).double()
+    state = torch.randn(B, H).double().requires_grad_()
+    exact = gradients(network, x, state)
+    network.method = hb.Highway(L)
+    torch.testing.assert_close(gradients(network, x, state), exact, rtol=1e-9, atol=1e-12)
+
+
 def test_the_output_may_be_changed_in_place():
     found = []
     for method in (hb.Backprop(), hb.Highway(L)):
