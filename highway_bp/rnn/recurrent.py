@@ -72,7 +72,8 @@ class Recurrent(HasMethod, nn.Module):
 
         Raises:
             ValueError: x is not (L, B, I) with L >= 1; a state or carry of the wrong shape.
-            TypeError: no state is given and the cell has no ``initial_state``.
+            TypeError: no state is given and the cell has no ``initial_state``; a state is neither
+                a tensor nor a tuple of tensors.
             RuntimeError: the cell draws random numbers; the call is in a ``torch.func`` transform;
                 in the backward pass, the cell mixes rows or uses other tensors that need gradients.
         """
@@ -80,7 +81,7 @@ class Recurrent(HasMethod, nn.Module):
             raise ValueError(f"x has shape {tuple(x.shape)}; expected (L, B, I) with L >= 1")
         self.length = len(x)
         given = self._start(x) if state is None else state
-        parts = _parts(given)
+        parts = _tensors(given, "state")
         for part in parts:
             if part.dim() != 2 or len(part) != x.shape[1]:
                 raise ValueError(
@@ -211,10 +212,26 @@ def _run(cell: nn.Module, layout: _Layout, x: Tensor, start: Tensor) -> Tensor:
     states, s = [], start
     for x_t in x:
         before = s.view_as(s)  # no loss goes through it: a hook set by the cell sees this step
-        s = torch.cat(_parts(cell(x_t, layout.state(before))), -1)
+        parts = _tensors(cell(x_t, layout.state(before)), f"what {type(cell).__name__} returns")
+        if (sizes := [part.shape[-1] for part in parts]) != layout.sizes:
+            raise ValueError(
+                f"{type(cell).__name__} returns a state whose parts have sizes {sizes}; expected "
+                f"{layout.sizes}, those of the state it gets"
+            )
+        s = torch.cat(parts, -1)
         states.append(s)
     return torch.stack(states)
 
 
 def _parts(state: object) -> Sequence:
     return list(state) if isinstance(state, tuple) else [state]
+
+
+def _tensors(state: object, what: str) -> Sequence[Tensor]:
+    parts = _parts(state)
+    for part in parts:
+        if not isinstance(part, Tensor):
+            place = "has" if isinstance(state, tuple) else "is"
+            kind = type(part).__name__
+            raise TypeError(f"{what} {place} a {kind}; expected a tensor or a tuple of tensors")
+    return parts

@@ -179,6 +179,31 @@ def test_a_carry_that_is_nan_shows(group_size):
     assert network.cell.f.weight.grad.isnan().any()
 
 
+@pytest.mark.parametrize(
+    ("returned", "error", "line"),
+    [
+        (lambda h: [h], TypeError, "what Returns returns is a list; expected a tensor or a tuple"),
+        (lambda h: (h, None), TypeError, "what Returns returns has a NoneType; expected a tensor"),
+        (lambda h: (h, h), ValueError, r"have sizes \[4, 4\]; expected \[4\], those of the state"),
+        (lambda h: h[:, 1:], ValueError, r"have sizes \[3\]; expected \[4\]"),
+    ],
+)
+def test_a_cell_that_returns_no_such_state(returned, error, line):
+    class Returns(nn.Module):
+        def forward(self, x, h):
+            return returned(h)
+
+    network = hb.Recurrent(Returns(), lambda x, before, after: 0.5)
+    with pytest.raises(error, match=line):
+        network(torch.randn(L, B, D), torch.zeros(B, H))
+
+
+@pytest.mark.parametrize("state", [[], (None,), 0])
+def test_a_state_that_is_no_tensor(state):
+    with pytest.raises(TypeError, match=r"state (is|has) a .*; expected a tensor or a tuple"):
+        hb.Recurrent(MinimalGatedCell(D, H))(torch.randn(L, B, D), state)
+
+
 def test_a_cell_without_an_initial_state():
     network = hb.Recurrent(GRUCell(), method=hb.Highway(1))
     with pytest.raises(TypeError, match=r"GRUCell has no initial_state\(B\)"):
