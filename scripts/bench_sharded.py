@@ -28,44 +28,95 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import Tensor, nn
 
 from experiments.errors import UserError
 from experiments.provenance import environment
 from scripts.benchmark import arguments, save
 from scripts.program import run
-from scripts.sharding.costs import Costs
-from scripts.sharding.setting import Setting
-from scripts.sharding.strategies import Strategy, gradients_of_one_process, strategies
+from scripts.sharded_strategies import Setting, Strategy, loss_of, named, strategies
 
 Build = Callable[[Setting], dict[str, Strategy]]
+SETTING = Setting()
 TOLERANCE = 1e-3  # largest gradient error: float32, sums in another order
+TURNS = 10  # round trips in one measurement of a message
 
 
 def gradient_errors(ways: Mapping[str, Strategy], setting: Setting) -> dict[str, float]:
-    """The largest `Strategy.error` of every exact strategy over all processes."""
+    """The worst `gradient_error` of every exact strategy over all processes."""
+    layers = setting.build()
+    loss_of(nn.Sequential(*layers)(setting.input())).backward()
+    expected = {name: p.grad for name, p in named(layers, range(len(layers))).items()}
     exact = {name: way for name, way in ways.items() if way.exact}
-    expected = gradients_of_one_process(setting)
-    errors = torch.stack([way.error(expected) for way in exact.values()])
+    errors = torch.stack([gradient_error(way, expected) for way in exact.values()])
     dist.all_reduce(errors, dist.ReduceOp.MAX)
     return dict(zip(exact, errors.tolist(), strict=True))
 
 
-def timed(strategy: Strategy) -> dict[str, float]:
-    """Seconds until all processes finish a step; also of its two passes if they are separate."""
-    strategy.zero_grad()
-    dist.barrier()
-    start = time.perf_counter()
-    between = strategy.step()
-    dist.barrier()
-    end = time.perf_counter()
-    passes = {} if between is None else {"forward": between - start, "backward": end - between}
-    return passes | {"step": end - start}
+def gradient_error(way: Strategy, expected: Mapping[str, Tensor]) -> Tensor:
+    """The worst error of a parameter's gradient in a step, its largest difference over the largest
+    expected entry; infinite if a gradient is missing or has nan."""
+    way.zero_grad()
+    way.step()
+    errors = [torch.tensor(0.0)]
+    for name, p in way.parameters.items():
+        grad = torch.full_like(p, torch.nan) if p.grad is None else p.grad
+        errors.append((grad - expected[name]).abs().max() / expected[name].abs().max())
+    return torch.stack(errors).nan_to_num(nan=torch.inf).max()
 
 
 def steps_in_turn(ways: Mapping[str, Strategy]) -> dict[str, float]:
-    return {
-        f"{name}_{part}": value for name, way in ways.items() for part, value in timed(way).items()
-    }
+    """Seconds until all processes finish a step of each strategy; also of its two passes if they
+    are separate."""
+    seconds = {}
+    for name, way in ways.items():
+        way.zero_grad()
+        dist.barrier()
+        start = time.perf_counter()
+        between = way.step()
+        dist.barrier()
+        end = time.perf_counter()
+        seconds[f"{name}_step"] = end - start
+        if between is not None:
+            seconds |= {f"{name}_forward": between - start, f"{name}_backward": end - between}
+    return seconds
+
+
+def costs(layers: Sequence[nn.Module], x: Tensor) -> dict[str, float]:
+    """Seconds of an average layer's passes on rank 0 alone, and of a message of ``x``."""
+    found = passes(layers, x) if dist.get_rank() == 0 else {}
+    return found | ({"exchange": exchange(x)} if dist.get_world_size() > 1 else {})
+
+
+def passes(layers: Sequence[nn.Module], x: Tensor) -> dict[str, float]:
+    """Seconds of an average layer: forward, w J alone, the whole backward pass."""
+    start, runs = time.perf_counter(), []
+    for layer in layers:
+        h = x.detach().requires_grad_()
+        x = layer(h)
+        runs.append((x, [h, *layer.parameters()], torch.ones_like(x)))
+    found = {"whole_forward": time.perf_counter() - start}
+    for name, count in (("whole_inputs", 1), ("whole_backward", None)):
+        start = time.perf_counter()
+        for out, leaves, w in reversed(runs):
+            torch.autograd.grad(out, leaves[:count], w, retain_graph=count == 1)
+        found[name] = time.perf_counter() - start
+    return {name: seconds / len(layers) for name, seconds in found.items()}
+
+
+def exchange(x: Tensor) -> float:
+    """Seconds of one message of ``x`` between ranks 0 and 1, while the others wait."""
+    rank, received = dist.get_rank(), torch.empty_like(x)
+    dist.barrier()
+    start = time.perf_counter()
+    for turn in range(2 * TURNS if rank < 2 else 0):
+        if turn % 2 == rank:
+            dist.send(x, 1 - rank)
+        else:
+            dist.recv(received, 1 - rank)
+    seconds = (time.perf_counter() - start) / (2 * TURNS)
+    dist.barrier()
+    return seconds
 
 
 def process(
@@ -79,8 +130,8 @@ def process(
     ways = build(setting)
     errors, rounds = gradient_errors(ways, setting), []
     if max(errors.values()) <= TOLERANCE:
-        costs = Costs(setting)
-        rounds = [(steps_in_turn(ways), costs.take_turn()) for _ in range(repeats + 1)]
+        layers, x = setting.build(), setting.input()
+        rounds = [(steps_in_turn(ways), costs(layers, x)) for _ in range(repeats + 1)]
     if rank == 0:
         (Path(meet) / "found.json").write_text(json.dumps([errors, rounds]))
     dist.barrier()
@@ -105,7 +156,6 @@ def on_processes(processes: int, setting: Setting, repeats: int, build: Build) -
         )
     steps, costs = map(pd.DataFrame, zip(*rounds[1:], strict=True))  # without the warm-up
     return {
-        "oversubscribed": processes > cores(),
         "gradient_error": errors,
         "seconds": steps.median().to_dict(),
         "costs": costs.median().to_dict(),
@@ -120,38 +170,26 @@ def relative(seconds: pd.DataFrame, part: str, base: str) -> dict[str, float]:
     return found.div(found[base], axis=0).median().to_dict()
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def main(argv: Sequence[str], build: Build = strategies) -> None:
+def main(argv: Sequence[str], setting: Setting = SETTING, build: Build = strategies) -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
-    for name, value in asdict(Setting()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    parser.add_argument("--processes", type=int, nargs="+", choices=(1, 2, 4), default=[1, 2, 4])
     args = parser.parse_args(argv)
-    setting = Setting(**{name: getattr(args, name) for name in asdict(Setting())})
-    for processes in args.processes:
-        setting.check(processes)
     torch.set_num_threads(1)  # as in the processes; the record names this number
+    x, weights = setting.input(), nn.Sequential(*setting.build()).parameters()
     record = {
         "environment": environment(torch.device("cpu")),
-        "cores": cores(),
+        "cores": len(os.sched_getaffinity(0)),
         "repeats": args.repeats,
         **asdict(setting),
-        "state_bytes": setting.state_bytes,
-        "weight_bytes": setting.weight_bytes,
+        "state_bytes": x.nbytes,
+        "weight_bytes": sum(p.nbytes for p in weights) / setting.layers,
         "processes": {},
     }
     for processes in args.processes:
         found = on_processes(processes, setting, args.repeats, build)
         record["processes"][processes] = found
-        print(
-            processes,
-            {n: round(s, 4) for n, s in found["seconds"].items() if "step" in n},
-            {n: round(r, 3) for n, r in found["step_over_model_parallel"].items()},
-            flush=True,
-        )
+        steps = {n: round(s, 4) for n, s in found["seconds"].items() if n.endswith("_step")}
+        print(processes, steps, flush=True)
         save(record, args.out)
 
 

@@ -3,15 +3,15 @@
 The left panel compares the model with scripts/bench_sharded.py's steps on processes of one machine.
 The right panel is a prediction for GPUs, not a measurement. There are L layers, P devices and M
 micro-batches. A layer takes f seconds for its forward pass, i for w J and p for its parameter
-gradients; a message takes m seconds. A step takes
+gradients; a message of a state takes m seconds, one of a layer's weights s. A step takes
 
     model parallelism   L (f + i + p) + 2 (P - 1) m
     GPipe, 1F1B         (M + P - 1) / M  L / P (f + i + p) + 2 (P - 1) m / M
-    data parallelism    L / P (f + i + p) + 2 (P - 1) / P  L  weights / bandwidth
+    data parallelism    L / P (f + i + p) + 2 (P - 1) / P  L s
     Highway-BP at k     L f + L / P (i + p) + k L / P i + (P + k) m       (Eq. 13, in P groups)
 
 With its forward pass in micro-batches, Highway-BP takes (M + P - 1) / M  L / P f instead of L f.
-Memory, tensor parallelism and replicas are left out.
+Processes that share a core work in turn. Memory, tensor parallelism and replicas are left out.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ STYLES = {  # colour, line, and the name in the record of measured steps
 
 @dataclass(frozen=True)
 class Costs:
-    """Inputs of the model: seconds of a layer on the whole batch, seconds of a message, sizes.
+    """The model's inputs: seconds of a layer's passes on the whole batch, and of messages.
 
-    crowd: how many times longer a step takes in all processes at once than in one alone.
+    crowd: how many processes share a core.
     """
 
     L: int
@@ -50,8 +50,7 @@ class Costs:
     inputs: float
     parameters: float
     message: float
-    weights: float  # bytes of a layer
-    bandwidth: float
+    weights: float
     crowd: float = 1.0
 
     @property
@@ -62,12 +61,11 @@ class Costs:
 
 def seconds(c: Costs, P: int, M: int) -> dict[str, float]:
     """Seconds of a step on P devices in M micro-batches, by strategy."""
-    pipe = max((M + P - 1) / M, c.crowd)  # stages that work in turn slow each other less
-    ring = 2 * (P - 1) / P * c.L * c.weights / c.bandwidth
+    pipe = max((M + P - 1) / M, c.crowd)  # stages that wait for each other share a core for free
     found = {
         "model parallel": c.step + 2 * (P - 1) * c.message,
         "GPipe, 1F1B": pipe * c.step / P + 2 * (P - 1) * c.message / M,
-        "data parallel": c.crowd * (c.step / P + ring),
+        "data parallel": c.crowd * (c.step / P + 2 * (P - 1) / P * c.L * c.weights),
     }
     share = c.crowd * c.L / P
     for k in (0, 1):
@@ -79,17 +77,10 @@ def seconds(c: Costs, P: int, M: int) -> dict[str, float]:
 
 def measured_costs(record: Mapping, P: int) -> Costs:
     costs = record["processes"][str(P)]["costs"]
-    message = costs.get("exchange", 0.0)
-    return Costs(
-        record["layers"],
-        costs["whole_forward"],
-        costs["whole_inputs"],
-        costs["whole_backward"] - costs["whole_inputs"],
-        message,
-        record["weight_bytes"],
-        record["state_bytes"] / max(message, 1e-9),
-        costs["together"] / costs["alone"],
-    )
+    forward, inputs, backward = (costs[f"whole_{n}"] for n in ("forward", "inputs", "backward"))
+    message, crowd = costs["exchange"], max(1.0, P / record["cores"])
+    weights = message * record["weight_bytes"] / record["state_bytes"]
+    return Costs(record["layers"], forward, inputs, backward - inputs, message, weights, crowd)
 
 
 def predicted_costs(width: int = 4096, layers: int = 32, length: int = 4096, B: int = 8) -> Costs:
@@ -98,7 +89,7 @@ def predicted_costs(width: int = 4096, layers: int = 32, length: int = 4096, B: 
     products, attention = 24 * width**2 * tokens, 4 * length * width * tokens
     message = LATENCY + 2 * tokens * width / BANDWIDTH
     times = (products + attention, products + 2 * attention, products)
-    return Costs(layers, *(t / GPU for t in times), message, 24 * width**2, BANDWIDTH)
+    return Costs(layers, *(t / GPU for t in times), message, 24 * width**2 / BANDWIDTH)
 
 
 def draw_measured(axes: Axes, record: Mapping) -> list[float]:
@@ -107,13 +98,12 @@ def draw_measured(axes: Axes, record: Mapping) -> list[float]:
     processes = [int(P) for P in record["processes"] if P != "1"]
     for place, P in enumerate(processes):
         predicted = seconds(measured_costs(record, P), P, record["micro_batches"])
-        for number, (name, (colour, _, known)) in enumerate(STYLES.items()):
-            found = record["processes"][str(P)]["seconds"].get(f"{known}_step")
-            if found is not None:
-                x = place * group + number
-                axes.bar(x, found, color=colour, width=0.7, alpha=0.7)
-                axes.plot(x, predicted[name], "o", mfc="white", mec="0.2", ms=5, zorder=3)
-                ratios.append(predicted[name] / found)
+        measured = record["processes"][str(P)]["seconds"]
+        for x, (name, (colour, _, known)) in enumerate(STYLES.items(), start=place * group):
+            found = measured[f"{known}_step"]
+            axes.bar(x, found, color=colour, width=0.7, alpha=0.7)
+            axes.plot(x, predicted[name], "o", mfc="white", mec="0.2", ms=5, zorder=3)
+            ratios.append(predicted[name] / found)
     middles = [place * group + len(STYLES) / 2 for place in range(len(processes))]
     axes.set_xticks(middles, [f"{P} processes" for P in processes])
     axes.set_ylabel("seconds of a step")

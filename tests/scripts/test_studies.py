@@ -58,10 +58,10 @@ def test_runs_are_compared_step_by_step(train, tmp_path):
 
 def test_the_performance_model_by_hand():
     """Four layers of 1 + 1 + 1 seconds on two devices, messages of a tenth."""
-    found = seconds(Costs(4, 1.0, 1.0, 1.0, 0.1, 8.0, 100.0), P=2, M=2)
+    found = seconds(Costs(4, 1.0, 1.0, 1.0, message=0.1, weights=0.08), P=2, M=2)
     assert found["model parallel"] == pytest.approx(12 + 2 * 0.1)
     assert found["GPipe, 1F1B"] == pytest.approx(1.5 * 6 + 2 * 0.1 / 2)
-    assert found["data parallel"] == pytest.approx(6 + 4 * 8 / 100)
+    assert found["data parallel"] == pytest.approx(6 + 4 * 0.08)
     assert found["Highway k=0"] == pytest.approx(4 + 2 * 2 + 2 * 0.1)
     assert found["Highway k=1"] == pytest.approx(4 + 2 * 2 + 2 + 3 * 0.1)
     assert found["Highway k=0, micro-batches"] == pytest.approx(1.5 * 2 + 4 + 0.2)

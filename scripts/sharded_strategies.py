@@ -1,9 +1,9 @@
-"""Strategies: ways to train the same layers on several processes."""
+"""The network of bench_sharded.py, and the strategies that train it on several processes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,30 @@ from torch.nn.parallel import DistributedDataParallel
 
 import highway_bp as hb
 from highway_bp.parallel.ranks import shares_of
-from scripts.sharding.setting import Setting, loss_of
+from scripts.transformer_layers import sublayers
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A transformer of sublayers and its input (batch, length, width), the same in every process.
+
+    micro_batches: number of parts of the batch, for the strategies that divide it.
+    """
+
+    layers: int = 24
+    width: int = 256
+    batch: int = 8
+    length: int = 256
+    micro_batches: int = 4
+
+    def build(self) -> list[nn.Module]:
+        """A new copy of the network, always with the same weights."""
+        torch.manual_seed(0)
+        return sublayers(self.layers, self.width, heads=4)
+
+    def input(self) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(self.batch, self.length, self.width, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -36,24 +59,6 @@ class Strategy:
         for p in self.parameters.values():
             p.grad = None
 
-    def error(self, expected: Mapping[str, Tensor]) -> Tensor:
-        """Run a step; return the worst error of a parameter's gradient: largest difference over
-        largest expected entry. The error is infinite if the gradient is missing or has nan."""
-        self.zero_grad()
-        self.step()
-        errors = [torch.tensor(0.0)]
-        for name, p in self.parameters.items():
-            grad = torch.full_like(p, torch.nan) if p.grad is None else p.grad
-            errors.append((grad - expected[name]).abs().max() / expected[name].abs().max())
-        return torch.stack(errors).nan_to_num(nan=torch.inf).max()
-
-
-def gradients_of_one_process(setting: Setting) -> dict[str, Tensor]:
-    """Gradients of all parameters, by plain autograd on the whole batch."""
-    layers = setting.build()
-    loss_of(nn.Sequential(*layers)(setting.input())).backward()
-    return {name: p.grad for name, p in named(layers, range(len(layers))).items()}
-
 
 def strategies(setting: Setting) -> dict[str, Strategy]:
     """All strategies, by their names in the record; every process builds its own."""
@@ -68,8 +73,7 @@ def strategies(setting: Setting) -> dict[str, Strategy]:
 def sharded(setting: Setting, micro_batches: int, suffix: str) -> dict[str, Strategy]:
     """Backpropagation and Highway-BP through a `ShardedChain`; exact from k = P - 1 on."""
     chain, x = hb.ShardedChain(setting.build(), micro_batches=micro_batches), setting.input()
-    most = chain.ranks.size - 1
-    parameters = named(chain, chain.own)
+    most, parameters = chain.ranks.size - 1, named(chain, chain.own)
 
     def with_method(method: hb.Method) -> Callable[[], float]:
         def step() -> float:
@@ -124,6 +128,11 @@ def forward_and_backward(model: nn.Module, x: Tensor) -> float:
     between = time.perf_counter()
     loss.backward()
     return between
+
+
+def loss_of(h: Tensor, target: Tensor | None = None) -> Tensor:
+    """The mean square of ``h``; pipelines pass a target to every loss, which is not used."""
+    return h.square().mean()
 
 
 def named(layers: Sequence[nn.Module], own: Sequence[int]) -> dict[str, nn.Parameter]:
