@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -21,22 +19,18 @@ import torch
 from torch import Tensor, nn
 
 import highway_bp as hb
-from experiments.config import composed
 from experiments.malloc import keep_freed_memory
 from models.resnet import ResNet
 from scripts import benchmark
 from scripts.benchmark import DEVICE
 from scripts.program import run
-from scripts.surrogate import surrogate
 from scripts.transformer_layers import sublayers
 
 METHODS = ("bp", "k0", "k1", "k2")
-RATIOS: dict[str, benchmark.Ratio] = {
-    "bp_step_over_plain": lambda t: t["bp_step"] / t["plain_step"],
-    "iteration_over_input_backward": lambda t: (
-        (t["k2_backward"] - t["k0_backward"]) / 2 / t["plain_backward_inputs"]
-    ),
-    "k0_backward_over_plain_backward": lambda t: t["k0_backward"] / t["plain_backward"],
+RATIOS = {
+    "bp_step_over_plain": "bp_step / plain_step",
+    "iteration_over_input_backward": "(k2_backward - k0_backward) / 2 / plain_backward_inputs",
+    "k0_backward_over_plain_backward": "k0_backward / plain_backward",
 }
 
 
@@ -94,48 +88,22 @@ def measure_times(workload: str, repeats: int) -> pd.DataFrame:
     return benchmark.interleaved(runs, repeats)
 
 
-def peaks_of(workload: str, method: str) -> tuple[int, int]:
-    """`benchmark.peaks` of one forward and backward pass."""
+def peak_of(workload: str, method: str) -> int:
+    """Peak bytes of one forward and backward pass."""
     layers, x = build(workload)
     chain = hb.ResidualChain(layers, benchmark.method_of(method))
     cotangent = torch.ones_like(chain(x))
-    return benchmark.peaks(lambda: chain(x).backward(cotangent))
+    return benchmark.tensor_peak(lambda: chain(x).backward(cotangent))
 
 
 def measure_memory(workload: str) -> dict[str, float]:
     layers, x = build(workload)
-    found = {method: benchmark.in_a_fresh_process(peaks_of, workload, method) for method in METHODS}
-    base, states = found["bp"][0], x.nbytes * len(layers)
-    record = {}
-    for method, (tensors, process) in found.items():
-        record[f"tensors_mb_{method}"] = tensors / 1e6
-        record[f"process_mb_{method}"] = process / 1e6
-        record[f"hidden_states_per_layer_above_bp_{method}"] = (tensors - base) / states
+    peaks = {name: benchmark.in_a_fresh_process(peak_of, workload, name) for name in METHODS}
+    record, states = {}, x.nbytes * len(layers)
+    for name, peak in peaks.items():
+        record[f"tensors_mb_{name}"] = peak / 1e6
+        record[f"hidden_states_per_layer_above_bp_{name}"] = (peak - peaks["bp"]) / states
     return record
-
-
-def measure_data(steps: int = 50) -> dict[str, float]:
-    """Time batches of 128 augmented images, and forward and backward of ResNet-32 on one batch."""
-    data = surrogate(composed("data=cifar10").data, rows=50_000)
-    batches = replace(data, augment=True, flip=True).train_batches(128, 0, DEVICE)
-    channels_last = {"memory_format": torch.channels_last}
-    model = ResNet(depth=32, preact=True, classes=10).to(DEVICE, **channels_last)
-    numbers = count()
-
-    def deliver() -> float:
-        return benchmark.timed(lambda: batches.batch(next(numbers)))
-
-    def consume() -> float:
-        x, y = batches.batch(0)
-
-        def train() -> None:
-            data.task.loss(model, x.to(**channels_last), y)[0].backward()
-
-        return benchmark.timed(train)
-
-    batch = benchmark.interleaved({"batch": deliver}, steps).median().item()
-    step = benchmark.interleaved({"step": consume}, 5).median().item()
-    return {"batch": batch, "step": step, "step_over_batch": step / batch}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -148,18 +116,8 @@ def main(argv: Sequence[str]) -> None:
         ratios, memory = benchmark.median_ratios(seconds, RATIOS), measure_memory(workload)
         row = {"seconds": seconds.median().to_dict(), "ratios": ratios, "memory": memory}
         record["workloads"][workload] = row
-        show(workload, ratios | memory)
+        benchmark.show(workload, ratios | memory)
         benchmark.save(record, args.out)
-    if not args.only:
-        record["data"] = measure_data()
-        show("data pipeline", record["data"])
-    benchmark.save(record, args.out)
-
-
-def show(title: str, values: dict[str, float]) -> None:
-    print(title)
-    for name, value in values.items():
-        print(f"  {name:45} {value:9.4f}")
 
 
 if __name__ == "__main__":

@@ -133,25 +133,14 @@ def compare(shape: Shape, names: Sequence[str], repeats: int) -> dict:
     return {"ms": (1000 * seconds).median().to_dict(), "speedup": faster.median().to_dict()}
 
 
-def peaks_of(shape: Shape, name: str) -> tuple[int, int]:
-    return benchmark.peaks(step_of(shape, name, *inputs(shape)))
+def megabytes(shape: Shape, name: str) -> float:
+    """The peak of the tensors made in a step."""
+    return benchmark.tensor_peak(step_of(shape, name, *inputs(shape))) / 1e6
 
 
 def memory(shape: Shape, names: Sequence[str] = ("nn", "k0", "k5")) -> dict:
-    """Peak megabytes of the tensors made in a step, and on a CPU of the whole process."""
-    found = {name: benchmark.in_a_fresh_process(peaks_of, shape, name) for name in names}
-    return {
-        "peak": {
-            name: {"tensors_mb": tensors / 1e6, "process_mb": process / 1e6}
-            for name, (tensors, process) in found.items()
-        }
-    }
-
-
-def shown(measured: dict) -> dict:
-    if "speedup" in measured:
-        return {name: round(value, 2) for name, value in measured["speedup"].items()}
-    return {name: round(value["tensors_mb"]) for name, value in measured["peak"].items()}
+    peaks = {name: benchmark.in_a_fresh_process(megabytes, shape, name) for name in names}
+    return {"peak": {name: {"tensors_mb": peak} for name, peak in peaks.items()}}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -166,14 +155,14 @@ def main(argv: Sequence[str]) -> None:
     prepare_torch({"threads": None, "tf32": args.tf32, "deterministic": False})
     keys = {shape: key for key, shape in PAPER.items()}
     for part in args.parts:
-        times = partial(compare, names=NAMES[part], repeats=args.repeats)
-        for name, measure in {part: times, "memory": memory}.items():
-            for shape in SHAPES[part] if (part, name) != ("grid", "memory") else ():
-                found = measure(shape)
-                entry = {"row": keys.get(shape), "shape": str(shape), **found}
-                record.setdefault(name, []).append(entry)
-                print(name, shape, shown(found), flush=True)
-                benchmark.save(record, args.out)
+        for shape in SHAPES[part]:
+            about = {"row": keys.get(shape), "shape": str(shape)}
+            times = compare(shape, NAMES[part], args.repeats)
+            record.setdefault(part, []).append(about | times)
+            if part != "grid":
+                record.setdefault("memory", []).append(about | memory(shape))
+            print(part, shape, {n: round(ratio, 2) for n, ratio in times["speedup"].items()})
+            benchmark.save(record, args.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What all benchmarks share: times, peak memory, arguments and records.
+"""What all benchmarks share: times, ratios, peak memory, arguments and records.
 
 Times are medians of interleaved repetitions in one process, after a warm-up, synchronised on CUDA.
 A ratio is the median of the ratios within each repetition, so that the machine's drift cancels.
@@ -29,7 +29,6 @@ from experiments.errors import UserError
 from experiments.provenance import environment
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-Ratio = Callable[[pd.DataFrame], pd.Series]  # of columns of seconds, in every repetition
 
 
 def arguments(description: str, repeats: int = 7) -> argparse.ArgumentParser:
@@ -91,19 +90,24 @@ def interleaved(runs: Mapping[str, Callable[[], float]], repeats: int) -> pd.Dat
     return pd.DataFrame(rounds[1:])
 
 
-def median_ratios(seconds: pd.DataFrame, ratios: Mapping[str, Ratio]) -> dict[str, float]:
-    return {name: float(ratio(seconds).median()) for name, ratio in ratios.items()}
+def median_ratios(seconds: pd.DataFrame, ratios: Mapping[str, str]) -> dict[str, float]:
+    """By name, the median over repetitions of a formula in the columns of ``seconds``."""
+    return {name: float(seconds.eval(formula).median()) for name, formula in ratios.items()}
+
+
+def show(title: str, values: Mapping[str, float]) -> None:
+    print(title)
+    for name, value in values.items():
+        print(f"  {name:45} {value:9.4f}", flush=True)
 
 
 def in_a_fresh_process(function: Callable, *arguments: Any) -> Any:
-    """Return what a module-level function returns in a new Python process."""
+    """Return what a module-level function returns in a new Python process.
+
+    The profiler mistakes memory that an earlier profile has seen.
+    """
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
-
-
-def peaks(step: Callable[[], object]) -> tuple[int, int]:
-    """Peak bytes of ``step`` after a warm-up: of tensors, and of this process (0 on CUDA)."""
-    return tensor_peak(step), 0 if DEVICE.type == "cuda" else _high_water_mark()
 
 
 def tensor_peak(step: Callable[[], object]) -> int:
@@ -122,9 +126,3 @@ def tensor_peak(step: Callable[[], object]) -> int:
         if e.name() == "[memory]"
     ]
     return max(accumulate(size for _, size in sorted(events, key=itemgetter(0))))
-
-
-def _high_water_mark() -> int:
-    """This process's peak resident bytes. (getrusage would give a parent's, if that was larger.)"""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
