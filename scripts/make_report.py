@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import base64
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -101,7 +102,7 @@ def in_html(page: Path) -> Markup:
     return Markup(markdown.renderer.render(tokens, markdown.options, {}))
 
 
-def page(claims: list[tuple[Claim, Finding]], results: Results) -> str:
+def page(findings: dict[str, Finding], results: Results) -> str:
     figures, tables = results.folder / "figures", results.folder / "tables"
     pages = {file.stem: in_html(file) for file in sorted(tables.glob("*.md"))}
     templates = Environment(
@@ -112,8 +113,9 @@ def page(claims: list[tuple[Claim, Finding]], results: Results) -> str:
     )
     pictures = {figures / f"{name}.png": text for name, text in CAPTIONS.items()}
     return templates.get_template("report.html.j2").render(
-        claims=claims,
-        counts={verdict: sum(f.verdict is verdict for _, f in claims) for verdict in Verdict},
+        claims=[(text, CLAIMS[text], found) for text, found in findings.items()],
+        counts=Counter(found.verdict for found in findings.values()),
+        verdicts=Verdict,
         results=results,
         made=environment(torch.device("cpu")),
         figures={embedded(file): text for file, text in pictures.items() if file.exists()},
@@ -135,11 +137,11 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     out = args.out or args.results / "report.html"
     results = read_results(args.results)
-    claims = [(claim, claim.judge(results)) for claim in CLAIMS]
-    write_text(out, page(claims, results))
+    findings = {text: claim.judge(results) for text, claim in CLAIMS.items()}
+    write_text(out, page(findings, results))
     print(out)
-    for claim, found in claims:
-        print(f"{found.verdict:30} {claim.text}")
+    for text, found in findings.items():
+        print(f"{found.verdict:30} {text}")
     if results.left_out:
         raise UserError("some rows were left out; the page lists them")
 

@@ -233,6 +233,6 @@ def test_the_times_are_those_of_the_benchmarks():
 
 def test_the_tally_of_claims_is_the_reports():
     results = read_results(ROOT / "results")
-    found = Counter(claim.judge(results).verdict for claim in CLAIMS)
+    found = Counter(claim.judge(results).verdict for claim in CLAIMS.values())
     tally = ", ".join(f"{verdict} {n}" for verdict in Verdict if (n := found[verdict]))
     assert f"Of {len(CLAIMS)} claims of the paper: {tally}." in README.replace("\n", " ")
