@@ -61,8 +61,7 @@ def hours_of(claim: Claim, found: Finding, results: Results) -> str:
 def hours_in_full(paper: PaperRow, results: Results) -> str:
     """Hours of one run in the paper's own setting on one GPU: steps times seconds of a step."""
     for preset in paper.presets:
-        name = f"steps_{preset}.cuda"
-        record = results.records(f"{name}.json").get(name)
+        record = results.record(f"steps_{preset}.cuda")
         if record and "small" not in preset and "narrow" not in preset:
             seconds = record["seconds"]
             bp = paper.steps * seconds["bp"] / 3600

@@ -254,7 +254,7 @@ def cost_beside_fixed_point(paper: PaperRow, ms: dict, _: dict) -> tuple[str, li
 
 
 def memory(results: Results) -> Finding:
-    record = results.records("bench_engine.json").get("bench_engine")
+    record = results.record("bench_engine")
     if record is None:
         return NOT_MEASURED
     name = "hidden_states_per_layer_above_bp_k2"
@@ -266,7 +266,7 @@ def memory(results: Results) -> Finding:
 
 def shared_backward(results: Results) -> Finding:
     """The backward pass of layers on two processes beside that of one process."""
-    record = results.records("bench_sharded.json").get("bench_sharded")
+    record = results.record("bench_sharded")
     if record is None or not {"1", "2"} <= record["processes"].keys():
         return NOT_MEASURED
     one, two = (record["processes"][P]["seconds"] for P in ("1", "2"))

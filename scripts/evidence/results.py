@@ -14,7 +14,6 @@ from experiments.errors import UserError
 from scripts.evidence.paper import PaperRow, paper_rows, preset_gamma, step_setup
 from scripts.evidence.rows import Arm, read_rows
 from scripts.evidence.settings import Setting, settings_of
-from scripts.program import message
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,10 @@ class Results:
             (paper, next(iter(self.settings[key]), None)) for key, paper in paper_rows().items()
         ]
 
+    def record(self, name: str) -> Any:
+        """The benchmark record NAME.json; None without it."""
+        return self.records(f"{name}.json").get(name)
+
     def records(self, pattern: str) -> dict[str, Any]:
         """Benchmark records by file name without .json; one that is not JSON is left out."""
         found = {}
@@ -53,10 +56,9 @@ class Results:
         If the preset was not measured, another one of the experiment with the same step is used.
         """
         kind, step = setting.device_kind, step_setup(setting.preset, setting.device_kind)
-        records = self.records(f"steps_*.{kind}.json")
         same = [p for p in setting.paper.presets if step_setup(p, kind) == step]
-        names = [f"steps_{preset}.{kind}" for preset in (setting.preset, *same)]
-        measured = next((records[n]["seconds"] for n in names if n in records), {})
+        found = (self.record(f"steps_{preset}.{kind}") for preset in (setting.preset, *same))
+        measured = next((record["seconds"] for record in found if record), {})
         gamma = preset_gamma(setting.preset)
         names = {arm: step_name(arm, gamma) for arm in setting.plain()}
         return {arm: measured[name] for arm, name in names.items() if name in measured}
@@ -108,30 +110,19 @@ Makers = Mapping[str, Callable[[Results], Output | None]]  # None: there is no d
 def make_all(description: str, outputs: str, makers: Makers, argv: Sequence[str]) -> None:
     """Run a program that makes files from a results folder, and print the paths of the files.
 
-    The files go to the folder ``outputs`` below the results folder. If one file cannot be made, the
-    others are still made.
+    The files go to the folder ``outputs`` below the results folder.
 
     Raises:
-        UserError: at the end, if a file could not be made or rows were left out.
+        UserError: at the end, if rows were left out.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("results", type=Path, help="folder with KEY.jsonl files")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="make these files alone")
+    parser.add_argument("--only", nargs="+", choices=makers, metavar="NAME", default=list(makers))
     args = parser.parse_args(argv)
-    results = read_results(args.results)
-    if unknown := set(args.only or ()) - set(makers):
-        raise UserError(f"--only {' '.join(sorted(unknown))}; expected some of {', '.join(makers)}")
-    folder, failed = args.results / outputs, []
+    results, folder = read_results(args.results), args.results / outputs
     folder.mkdir(exist_ok=True)
-    for name in args.only or makers:
-        try:
-            made = makers[name](results)
-            if made is not None:
-                print(made.write(folder, name))
-        except (UserError, OSError) as error:
-            print(f"error: {name}: {message(error)}", file=sys.stderr)
-            failed.append(name)
-    if failed or results.left_out:
-        raise UserError(
-            f"could not use {', '.join(failed) or 'some rows'}; all other files are made"
-        )
+    for name in args.only:
+        if made := makers[name](results):
+            print(made.write(folder, name))
+    if results.left_out:
+        raise UserError("some rows were left out; all files are made of the others")

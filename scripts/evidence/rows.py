@@ -122,19 +122,12 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a results file; none if the file does not exist.
 
     Raises:
-        UserError: the file is empty, a line is not a row of the present schema, a curve lacks
-            columns or has columns of different lengths, or two rows belong to one run.
+        UserError: a line is not a row of the present schema, or two rows belong to one run.
     """
-    if not path.exists():
-        return []
-    rows = read_json_lines(path)
-    if not rows:
-        raise UserError(f"{path} is empty; expected one row per finished run")
+    rows = read_json_lines(path) if path.exists() else []
     lines: dict[tuple, int] = {}
     for number, row in enumerate(rows, start=1):
-        where = f"{path} line {number}"
-        check_row(row, where)
-        check_curve(row, where)
+        check_row(row, f"{path} line {number}")
         first = lines.setdefault(key_of(row), number)
         if first != number:
             raise UserError(
@@ -149,32 +142,14 @@ def name_of_run(row: Row) -> str:
     return f"{row['config_hash']} on {row['device_kind']}, seed {row['seed']}"
 
 
-def check_curve(row: Row, where: str) -> None:
-    """Raise UserError if a column of the row's curve is missing, or columns differ in length."""
-    for part, names in curve_columns(row).items():
-        try:
-            lengths = {len(row["curve"][part][name]) for name in names}
-        except (KeyError, TypeError):
-            lengths = set()
-        if len(lengths) != 1:
-            raise UserError(
-                f"{where}: curve, {part}: expected the columns {', '.join(names)}, "
-                "all of one length"
-            )
-
-
-def curve_columns(row: Row) -> dict[str, tuple[str, ...]]:
-    """The names of the columns of a row's curve, for its training and for its evaluations."""
-    return {"train": ("step", "train_loss"), "eval": ("step", "eval_loss", row["metric"])}
-
-
 def curve(row: Row, records: Sequence[dict]) -> dict[str, Any]:
     """The training and evaluation curves of a run as columns, thinned.
 
     If the gradient's error was measured, the curve has the error of every moment and k.
     """
+    columns = {"train": ("step", "train_loss"), "eval": ("step", "eval_loss", row["metric"])}
     found: dict[str, Any] = {}
-    for part, names in curve_columns(row).items():
+    for part, names in columns.items():
         kept = thin([r for r in records if f"{part}_loss" in r])
         found[part] = {name: [record[name] for record in kept] for name in names}
     names = ("k", "cosine", "relative_error", "increment")

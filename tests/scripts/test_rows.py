@@ -84,27 +84,10 @@ def test_two_rows_of_one_run_and_broken_files_are_reported(tmp_path):
         read_rows(twice)
     on_both = [row("resnet32"), row("resnet32", device="cuda")]
     assert len(read_rows(write_rows(tmp_path, "resnet32", on_both))) == 2
-    broken = {b"": "is empty", b"{": "line 1 is not JSON", b"\xff\n": "line 1 is not JSON"}
-    for content, told in broken.items():
+    for content in (b"{", b"\xff\n"):
         (tmp_path / "broken.jsonl").write_bytes(content)
-        with pytest.raises(UserError, match=rf"broken\.jsonl {told}"):
+        with pytest.raises(UserError, match=r"broken\.jsonl line 1 is not JSON"):
             read_rows(tmp_path / "broken.jsonl")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda curve: curve.pop("eval"),
-        lambda curve: curve["train"].pop("step"),
-        lambda curve: curve["train"]["step"].pop(),
-        lambda curve: curve.update(train=[]),
-    ],
-)
-def test_a_curve_that_cannot_be_drawn_is_reported(tmp_path, change):
-    bad = row("gru_pixels")
-    change(bad["curve"])
-    with pytest.raises(UserError, match=r"line 1: curve, (train|eval): expected the columns step"):
-        read_rows(write_rows(tmp_path, "gru_pixels", [bad]))
 
 
 def test_arms_are_named_as_people_call_them():
