@@ -27,6 +27,7 @@ import highway_bp as hb
 from experiments.atomic import write_text
 from experiments.errors import UserError
 from experiments.provenance import environment
+from scripts.program import at_least_one
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -37,12 +38,6 @@ def arguments(description: str, repeats: int = 7) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     parser.add_argument("--repeats", type=at_least_one, default=repeats)
     return parser
-
-
-def at_least_one(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}; expected a whole number, at least 1")
-    return int(text)
 
 
 def new_record(**settings: Any) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import base64
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -35,16 +35,7 @@ from scripts.evidence.rows import Row, arm_of, name_of_run
 from scripts.program import run
 
 PAPERS = ("table2", "table3", "table6")
-CAPTIONS = {
-    "figure2": "Figure 2: final score of the deep networks against k.",
-    "figure3": "Figure 3: GPT-2's evaluation loss during training.",
-    "figure4": "Figure 4: final score of the recurrent networks against k.",
-    "figure5": "Figure 5: loss of the three-layer GRU against time.",
-    "figure6": "Figure 6: how near the gradient is to the exact one, at moments of training.",
-    "time": "Beyond the paper: loss against time for every network.",
-    "scaling": "Beyond the paper: layers on several devices.",
-    "schedules": "Beyond the paper: what changing k during training reaches.",
-}
+FIGURES = (*(f"figure{n}" for n in range(2, 7)), "time", "scaling", "schedules")
 
 
 def hours_of(claim: Claim, found: Finding, results: Results) -> str:
@@ -75,30 +66,15 @@ def hours_in_full(paper: PaperRow, results: Results) -> str:
 
 
 def embedded(picture: Path) -> Markup:
-    """A picture as an <img> with embedded data: its SVG if there is one, else its PNG."""
-    vector = picture.with_suffix(".svg")
-    kind, file = ("svg+xml", vector) if vector.exists() else ("png", picture)
-    data = base64.b64encode(file.read_bytes()).decode()
-    return Markup('<img alt="{}" src="data:image/{};base64,{}">').format(picture.stem, kind, data)
+    """A picture as an <img> with embedded data."""
+    data = base64.b64encode(picture.read_bytes()).decode()
+    return Markup('<img alt="{}" src="data:image/svg+xml;base64,{}">').format(picture.stem, data)
 
 
 def in_html(page: Path) -> Markup:
-    """A Markdown page as HTML: all headings are h4, and every table cell has its column's name."""
-    markdown = MarkdownIt("commonmark").enable("table")
-    tokens = markdown.parse(page.read_text())
-    columns: list[str] = []
-    for token, content in pairwise(tokens):
-        if token.type == "heading_open" or token.type == "heading_close":
-            token.tag = "h4"
-        elif token.type == "thead_open":
-            columns = []
-        elif token.type == "th_open":
-            columns.append(content.content)
-        elif token.type == "tr_open":
-            cell = iter(columns)
-        elif token.type == "td_open":
-            token.attrSet("data-column", next(cell))
-    return Markup(markdown.renderer.render(tokens, markdown.options, {}))
+    """A Markdown page as HTML, with all headings at one level."""
+    html = MarkdownIt("commonmark").enable("table").render(page.read_text())
+    return Markup(re.sub(r"(</?h)\d", r"\g<1>4", html))
 
 
 def page(findings: dict[str, Finding], results: Results) -> str:
@@ -110,14 +86,14 @@ def page(findings: dict[str, Finding], results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pictures = {figures / f"{name}.png": text for name, text in CAPTIONS.items()}
+    pictures = [figures / f"{name}.svg" for name in FIGURES]
     return templates.get_template("report.html.j2").render(
         claims=[(text, CLAIMS[text], found) for text, found in findings.items()],
         counts=Counter(found.verdict for found in findings.values()),
         verdicts=Verdict,
         results=results,
         made=environment(torch.device("cpu")),
-        figures={embedded(file): text for file, text in pictures.items() if file.exists()},
+        figures=[embedded(picture) for picture in pictures if picture.exists()],
         tables=[pages.pop(name) for name in PAPERS if name in pages],
         others=pages,
         row_text=row_text,

@@ -27,17 +27,19 @@ SPAN = 8  # records over which training losses are averaged: one batch's loss is
 
 def table(arms: dict[Arm, list[Row]]) -> str:
     """One line per method: final score, training seconds, seconds relative to BP's."""
-    seconds = {arm: fmean(row["seconds"] for row in rows) for arm, rows in arms.items()}
-    exact = next((s for arm, s in seconds.items() if arm.grad == "bp"), None)
     metric = metric_of(next(iter(arms.values()))[0])
-    lines = [f"{'method':24} {'runs':>4} {metric.label:>18} {'seconds':>9} {'x BP':>6}"]
-    for arm, rows in arms.items():
-        mean = fmean(map(score, rows))
-        ratio = f"{seconds[arm] / exact:.2f}" if exact else "-"
-        lines.append(
-            f"{arm!s:24} {len(rows):4} {mean:18.{metric.digits}f} {seconds[arm]:9.1f} {ratio:>6}"
-        )
-    return "\n".join(lines)
+    found = pd.DataFrame(
+        [
+            (len(rows), fmean(map(score, rows)), fmean(row["seconds"] for row in rows))
+            for rows in arms.values()
+        ],
+        index=map(str, arms),
+        columns=["runs", metric.label, "seconds"],
+    )
+    found["x BP"] = found["seconds"] / found["seconds"].get("BP", float("nan"))
+    digits = {metric.label: metric.digits, "seconds": 1, "x BP": 2}
+    formatters = {name: f"{{:.{n}f}}".format for name, n in digits.items()}
+    return found.to_string(formatters=formatters, na_rep="-")
 
 
 def draw_scores(axes: Axes, arms: dict[Arm, list[Row]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,13 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         if isinstance(error, OSError) and error.filename is None:
             raise
         sys.exit(f"error: {message(error)}")
+
+
+def at_least_one(text: str) -> int:
+    """The number of an argument."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}; expected a whole number, at least 1")
+    return int(text)
 
 
 def message(error: UserError | OSError) -> str:

@@ -5,8 +5,8 @@
 
 Runs are made in the order of the experiments given, or in the plan's order. Every run is a process
 of train.py with one thread. Interrupted runs are resumed. Runs that are finished, or have a row in
-results/ from this kind of device, are skipped. On SIGINT, on SIGTERM or after --seconds, the runs
-in progress write a checkpoint and end.
+results/ from this kind of device, are skipped. On SIGINT or SIGTERM the runs in progress write a
+checkpoint and end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from experiments.provenance import REPOSITORY
 from experiments.run_folder import STARTED
 from scripts.evidence.paper import RESULTS, PlannedRun, paper_rows, plan
 from scripts.evidence.rows import read_rows
-from scripts.program import run
+from scripts.program import at_least_one, run
 
 STOPPED = (0, 128 + signal.SIGTERM, -signal.SIGTERM)  # exit codes: finished, or can be resumed
 
@@ -50,12 +50,12 @@ def run_folders(root: Path) -> Iterator[tuple[Path, PlannedRun, str]]:
         yield found
 
 
-def recorded(results: Path, device: str) -> set[tuple]:
-    """`PlannedRun.result` of all rows from a kind of device."""
+def recorded(device: str) -> set[tuple]:
+    """`PlannedRun.result` of all committed rows from a kind of device."""
     return {
         PlannedRun(key, tuple(row["overrides"]), row["seed"]).result
         for key in paper_rows()
-        for row in read_rows(results / f"{key}.jsonl")
+        for row in read_rows(RESULTS / f"{key}.jsonl")
         if row["device_kind"] == device
     }
 
@@ -66,14 +66,14 @@ def command(one: PlannedRun, root: Path, more: Sequence[str]) -> list[str]:
     return [sys.executable, train, *one.overrides, *beside, "trainer.threads=1", *more]
 
 
-def make(one: PlannedRun, root: Path, more: Sequence[str], stop: Callable[[], bool]) -> bool:
-    """Make one run, or end it by SIGTERM once ``stop()`` is true; return whether it failed."""
-    if stop():
+def make(one: PlannedRun, root: Path, more: Sequence[str], stop: StopSignal) -> bool:
+    """Make one run, or end it by SIGTERM once ``stop`` has arrived; return whether it failed."""
+    if stop.received:
         return False
     print(f"{time.strftime('%H:%M:%S')} {one}", flush=True)
     with open(root / "log.txt", "a") as log:
         process = subprocess.Popen(command(one, root, more), stdout=log, stderr=log, cwd=REPOSITORY)
-        while process.poll() is None and not stop():
+        while process.poll() is None and not stop.received:
             time.sleep(1.0)
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -85,17 +85,8 @@ def make(one: PlannedRun, root: Path, more: Sequence[str], stop: Callable[[], bo
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("keys", nargs="*", help="experiments of results/paper.yaml; none: all")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="stop after so many seconds"
-    )
+    parser.add_argument("--jobs", type=at_least_one, default=1, help="runs at a time")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders")
-    parser.add_argument(
-        "--results",
-        type=Path,
-        default=RESULTS,
-        help="folder of rows; a run whose row is there is skipped",
-    )
     parser.add_argument(
         "--gpu", action="store_true", help="make the runs that take hours on a GPU as well"
     )
@@ -110,10 +101,8 @@ def main(argv: Sequence[str]) -> None:
     if unknown := set(args.keys) - set(paper_rows()):
         known = ", ".join(paper_rows())
         raise UserError(f"{', '.join(sorted(unknown))}; expected some of {known}")
-    if args.jobs < 1:
-        raise UserError(f"--jobs {args.jobs}; expected at least 1")
     done = {one.result for folder, one, _ in run_folders(args.runs) if (folder / "DONE").exists()}
-    done |= recorded(args.results, "cuda" if torch.cuda.is_available() else "cpu")
+    done |= recorded("cuda" if torch.cuda.is_available() else "cpu")
     wanted = [one for key in args.keys for one in plan() if one.key == key] or plan()
     todo = [
         one
@@ -125,13 +114,9 @@ def main(argv: Sequence[str]) -> None:
         for one in todo:
             print(shlex.join(command(one, args.runs, args.set)))
         return
-    end, root = time.monotonic() + args.seconds, args.runs.absolute()
+    root = args.runs.absolute()
     root.mkdir(parents=True, exist_ok=True)
-    with StopSignal() as signals, ThreadPoolExecutor(args.jobs) as pool:
-
-        def stop() -> bool:
-            return signals.received is not None or time.monotonic() > end
-
+    with StopSignal() as stop, ThreadPoolExecutor(args.jobs) as pool:
         failed = sum(pool.map(lambda one: make(one, root, args.set, stop), todo))
     if failed:
         raise UserError(f"{failed} runs failed")

@@ -27,7 +27,7 @@ GPU = "missing, for a GPU"
 STATES = ("done", "to collect", "running", "interrupted", "missing", GPU)
 
 
-def states(results: Path, runs: Path, device: str) -> dict[PlannedRun, str]:
+def states(runs: Path, device: str) -> dict[PlannedRun, str]:
     """The state of every planned run on a kind of device, from its row or else its run folder."""
     found = {}
     for folder, one, where in run_folders(runs):
@@ -35,7 +35,7 @@ def states(results: Path, runs: Path, device: str) -> dict[PlannedRun, str]:
             found[one.result] = "to collect"
         elif where == device:
             found[one.result] = "running" if is_busy(folder) else "interrupted"
-    found |= dict.fromkeys(recorded(results, device), "done")
+    found |= dict.fromkeys(recorded(device), "done")
     return {one: found.get(one.result, GPU if one.gpu else "missing") for one in plan()}
 
 
@@ -60,17 +60,11 @@ def next_command(found: dict[PlannedRun, str], runs: Path, device: str) -> str:
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of run folders")
-    parser.add_argument(
-        "--device",
-        choices=("cpu", "cuda"),
-        default="cpu",
-        help="show the runs of this kind of device",
-    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the runs")
     parser.add_argument("-v", "--verbose", action="store_true", help="list every run")
     args = parser.parse_args(argv)
-    found = states(args.results, args.runs, args.device)
+    found = states(args.runs, args.device)
     if args.verbose:
         for one, state in found.items():
             print(f"{state:18}  {one}")

@@ -12,41 +12,40 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import pandas as pd
 
 from experiments.errors import UserError
 from scripts.benchmark import save
 from scripts.evidence.rows import read_json_lines
 from scripts.program import run
 
-COMPARED = ("train_loss", "grad_norm", "eval_loss")
+COMPARED = ["train_loss", "grad_norm", "eval_loss"]
 
 
-def difference(a: Sequence[dict], b: Sequence[dict], name: str) -> dict[str, float]:
-    """The number of records that have ``name``, and the largest difference with its step.
+def records(folder: Path) -> pd.DataFrame:
+    """What a run has recorded, by step."""
+    return pd.DataFrame(read_json_lines(folder / "metrics.jsonl")).groupby("step").first()
+
+
+def differences(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, dict]:
+    """By score, the number of records and the largest difference with its step.
 
     Raises:
-        UserError: no record has it.
+        UserError: the runs have not recorded the same, or no record has a score.
     """
-    pairs = [(x["step"], abs(x[name] - y[name])) for x, y in zip(a, b, strict=True) if name in x]
-    if not pairs:
-        raise UserError(f"no record has {name}; expected runs with a smaller trainer.log_interval")
-    step, most = max(pairs, key=lambda pair: pair[1])
-    return {"records": len(pairs), "largest": most, "at_step": step}
-
-
-def compared(a: tuple[str, Path], b: tuple[str, Path]) -> dict[str, Any]:
-    """Differences of run ``b`` from run ``a``; UserError if they recorded different steps."""
-    records = [read_json_lines(path / "metrics.jsonl") for _, path in (a, b)]
-    steps = [[(r["step"], sorted(r)) for r in found] for found in records]
-    if steps[0] != steps[1]:
+    if not a.notna().equals(b.notna()):
+        raise UserError("the runs have not recorded the same steps and scores")
+    if missing := set(COMPARED) - set(a):
         raise UserError(
-            f"{a[1]} and {b[1]} have not recorded the same steps and scores; expected "
-            "finished runs of equal length and intervals"
+            f"no record has {', '.join(missing)}; expected runs with a smaller trainer.log_interval"
         )
-    return {"run": b[0], "of": a[0], **{name: difference(*records, name) for name in COMPARED}}
+    apart = (a[COMPARED] - b[COMPARED]).abs()
+    found = apart.agg(["count", "max", "idxmax"]).T
+    found.columns = ["records", "largest", "at_step"]
+    return found.astype({"records": int, "at_step": int}).to_dict("index")
 
 
 def named(argument: str) -> tuple[str, Path]:
@@ -64,12 +63,15 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="LABEL=FOLDER")
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     args = parser.parse_args(argv)
-    runs = [named(argument) for argument in args.runs]
-    found = [compared(runs[0], other) for other in runs[1:]]
-    for one in found:
-        shown = [f"{name} {one[name]['largest']:.2g}" for name in COMPARED]
-        print(f"{one['run']}: largest difference from {one['of']}: {'; '.join(shown)}")
-    rows = {label: json.loads((path / "row.json").read_text()) for label, path in runs}
+    runs = dict(named(argument) for argument in args.runs)
+    (first, folder), *others = runs.items()
+    found = []
+    for label, other in others:
+        apart = differences(records(folder), records(other))
+        shown = [f"{name} {apart[name]['largest']:.2g}" for name in COMPARED]
+        print(f"{label}: largest difference from {first}: {'; '.join(shown)}")
+        found.append({"run": label, "of": first, **apart})
+    rows = {label: json.loads((path / "row.json").read_text()) for label, path in runs.items()}
     save({"runs": rows, "differences": found}, args.out)
 
 

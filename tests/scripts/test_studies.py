@@ -50,8 +50,11 @@ def test_runs_are_compared_step_by_step(train, tmp_path):
     same, other = json.loads(out.read_text())["differences"]
     assert same["train_loss"] == {"records": 6, "largest": 0.0, "at_step": 1}
     assert other["grad_norm"]["largest"] > 0
-    with pytest.raises(UserError, match="no record has rate"):
-        compare_runs.difference([{"step": 1}], [{"step": 1}], "rate")
+    found = compare_runs.records(a)
+    with pytest.raises(UserError, match="no record has grad_norm"):
+        compare_runs.differences(*[found.drop(columns="grad_norm")] * 2)
+    with pytest.raises(UserError, match="not recorded the same steps"):
+        compare_runs.differences(found, found[:2])
     with pytest.raises(UserError, match="expected LABEL=FOLDER"):
         compare_runs.main([str(a)])
 
