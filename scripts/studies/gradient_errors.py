@@ -5,7 +5,7 @@
 On some training batches of a finished run, the program compares the gradient of all parameters by
 every variant and k with backpropagation's. A recurrent network's variants are its carries, windows
 of steps and the fixed point; those of other chains are gammas and groups. A run that was made with
-trainer.snapshots=[100,500] has kept its weights after these steps: --snapshots adds such files.
+trainer.snapshots=[100,500] has kept its weights after these steps: they are compared as well.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -37,27 +36,20 @@ GAMMAS = (0.0, 0.2, 0.5, 0.8, "auto")
 WINDOW, GROUPS = 16, 4
 
 
-def load(folder: Path, root: str | None) -> tuple[nn.Module, object, dict]:
-    """The trained model of a finished run, its data, and the run's row."""
+def load(folder: Path) -> tuple[nn.Module, object, dict, dict[int, dict]]:
+    """The model of a finished run, its data, its row, and its weights by step, the last as well."""
     if not (folder / "DONE").exists():
         raise UserError(f"{folder} is no finished run; expected a folder that contains DONE")
     row = json.loads((folder / "row.json").read_text())
     cfg = OmegaConf.create(row["config"])
     from_hub = "load_hub" in cfg.data._target_
-    data = instantiate(cfg.data, **({"root": root} if from_hub else {}))
+    root = {"root": os.environ.get("HIGHWAY_BP_DATA")} if from_hub else {}
+    data = instantiate(cfg.data, **root)
     model = instantiate(cfg.model, **data.model_arguments())
-    model.load_state_dict(checkpoint.load(folder)[0]["model"])
-    return model, data, row
-
-
-def snapshot(model: nn.Module, file: Path) -> tuple[int, dict]:
-    """Load a snapshot into ``model``; return its step and weights."""
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        return state["step"], state["model"]
-    except (OSError, RuntimeError, KeyError, UnpicklingError) as error:
-        raise UserError(f"{file}: no snapshot of this model ({str(error)[:100]})") from error
+    files = (folder / "snapshots").glob("*.pt")
+    states = [*(torch.load(f, weights_only=True) for f in files), checkpoint.load(folder)[0]]
+    weights = {state["step"]: state["model"] for state in states}
+    return model, data, row, dict(sorted(weights.items()))
 
 
 def recurrent(model: nn.Module) -> list[nn.Module]:
@@ -98,25 +90,22 @@ def errors(model: nn.Module, batches: Sequence, task) -> list[dict]:
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("--snapshots", type=Path, nargs="*", default=[], help="earlier weights")
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     parser.add_argument("--batches", type=int, default=2)
-    parser.add_argument("--root", default=os.environ.get("HIGHWAY_BP_DATA"), help="see data.root")
     args = parser.parse_args(argv)
-    model, data, row = load(args.run, args.root)
-    last = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model, data, row, moments = load(args.run)
     source = data.train_batches(row["batch_size"], seed=1, device="cpu")
     batches = [source.batch(i) for i in range(args.batches)]
-    moments = []
-    for step, weights in [*(snapshot(model, f) for f in args.snapshots), (row["steps"], last)]:
+    record = []
+    for step, weights in moments.items():
         model.load_state_dict(weights)
         found = errors(model, batches, data.task)
-        moments.append({"step": step, "errors": found})
+        record.append({"step": step, "errors": found})
         cosines = pd.DataFrame(found).pivot(index="variant", columns="k", values="cosine")
         cosines = cosines.reindex(list(variants(model))).to_string(float_format="{:.4f}".format)
         print(f"after {step} steps of {row['grad']}, cosine with the exact gradient\n{cosines}")
     about = {n: row[n] for n in ("experiment", "grad", "k", "seed", "config_hash", "commit")}
-    save(new_record(run=about, moments=moments), args.out)
+    save(new_record(run=about, moments=record), args.out)
 
 
 if __name__ == "__main__":

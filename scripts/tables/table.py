@@ -26,11 +26,8 @@ class Table:
 
     def markdown(self) -> str:
         """A pipe table, below its heading and note."""
-        cells = [
-            list(self.lines[0]),
-            ["---"] * len(self.lines[0]),
-            *(one.values() for one in self.lines),
-        ]
+        names = self.lines[0]
+        cells = [names, ["---"] * len(names), *(line.values() for line in self.lines)]
         rows = [" | ".join(cell.replace("|", r"\|") for cell in line) for line in cells]
         heading = f"## {self.heading}" if self.heading else ""
         return "\n\n".join(filter(None, [heading, self.note, "\n".join(f"| {r} |" for r in rows)]))
