@@ -14,7 +14,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -59,7 +58,7 @@ def build(workload: str) -> tuple[list[nn.Module], Tensor]:
     return list(layers.to(DEVICE)), x.to(DEVICE).requires_grad_()
 
 
-def measure_times(workload: str, repeats: int) -> pd.DataFrame:
+def measure_times(workload: str, repeats: int) -> dict[str, dict]:
     layers, x = build(workload)
     plain = nn.Sequential(*layers)
     cotangent = torch.randn_like(plain(x).detach())
@@ -85,7 +84,7 @@ def measure_times(workload: str, repeats: int) -> pd.DataFrame:
     runs["plain_backward_inputs"] = backward(plain, [x])
     runs |= {f"{name}_backward": backward(chains[name], leaves) for name in ("k0", "k1", "k2")}
     runs["plain_backward"] = backward(plain, leaves)
-    return benchmark.interleaved(runs, repeats)
+    return benchmark.times(runs, repeats, RATIOS)
 
 
 def peak_of(workload: str, method: str) -> int:
@@ -112,11 +111,9 @@ def main(argv: Sequence[str]) -> None:
     args = parser.parse_args(argv)
     record = benchmark.new_record(repeats=args.repeats, workloads={})
     for workload in [args.only] if args.only else WORKLOADS:
-        seconds = measure_times(workload, args.repeats)
-        ratios, memory = benchmark.median_ratios(seconds, RATIOS), measure_memory(workload)
-        row = {"seconds": seconds.median().to_dict(), "ratios": ratios, "memory": memory}
-        record["workloads"][workload] = row
-        benchmark.show(workload, ratios | memory)
+        times, memory = measure_times(workload, args.repeats), measure_memory(workload)
+        record["workloads"][workload] = times | {"memory": memory}
+        benchmark.show(workload, times["ratios"] | memory)
         benchmark.save(record, args.out)
 
 

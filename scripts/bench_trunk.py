@@ -17,7 +17,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -43,23 +42,24 @@ RATIOS = {
 
 
 def gpt2() -> nn.Module:
-    torch.manual_seed(0)
-    transformers = quiet_transformers()
-    sizes = {"n_positions": LENGTH, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4}
     no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    config = transformers.GPT2Config(
-        vocab_size=VOCABULARY, **sizes, **no_dropout, bos_token_id=None, eos_token_id=None
-    )
-    return transformers.GPT2LMHeadModel(config).to(DEVICE).train()
+    sizes = {"n_positions": LENGTH, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4}
+    return causal_model("gpt2", **sizes, **no_dropout)
 
 
 def experts() -> nn.Module:
-    torch.manual_seed(0)
-    transformers = quiet_transformers()
     sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 4}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "num_local_experts": 4}
-    config = transformers.MixtralConfig(vocab_size=VOCABULARY, **sizes, **heads)
-    return transformers.MixtralForCausalLM(config).to(DEVICE).train()
+    return causal_model("mixtral", **sizes, **heads)
+
+
+def causal_model(family: str, **sizes: float) -> nn.Module:
+    torch.manual_seed(0)
+    transformers = quiet_transformers()
+    config = transformers.AutoConfig.for_model(
+        family, vocab_size=VOCABULARY, bos_token_id=None, eos_token_id=None, **sizes
+    )
+    return transformers.AutoModelForCausalLM.from_config(config).to(DEVICE).train()
 
 
 def tokens() -> Tensor:
@@ -87,7 +87,7 @@ def step(
     return timed
 
 
-def measure_times(repeats: int) -> pd.DataFrame:
+def measure_times(repeats: int) -> dict[str, dict]:
     keep_freed_memory()
     x, plain = tokens(), gpt2()
     converted = hb.convert(copy.deepcopy(plain), hb.Backprop())
@@ -108,7 +108,7 @@ def measure_times(repeats: int) -> pd.DataFrame:
     for suffix, asked in (("", {}), ("_router", {"output_router_logits": True})):
         runs[f"experts_plain{suffix}"] = step(plain_experts, x, None, **asked)
         runs[f"experts_k0{suffix}"] = step(converted_experts, x, "k0", **asked)
-    return benchmark.interleaved(runs, repeats)
+    return benchmark.times(runs, repeats, RATIOS)
 
 
 def measure_memory() -> dict[str, float]:
@@ -130,17 +130,11 @@ def measure_memory() -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> None:
     args = benchmark.arguments(__doc__, repeats=9).parse_args(argv)
-    seconds = measure_times(args.repeats)
-    ratios, memory = benchmark.median_ratios(seconds, RATIOS), measure_memory()
-    benchmark.show("times", ratios)
+    times, memory = measure_times(args.repeats), measure_memory()
+    benchmark.show("times", times["ratios"])
     benchmark.show("hidden states per layer above the unconverted model", memory)
-    record = benchmark.new_record(
-        repeats=args.repeats,
-        seconds=seconds.median().to_dict(),
-        ratios=ratios,
-        hidden_states_per_layer_above_plain=memory,
-    )
-    benchmark.save(record, args.out)
+    record = benchmark.new_record(repeats=args.repeats, **times)
+    benchmark.save(record | {"hidden_states_per_layer_above_plain": memory}, args.out)
 
 
 if __name__ == "__main__":

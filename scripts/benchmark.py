@@ -85,9 +85,15 @@ def interleaved(runs: Mapping[str, Callable[[], float]], repeats: int) -> pd.Dat
     return pd.DataFrame(rounds[1:])
 
 
-def median_ratios(seconds: pd.DataFrame, ratios: Mapping[str, str]) -> dict[str, float]:
-    """By name, the median over repetitions of a formula in the columns of ``seconds``."""
-    return {name: float(seconds.eval(formula).median()) for name, formula in ratios.items()}
+def times(
+    runs: Mapping[str, Callable[[], float]], repeats: int, ratios: Mapping[str, str]
+) -> dict[str, dict]:
+    """Median seconds of runs that take turns, and medians of formulas in their names."""
+    seconds = interleaved(runs, repeats)
+    return {
+        "seconds": seconds.median().to_dict(),
+        "ratios": {n: float(seconds.eval(formula).median()) for n, formula in ratios.items()},
+    }
 
 
 def show(title: str, values: Mapping[str, float]) -> None:

@@ -16,14 +16,8 @@ from statistics import fmean
 import numpy as np
 from scipy import stats
 
-from scripts.evidence.rows import Row, arm_of, metric_of, score
+from scripts.evidence.rows import METRICS, Row, arm_of, metric_of, score
 from scripts.evidence.settings import ENOUGH, LEVEL, Setting, error_score, has_diverged
-
-UNITS = {
-    "eval_accuracy": "points worse",
-    "eval_bits_per_char": "bits worse",
-    "eval_perplexity": "in log perplexity",
-}
 
 
 class Outcome(StrEnum):
@@ -168,7 +162,7 @@ def matches(setting: Setting, ours: Sequence[Row]) -> Finding:
     exact, paper = setting.arm("bp"), setting.paper
     if refused := _cannot_judge(setting, ours, exact):
         return refused
-    scores = [(error_score, setting.margin, UNITS[paper.metric])]
+    scores = [(error_score, setting.margin, METRICS[paper.metric].worse)]
     if paper.margin_loss is not None:
         scores.append((_final_loss, paper.margin_loss, "nats of evaluation loss"))
     outcomes, texts = [], []
@@ -190,7 +184,7 @@ def worse(setting: Setting, ours: Sequence[Row], others: Sequence[Row]) -> Findi
     if refused := _cannot_judge(setting, ours, others):
         return refused
     found = difference(ours, others, setting.paper.paired)
-    text = f"{found} {UNITS[setting.paper.metric]}, margin {setting.margin:.3g}"
+    text = f"{found} {METRICS[setting.paper.metric].worse}, margin {setting.margin:.3g}"
     outcome = beyond(found.low, found.high, setting.margin)
     text = f"{summary(ours)}; {summary(others)}: {text}"
     return finding(setting, text, outcome, ours, others)
@@ -214,7 +208,7 @@ def better_at_equal_k(setting: Setting, ks: Sequence[int]) -> Finding:
     gains = [k for k in significant if found[k].mean < 0]
     losses = [k for k in significant if found[k].mean > 0]
     outcome = Outcome.FAILS if losses else Outcome.HOLDS if gains else Outcome.UNDECIDED
-    unit = UNITS[setting.paper.metric]
+    unit = METRICS[setting.paper.metric].worse
     shown = "; ".join(f"k = {k}: {d} {unit}, p = {d.p:.2g}" for k, d in found.items())
     better, worse = (", ".join(f"k = {k}" for k in ks) or "no k" for ks in (gains, losses))
     text = f"Highway less FP, {shown}; after Holm better at {better}, worse at {worse}"

@@ -22,17 +22,18 @@ CURVE_POINTS = 60
 
 
 class Metric(NamedTuple):
-    """A score as figures and tables show it: label, factor, digits after the point."""
+    """A score as figures and tables show it; worse: the unit of `settings.error_score`."""
 
     label: str
     factor: float
     digits: int
+    worse: str
 
 
 METRICS = {
-    "eval_accuracy": Metric("accuracy (%)", 100.0, 2),
-    "eval_bits_per_char": Metric("bits per character", 1.0, 3),
-    "eval_perplexity": Metric("perplexity", 1.0, 1),
+    "eval_accuracy": Metric("accuracy (%)", 100.0, 2, "points worse"),
+    "eval_bits_per_char": Metric("bits per character", 1.0, 3, "bits worse"),
+    "eval_perplexity": Metric("perplexity", 1.0, 1, "in log perplexity"),
 }
 
 
