@@ -5,18 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-class Sublayer(nn.Module):
-    """h + block(h) on (B, T, D)."""
-
-    def residual(self, h: Tensor, z: Tensor) -> Tensor:
-        return h + z
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.residual(h, self.block(h))
+from models.halves import PreLN
 
 
-class Attention(Sublayer):
+class Attention(PreLN):
     """h + Attention(LN(h)), causal."""
 
     def __init__(self, width: int, heads: int):
@@ -33,14 +25,17 @@ class Attention(Sublayer):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
-class FeedForward(Sublayer):
+class FeedForward(PreLN):
     """h + W2 GELU(W1 LN(h))."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.block = nn.Sequential(
+        self.body = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
+
+    def block(self, h: Tensor) -> Tensor:
+        return self.body(h)
 
 
 def sublayers(n: int, width: int, heads: int) -> list[nn.Module]:
