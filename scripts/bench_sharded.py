@@ -155,19 +155,13 @@ def on_processes(processes: int, setting: Setting, repeats: int, build: Build) -
             f"{TOLERANCE:g} of the largest: {', '.join(wrong)}; nothing was timed"
         )
     steps, costs = map(pd.DataFrame, zip(*rounds[1:], strict=True))  # without the warm-up
+    backward = steps.filter(regex="_backward$").rename(columns=lambda n: n.split("_back")[0])
     return {
         "gradient_error": errors,
         "seconds": steps.median().to_dict(),
         "costs": costs.median().to_dict(),
-        "backward_over_bp": relative(steps, "_backward", "bp"),
-        "step_over_model_parallel": relative(steps, "_step", "model_parallel"),
+        "backward_over_bp": backward.div(backward["bp"], axis=0).median().to_dict(),
     }
-
-
-def relative(seconds: pd.DataFrame, part: str, base: str) -> dict[str, float]:
-    """Median ratio of the time of a part of the step to that of ``base``, by strategy."""
-    found = seconds.filter(regex=f"{part}$").rename(columns=lambda name: name.removesuffix(part))
-    return found.div(found[base], axis=0).median().to_dict()
 
 
 def main(argv: Sequence[str], setting: Setting = SETTING, build: Build = strategies) -> None:
