@@ -12,11 +12,11 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments.arguments import options_first
-from experiments.config import register_schema
+from experiments.config import register_help
 from experiments.errors import COMPOSING, UserError
 from experiments.jobs import Outcome, attempt, leave, report
 
-register_schema()
+register_help()
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")

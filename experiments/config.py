@@ -1,4 +1,4 @@
-"""Checks of a configuration beyond its types: keys, ranges, and which model fits which data.
+"""What a configuration may hold: its keys, and the values that each key allows.
 
 `check` needs neither data nor model, so it runs before they are built.
 """
@@ -9,7 +9,7 @@ import inspect
 import math
 import pydoc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -18,32 +18,21 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import schema
 from experiments.errors import UserError
-from experiments.identity import KINDS, flat
-from experiments.usage import CONFIGS, usage
+from experiments.identity import flat
+from experiments.usage import CONFIGS, GROUPS, usage
 
 HELP = "python train.py --cfg job shows all keys"
 
-GROUPS = sorted({f.name for f in CONFIGS.iterdir()} & set(schema.Root.__annotations__))
-# Keys that each algorithm and schedule of `optim` reads beside the keys of `schema.Optim`.
+# Groups whose choice is a part of the configuration, and must be made.
+CHOSEN = [group for group in GROUPS if group not in ("experiment", "hydra/launcher")]
+# Keys that each algorithm and schedule of `optim` reads beside those that all read.
 READ_BY = {
     "sgd": {"momentum"},
     "adam": {"betas"},
     "adamw": {"betas"},
     "drops": {"drops", "warmup_lr"},
     "cosine": {"final_lr"},
-}
-# Arguments that each kind of data gives to the model (`Data.model_arguments`).
-IMAGES, TEXT, PAIRS = {"classes"}, {"vocabulary"}, {"vocabulary", "padding", "labels"}
-GIVEN_BY = {
-    "images": IMAGES,
-    "digits": IMAGES,
-    "image_folder": IMAGES,
-    "text": TEXT,
-    "topics": TEXT,
-    "pairs": PAIRS,
-    "grammar": PAIRS,
 }
 
 
@@ -53,12 +42,11 @@ class Range:
 
     test: Callable[[Any], bool]
     words: str
-    null: bool = True  # whether null is allowed, if the type allows it
 
     def includes(self, value: Any) -> bool:
         try:
             return self.test(value)
-        except TypeError:  # another type, in a key whose type Hydra does not check
+        except (TypeError, AttributeError):  # another type
             return False
 
 
@@ -78,9 +66,16 @@ def one_of(*values: Any) -> Range:
 
 
 def each(item: Range, words: str) -> Range:
-    return Range(lambda values: all(map(item.includes, values)), words)
+    return Range(lambda values: type(values) is list and all(map(item.includes, values)), words)
 
 
+def or_null(other: Range) -> Range:
+    return Range(lambda value: value is None or other.includes(value), f"{other.words}, or null")
+
+
+TEXT = Range(lambda value: type(value) is str, "text")
+YES_NO = one_of(True, False)
+SWITCH = one_of("auto", True, False)
 POSITIVE = number(lambda x: x > 0, "a number above 0")
 NOT_NEGATIVE = number(lambda x: x >= 0, "a number, at least 0")
 BELOW_ONE = number(lambda x: 0 <= x < 1, "a number from 0 to below 1")
@@ -91,59 +86,49 @@ BETAS = Range(
 DROPS = Range(
     lambda d: all(a < b for a, b in pairwise([0, *d, 1])), "increasing fractions between 0 and 1"
 )
-GAMMA = Range(
-    lambda g: g == "auto" or FRACTION.includes(g), f"{FRACTION.words}, or 'auto'", null=False
-)
-SWITCH = replace(one_of("auto", True, False), null=False)
+GAMMA = Range(lambda g: g == "auto" or FRACTION.includes(g), f"{FRACTION.words}, or 'auto'")
 # data.train and data.test: a number of rows (grammar) or a folder's name (image_folder).
-ROWS = Range(lambda n: type(n) is str or n >= 1, "a whole number, at least 1")
+ROWS = Range(lambda n: type(n) is str or whole(1).includes(n), whole(1).words)
 
-# Methods, schedules and models check their other arguments themselves.
+# All keys of the root and of the groups without _target_. Of the others, those whose values
+# neither the method, the schedule nor the model checks.
 RANGES: dict[str, Range] = {
     "k": whole(0),
     "gamma": GAMMA,
     "seed": whole(0, 2**63 - 1),
-    "steps": whole(1),
+    "steps": or_null(whole(1)),
+    "advise": YES_NO,
+    "continue_from": or_null(TEXT),
     "run_root": Range(lambda path: not path.startswith("~"), "a path with $HOME in place of ~"),
     "device": one_of("auto", "cpu", "cuda"),
     "optim.algorithm": one_of("sgd", "adam", "adamw"),
     "optim.schedule": one_of("drops", "cosine"),
-    "optim.epochs": POSITIVE,
-    "optim.steps": whole(1),
+    "optim.epochs": or_null(POSITIVE),
+    "optim.steps": or_null(whole(1)),
     "optim.batch_size": whole(1),
     "optim.lr": POSITIVE,
     "optim.final_lr": NOT_NEGATIVE,
     "optim.warmup_lr": NOT_NEGATIVE,
     "optim.weight_decay": NOT_NEGATIVE,
     "optim.warmup_steps": whole(0),
-    "optim.clip": POSITIVE,
+    "optim.clip": or_null(POSITIVE),
     "optim.momentum": BELOW_ONE,
     "optim.betas": BETAS,
     "optim.drops": DROPS,
-    **{f"model.{key}": whole(1) for key in ("layers", "hidden", "heads", "length")},
-    "model.image_size": whole(1),
-    "model.patch_size": whole(1),
-    "model.dropout": BELOW_ONE,
-    "data.validation": whole(0),
-    "data.classes": whole(1),
-    "data.train": ROWS,
-    "data.test": ROWS,
-    "data.length": whole(1),
-    "data.vocabulary": whole(1),
-    "data.train_limit": whole(1),
-    "data.eval_limit": whole(1),
-    "data.size": whole(1),
-    "data.workers": whole(0),
     "trainer.amp": SWITCH,
+    "trainer.tf32": YES_NO,
     "trainer.channels_last": SWITCH,
+    "trainer.deterministic": YES_NO,
+    "trainer.cuda_graph": YES_NO,
     "trainer.progress": SWITCH,
-    "trainer.threads": whole(1, 1024),
+    "trainer.threads": or_null(whole(1, 1024)),
     "trainer.eval_batch_size": whole(1),
-    "trainer.eval_interval": whole(1),
-    "trainer.checkpoint_interval": whole(1),
+    "trainer.eval_interval": or_null(whole(1)),
+    "trainer.checkpoint_interval": or_null(whole(1)),
     "trainer.log_interval": whole(1),
     "trainer.snapshots": each(whole(1), "whole numbers, at least 1"),
-    "parallel.sizes": each(whole(1), "whole numbers of layers, at least 1"),
+    "parallel.layers": YES_NO,
+    "parallel.sizes": or_null(each(whole(1), "whole numbers of layers, at least 1")),
     "parallel.data": whole(1),
     "parallel.scan": one_of("auto", "sequential", "doubling", "gathered"),
     "parallel.micro_batches": whole(1),
@@ -151,25 +136,39 @@ RANGES: dict[str, Range] = {
     "diagnostics.at": each(FRACTION, "fractions from 0 to 1"),
     "diagnostics.ks": each(whole(0), "whole numbers from 0"),
     "diagnostics.gamma": GAMMA,
+    **{f"model.{key}": whole(1) for key in ("layers", "hidden", "heads", "length")},
+    "model.image_size": whole(1),
+    "model.patch_size": whole(1),
+    "model.dropout": BELOW_ONE,
+    "model.preact": YES_NO,
+    "data.augment": YES_NO,
+    "data.flip": YES_NO,
+    "data.validation": whole(0),
+    "data.classes": whole(1),
+    "data.train": ROWS,
+    "data.test": ROWS,
+    "data.tokenizer": TEXT,
+    "data.length": whole(1),
+    "data.vocabulary": whole(1),
+    "data.train_limit": or_null(whole(1)),
+    "data.eval_limit": or_null(whole(1)),
+    "data.size": whole(1),
+    "data.workers": whole(0),
     "logger.mode": one_of("offline", "online"),
 }
 
 
 @cache
-def register_schema() -> None:
-    """Register types and help with Hydra: the root as "schema", the others as "types/<class>"."""
-    store = ConfigStore.instance().store
-    store(name="schema", node=schema.Root)
-    for name, each_type in vars(schema).items():
-        if is_dataclass(each_type):
-            store(group="types", name=name, node=each_type)
+def register_help() -> None:
+    """Register the text of --help with Hydra."""
     template = usage().replace("$", "$$")  # Hydra puts its own text in place of $...
-    store(group="hydra/help", name="usage", node={"app_name": "train.py", "template": template})
+    node = {"app_name": "train.py", "template": template}
+    ConfigStore.instance().store(group="hydra/help", name="usage", node=node)
 
 
 def composed(*overrides: str) -> DictConfig:
     """Return the configuration that train.py composes from these arguments."""
-    register_schema()
+    register_help()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("config", list(overrides))
 
@@ -179,60 +178,46 @@ def check(cfg: DictConfig, choices: Mapping[str, str]) -> None:
 
     choices: the choice of each group, by the group's name.
     """
-    for name in {f.name for f in fields(schema.Root)} ^ set(cfg):
-        raise UserError(f"{name} is {'unknown' if name in cfg else 'missing'}; {HELP}")
-    for group in GROUPS:
-        if group not in choices:  # no choice, or several
+    for group in CHOSEN:
+        if group not in cfg or group not in choices:  # no choice, or several
             raise UserError(f"{group} has no choice; expected one of configs/{group}")
-        for name in set(cfg[group]) - known_keys(cfg[group]):
+        for name in set(cfg[group]) - known_keys(cfg, group):
             raise UserError(f"{group}.{name} is unknown; {HELP}")
-    _check_ranges(dict(flat(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))))
-    _check_fit(cfg, choices)
+    for name in set(cfg) - {*CHOSEN, *RANGES}:
+        raise UserError(f"{name} is unknown; {HELP}")
+    values = dict(flat(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)))
+    for key, allowed in RANGES.items():
+        if key in values and not allowed.includes(values[key]):
+            raise UserError(f"{key}={values[key]}; expected {allowed.words}")
+    _check_missing(values)
 
 
-def known_keys(node: DictConfig) -> set[str]:
-    """Return the allowed keys of a group: those of its type, and the arguments of its _target_."""
-    kind = OmegaConf.get_type(node)
-    known = {f.name for f in fields(kind)} if is_dataclass(kind) else set()
-    if "algorithm" in node:
-        return known.union(*READ_BY.values())
-    if "_target_" in node:
-        arguments = _signature(node).parameters
-        known |= {"_target_", *arguments}
-        if any(one.kind is one.VAR_KEYWORD for one in arguments.values()) and kind is dict:
-            known |= set(node)
-    return known or set(node)
+def known_keys(cfg: DictConfig, group: str) -> set[str]:
+    """Return the allowed keys of a group; of one with a _target_, the arguments it takes."""
+    if "_target_" not in cfg[group]:
+        return {key.partition(".")[2] for key in RANGES if key.startswith(f"{group}.")}
+    arguments = signature(cfg[group]).parameters
+    anything = any(one.kind is one.VAR_KEYWORD for one in arguments.values())
+    return {"_target_", "_partial_", *(cfg[group] if anything else arguments)}
 
 
-def _signature(node: DictConfig) -> inspect.Signature:
+def signature(node: DictConfig) -> inspect.Signature:
+    """Return the signature of what a group with a _target_ builds."""
     built_by = pydoc.locate(node._target_)
     if not callable(built_by):
         raise UserError(f"_target_={node._target_}; expected the path of a class or function")
     return inspect.signature(built_by)
 
 
-def _check_ranges(values: Mapping[str, Any]) -> None:
-    for key, allowed in RANGES.items():
-        value = values.get(key)
-        if key in values and not (allowed.includes(value) or (value is None and allowed.null)):
-            raise UserError(f"{key}={value}; expected {allowed.words}")
+def _check_missing(values: Mapping[str, Any]) -> None:
+    sometimes = {f"optim.{name}" for names in READ_BY.values() for name in names}
+    for key in RANGES.keys() - sometimes - values.keys():
+        if key.rpartition(".")[0] in ("", "optim", "trainer", "diagnostics"):
+            raise UserError(f"{key} is missing; {HELP}")
     for key in ("optim.algorithm", "optim.schedule"):
-        for name in READ_BY[values[key]] - {k.removeprefix("optim.") for k in values}:
-            raise UserError(f"{key}={values[key]} without optim.{name}; expected +optim.{name}=...")
+        for name in READ_BY[values[key]]:
+            if f"optim.{name}" not in values:
+                given = f"{key}={values[key]} without optim.{name}"
+                raise UserError(f"{given}; expected +optim.{name}=...")
     if all(values[key] is None for key in ("steps", "optim.steps", "optim.epochs")):
         raise UserError("steps, optim.steps and optim.epochs are null; expected one of them")
-
-
-def _check_fit(cfg: DictConfig, choices: Mapping[str, str]) -> None:
-    """Raise UserError if the model does not take the data's arguments; skip a user's own data."""
-    given = GIVEN_BY.get(KINDS.get(cfg.data._target_))
-    if given is None:
-        return
-    arguments = dict.fromkeys(given.union(set(cfg.model) - {"_target_"}))
-    try:
-        _signature(cfg.model).bind(**arguments)
-    except TypeError as error:
-        raise UserError(
-            f"model={choices['model']} does not fit data={choices['data']}, which gives "
-            f"{' and '.join(sorted(given))}: {error}"
-        ) from error

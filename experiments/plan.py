@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import highway_bp as hb
-from experiments.config import check
+from experiments.config import check, signature
+from experiments.data.batches import Data
 from experiments.diagnostics import Diagnostics
 from experiments.errors import UserError, as_user_error
 from experiments.gpus import take_one_gpu
@@ -152,6 +153,17 @@ class Plan:
             "batch_size": cfg.optim.batch_size,
             **self.processes.fields,
         }
+
+    def model_for(self, data: Data) -> nn.Module:
+        """Return the model for these data; UserError if it does not take their arguments."""
+        given = data.model_arguments()
+        with as_user_error(
+            f"model={self.choices['model']} does not fit data={self.choices['data']}, which gives "
+            f"{' and '.join(sorted(given))}"
+        ):
+            arguments = {key: None for key in self.cfg.model if key != "_target_"} | given
+            signature(self.cfg.model).bind(**arguments)
+        return build(self.cfg, "model", **given)
 
     def _check_graphs(self) -> None:
         """Raise UserError for settings without a graph, e.g. if values on the device decide."""

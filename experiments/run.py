@@ -56,7 +56,7 @@ def _run(plan: Plan) -> Path:
     prepare_torch(cfg.trainer)
     torch.manual_seed(cfg.seed)
     data = build(cfg, "data")
-    model = build(cfg, "model", **data.model_arguments())
+    model = plan.model_for(data)
     with as_user_error("grad"):
         hb.set_method(model, plan.method)
     folder.create()

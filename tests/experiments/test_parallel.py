@@ -267,9 +267,9 @@ def store_with(settings: dict) -> dist.Store:
     [
         ("parallel=none", "parallel=none with WORLD_SIZE=3; expected parallel=layers under torch"),
         ("parallel.data=2", "parallel.data=2 with 3 processes; expected torchrun's number to be"),
-        ("parallel.sizes=fast", "parallel.sizes=fast: Invalid value assigned: str is not"),
-        ("parallel.sizes=3", "parallel.sizes=3: Invalid value assigned: int is not"),
-        ("parallel.sizes=[2,x]", "parallel.sizes=[2,x]: Value 'x' of type 'str' could not"),
+        ("parallel.sizes=fast", "parallel.sizes=fast; expected whole numbers of layers"),
+        ("parallel.sizes=3", "parallel.sizes=3; expected whole numbers of layers"),
+        ("parallel.sizes=[2,x]", "parallel.sizes=[2, 'x']; expected whole numbers of layers"),
         ("-m", "parallel=layers in a sweep; expected one run per torchrun"),
     ],
 )

@@ -20,7 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 import highway_bp as hb
-from experiments.config import CONFIGS, composed, register_schema
+from experiments.config import CONFIGS, composed, register_help
 from experiments.data.images import ImageData
 from experiments.objective import Objective
 from experiments.optimizer import build_optimizer
@@ -132,7 +132,7 @@ class Folder:
 
 def trainer_of(line: str) -> Trainer:
     """Of arguments of train.py, on made-up data that are augmented where they are images."""
-    register_schema()
+    register_help()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("config", line.split(), return_hydra_config=True)
     choices = dict(cfg.hydra.runtime.choices)
