@@ -14,14 +14,14 @@ from omegaconf import DictConfig
 from experiments.arguments import options_first
 from experiments.config import register_help
 from experiments.errors import COMPOSING, UserError
-from experiments.jobs import Outcome, attempt, leave, report
+from experiments.jobs import attempt, leave, report
 
 register_help()
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
-def main(cfg: DictConfig) -> Outcome:
-    """Run one job. hydra_plugins/highway_bp_sweeper.py runs a sweep of jobs."""
+def main(cfg: DictConfig) -> bool:
+    """Run one job; return whether it failed. hydra_plugins/highway_bp_sweeper.py runs sweeps."""
     return attempt(cfg)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
 
 
@@ -49,28 +50,21 @@ class StopSignal:
         self.received = signal.Signals(number)
 
 
-class WorkerStop(StopSignal):
-    """The signals of a sweep's worker. It never interrupts: the sweep decides how long to wait."""
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
+_of_worker: StopSignal | None = None
 
 
-_of_worker: WorkerStop | None = None
+def stop_signal() -> AbstractContextManager[StopSignal]:
+    """Return a StopSignal for a block that trains; in a sweep's worker, that of the process."""
+    return StopSignal() if _of_worker is None else nullcontext(_of_worker)
 
 
-def stop_signal() -> StopSignal:
-    """Return a new StopSignal for a block that trains; in a sweep's worker, that of the process."""
-    return StopSignal() if _of_worker is None else _of_worker
-
-
-def in_worker() -> WorkerStop:
+def in_worker() -> StopSignal:
     """Make this process a worker of a sweep, which also remembers signals between jobs.
 
     After a signal, a job that is loading its data stops when it trains, and no other job begins.
     """
     global _of_worker
     if _of_worker is None:
-        _of_worker = WorkerStop()
-        _of_worker.__enter__()
+        _of_worker = StopSignal().__enter__()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep's process sends SIGTERM then
     return _of_worker

@@ -15,14 +15,6 @@ MINUTE = 60.0  # seconds between two lines
 Item = TypeVar("Item")
 
 
-def about(seconds: float) -> str:
-    """Return a duration, for instance "40 s", "12 min" or "2.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-
-
 class Progress:
     """Progress over ``total`` steps, of which ``done`` were done before.
 

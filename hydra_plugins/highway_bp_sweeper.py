@@ -7,22 +7,19 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import COMPOSING, UserError
 from experiments.identity import config_hash, identity
 from experiments.interrupt import StopSignal
-from experiments.jobs import Outcome, in_short, report
+from experiments.jobs import in_short, report
 
 REPOSITORY = str(Path(__file__).parent.parent)
-EXTRAS = {"joblib": "sweeps", "submitit": "slurm"}  # in pyproject.toml, by the plugin's name
 
 Job = Sequence[str]  # overrides
 
@@ -34,48 +31,36 @@ class Sweeper(BasicSweeper):
     are listed and the exit code is 1; after signal n it is 128 + n.
     """
 
-    def setup(self, *, config: DictConfig, **rest: Any) -> None:
+    def setup(self, **given: Any) -> None:
         """Set up the sweep; raise UserError if the launcher's plugin is not installed."""
-        launcher = config.hydra.launcher._target_
-        if launcher not in Plugins.instance().class_name_to_class:
-            extra = next((extra for name, extra in EXTRAS.items() if name in launcher), "sweeps")
+        try:
+            super().setup(**given)
+        except RuntimeError as error:
             raise UserError(
-                f"hydra/launcher: {launcher.rpartition('.')[2]} is not installed; expected "
-                f'its plugin: pip install -e ".[{extra}]"'
-            )
-        super().setup(config=config, **rest)
+                f'hydra/launcher: {error}; expected its plugin: pip install -e ".[sweeps,slurm]"'
+            ) from error
         self._jobs: list[Job] = []
-        self._failed: list[Job] = []
+        self._refused: list[Job] = []
 
     def sweep(self, arguments: list[str]) -> None:
         """Run all jobs, then end this process by SystemExit unless all went well."""
-        launcher = self.config.hydra.launcher._target_
-        if "BasicLauncher" in launcher:  # a signal ends this process from inside the job
-            batches, stop = super().sweep(arguments), StopSignal()
-        else:  # jobs in other processes have to find our packages
-            os.environ["PYTHONPATH"] = REPOSITORY + os.pathsep + os.environ.get("PYTHONPATH", "")
-            in_workers = "joblib" in launcher
-            stop = StopSignal(then=_terminate_workers)
-            with stop if in_workers else contextlib.nullcontext():  # SLURM's jobs go on without us
-                batches = self._sweep_in_processes(arguments, stop)
-        self._finish([job.return_value for jobs in batches for job in jobs], stop)
-
-    def _sweep_in_processes(self, arguments: list[str], stop: StopSignal) -> list:
-        try:
-            return super().sweep(arguments)
-        except BrokenProcessPool as error:
-            if stop.received:  # the process was still importing
-                sys.exit(128 + stop.received)
-            raise UserError(
-                "a process of the sweep was killed; the same command resumes"
-            ) from error
-        except RuntimeError as error:
-            if "submitit" not in type(error).__module__:
-                raise
-            line = (str(error) or str(error.__cause__)).splitlines()[0]
-            raise UserError(f"SLURM: {line}; the same command resumes") from error
-        finally:
-            _end_workers()
+        # Jobs in other processes have to find our packages.
+        os.environ["PYTHONPATH"] = REPOSITORY + os.pathsep + os.environ.get("PYTHONPATH", "")
+        launcher, stop = self.config.hydra.launcher._target_, StopSignal(then=_terminate_workers)
+        # Without workers, a signal ends this process from inside the job; SLURM's jobs go on.
+        with stop if "joblib" in launcher else contextlib.nullcontext():
+            try:
+                batches = super().sweep(arguments)
+            except RuntimeError as error:  # of the launcher: a worker was killed, or sbatch failed
+                if stop.received:  # the worker was still importing
+                    sys.exit(128 + stop.received)
+                line = (str(error) or str(error.__cause__)).splitlines()[0]
+                name = launcher.rpartition(".")[2]
+                raise UserError(f"{name}: {line}; the same command resumes") from error
+            finally:
+                _end_workers()
+        failed = [job.return_value for jobs in batches for job in jobs]
+        self._finish([job for job, bad in zip(self._jobs, failed, strict=True) if bad], stop)
 
     def get_job_batch(self) -> list[Job]:
         """Return the next jobs, without those that cannot be composed or that repeat a run.
@@ -93,35 +78,31 @@ class Sweeper(BasicSweeper):
                 runs.setdefault(run_of(config), job)
             except COMPOSING as error:
                 errors.setdefault(f"{error} {error.__cause__}", error)
-                self._failed.append(job)
+                self._refused.append(job)
         if not runs:
             none = UserError("a sweep of no runs; expected a value for every key")
             raise next(iter(errors.values()), none)
         for error in errors.values():
             report(error)
         self._jobs += runs.values()
-        total = len(runs)
+        n = len(runs)
         return [
-            [*job, f"hydra.job.name='run {i} of {total}'"] for i, job in enumerate(runs.values(), 1)
+            [*job, f"hydra.job.name='run {i} of {n}'"] for i, job in enumerate(runs.values(), 1)
         ]
 
     def validate_batch_is_legal(self, batch: Sequence[Job]) -> None:
         """Do nothing: `get_job_batch` has composed all jobs."""
 
-    def _finish(self, outcomes: list[Outcome], stop: StopSignal) -> None:
-        jobs = [*self._failed, *self._jobs]
-        n, common = len(jobs), set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
-        outcome_of = zip(self._jobs, outcomes, strict=True)
-        self._failed += [job for job, outcome in outcome_of if outcome is Outcome.FAILED]
-        if elsewhere := outcomes.count(Outcome.ELSEWHERE):
-            print(f"{elsewhere} of {n} runs were left to another process")
-        if self._failed:
-            names = "; ".join(in_short(o for o in job if o not in common) for job in self._failed)
-            print(f"{len(self._failed)} of {n} runs failed: {names}", file=sys.stderr)
+    def _finish(self, failed: list[Job], stop: StopSignal) -> None:
+        failed, all_jobs = [*self._refused, *failed], [*self._refused, *self._jobs]
+        common = set.intersection(*map(set, all_jobs)) if len(all_jobs) > 1 else set()
+        if failed:
+            names = "; ".join(in_short(o for o in job if o not in common) for job in failed)
+            print(f"{len(failed)} of {len(all_jobs)} runs failed: {names}", file=sys.stderr)
         if stop.received:
             print(f"stopped by signal {stop.received:d}; the same command goes on from here")
             sys.exit(128 + stop.received)
-        if self._failed:
+        if failed:
             sys.exit(1)
 
 

@@ -134,7 +134,7 @@ def test_a_run_that_another_process_trains_is_skipped(train, runs):
         assert alone.out == f"{only_run(runs)} is being trained by another process, skipped\n"
         swept = train("-m", "steps=4000,1")
         assert swept.code == 0 and len(finished(runs)) == 1
-        assert "1 of 2 runs were left to another process" in swept.out
+        assert "is being trained by another process, skipped" in swept.out
     finally:
         process.kill()
         process.join()
@@ -186,7 +186,7 @@ def test_a_launcher_that_is_not_installed_names_its_extra(train, runs, monkeypat
     monkeypatch.delitem(plugins, OF_SLURM._target_, raising=False)
     seen = train("-m", "k=0,1", "hydra/launcher=slurm")
     assert (seen.code, seen.err.count("\n")) == (1, 1)
-    assert seen.err.endswith('expected its plugin: pip install -e ".[slurm]"\n')
+    assert seen.err.endswith('expected its plugin: pip install -e ".[sweeps,slurm]"\n')
 
 
 def test_every_key_of_the_slurm_launcher_is_known_to_its_plugin():
@@ -245,8 +245,11 @@ def through_slurm(folder: Path, *arguments: str, **scripts: str) -> subprocess.P
     ("scripts", "said"),
     [
         ({}, "1 of 1 runs failed: "),  # the job's own outcome
-        ({"srun": "exit 1"}, "error: SLURM: Job 7 (task: 0) with path "),
-        ({"sbatch": "echo no such partition >&2; exit 1"}, "error: SLURM: no such partition;"),
+        ({"srun": "exit 1"}, "error: SlurmLauncher: Job 7 (task: 0) with path "),
+        (
+            {"sbatch": "echo no such partition >&2; exit 1"},
+            "error: SlurmLauncher: no such partition;",
+        ),
     ],
 )
 def test_a_sweep_goes_through_slurm_and_comes_back(tmp_path, scripts, said):
