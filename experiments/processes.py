@@ -51,11 +51,8 @@ class OneProcess:
         """Lock the folder for this run's processes; raise BeingTrained if another has the lock."""
         return folder.locked()
 
-    def share(self, model: nn.Module) -> None:
-        """Give every process its layers."""
-
-    def replicated(self, model: nn.Module) -> nn.Module:
-        """Return the module to call instead of the model when gradients are needed."""
+    def share(self, model: nn.Module) -> nn.Module:
+        """Give every process its layers; return the module to call where gradients are needed."""
         return model
 
     def part(self, batch: Tensor) -> Tensor:
@@ -184,12 +181,10 @@ class LayersShared(OneProcess):
                 raise BeingTrained(folder.path)
             yield
 
-    def share(self, model: nn.Module) -> None:
+    def share(self, model: nn.Module) -> nn.Module:
         sizes, scan, parts = (self._settings[key] for key in ("sizes", "scan", "micro_batches"))
         with as_user_error("parallel=layers"):
             hb.shard(model, self._layers, sizes, scan, parts)
-
-    def replicated(self, model: nn.Module) -> nn.Module:
         return model if self.replicas == 1 else hb.replicate(model, self._data)
 
     def part(self, batch: Tensor) -> Tensor:

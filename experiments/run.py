@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +62,7 @@ def _run(plan: Plan) -> Path:
     with processes.enter(folder):
         # another process may have finished it while this one loaded the data
         if not processes.broadcast(_is_finished(plan, folder)):
-            beginning = _beginning(folder.path, cfg.continue_from) if processes.writes else None
-            _train(plan, folder, Objective(plan, data), model, processes.broadcast(beginning))
+            _train(plan, folder, Objective(plan, data), model)
     return folder.path
 
 
@@ -91,80 +89,70 @@ def prepare_torch(settings: Mapping[str, Any]) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-@dataclass
-class Beginning:
-    """The checkpoint that a run begins with: its own, or if it has none, that of `continue_from`.
+def _beginning(plan: Plan, folder: RunFolder, steps: int) -> dict[str, Any]:
+    """Return the checkpoint that the run begins with: its own, else that of `continue_from`, or {}.
 
-    Attributes:
-        state: empty if there is no checkpoint.
-        line: what to print about the checkpoint.
-        source: the folder of `continue_from`, as the user named it; None for a run's own.
+    steps: of the whole run.
     """
-
-    state: dict[str, Any] = field(default_factory=dict)
-    line: str | None = None
-    source: str | None = None
-
-    @property
-    def lasting(self) -> dict[str, Any]:
-        """The entries that the run's own checkpoints repeat."""
-        if self.source:
-            return {"continued_from": f"{self.state['config_hash']} at step {self.state['step']}"}
-        return {key: self.state[key] for key in ("continued_from",) if key in self.state}
-
-    def load_into(self, trainer: Trainer) -> None:
-        """Load the state; UserError if it does not fit, or another run's has too many steps."""
-        place = f"continue_from={self.source}" if self.source else trainer.folder.path
-        wrong = f"{place}: its checkpoint is of another model or optimiser, or version"
-        with as_user_error(wrong, RuntimeError, LookupError, AttributeError):
-            (trainer.start_from if self.source else trainer.restore)(self.state)
-        if self.source and trainer.step >= trainer.total_steps:
-            raise UserError(
-                f"{place} is at step {trainer.step} already; expected less than this run's "
-                f"{trainer.total_steps}"
-            )
+    state, line = checkpoint.load(folder.path)
+    if line:
+        print(line)
+    if state is None:
+        source = plan.cfg.continue_from
+        return _handed_on(source, steps) if source else {}
+    if state.get("config_hash", plan.hash) != plan.hash:
+        raise UserError(
+            f"the checkpoint in {folder.path} is of configuration {state['config_hash']}, this "
+            f"is {plan.hash}; choose another run_root"
+        )
+    return state
 
 
-def _beginning(path: Path, elsewhere: str | None) -> Beginning:
-    state, line = checkpoint.load(path)
-    if state is not None or elsewhere is None:
-        return Beginning(state or {}, line)
+def _handed_on(source: str, steps: int) -> dict[str, Any]:
+    """Return another run's checkpoint without what is that run's alone.
+
+    The state of method and schedule is left out, because gammas and errors differ in other groups.
+    """
     try:
-        state, line = checkpoint.load(Path(elsewhere))
+        state, line = checkpoint.load(Path(source))
     except UserError as error:
         raise UserError(
-            f"continue_from={elsewhere}: its checkpoints are damaged; expected another run's folder"
+            f"continue_from={source}: its checkpoints are damaged; expected another run's folder"
         ) from error
     if state is None:
-        raise UserError(f"continue_from={elsewhere} has no checkpoint; expected a run's folder")
-    return Beginning(state, line, elsewhere)
+        raise UserError(f"continue_from={source} has no checkpoint; expected a run's folder")
+    if line:
+        print(line)
+    if state["step"] >= steps:
+        raise UserError(
+            f"continue_from={source} is at step {state['step']} already; expected less than this "
+            f"run's {steps}"
+        )
+    own = ("method", "schedule", "last", "wandb_id")
+    continued = f"{state['config_hash']} at step {state['step']}"
+    return {k: v for k, v in state.items() if k not in own} | {"continued_from": continued}
 
 
-def _train(
-    plan: Plan, folder: RunFolder, objective: Objective, model: nn.Module, beginning: Beginning
-) -> None:
-    if beginning.line:
-        print(beginning.line)
-    about = plan.about(objective.data.name, objective.batches.steps_per_epoch, model)
-    own = {} if beginning.source else beginning.state
-    writer = (build(plan.cfg, "logger") if plan.processes.writes else NoWriter)(
+def _train(plan: Plan, folder: RunFolder, objective: Objective, model: nn.Module) -> None:
+    per_epoch, processes = objective.batches.steps_per_epoch, plan.processes
+    about = plan.about(objective.data.name, per_epoch, model)
+    beginning = processes.broadcast(
+        _beginning(plan, folder, about["steps"]) if processes.writes else None
+    )
+    lasting = {key: value for key, value in beginning.items() if key == "continued_from"}
+    writer = (build(plan.cfg, "logger") if processes.writes else NoWriter)(
         folder=folder.path,
         config=about["config"],
         about=about,
-        run_id=own.get("wandb_id", folder.started().get("wandb_id")),
+        run_id=beginning.get("wandb_id", folder.started().get("wandb_id")),
     )
     folder.start({**about, "wandb_id": writer.run_id})
     row: dict[str, Any] | None = None
     try:
-        if own.get("config_hash", plan.hash) != plan.hash:
-            raise UserError(
-                f"the checkpoint in {folder.path} is of configuration {own['config_hash']}, this "
-                f"is {plan.hash}; choose another run_root"
-            )
-        lasting = {"config_hash": plan.hash, "wandb_id": writer.run_id, **beginning.lasting}
-        trainer = Trainer(plan, objective, model, folder, writer.log, lasting)
+        own = {"config_hash": plan.hash, "wandb_id": writer.run_id}
+        trainer = Trainer(plan, objective, model, folder, writer.log, own | lasting)
         diverged = _trained(trainer, beginning)
-        row = about | beginning.lasting | _outcome(trainer, diverged)
+        row = about | lasting | _outcome(trainer, diverged)
         folder.finish(row)
     finally:
         writer.finish(row)
@@ -174,20 +162,23 @@ def _train(
     print(f"{folder.path}: {score}, {row['seconds']:.1f} s of training")
 
 
-def _trained(trainer: Trainer, beginning: Beginning) -> Diverged | None:
+def _trained(trainer: Trainer, beginning: dict[str, Any]) -> Diverged | None:
     """Train to the end, and save a model of transformers; return Diverged if training diverged."""
-    model, folder = trainer.model, trainer.folder
+    model, folder, plan = trainer.model, trainer.folder, trainer.plan
     _report_large_k(trainer)
-    if beginning.state:
-        beginning.load_into(trainer)
+    if beginning:
+        place = folder.path if "method" in beginning else f"continue_from={plan.cfg.continue_from}"
+        wrong = f"{place}: its checkpoint is of another model or optimiser, or version"
+        with as_user_error(wrong, RuntimeError, LookupError, AttributeError):
+            trainer.restore(beginning)
         print(f"{folder.path}: going on after step {trainer.step}")
-    if trainer.plan.cfg.advise:
+    if plan.cfg.advise:
         print(trainer.advice())
     kept = folder.keep_until(trainer.step)
     for record in kept:
         trainer.log(record)  # a process that was killed may not have sent it
     known, recorded = (kept[-1]["step"] if kept else 0), trainer.last.get("step", 0)
-    if folder.writes and not beginning.source and known < recorded:
+    if folder.writes and known < recorded:
         print(f"{folder.path}: its records of steps {known + 1} to {recorded} are lost")
     try:
         trainer.train()

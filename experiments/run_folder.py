@@ -16,8 +16,7 @@ from filelock import FileLock, Timeout
 
 from experiments import checkpoint
 from experiments.atomic import write_atomically, write_text
-from experiments.errors import UserError
-from experiments.identity import differing, flat
+from experiments.errors import UserError, as_user_error
 
 LOCK, STARTED = "lock", "started.json"
 PATIENCE = 0.1  # seconds; `is_busy` of another process may hold the lock for an instant
@@ -49,22 +48,12 @@ class RunFolder:
         path: named after the run; nothing is written before ``create``.
         config: what identifies the run.
         writes: whether this process writes the files; of several processes, only the first does.
-
-    Raises:
-        UserError: the folder was made with another configuration (the key is named).
     """
 
     def __init__(self, path: Path, config: dict[str, Any], writes: bool = True):
         self.path, self.writes = path, writes
         self._metrics = path / "metrics.jsonl"
         self._config = json.dumps(config, indent=1, sort_keys=True) + "\n"
-        file = path / "config.json"
-        # Not file.exists(), which raises where a name is too long.
-        if os.path.exists(file) and file.read_text() != self._config:
-            raise UserError(
-                f"{path} was made with another configuration ({_difference(file, self._config)}); "
-                "choose another run_root or delete the folder"
-            )
 
     def create(self) -> None:
         """Make the folder with its config.json; UserError if it cannot be written."""
@@ -145,16 +134,11 @@ class RunFolder:
                 )
             return []
         lines = self._metrics.read_text(errors="replace").splitlines(keepends=True)
-        return [self._record(i, line) for i, line in enumerate(lines, 1) if line.endswith("\n")]
-
-    def _record(self, number: int, line: str) -> dict[str, Any]:
-        try:
-            return json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{self._metrics} line {number} is damaged; expected a JSON record: mend the line, "
-                f"or delete {self.path} to start anew"
-            ) from error
+        with as_user_error(
+            f"{self._metrics} is damaged; expected JSON records: mend it, or delete {self.path} to "
+            "start anew"
+        ):
+            return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def keep_until(self, step: int) -> list[dict[str, Any]]:
         """Drop the records after ``step``: training will compute them again.
@@ -185,12 +169,3 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         if self.writes:
             write_text(self.path / name, text)
-
-
-def _difference(file: Path, text: str) -> str:
-    try:
-        old = json.loads(file.read_text())
-    except ValueError:
-        return "its config.json is damaged"
-    difference = differing(dict(flat(old)), dict(flat(json.loads(text))))
-    return "{}: {} there, {} now".format(*difference) if difference else "another layout"

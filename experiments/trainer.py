@@ -73,8 +73,7 @@ class Trainer:
         settings, processes = self.plan.cfg.trainer, self.plan.processes
         self.objective.place(self.model)
         self.model.train()
-        processes.share(self.model)
-        self.trained = processes.replicated(self.model)
+        self.trained = processes.share(self.model)
         self._graphs = GraphedPasses(self.model, self._pass) if settings.cuda_graph else None
         self.optimizer = build_optimizer(self.model, self.plan.cfg.optim)
         per_epoch = self.objective.batches.steps_per_epoch
@@ -88,13 +87,9 @@ class Trainer:
         self.checkpoint_interval = settings.checkpoint_interval or self.eval_interval
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Resume exactly where ``state`` was saved."""
-        self.start_from(state)
-        hb.load_method_state(self.model, state["method"])
-        self.plan.schedule.load_state_dict(state["schedule"])
+        """Resume exactly where ``state`` was saved.
 
-    def start_from(self, state: dict[str, Any]) -> None:
-        """Load all but the state of method and schedule: in other groups, gammas and errors differ.
+        Another run's state may lack "last" and the states of method and schedule.
 
         Raises:
             RuntimeError, ValueError, ...: ``state`` is of another model or optimiser, or damaged.
@@ -104,11 +99,14 @@ class Trainer:
         hb.load_whole_state_dict(self.model, state["model"])
         self.passes = Passes(**state["passes"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.last = state["step"], state["last"]
+        self.step, self.last = state["step"], state.get("last", {})
         self.seconds, self.cpu_seconds = state["seconds"], state["cpu_seconds"]
         torch.set_rng_state(state["rng"])
         if self.plan.device.type == "cuda" and state["cuda_rng"]:
             torch.cuda.set_rng_state(state["cuda_rng"][0], self.plan.device)
+        if "method" in state:
+            hb.load_method_state(self.model, state["method"])
+            self.plan.schedule.load_state_dict(state["schedule"])
 
     def state(self) -> dict[str, Any]:
         """All that ``restore`` needs: tensors and plain values."""

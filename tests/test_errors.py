@@ -366,14 +366,6 @@ def a_checkpoint_of_another_configuration(train, runs, tmp_path):
 
 
 @situation
-def a_run_folder_of_another_configuration(train, runs, tmp_path):
-    train("steps=1")
-    file = only_run(runs) / "config.json"
-    file.write_text(file.read_text().replace('lr": 0.05', 'lr": 0.5'))
-    return train("steps=1").err
-
-
-@situation
 def a_file_that_cannot_grow(train, runs, tmp_path):
     """As on a full disk: the kernel refuses to write beyond a size."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -51,11 +51,11 @@ def test_a_half_written_last_line_is_left_out(tmp_path, rest):
     assert [r["step"] for r in folder.records()] == [1, 2, 3]
 
 
-def test_a_damaged_line_is_told_by_its_number(tmp_path):
+def test_a_damaged_line_is_reported(tmp_path):
     folder = with_steps(tmp_path / "run", 1)
     file = folder.path / "metrics.jsonl"
     file.write_text('{"step": 1, "lo\n' + file.read_text())
-    with pytest.raises(UserError, match=r"metrics\.jsonl line 1 is damaged"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged; expected JSON records"):
         folder.records()
 
 
@@ -70,30 +70,6 @@ def test_the_same_config_opens_the_folder_again(tmp_path):
     with_steps(tmp_path / "run", 1)
     reordered = dict(reversed(CONFIG.items()))
     assert len(RunFolder(tmp_path / "run", reordered).records()) == 1
-
-
-@pytest.mark.parametrize(
-    ("other", "named"),
-    [
-        ({**CONFIG, "lr": 0.2}, "lr: 0.1 there, 0.2 now"),
-        ({**CONFIG, "model": {"depth": 32}}, "model.depth: 20 there, 32 now"),
-        ({**CONFIG, "wd": 1}, "wd: None there, 1 now"),
-    ],
-)
-def test_another_config_is_refused_by_key_and_nothing_changes(tmp_path, other, named):
-    folder = with_steps(tmp_path / "run", 1)
-    with pytest.raises(UserError, match="another configuration") as told:
-        RunFolder(folder.path, other)
-    assert named in str(told.value) and "run_root" in str(told.value)
-    assert json.loads((folder.path / "config.json").read_text()) == CONFIG
-    assert len(folder.records()) == 1
-
-
-def test_a_damaged_config_is_said_to_be_damaged(tmp_path):
-    folder = with_steps(tmp_path / "run")
-    (folder.path / "config.json").write_text('{"lr": 0.')
-    with pytest.raises(UserError, match="damaged"):
-        RunFolder(folder.path, CONFIG)
 
 
 @pytest.mark.parametrize("inside", [".", "run"])
