@@ -84,22 +84,12 @@ LEFT_OUT = {
     "logger",
     "diagnostics",
     "parallel",
+    "trainer",
     "data.root",
     "data.cache_dir",
     "data.workers",
     "data.train.rows",
     "data.test.rows",
-    "trainer.amp",
-    "trainer.tf32",
-    "trainer.deterministic",
-    "trainer.cuda_graph",
-    "trainer.threads",
-    "trainer.progress",
-    "trainer.log_interval",
-    "trainer.eval_interval",
-    "trainer.eval_batch_size",
-    "trainer.checkpoint_interval",
-    "trainer.snapshots",
 }
 
 
@@ -116,7 +106,11 @@ def identity(cfg: DictConfig, device: str) -> dict[str, Any]:
         found["optim.epochs"] = None
     counting = {k: v for k, v in found.items() if not {k, k.partition(".")[0]} & LEFT_OUT}
     fields = {key.removesuffix("._target_"): _value(key, v) for key, v in counting.items()}
-    fields |= {"precision": precision_of(cfg.trainer, device), "parallel": _parallel(cfg.parallel)}
+    fields |= {
+        "precision": precision_of(cfg.trainer, device),
+        "trainer.channels_last": cfg.trainer.channels_last,
+        "parallel": _parallel(cfg.parallel),
+    }
     kept = {n: value for n, value in fields.items() if n not in DEFAULTS or value != DEFAULTS[n]}
     return {"version": VERSION, **kept}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -149,11 +150,7 @@ def stored_overrides(overrides: Iterable[str]) -> list[str]:
 def command(row: Mapping[str, Any]) -> str:
     """Return the command that makes a row again, from the root of the repository."""
     arguments = [*row["overrides"], f"seed={row['seed']}", f"device={row['device_kind']}"]
-    return " ".join(["python train.py", *map(_quoted, arguments)])
-
-
-def _quoted(argument: str) -> str:
-    return f"'{argument}'" if any(c in argument for c in " []{},$*") else argument
+    return shlex.join(["python", "train.py", *arguments])
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[str, str, int]:
