@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
-import struct
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +14,6 @@ from experiments.errors import UserError
 
 LATEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 FRESH = "checkpoint.new.pt"  # complete; stays only after a crash before the last rename
-# Errors of zipfile and the unpickler; which one depends on the damaged bytes.
-_DAMAGE = (
-    RuntimeError,
-    OSError,
-    EOFError,
-    LookupError,
-    ValueError,
-    struct.error,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -59,7 +44,7 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
     for i, file in enumerate(found):
         try:
             state = _read(file)
-        except _DAMAGE:
+        except Exception:  # which one depends on the damaged bytes
             continue
         said = f"{found[0]} is damaged; going on from {file.name}" if i else None
         return state, said

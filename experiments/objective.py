@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,11 +53,9 @@ class Objective:
         """The loss on one batch, as a function of the model."""
         return lambda model: self.loss(model, x, y)[0]
 
-    def evaluate(
-        self, model: nn.Module, counted: Callable[[Iterable[Batch]], Iterable[Batch]] = iter
-    ) -> dict[str, float]:
-        """Return scores over all test rows; ``counted`` wraps the batches to count them."""
-        batches = counted(self.data.eval_batches(self._eval_batch_size, self._device))
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Return scores over all test rows."""
+        batches = self.data.eval_batches(self._eval_batch_size, self._device)
         with self._autocast():
             return self.task.evaluate(model, ((self._laid_out(x), y) for x, y in batches))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 import highway_bp as hb
 from experiments.cuda_graphs import GraphedPasses, Passed
@@ -20,7 +21,7 @@ from experiments.objective import Objective
 from experiments.optimizer import build_optimizer, learning_rate
 from experiments.passes import Passes
 from experiments.plan import Plan
-from experiments.progress import Progress
+from experiments.progress import progress_bar
 from experiments.provenance import peak_memory_mb
 from experiments.run_folder import RunFolder
 
@@ -145,15 +146,15 @@ class Trainer:
                 self._diagnose()
             while self.step < self.total_steps:
                 self._step()
-                progress.step()
+                progress.update()
                 if self._reads():
                     self._read()
-                    progress.show(self._shown())
+                    progress.set_postfix_str(self._shown(), refresh=False)
                 if self.step in self.plan.cfg.trainer.snapshots:
                     self._snapshot()
                 if self._at(self.eval_interval):
-                    self._evaluate(progress)
-                    progress.show(self._shown())
+                    self._evaluate()
+                    progress.set_postfix_str(self._shown(), refresh=False)
                 if self._diagnoses():
                     self._diagnose()
                 stopped = self.plan.processes.agreed(stop.received)
@@ -254,8 +255,8 @@ class Trainer:
             k = {"k": getattr(last.method, "k", None), "iterations": last.iterations}
             self._record({**self.costs(), **self._read_last, "lr": last.lr, **k})
 
-    def _evaluate(self, progress: Progress) -> None:
-        scores = self.objective.evaluate(self.model, progress.evaluating)
+    def _evaluate(self) -> None:
+        scores = self.objective.evaluate(self.model)
         finite = {name: score if math.isfinite(score) else None for name, score in scores.items()}
         self._record({"seconds": self.seconds, **finite})
         if self.step == self.total_steps and None in finite.values():
@@ -300,12 +301,12 @@ class Trainer:
             "untouched; try a smaller optim.lr or a larger k",
         )
 
-    def _progress(self) -> Progress:
+    def _progress(self) -> tqdm:
         wanted = self.folder.writes and self.plan.cfg.trainer.progress
-        return Progress(self.folder.path.name, self.total_steps, self.step, wanted)
+        return progress_bar(self.folder.path.name, self.total_steps, self.step, wanted)
 
-    def _shown(self) -> dict[str, str]:
-        shown, metric = {"loss": f"{self._read_last['train_loss']:.3f}"}, self.objective.task.metric
-        if self.last.get(metric) is not None:
-            shown[metric] = f"{self.last[metric]:.4f}"
-        return shown
+    def _shown(self) -> str:
+        metric = self.objective.task.metric
+        score = self.last.get(metric)
+        shown = f"loss {self._read_last['train_loss']:.3f}"
+        return shown if score is None else f"{shown}, {metric} {score:.4f}"
