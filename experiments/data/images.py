@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -147,30 +145,15 @@ def _images(rows: Dataset, column: str, place: str) -> Tensor:
     """uint8 (N, 3, 32, 32)"""
     from datasets import Image
 
-    rows = rows.cast_column(column, Image(decode=False))
+    rows = rows.cast_column(column, Image(mode="RGB"))
     found = map_cached(rows, _decoded, f"decoding {place}", column=column, place=place)
-    pixels = flat(found, "pixels")
-    return pixels.view(-1, 3, SIZE, SIZE)
+    return flat(found, "pixels").view(-1, 3, SIZE, SIZE)
 
 
 def _decoded(batch: Mapping[str, list], column: str, place: str) -> dict[str, np.ndarray]:
-    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
-        images = list(pool.map(lambda cell: _pixels(cell["bytes"], place), batch[column]))
-    return {"pixels": np.stack(images).reshape(len(images), -1)}
-
-
-def _pixels(encoded: bytes | None, place: str) -> np.ndarray:
-    """uint8 (3, 32, 32)"""
-    from PIL import Image
-
-    try:
-        image = np.asarray(Image.open(io.BytesIO(encoded or b"")).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # PIL's plugins raise these
-        raise UserError(
-            f"{place}: an image does not decode ({type(error).__name__}); the file is damaged: "
-            "download the split again"
-        ) from error
-    if image.shape != (SIZE, SIZE, 3):
-        height, width = image.shape[:2]
-        raise UserError(f"{place}: an image is {width}x{height} pixels, {SIZE}x{SIZE} expected")
-    return image.transpose(2, 0, 1)
+    for image in batch[column]:
+        if image.size != (SIZE, SIZE):
+            width, height = image.size
+            raise UserError(f"{place}: an image is {width}x{height} pixels, {SIZE}x{SIZE} expected")
+    pixels = np.stack([np.asarray(image) for image in batch[column]]).transpose(0, 3, 1, 2)
+    return {"pixels": pixels.reshape(len(pixels), -1)}

@@ -7,13 +7,11 @@ last change, so a replaced file is read again.
 
 from __future__ import annotations
 
-import filecmp
 import glob
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +42,9 @@ def load_rows(
     rows: how many are expected, None for any.
 
     Raises:
-        UserError: ``root`` is no folder, a file is missing, damaged or there twice, there are more
-            or fewer rows than expected, the cache cannot be written, or there is neither a local
-            copy nor a network.
+        UserError: ``root`` is no folder, a file is missing or damaged, there are more or fewer rows
+            than expected, the cache cannot be written, or there is neither a local copy nor a
+            network.
         ValueError: a column is missing.
     """
     import datasets
@@ -61,11 +59,6 @@ def load_rows(
         datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # we report errors in one line
     folder = Path(root or "$HIGHWAY_BP_DATA") / name
-    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"data.cache_dir: {error}; give a folder that can be written") from error
     try:
         if folder.is_dir():  # name its files: with the folder alone, a replaced file is missed
             source, config, files = "parquet", None, {split: _files(folder, config, split)}
@@ -73,7 +66,7 @@ def load_rows(
             offline_unless_reachable()
             source, files = name, None
         found = datasets.load_dataset(
-            source, config, data_files=files, split=split, cache_dir=str(cache)
+            source, config, data_files=files, split=split, cache_dir=cache_dir
         )
     except (DatasetsError, ValueError, OSError) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
@@ -91,15 +84,12 @@ def load_rows(
 
 
 def _files(folder: Path, config: str | None, split: str) -> list[str]:
-    """Return a split's parquet files as patterns; ValueError if one is missing or there twice."""
+    """Return a split's parquet files as patterns; ValueError if one is missing."""
     place = folder / config if config and (folder / config).is_dir() else folder
     files = sorted(place.rglob(f"{split}-*.parquet"))
     count = files[0].stem.rpartition("-of-")[2] if files else "00001"
     if count.isdigit() and len(files) != int(count):
         raise ValueError(f"{len(files)} files {split}-*.parquet, {int(count)} expected")
-    for file, other in product(files, sorted(place.rglob("*.parquet"))):
-        if file != other and filecmp.cmp(file, other, shallow=False):
-            raise ValueError(f"{file.name} has the rows of {other.name}")
     return [glob.escape(str(file)) for file in files]
 
 
@@ -145,11 +135,11 @@ def map_cached(
             fn_kwargs=settings,
             new_fingerprint=key,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SyntaxError) as error:  # PIL raises all three
         place = Path(rows.cache_files[0]["filename"]).parent
         raise UserError(
-            f"{place}: cannot be written, or is damaged ({_line(error)}); make room, delete it, or "
-            "download the data again"
+            f"{doing}: {_line(error)}; the data are damaged, or {place} is or cannot be written: "
+            "download the data again, delete that folder, or make room"
         ) from error
 
 

@@ -1,7 +1,6 @@
 """Images: batches as a function of the step, augmentation, and what a broken download says."""
 
 import os
-import shutil
 from pathlib import Path
 
 import datasets
@@ -190,7 +189,7 @@ def test_a_local_folder_is_decoded_exactly_and_once(folder, monkeypatch):
     assert data.test_labels.tolist() == [1, 0, 2, 1, 0]
     assert data.mean == pytest.approx(folder.pixels[:12].mean((0, 1, 2)) / 255)
     assert data.std == pytest.approx(folder.pixels[:12].std((0, 1, 2)) / 255)
-    monkeypatch.delattr(images_module, "_pixels")
+    monkeypatch.delattr(images_module.np, "stack")
     assert torch.equal(folder.load().train_images, data.train_images)
 
 
@@ -205,10 +204,12 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_is_named(folder):
     folder.load()
     for file in folder.cache.rglob("cache-*.arrow"):
         os.truncate(file, 1000)
-    with pytest.raises(UserError, match=rf"{folder.cache}.*: cannot be written, or is damaged"):
+    with pytest.raises(
+        UserError, match=rf"the data are damaged, or {folder.cache}\S+ is or cannot"
+    ):
         folder.load()
     folder.cache = folder.shards[0]
-    with pytest.raises(UserError, match=r"data.cache_dir: .*train-00000-of-00002\.parquet"):
+    with pytest.raises(UserError, match=r"incomplete in .*train-00000-of-00002\.parquet"):
         folder.load()
 
 
@@ -241,19 +242,11 @@ def test_a_missing_or_damaged_file_is_one_line(folder, capsys, shard, damage, li
     assert "\n" not in str(error.value) and capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize(("of", "to"), [(2, 1), (0, 1), (0, 2)])
-def test_a_file_in_the_place_of_another_is_an_error(folder, of, to):
-    """As many rows as expected, if the wrong ones: so many as in CIFAR-10's six files."""
-    shutil.copy(folder.shards[of], folder.shards[to])
-    with pytest.raises(UserError, match=r"incomplete in .*\.parquet has the rows of \S+parquet"):
-        folder.load(rows=None)
-
-
 @pytest.mark.parametrize(
     ("encoded", "line"),
     [
-        (b"no image", "split 'train': an image does not decode"),
-        (png(np.zeros((32, 32, 3), dtype=np.uint8))[:60], "'train': an image does not decode"),
+        (b"no image", "split 'train': cannot identify image file"),
+        (png(np.zeros((32, 32, 3), dtype=np.uint8))[:60], "'train': image file is truncated"),
         (png(np.zeros((16, 32, 3), dtype=np.uint8)), "an image is 32x16 pixels, 32x32 expected"),
     ],
 )
