@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, Override
+from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString
 
 from experiments.errors import UserError
 from experiments.usage import GROUPS
@@ -33,25 +33,14 @@ def options_first(arguments: Sequence[str]) -> list[str]:
 def check_choices(overrides: Sequence[str]) -> None:
     """Raise UserError unless each choice of a group is a name, list of names, dict or glob."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        name = override.key_or_group
-        group = name in GROUPS or name.startswith("hydra/")
-        if group and not all(map(_names, _choices(override))):
-            expected = f"{name}=NAME, a file of configs/{name}"
-            raise UserError(f"{override.input_line}; expected {expected}")
-
-
-def _choices(override: Override) -> list:
-    """Return a sweep's choices, or the only choice; [] if the override deletes the group."""
-    value = override.value()
-    if isinstance(value, ChoiceSweep):
-        return [Override._convert_value(choice) for choice in value.list]
-    return [] if override.is_delete() and value is None else [value]
-
-
-def _names(choice: object) -> bool:
-    if isinstance(choice, list):
-        return all(isinstance(name, str) for name in choice)
-    return isinstance(choice, str | dict | Glob)
+        name, value = override.key_or_group, override.value()
+        if name not in GROUPS or override.is_delete():
+            continue
+        for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+            names = choice if isinstance(choice, list) else [choice]
+            if not all(isinstance(one, str | QuotedString | dict | Glob) for one in names):
+                expected = f"{name}=NAME, a file of configs/{name}"
+                raise UserError(f"{override.input_line}; expected {expected}")
 
 
 def _refuse(message: str) -> NoReturn:

@@ -142,7 +142,6 @@ def _train(plan: Plan, folder: RunFolder, objective: Objective, model: nn.Module
     lasting = {key: value for key, value in beginning.items() if key == "continued_from"}
     writer = (build(plan.cfg, "logger") if processes.writes else NoWriter)(
         folder=folder.path,
-        config=about["config"],
         about=about,
         run_id=beginning.get("wandb_id", folder.started().get("wandb_id")),
     )
@@ -165,7 +164,6 @@ def _train(plan: Plan, folder: RunFolder, objective: Objective, model: nn.Module
 def _trained(trainer: Trainer, beginning: dict[str, Any]) -> Diverged | None:
     """Train to the end, and save a model of transformers; return Diverged if training diverged."""
     model, folder, plan = trainer.model, trainer.folder, trainer.plan
-    _report_large_k(trainer)
     if beginning:
         place = folder.path if "method" in beginning else f"continue_from={plan.cfg.continue_from}"
         wrong = f"{place}: its checkpoint is of another model or optimiser, or version"
@@ -217,14 +215,3 @@ def _outcome(trainer: Trainer, diverged: Diverged | None) -> dict[str, Any]:
         **scores,
         **environment(plan.device),
     }
-
-
-def _report_large_k(trainer: Trainer) -> None:
-    """Say before training that k exceeds L; the library would say it in the backward pass."""
-    plan = trainer.plan
-    L = max((chain.length for chain in hb.chains(trainer.model)), default=0)
-    if not L or plan.method.group_size is None:  # a recurrent network's L is its input's length
-        return
-    L = -(-L // plan.method.group_size)
-    if plan.choices["schedule"] == "constant" and getattr(plan.method, "k", 0) > L:
-        print(f"k={plan.method.k} is larger than L={L}: exact, but grad=bp is faster")

@@ -26,7 +26,6 @@ class WandbWriter:
 
     Args:
         mode: "offline" or "online".
-        config: the resolved configuration.
         about: the fields of the run's row that are known before the run begins.
         run_id: the id of a resumed run; None: a new id.
         group: name of the group; None: that of `group_name`.
@@ -41,7 +40,6 @@ class WandbWriter:
         mode: str,
         project: str,
         folder: Path,
-        config: dict[str, Any],
         about: dict[str, Any],
         entity: str | None = None,
         run_id: str | None = None,
@@ -65,7 +63,7 @@ class WandbWriter:
                 project=project,
                 entity=entity,
                 dir=str(folder),
-                config={**config, **sorted_by},
+                config={**about["config"], **sorted_by},
                 name=f"{method} s{about['seed']}",
                 group=group or group_name(about),
                 job_type=about["grad"],

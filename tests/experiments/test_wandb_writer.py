@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 
 ABOUT = dict(experiment="digits", model="resnet20", grad="highway", k=3, gamma=0.0, group_size=1)
 ABOUT |= dict(schedule=None, tolerance=None, window=None, mgrit=None, seed=2, setup="0a1b2c3d")
-RUN = {"config": {"learning_rate": 0.25}, "about": ABOUT}
+ABOUT |= dict(config={"learning_rate": 0.25})
+RUN = {"about": ABOUT}
 
 
 def records(file: Path) -> list:
