@@ -34,25 +34,26 @@ def save(folder: Path, state: dict[str, Any]) -> None:
         raise UserError(f"cannot rename {fresh} to {latest} ({error})") from error
 
 
-def load(folder: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """Return the newest undamaged checkpoint and a line for the user. Each may be None.
+def load(folder: Path) -> dict[str, Any] | None:
+    """Return the newest checkpoint that is not damaged, or None; say if it is not the newest.
 
     Raises:
         UserError: there are checkpoints, but all are damaged.
     """
     found = [folder / name for name in (FRESH, LATEST, PREVIOUS) if (folder / name).exists()]
-    for i, file in enumerate(found):
+    for file in found:
         try:
             state = _read(file)
         except Exception:  # which one depends on the damaged bytes
             continue
-        said = f"{found[0]} is damaged; going on from {file.name}" if i else None
-        return state, said
+        if file is not found[0]:
+            print(f"{found[0]} is damaged; going on from {file.name}")
+        return state
     if found:
         raise UserError(
             f"{found[0]} is damaged and no other checkpoint is whole; delete {folder} to start anew"
         )
-    return None, None
+    return None
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -41,16 +41,8 @@ class Diagnostics:
         ``loss`` and ``mean`` are passed to `hb.gradient_error`.
         """
         method = method if hasattr(method, "k") else hb.Highway(0, self.gamma)
-        return [
-            {
-                "k": e.k,
-                "cosine": e.cosine,
-                "relative_error": e.relative_error,
-                "increment": e.increment,
-                "layers": {n: list(v) for n, v in e.layers.items()},
-            }
-            for e in hb.gradient_error(model, loss, self.ks, method, mean)
-        ]
+        errors = hb.gradient_error(model, loss, self.ks, method, mean)
+        return [{n: v for n, v in asdict(e).items() if n != "parameters"} for e in errors]
 
 
 def flat(errors: Sequence[Mapping[str, Any]]) -> dict[str, float]:

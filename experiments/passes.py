@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -44,9 +44,6 @@ class Passes:
         """Count iterations in which groups run at once, and the layers of a group one by one."""
         self.block_passes += iterations
         self.sequential_passes += min(iterations * max(sizes), sum(sizes))
-
-    def state_dict(self) -> dict[str, int]:
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 def group_sizes(model: nn.Module, method: hb.Method) -> list[int]:

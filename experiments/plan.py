@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -29,7 +28,6 @@ from experiments.run_folder import RunFolder
 SIZES = {f"model.{key}" for key in ("layers", "hidden", "heads", "image_size", "patch_size")}
 
 
-@dataclass
 class Plan:
     """A configuration and the objects that it describes.
 
@@ -41,26 +39,20 @@ class Plan:
         UserError, OmegaConfBaseException: no training can run with ``cfg``.
     """
 
-    cfg: DictConfig
-    choices: Mapping[str, str]
-    overrides: Sequence[str] = ()
-    processes: OneProcess = field(init=False)
-    method: hb.Method = field(init=False)
-    schedule: hb.schedules.Schedule = field(init=False)
-    diagnostics: Diagnostics = field(init=False)
-    device: torch.device = field(init=False)
-
-    def __post_init__(self) -> None:
-        check(self.cfg, self.choices)
-        self.processes = processes_of(self.cfg)
-        self.method = build(self.cfg, "grad")
+    def __init__(
+        self, cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str] = ()
+    ) -> None:
+        self.cfg, self.choices, self.overrides = cfg, choices, overrides
+        check(cfg, choices)
+        self.processes = processes_of(cfg)
+        self.method: hb.Method = build(cfg, "grad")
         with self._naming_schedule():
-            self.schedule = instantiate(self.cfg.schedule, _partial_=True, _convert_="all")(
-                self.method
-            )
-        self.diagnostics = Diagnostics(**OmegaConf.to_container(self.cfg.diagnostics))
-        self.device = _device(self.cfg.device)
-        if self.cfg.trainer.cuda_graph:
+            self.schedule: hb.schedules.Schedule = instantiate(
+                cfg.schedule, _partial_=True, _convert_="all"
+            )(self.method)
+        self.diagnostics = Diagnostics(**OmegaConf.to_container(cfg.diagnostics))
+        self.device = _device(cfg.device)
+        if cfg.trainer.cuda_graph:
             self._check_graphs()
         if self._fixed_steps:
             self.steps(per_epoch=1)

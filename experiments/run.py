@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,7 @@ def _beginning(plan: Plan, folder: RunFolder, steps: int) -> dict[str, Any]:
 
     steps: of the whole run.
     """
-    state, line = checkpoint.load(folder.path)
-    if line:
-        print(line)
+    state = checkpoint.load(folder.path)
     if state is None:
         source = plan.cfg.continue_from
         return _handed_on(source, steps) if source else {}
@@ -114,15 +113,13 @@ def _handed_on(source: str, steps: int) -> dict[str, Any]:
     The state of method and schedule is left out, because gammas and errors differ in other groups.
     """
     try:
-        state, line = checkpoint.load(Path(source))
+        state = checkpoint.load(Path(source))
     except UserError as error:
         raise UserError(
             f"continue_from={source}: its checkpoints are damaged; expected another run's folder"
         ) from error
     if state is None:
         raise UserError(f"continue_from={source} has no checkpoint; expected a run's folder")
-    if line:
-        print(line)
     if state["step"] >= steps:
         raise UserError(
             f"continue_from={source} is at step {state['step']} already; expected less than this "
@@ -194,16 +191,11 @@ def _outcome(trainer: Trainer, diverged: Diverged | None) -> dict[str, Any]:
     plan, last, metric = trainer.plan, trainer.last, trainer.objective.task.metric
     sizes = group_sizes(trainer.model, plan.method)
     scores = {key: value for key, value in last.items() if key.startswith("eval_")}
-    if not diverged and metric not in scores:
-        raise UserError(
-            f"{trainer.folder.path}: its checkpoint of the last step lacks {metric}; delete "
-            "the folder to start anew"
-        )
     if diverged:
         scores = dict.fromkeys({"eval_loss", metric, *scores})
     costs = {key: last.get(key, cost) for key, cost in trainer.costs().items()}
     if isinstance(plan.method, hb.MGRIT):  # each pass runs only a part of the blocks
-        costs |= dict.fromkeys(trainer.passes.state_dict())
+        costs |= dict.fromkeys(asdict(trainer.passes))
     return {
         "L": sum(sizes),
         **({"sizes": sizes} if plan.processes.fields else {}),

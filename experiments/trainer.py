@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -95,8 +95,6 @@ class Trainer:
         Raises:
             RuntimeError, ValueError, ...: ``state`` is of another model or optimiser, or damaged.
         """
-        if type(state["step"]) is not int or state["step"] < 0:
-            raise ValueError(f"step={state['step']}; expected a whole number, at least 0")
         hb.load_whole_state_dict(self.model, state["model"])
         self.passes = Passes(**state["passes"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -117,7 +115,7 @@ class Trainer:
             "model": hb.whole_state_dict(self.model),
             "method": hb.method_state(self.model),
             "schedule": self.plan.schedule.state_dict(),
-            "passes": self.passes.state_dict(),
+            "passes": asdict(self.passes),
             "optimizer": self.plan.processes.optimizer_state(self.optimizer),
             "step": self.step,
             "seconds": self.seconds,
@@ -169,7 +167,7 @@ class Trainer:
         return {
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
-            **self.passes.state_dict(),
+            **asdict(self.passes),
             "peak_memory_mb": peak_memory_mb(self.plan.device),
         }
 

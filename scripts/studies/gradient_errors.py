@@ -47,7 +47,7 @@ def load(folder: Path) -> tuple[nn.Module, object, dict, dict[int, dict]]:
     data = instantiate(cfg.data, **root)
     model = instantiate(cfg.model, **data.model_arguments())
     files = (folder / "snapshots").glob("*.pt")
-    states = [*(torch.load(f, weights_only=True) for f in files), checkpoint.load(folder)[0]]
+    states = [*(torch.load(f, weights_only=True) for f in files), checkpoint.load(folder)]
     weights = {state["step"]: state["model"] for state in states}
     return model, data, row, dict(sorted(weights.items()))
 

@@ -48,15 +48,15 @@ def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_no_checkpoint_is_none_and_nothing_to_say(tmp_path):
-    assert checkpoint.load(tmp_path) == (None, None)
+def test_no_checkpoint_is_none(tmp_path):
+    assert checkpoint.load(tmp_path) is None
 
 
-def test_the_latest_is_loaded_and_two_are_kept(tmp_path):
+def test_the_latest_is_loaded_and_two_are_kept(tmp_path, capsys):
     for step in (1, 2, 3):
         checkpoint.save(tmp_path, state(step))
-    loaded, said = checkpoint.load(tmp_path)
-    assert said is None
+    loaded = checkpoint.load(tmp_path)
+    assert capsys.readouterr().out == ""
     assert loaded["step"] == 3
     assert torch.equal(loaded["model"]["weight"], state(3)["model"]["weight"])
     assert torch.equal(loaded["rng"], torch.get_rng_state())
@@ -64,12 +64,12 @@ def test_the_latest_is_loaded_and_two_are_kept(tmp_path):
 
 
 @every_damage
-def test_a_damaged_latest_gives_the_previous_and_says_so(tmp_path, damage):
+def test_a_damaged_latest_gives_the_previous_and_says_so(tmp_path, capsys, damage):
     checkpoint.save(tmp_path, state(1))
     checkpoint.save(tmp_path, state(2))
     damage(tmp_path / LATEST)
-    loaded, said = checkpoint.load(tmp_path)
-    assert loaded["step"] == 1
+    assert checkpoint.load(tmp_path)["step"] == 1
+    said = capsys.readouterr().out
     assert LATEST in said and "damaged" in said and PREVIOUS in said
 
 
@@ -92,7 +92,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["write", "fsync"])
-def test_a_full_disk_is_told_and_the_last_good_one_stays(tmp_path, monkeypatch, broken):
+def test_a_full_disk_is_told_and_the_last_good_one_stays(tmp_path, monkeypatch, capsys, broken):
     checkpoint.save(tmp_path, state(1))
     checkpoint.save(tmp_path, state(2))
     with monkeypatch.context() as patch:
@@ -104,8 +104,8 @@ def test_a_full_disk_is_told_and_the_last_good_one_stays(tmp_path, monkeypatch, 
             checkpoint.save(tmp_path, state(3))
     assert str(tmp_path) in str(told.value)
     assert names(tmp_path) == [PREVIOUS, LATEST]
-    loaded, said = checkpoint.load(tmp_path)
-    assert (loaded["step"], said) == (2, None)
+    assert checkpoint.load(tmp_path)["step"] == 2
+    assert capsys.readouterr().out == ""
 
 
 def raise_full(_: int) -> None:
@@ -129,9 +129,9 @@ def test_a_crash_between_the_renames_loses_nothing(tmp_path, monkeypatch, rename
         patch.setattr(checkpoint.os, "replace", crash)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(tmp_path, state(3))
-    assert checkpoint.load(tmp_path)[0]["step"] == 3
+    assert checkpoint.load(tmp_path)["step"] == 3
     checkpoint.save(tmp_path, state(4))
-    assert checkpoint.load(tmp_path)[0]["step"] == 4
+    assert checkpoint.load(tmp_path)["step"] == 4
     assert names(tmp_path) == [PREVIOUS, LATEST]
 
 
