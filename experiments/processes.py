@@ -94,8 +94,7 @@ class LayersShared(OneProcess):
                 "parallel=layers: not started by torchrun; expected "
                 "torchrun --nproc-per-node=2 train.py ..."
             )
-        with as_user_error("parallel=layers: RANK and WORLD_SIZE of torchrun", KeyError):
-            self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.replicas = settings["data"]
         if self.size % self.replicas:
             raise UserError(

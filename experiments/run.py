@@ -21,7 +21,7 @@ from experiments.objective import Objective
 from experiments.passes import group_sizes
 from experiments.plan import Plan, build
 from experiments.provenance import environment
-from experiments.run_folder import RunFolder
+from experiments.run_folder import BeingTrained, RunFolder, is_busy
 from experiments.trainer import Trainer
 from experiments.wandb_writer import NoWriter
 
@@ -50,7 +50,8 @@ def _run(plan: Plan) -> Path:
     if processes.size == 1:
         if _is_finished(plan, folder):
             return folder.path
-        folder.check_idle()
+        if is_busy(folder.path):
+            raise BeingTrained(folder.path)
     print(f"{folder.path}: {plan.in_words()}", flush=True)
     processes.meet(plan.device, plan.settings)
     prepare_torch(cfg.trainer)

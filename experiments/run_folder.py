@@ -61,17 +61,12 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether DONE and a readable row are here; UserError if records are missing or damaged."""
+        """Whether DONE, a readable row and records are here; UserError if these are damaged."""
         try:
             json.loads((self.path / "row.json").read_text())
         except (OSError, ValueError):  # the last checkpoint will make it again
             return False
         return (self.path / "DONE").exists() and bool(self.records())
-
-    def check_idle(self) -> None:
-        """Raise BeingTrained if another process is at work here; write nothing."""
-        if is_busy(self.path):
-            raise BeingTrained(self.path)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -123,15 +118,9 @@ class RunFolder:
         """Return all complete records; a last line cut off by a crash is left out.
 
         Raises:
-            UserError: a complete line is damaged, or the records of a run with a checkpoint are
-                missing.
+            UserError: a complete line is damaged.
         """
         if not self._metrics.exists():
-            if (self.path / checkpoint.LATEST).exists():
-                raise UserError(
-                    f"{self._metrics} is missing; expected the records of training: put it back, "
-                    f"or delete {self.path} to start anew"
-                )
             return []
         lines = self._metrics.read_text(errors="replace").splitlines(keepends=True)
         with as_user_error(

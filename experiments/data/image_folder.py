@@ -47,13 +47,12 @@ class FolderData:
         return _batches(self.test, self.workers, device, batch_size=batch_size)
 
 
-class FolderBatches:
+class FolderBatches(Epochs):
     """Random crops, mirrored half of the time. Workers decode the next batches meanwhile."""
 
     def __init__(self, data: FolderData, batch_size: int, seed: int, device: Device) -> None:
-        self._order = Epochs(len(data.train), "images", batch_size, seed)
-        self.steps_per_epoch = self._order.steps_per_epoch
-        self._data, self._seed, self._device = data, seed, device
+        super().__init__(len(data.train), "images", batch_size, seed)
+        self._data, self._to = data, device
         self._step = -2  # step of the batch returned last
 
     def batch(self, step: int) -> Batch:
@@ -61,19 +60,17 @@ class FolderBatches:
         if step == self._step:
             return self._last
         if step != self._step + 1:
-            order = _samples(self._order, self._seed, step)
             images, workers = _Seeded(self._data.train), self._data.workers
-            self._coming = _batches(images, workers, self._device, batch_sampler=order)
+            self._coming = _batches(images, workers, self._to, batch_sampler=self._samples(step))
         self._step, self._last = step, next(self._coming)
         return self._last
 
-
-def _samples(order: Epochs, seed: int, first: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield the (row, seed) pairs of a step's images, from step ``first`` on."""
-    for step in count(first):
-        rows, generator = order.rows(step), generator_for("augment", seed, step)
-        seeds = torch.randint(2**62, rows.shape, generator=generator)
-        yield list(zip(rows.tolist(), seeds.tolist(), strict=True))
+    def _samples(self, first: int) -> Iterator[list[tuple[int, int]]]:
+        """Yield the (row, seed) pairs of a step's images, from step ``first`` on."""
+        for step in count(first):
+            rows, generator = self.rows(step), generator_for("augment", self._seed, step)
+            seeds = torch.randint(2**62, rows.shape, generator=generator)
+            yield list(zip(rows.tolist(), seeds.tolist(), strict=True))
 
 
 class _Seeded(Dataset):
