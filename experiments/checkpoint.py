@@ -60,7 +60,4 @@ def _read(file: Path) -> dict[str, Any]:
     with zipfile.ZipFile(file) as archive:  # torch.load itself does not look at the checksums
         if archive.testzip() is not None:
             raise zipfile.BadZipFile("a checksum does not match")
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    if not state or not isinstance(state, dict):
-        raise ValueError("it holds no state")
-    return state
+    return torch.load(file, map_location="cpu", weights_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -34,14 +36,13 @@ def first_nonfinite_output(model: nn.Module, x: Tensor) -> str | None:
     """Return the first module, in order of execution, whose output on x is not finite, or None."""
     found: list[str] = []
 
-    def hook(name: str):
-        def look(module, args, output):
-            if isinstance(output, Tensor) and not output.isfinite().all():
-                found.append(name)
+    def look(name, module, args, output):
+        if isinstance(output, Tensor) and not output.isfinite().all():
+            found.append(name)
 
-        return look
-
-    handles = [m.register_forward_hook(hook(n)) for n, m in model.named_modules() if n]
+    handles = [
+        m.register_forward_hook(partial(look, name)) for name, m in model.named_modules() if name
+    ]
     try:
         model(x)
     finally:

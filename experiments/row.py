@@ -11,16 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 import highway_bp as hb
 from experiments.errors import UserError
+from experiments.identity import KINDS
 
 SCHEMA = 3
 
-GRAD_NAMES = {
-    hb.Backprop: "bp",
-    hb.FixedPoint: "fixed_point",
-    hb.Highway: "highway",
-    hb.TruncatedBPTT: "truncated_bptt",
-    hb.MGRIT: "mgrit",
-}
 # Keys of a configuration that depend on the machine; rows do not have them.
 PLACES = ("run_root", "data.root", "data.cache_dir", "logger", "device")
 
@@ -104,7 +98,7 @@ def method_fields(cfg: DictConfig, schedule: str, method: hb.Method) -> dict[str
     changes = schedule != "constant"
     numbers, settings = OmegaConf.to_container(cfg.schedule, resolve=True), vars(method)
     return {
-        "grad": GRAD_NAMES[type(method)],
+        "grad": KINDS.get(cfg.grad._target_, cfg.grad._target_),
         "k": None if changes else settings.get("k"),
         "schedule": f"{schedule} {_in_words(numbers)}".rstrip() if changes else None,
         "mgrit": _in_words(asdict(method)) if isinstance(method, hb.MGRIT) else None,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import dedent, indent
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 KEY = re.compile(r"^([a-z]\w*):(?! *$)(?:[^#\n]*# (.*))?", re.MULTILINE)  # key, comment
@@ -36,10 +36,10 @@ def usage() -> str:
     return "\n".join(
         [
             "Train a model with a gradient method: python train.py KEY=VALUE ...",
-            f"\nExamples\n{_indented(EXAMPLES)}",
-            f"\nKeys\n{_keys([CONFIGS / 'config.yaml'])}",
+            "\nExamples\n" + indent(EXAMPLES, "  "),
+            "\nKeys\n" + _keys([CONFIGS / "config.yaml"]),
             "\nGroups, as GROUP=CHOICE; their keys, as GROUP.KEY=VALUE",
-            *(_indented(f"{name}: {what}\n{_group(name)}") for name, what in GROUPS.items()),
+            *(indent(f"{name}: {what}\n{_group(name)}", "  ") for name, what in GROUPS.items()),
             "\npython train.py --cfg job ... prints a configuration without running it.",
         ]
     )
@@ -58,11 +58,8 @@ def _keys(files: Sequence[Path]) -> str:
     for file in files:
         text = file.read_text().partition("\nhydra:")[0]
         if "_global_" in text:  # a model's file also sets keys of other groups
-            text = textwrap.dedent(text.partition("\nmodel:\n")[2])
+            text = dedent(text.partition("\nmodel:\n")[2])
         for key, comment in KEY.findall(text):
             found[key] = found.get(key) or comment
-    return _indented("\n".join(f"{key:<20} {what}".rstrip() for key, what in found.items()), 4)
-
-
-def _indented(text: str, by: int = 2) -> str:
-    return "\n".join(" " * by + line if line else line for line in text.splitlines())
+    lines = (f"    {key:<20} {what}".rstrip() for key, what in found.items())
+    return "\n".join(lines)

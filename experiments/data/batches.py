@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -48,15 +48,12 @@ class Data(Protocol):
 class Epochs:
     """The rows of training batches: each epoch is a new permutation, less its last partial batch.
 
-    Raises UserError if ``batch_size`` is below 1 or above ``total``, the number of rows. The error
-    message calls the rows ``what``.
+    Raises UserError if ``batch_size`` is below 1 or above ``total``, the number of rows.
     """
 
-    def __init__(
-        self, total: int, what: str, batch_size: int, seed: int, device: Device = "cpu"
-    ) -> None:
+    def __init__(self, total: int, batch_size: int, seed: int, device: Device = "cpu") -> None:
         if not 1 <= batch_size <= total:
-            raise UserError(f"batch_size: {batch_size}; give 1 up to {total}, the training {what}")
+            raise UserError(f"batch_size: {batch_size}; give 1 up to {total}, the training rows")
         self.steps_per_epoch = total // batch_size
         self._total, self._batch_size, self._seed, self._device = total, batch_size, seed, device
         self._epoch, self._order = -1, torch.empty(0)  # the permutation last used
@@ -79,8 +76,6 @@ def generator_for(purpose: str, seed: int, index: int) -> torch.Generator:
 class TensorData(ABC):
     """Base class of data sets that are held in tensors; it makes their batches."""
 
-    what: ClassVar[str]  # the name of the rows, e.g. "images"
-
     @abstractmethod
     def rows(self, train: bool, device: Device) -> Batch:
         """x (N, ...) and y (N, ...): all training rows, or all test rows."""
@@ -101,7 +96,7 @@ class _TensorBatches(Epochs):
     def __init__(self, data: TensorData, batch_size: int, seed: int, device: Device) -> None:
         self._data, self._to = data, device
         self._x, self._y = data.rows(True, device)
-        super().__init__(len(self._x), data.what, batch_size, seed, self._x.device)
+        super().__init__(len(self._x), batch_size, seed, self._x.device)
 
     def batch(self, step: int) -> Batch:
         rows, random = self.rows(step), generator_for("augment", self._seed, step)

@@ -48,15 +48,8 @@ def load_grammar(train: int = 4000, test: int = 800, length: int = 32) -> PairDa
     ids = {word: i for i, word in enumerate((PADDING, FIRST, SECOND, *words))}
     rows = torch.stack([_row(p, h, ids, length) for p, h, _ in pairs])
     labels = torch.tensor([label for _, _, label in pairs])
-    return PairData(
-        "grammar",
-        rows[:train],
-        labels[:train],
-        rows[train:],
-        labels[train:],
-        len(ids),
-        ids[PADDING],
-    )
+    parts = rows[:train], labels[:train], rows[train:], labels[train:]
+    return PairData("grammar", *parts, len(ids), ids[PADDING])
 
 
 def _pair(generator: random.Random, label: int) -> tuple[str, str]:

@@ -51,7 +51,7 @@ class FolderBatches(Epochs):
     """Random crops, mirrored half of the time. Workers decode the next batches meanwhile."""
 
     def __init__(self, data: FolderData, batch_size: int, seed: int, device: Device) -> None:
-        super().__init__(len(data.train), "images", batch_size, seed)
+        super().__init__(len(data.train), batch_size, seed)
         self._data, self._to = data, device
         self._step = -2  # step of the batch returned last
 

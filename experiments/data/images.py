@@ -45,7 +45,6 @@ class ImageData(TensorData):
     flip: bool
 
     task: ClassVar[Classification] = Classification()
-    what: ClassVar[str] = "images"
 
     def model_arguments(self) -> dict[str, int]:
         return {"classes": self.classes}

@@ -39,7 +39,6 @@ class PairData(TensorData):
     padding: int
 
     task: ClassVar[Classification] = Classification()
-    what: ClassVar[str] = "pairs"
 
     def model_arguments(self) -> dict[str, Any]:
         return {"vocabulary": self.vocabulary, "padding": self.padding, "labels": list(LABELS)}
@@ -87,20 +86,12 @@ def load_hub_pairs(
     """
     tokens = _tokenizer(tokenizer)
     columns = ("premise", "hypothesis", "label")
-    train_rows, test_rows = (
-        load_rows(**part, columns=columns, root=root, cache_dir=cache_dir) for part in (train, test)
-    )
-    train_pairs, train_labels = _tokenised(train_rows, train["name"], tokens, length)
-    test_pairs, test_labels = _tokenised(test_rows, test["name"], tokens, length)
-    return PairData(
-        ", ".join(dict.fromkeys((train["name"], test["name"]))),
-        train_pairs[:train_limit],
-        train_labels[:train_limit],
-        test_pairs[:eval_limit],
-        test_labels[:eval_limit],
-        len(tokens),
-        tokens.pad_token_id,
-    )
+    name, parts = ", ".join(dict.fromkeys((train["name"], test["name"]))), []
+    for part, limit in ((train, train_limit), (test, eval_limit)):
+        rows = load_rows(**part, columns=columns, root=root, cache_dir=cache_dir)
+        pairs, labels = _tokenised(rows, part["name"], tokens, length)
+        parts += [pairs[:limit], labels[:limit]]
+    return PairData(name, *parts, len(tokens), tokens.pad_token_id)
 
 
 def _tokenizer(name: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,8 +34,6 @@ class TextData(TensorData):
     vocabulary: int
     length: int
     characters: int
-
-    what: ClassVar[str] = "sequences"
 
     def __post_init__(self) -> None:
         for split, tokens in (("training", self.train_tokens), ("test", self.test_tokens)):

@@ -71,7 +71,7 @@ def test_batches_are_normalised_and_keep_image_and_label_together():
 
 @pytest.mark.parametrize("size", [0, -1, 21])
 def test_a_batch_size_that_does_not_fit_is_an_error(size):
-    with pytest.raises(UserError, match=f"batch_size: {size}; give 1 up to 20, the training image"):
+    with pytest.raises(UserError, match=f"batch_size: {size}; give 1 up to 20, the training rows"):
         numbered(20).train_batches(size, 0, "cpu")
 
 

@@ -45,7 +45,7 @@ def test_batches_are_int64_and_a_function_of_seed_and_step():
     assert all(torch.equal(second.batch(step)[0], forwards[step]) for step in reversed(range(20)))
     assert not torch.equal(data.train_batches(4, 2, "cpu").batch(0)[0], forwards[0])
     assert forwards[0].dtype == torch.int64
-    with pytest.raises(UserError, match="batch_size: 29; give 1 up to 28, the training sequences"):
+    with pytest.raises(UserError, match="batch_size: 29; give 1 up to 28, the training rows"):
         data.train_batches(29, 0, "cpu")
 
 
