@@ -30,13 +30,12 @@ from experiments.run_folder import RunFolder
 class Unread:
     """The measurements of step number ``step``, still on the device.
 
-    values: (2 + scores,) gradient norm, loss, training scores. x: the step's batch.
+    known: what is known of the step already. values: (2 + scores,) gradient norm, loss, training
+    scores. x: the step's batch.
     """
 
     step: int
-    lr: float
-    method: hb.Method
-    iterations: int
+    known: dict[str, Any]
     names: Sequence[str]
     values: Tensor
     x: Tensor
@@ -187,9 +186,8 @@ class Trainer:
         norm = hb.total_norm(self.model)
         measured = torch.cat([norm[None], means])
         names = ("grad_norm", *passed.measured)
-        self._unread.append(
-            Unread(self.step + 1, lr, method, passed.iterations, names, measured, x)
-        )
+        known = {"lr": lr, "k": getattr(method, "k", None), "iterations": passed.iterations}
+        self._unread.append(Unread(self.step + 1, known, names, measured, x))
         if self.plan.device.type == "cpu":  # reading is free: check before the weights change
             self._check_finite(self._unread[-1], measured.tolist())
         if optim.clip is not None:
@@ -250,8 +248,7 @@ class Trainer:
         self._unread = []
         self._read_last = dict(zip(last.names, values[-1], strict=True))
         if self._at(self.plan.cfg.trainer.log_interval):
-            k = {"k": getattr(last.method, "k", None), "iterations": last.iterations}
-            self._record({**self.costs(), **self._read_last, "lr": last.lr, **k})
+            self._record({**self.costs(), **self._read_last, **last.known})
 
     def _evaluate(self) -> None:
         scores = self.objective.evaluate(self.model)

@@ -56,7 +56,6 @@ class WandbWriter:
         logging.raiseExceptions = False  # no traceback if the disk is full; we report that
         method = method_name(about)
         sorted_by = {"method": method, "k": about["k"], "seed": about["seed"]}
-        tags = [*filter(None, [about["experiment"]])]
         try:
             self._run = wandb.init(
                 mode=mode,
@@ -67,7 +66,7 @@ class WandbWriter:
                 name=f"{method} s{about['seed']}",
                 group=group or group_name(about),
                 job_type=about["grad"],
-                tags=tags,
+                tags=[about["experiment"]] if about["experiment"] else None,
                 id=run_id or secrets.token_hex(4),  # WANDB_RUN_ID would be the same for all seeds
                 resume="allow",
                 settings=wandb.Settings(silent=True, console="off"),

@@ -106,14 +106,9 @@ def load_hub_text(
     train_tokens, test_tokens = (flat(part, "tokens") for part in encoded)
     kept = test_tokens[:eval_limit]
     share = len(kept) / max(len(test_tokens), 1)
-    return TextData(
-        ", ".join(dict.fromkeys((train["name"], test["name"]))),
-        train_tokens[:train_limit],
-        kept,
-        tokens_of(learned).size,
-        length,
-        round(sum(encoded[1]["characters"]) * share),
-    )
+    characters = round(sum(encoded[1]["characters"]) * share)
+    name, size = ", ".join(dict.fromkeys((train["name"], test["name"]))), tokens_of(learned).size
+    return TextData(name, train_tokens[:train_limit], kept, size, length, characters)
 
 
 def learn(batch: Mapping[str, Sequence[str]], column: str, tokenizer: str, vocabulary: int) -> dict:

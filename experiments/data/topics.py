@@ -23,11 +23,5 @@ def load_topics(tokenizer: str, vocabulary: int, length: int) -> TextData:
         encode({"text": part}, "text", tokenizer, learned)
         for part in (lines[:split], lines[split:])
     )
-    return TextData(
-        "topics",
-        torch.from_numpy(train["tokens"][0]),
-        torch.from_numpy(test["tokens"][0]),
-        tokens_of(learned).size,
-        length,
-        test["characters"][0],
-    )
+    tokens = (torch.from_numpy(part["tokens"][0]) for part in (train, test))
+    return TextData("topics", *tokens, tokens_of(learned).size, length, test["characters"][0])
