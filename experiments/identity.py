@@ -162,14 +162,14 @@ def _value(key: str, value: Any) -> Any:
     return float(value) if type(value) is int else value
 
 
-def _parallel(parallel: Mapping[str, Any]) -> dict[str, Any] | None:
+def _parallel(parallel: DictConfig) -> dict[str, Any] | None:
     """Return what counts of processes that share the layers; each is a group, exact inside."""
-    if not parallel["layers"]:
+    given = OmegaConf.to_container(parallel, resolve=True)
+    if not given["layers"]:
         return None
-    sizes = parallel["sizes"]
     return {
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
-        "sizes": sizes if sizes is None or isinstance(sizes, str) else list(sizes),
+        "sizes": given["sizes"],
         # batch normalisation depends on these
-        **{key: parallel[key] for key in ("data", "micro_batches") if parallel[key] != 1},
+        **{key: given[key] for key in ("data", "micro_batches") if given[key] != 1},
     }
