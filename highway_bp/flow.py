@@ -32,8 +32,12 @@ from highway_bp.auto_gamma import AutoGamma
 from highway_bp.first_order import first_order
 from highway_bp.graph_walk import edges_of, walk
 from highway_bp.has_method import Chain, Watched
-from highway_bp.module_system import ModuleSystem
-from highway_bp.own_gradients import check_own_gradients, own_gradients
+from highway_bp.module_system import ModuleSystem, States
+from highway_bp.own_gradients import (
+    check_own_gradients,
+    layers_with_functions,
+    own_gradients,
+)
 from highway_bp.segment import Cotangents, Segment, add, emptied, parameter_step, with_fresh_graphs
 from highway_bp.shared import check_shared, shared_memory
 from highway_bp.shown import check_shown, kept_grads
@@ -105,34 +109,39 @@ class Pass:
         """Solve the system. Returns w_0 and the gradients of Gate's other inputs."""
         leaves, taps = _leaves(gate), self._taps_after(None)
         freed = not torch._C._autograd._get_current_graph_task_keep_graph()
-        for tap in taps:
-            call = tap.segment.calls[tap.place]
-            check_shared(tap.shared, call.layer.name)
-            check_shown(call.shown, call.layer.name, freed and tap.segment.is_used)
+        _check_untouched(taps, freed)
         with self._inside():
             segments, b = _segments(taps)
-            before = own_gradients(segments)
-            system = ModuleSystem(segments, b, self)
-            self.chain.at_solve(system)
-            w = self.method.solve(system)
+            suspects = layers_with_functions(segments)
+            before = own_gradients(suspects)
+            w = self._whole_solution(segments, b)
             _give_to_retained(taps, segments, b, w[1:])
             inner = [
                 (t, segment.gradient_inside(t, w_end, b_segment))
                 for segment, b_segment, w_end in zip(segments, b, w[1:], strict=True)
                 for t in segment.retained
             ]
+            unreached = _unreached(segments, b, w[1:])
+            for tap in taps:
+                tap.b, tap.b_extras = None, ()
+                if freed:  # a Tap outlives its backward pass where somebody keeps the loss
+                    tap.segment, tap.extras, tap.shared = None, [], []
             grads = parameter_step(segments, b, w[1:], leaves, self.functions_behind)
-            check_own_gradients(before, own_gradients(segments))
+            check_own_gradients(before, own_gradients(suspects))
         for t, g in inner:
             t.grad = add(t.grad, None if g is None else g.clone())
-        for tap in taps:
-            tap.b, tap.b_extras = None, ()
-            if freed:  # a Tap outlives its backward pass where somebody keeps the loss
-                tap.segment, tap.extras, tap.shared = None, [], []
         w_0 = w[0]
         if w_0 is None and gate.needs_input_grad[3]:  # no path has reached h_0
             w_0 = torch.zeros_like(gate.h)
-        return w_0, _zero_where_unreached(grads, leaves, segments, b, w[1:])
+        for i, t in enumerate(leaves):
+            if grads[i] is None and id(t) in unreached:
+                grads[i] = torch.zeros_like(t)
+        return w_0, grads
+
+    def _whole_solution(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> States:
+        system = ModuleSystem(segments, b, self)
+        self.chain.at_solve(system)
+        return self.method.solve(system)
 
     def from_later_layers(self, tap: Tap) -> Tensor | None:
         """Return w - b at the state of ``tap``, which the backward pass has not reached yet."""
@@ -357,20 +366,24 @@ def _inside_group(tap, segment, w_end, b_segment) -> Tensor | None:
     return segment.inner_gradient(tap.place, w_end, b_segment)
 
 
-def _zero_where_unreached(grads, leaves, segments, b, w_ends) -> list[Tensor | None]:
-    """Give zeros to the parameters of layers that no path has reached: they are not unused.
+def _check_untouched(taps: Sequence[Tap], freed: bool) -> None:
+    """Raise RuntimeError where a gradient would be wrong or incomplete."""
+    for tap in taps:
+        call = tap.segment.calls[tap.place]
+        check_shared(tap.shared, call.layer.name)
+        check_shown(call.shown, call.layer.name, freed and tap.segment.is_used)
+
+
+def _unreached(segments, b, w_ends) -> set[int]:
+    """Ids of the parameters of layers that no path has reached: they get zeros, as used ones do.
 
     Layers after all losses get no gradient, as in backpropagation.
     """
     last = max((i for i, b_i in enumerate(b) if not b_i.is_empty), default=-1)
-    unreached = {
+    return {
         id(p)
         for segment, w in zip(segments[:last], w_ends, strict=False)
         if w is None
         for call in segment.calls
         for p in call.layer.module.parameters()
     }
-    return [
-        torch.zeros_like(t) if g is None and id(t) in unreached else g
-        for g, t in zip(grads, leaves, strict=True)
-    ]

@@ -13,22 +13,23 @@ from torch import Tensor
 from highway_bp.surroundings import parameters_of
 
 if TYPE_CHECKING:
+    from highway_bp.layer_call import Layer
     from highway_bp.segment import Segment
 
 Found = list[tuple[str, Tensor | None, int | None]]  # layer, gradient, its version
 
 
-def own_gradients(segments: Sequence[Segment]) -> Found:
-    """The gradients that parameters of layers with custom functions have now.
+def layers_with_functions(segments: Sequence[Segment]) -> list[Layer]:
+    """The layers with custom functions among the nodes of their segment's graph."""
+    return [call.layer for s in segments if s.has_functions for call in s.calls]
 
-    They may be a parameter's .grad, or its .main_grad as Megatron's.
-    """
+
+def own_gradients(layers: Sequence[Layer]) -> Found:
+    """The gradients that the layers' parameters have now: their .grad, Megatron's .main_grad."""
     return [
-        (call.layer.name, g, None if g is None else g._version)
-        for segment in segments
-        if segment.has_functions
-        for call in segment.calls
-        for p in parameters_of(call.layer.module)
+        (layer.name, g, None if g is None else g._version)
+        for layer in layers
+        for p in parameters_of(layer.module)
         for g in ((p.grad if p.is_leaf else None), getattr(p, "main_grad", None))
     ]
 

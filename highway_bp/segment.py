@@ -184,36 +184,52 @@ def vjps(segments: Sequence[Segment], w: Sequence[Tensor]) -> list[Tensor | None
 
 
 def parameter_step(
-    segments: Sequence[Segment],
+    segments: list[Segment],
     b: Sequence[Cotangents],
     w: Sequence[Tensor | None],
     leaves: Sequence,
     functions_behind: bool = False,
 ) -> list[Tensor | None]:
-    """w_i df_i/dtheta_i of all layers in one pass of the autograd engine.
+    """w_i df_i/dtheta_i of all layers, in passes of the autograd engine through a few segments.
+
+    Takes the segments out of the list: the graphs that nobody else holds are freed on the way.
 
     Args:
         w: at the end of each segment.
         leaves: parameters, and gradient edges of arguments. Hooks on them do not run here.
     """
-    used = [p for s, b_s, w_end in zip(segments, b, w, strict=True) for p in s.pairs(b_s, w_end)]
-    if not used or not leaves:
-        return [None] * len(leaves)
-    outputs, cotangents = zip(*used, strict=True)
     wanted = [i for i, t in enumerate(leaves) if not isinstance(t, Tensor) or t.requires_grad]
     inputs, grads = [leaves[i] for i in wanted], [None] * len(leaves)
     tensors = [t for t in inputs if isinstance(t, Tensor)]
     hooks = (t._backward_hooks for t in tensors if t._backward_hooks)
     retaining = (t for t in tensors if t.retains_grad)
     with emptied(hooks), kept_grads(retaining):  # both come when these gradients leave the chain
-        found = torch.autograd.grad(
-            outputs, inputs, cotangents, retain_graph=True, allow_unused=True
-        )
-        if functions_behind:
-            found = map(_less, found, _from_behind(segments, inputs))
-    for i, g in zip(wanted, found, strict=True):
-        grads[i] = g
+        while segments and inputs:
+            some = segments[-TOGETHER:]
+            del segments[-TOGETHER:]
+            here = slice(len(segments), len(segments) + len(some))
+            found = _parameter_gradients(some, b[here], w[here], inputs, functions_behind)
+            for i, g in zip(wanted, found, strict=bool(found)):
+                grads[i] = add(grads[i], g)
     return grads
+
+
+def _parameter_gradients(
+    segments: Sequence[Segment],
+    b: Sequence[Cotangents],
+    w: Sequence[Tensor | None],
+    inputs: Sequence,
+    functions_behind: bool,
+) -> list[Tensor | None]:
+    """The gradients of ``inputs`` from these segments; [] if they are all None."""
+    used = [p for s, b_s, w_end in zip(segments, b, w, strict=True) for p in s.pairs(b_s, w_end)]
+    if not used:
+        return []
+    outputs, cotangents = zip(*used, strict=True)
+    found = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, allow_unused=True)
+    if functions_behind:
+        found = map(_less, found, _from_behind(segments, inputs))
+    return list(found)
 
 
 def _from_behind(segments: Sequence[Segment], inputs: Sequence) -> Sequence[Tensor | None]:

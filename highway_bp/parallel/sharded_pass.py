@@ -60,13 +60,16 @@ class _ShardedPass(torch.autograd.Function):
                 "Trying to backward through a ShardedChain a second time: the graphs of its layers "
                 "are freed. Call the first backward() with retain_graph=True"
             )
-        system = ctx.chain.system(ctx.segments, grads)
+        segments = list(ctx.segments)
+        system = ctx.chain.system(segments, grads)
         w = ctx.method.solve(system)
-        of_leaves = parameter_step(ctx.segments, system.b_segments, system.ends(w), ctx.leaves)
+        b, w_ends = system.b_segments, system.ends(w)
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            ctx.segments = None
+        del system  # it holds the segments, too
+        of_leaves = parameter_step(segments, b, w_ends, ctx.leaves)
         w_0, arguments = w[0], len(ctx.inputs) - 1
         if w_0 is None and ctx.inputs[0] is not None:
             w_0 = torch.zeros_like(ctx.inputs[0])
         of_inputs = ctx.chain.summed([w_0, *of_leaves[:arguments]], ctx.inputs)
-        if not torch._C._autograd._get_current_graph_task_keep_graph():
-            ctx.segments = None
         return None, None, None, *of_inputs, *of_leaves[arguments:]
