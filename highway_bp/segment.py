@@ -16,7 +16,7 @@ from highway_bp.containers import leaves
 from highway_bp.layer_call import Call, Returned
 from highway_bp.shown import kept_grads, retained
 
-TOGETHER = 8  # segments whose vector-Jacobian products share one call of autograd's engine
+TOGETHER = 4  # segments that share one call of autograd's engine; each needs memory for a state
 
 
 @dataclass

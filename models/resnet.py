@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,8 +51,17 @@ class PostActLayer(PreActLayer):
         return F.relu(self.shortcut(h) + z)
 
     def carry(self, h_in: Tensor, h_out: Tensor) -> hb.Carry:
-        mask = hb.Diagonal(h_out.sign())  # 1[h_out > 0], as h_out is never negative
-        return mask @ shortcut_carry(self.shortcut, h_in)
+        return ReluCarry(h_out) @ shortcut_carry(self.shortcut, h_in)
+
+
+class ReluCarry(hb.Carry):
+    """diag(1[h > 0]) for h = ReLU(..), which is saved anyway: a mask would be one more tensor."""
+
+    def __init__(self, h: Tensor):
+        self.h = h
+
+    def vecmat(self, w: Tensor) -> Tensor:
+        return torch.ops.aten.threshold_backward(w, self.h, 0)
 
 
 class ResNet(nn.Module):

@@ -1,16 +1,22 @@
-"""Operations of a forward and backward pass, launched one by one on a GPU: they may only fall.
+"""What a forward and backward pass may cost: operations and memory, which may only fall.
 
-Counted as aten operations on the CPU, without views, in the second pass: the first checks more.
+A GPU launches operations one by one. They are counted as aten operations on the CPU, without views,
+in the second pass: the first checks more.
 """
 
 from collections import Counter
 
 import pytest
+import torch
 from hydra.utils import instantiate
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import highway_bp as hb
+import highway_bp.rnn.gru
+import highway_bp.rnn.lstm
 from experiments.config import composed
+from models.resnet import ResNet
+from scripts.benchmark import tensor_peak
 from scripts.surrogate import surrogate
 
 GRU = "model=gru_char model.hidden=16 data.length=1024"
@@ -45,7 +51,9 @@ class Counting(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("line", "method", "budget"), CASES, ids=str)
-def test_operations_per_step(line, method, budget):
+def test_operations_per_step(line, method, budget, monkeypatch):
+    for cell in (hb.rnn.gru, hb.rnn.lstm):  # a GPU's
+        monkeypatch.setattr(cell, "tanh", torch.tanh)
     cfg = composed(*line.split())
     data = surrogate(cfg.data, rows=16)
     model = instantiate(cfg.model, **data.model_arguments()).train()
@@ -56,3 +64,28 @@ def test_operations_per_step(line, method, budget):
         with Counting() as counted:
             data.task.loss(model, *batch)[0].backward()
     assert counted.found.total() <= budget, counted.found.most_common(8)
+
+
+CHAINS = {
+    "ResNet": lambda: ResNet(depth=32, preact=True, classes=10).chain,
+    "ResNet, ReLU after the sum": lambda: ResNet(depth=32, preact=False, classes=10).chain,
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_memory_of_at_most_two_states_per_layer_more_than_backpropagation(name):
+    """The claim of the paper's appendix D; the states of all layers are equally large here."""
+    layers, x = list(CHAINS[name]()), torch.randn(8, 16, 32, 32, requires_grad=True)
+
+    def peak(method: hb.Method) -> int:
+        chain = hb.ResidualChain(layers, method)
+
+        def step() -> None:
+            chain.zero_grad()
+            chain(x).sum().backward()
+
+        return tensor_peak(step)
+
+    plain, states = peak(hb.Backprop()), len(layers) * x.nbytes
+    more = [(peak(hb.Highway(k)) - plain) / states for k in (0, 2)]
+    assert more[0] < 1.2 and more[1] < 2.0, more
