@@ -99,7 +99,9 @@ RANGES: dict[str, Range] = {
     "steps": or_null(whole(1)),
     "advise": YES_NO,
     "continue_from": or_null(TEXT),
-    "run_root": Range(lambda path: not path.startswith("~"), "a path with $HOME in place of ~"),
+    "run_root": Range(
+        lambda path: path and not path.startswith("~"), "a path, with $HOME in place of ~"
+    ),
     "device": one_of("auto", "cpu", "cuda"),
     "optim.algorithm": one_of("sgd", "adam", "adamw"),
     "optim.schedule": one_of("drops", "cosine"),

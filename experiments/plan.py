@@ -96,7 +96,7 @@ class Plan:
         return steps
 
     def without_effect(self) -> list[str]:
-        """Return a line for each key that was given and has no effect: k, gamma, a model's size."""
+        """Return a line for each key that was given and has no effect, because of another one."""
         cfg, schedule = self.cfg, self.choices["schedule"]
         given = {override.partition("=")[0].lstrip("+") for override in self.overrides}
         reasons = {}
@@ -107,6 +107,14 @@ class Plan:
                 reasons[key] = f"grad.{key}={cfg.grad[key]}"
             elif key == "k" and schedule not in ("constant", "bp_every"):
                 reasons[key] = f"schedule={schedule}, which sets it"
+        lengths = ("steps", "optim.steps", "optim.epochs")  # the first that is set counts
+        length = next(key for key in lengths if OmegaConf.select(cfg, key) is not None)
+        unread = lengths[lengths.index(length) + 1 :]
+        why = f"{length}={OmegaConf.select(cfg, length)}"
+        reasons |= {key: why for key in unread if key in given}
+        if not cfg.parallel.layers:
+            unread = (key for key in given if key.startswith("parallel."))
+            reasons |= dict.fromkeys(sorted(unread), f"parallel={self.choices['parallel']}")
         if pretrained := cfg.model.get("pretrained"):
             why = f"model.pretrained={pretrained}, which has its own sizes"
             reasons |= {key: why for key in sorted(SIZES & given)}

@@ -271,6 +271,9 @@ for error, situations in RAISED.items():
 PRINTED = {  # by train.py: its arguments, and which line of the output, or None for stderr
     "a k that has no effect": ("grad=bp k=5 steps=1", 0),
     "a gamma that has no effect": ("grad=fixed_point gamma=0.2 steps=1", 0),
+    "a k larger than L in training": ("k=5 steps=1", 1),
+    "epochs beside steps": ("grad=bp steps=1 optim.epochs=2", 0),
+    "a setting of processes for one process": ("grad=bp steps=1 +parallel.data=2", 0),
     "a k that the schedule sets": ("schedule=milestones k=5", 0),
     "a tokenizer that cannot be had": (
         "experiment=minilm_nli_mix data.tokenizer=package:nowhere/model",
