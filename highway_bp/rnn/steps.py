@@ -123,11 +123,9 @@ sigmoid_slope = torch.ops.aten.sigmoid_backward
 tanh_slope = torch.ops.aten.tanh_backward
 
 
-def tanh(a: Tensor, out: Tensor | None = None) -> Tensor:
-    """`torch.tanh`; on a CPU as 2 sigmoid(2 a) - 1, which takes a fifth of the time."""
-    if a.is_cuda:
-        return torch.tanh(a, out=out)
-    return torch.mul(a, 2, out=out).sigmoid_().mul_(2).sub_(1)
+def tanh_(a: Tensor) -> Tensor:
+    """tanh in place. On a CPU as 2 sigmoid(2 a) - 1, which takes a fifth of torch.tanh's time."""
+    return a.tanh_() if a.is_cuda else a.mul_(2).sigmoid_().mul_(2).sub_(1)
 
 
 def dtype_of_sums(x: Tensor) -> torch.dtype:
