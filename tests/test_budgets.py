@@ -12,8 +12,6 @@ from hydra.utils import instantiate
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import highway_bp as hb
-import highway_bp.rnn.gru
-import highway_bp.rnn.lstm
 from experiments.config import composed
 from models.resnet import ResNet
 from scripts.benchmark import tensor_peak
@@ -51,9 +49,7 @@ class Counting(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("line", "method", "budget"), CASES, ids=str)
-def test_operations_per_step(line, method, budget, monkeypatch):
-    for cell in (hb.rnn.gru, hb.rnn.lstm):  # a GPU's
-        monkeypatch.setattr(cell, "tanh", torch.tanh)
+def test_operations_per_step(line, method, budget):
     cfg = composed(*line.split())
     data = surrogate(cfg.data, rows=16)
     model = instantiate(cfg.model, **data.model_arguments()).train()

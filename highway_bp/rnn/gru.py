@@ -24,7 +24,6 @@ from highway_bp.rnn.steps import (
     Rows,
     dtype_of_sums,
     sigmoid_slope,
-    tanh_,
     tanh_slope,
     weight_gradients,
 )
@@ -103,7 +102,7 @@ class GRUJacobian:
         a_h = F.linear(h, W_hh, b_hh).to(dtype)
         m = a_h[..., 2 * H :]
         r, z = a_i[..., : 2 * H].add_(a_h[..., : 2 * H]).sigmoid_().chunk(2, -1)
-        n = tanh_(a_i[..., 2 * H :].addcmul_(r, m))
+        n = a_i[..., 2 * H :].addcmul_(r, m).tanh_()
         self.z, self.slope_n = z, 1 - z
         tanh_slope(self.slope_n, n, grad_input=self.slope_n)
         self.slopes = slopes = a_h.unflatten(-1, (3, H))  # reuses the memory of a_h

@@ -29,7 +29,6 @@ from highway_bp.rnn.steps import (
     Rows,
     dtype_of_sums,
     sigmoid_slope,
-    tanh_,
     tanh_slope,
     weight_gradients,
 )
@@ -90,7 +89,7 @@ class LSTMJacobian:
     def __init__(self, rows: Rows, carry: str):
         i, f, g, o = _activations(rows.x, rows.before, rows.weights)
         c = cell_states(i, f, g, rows.start[1])
-        self.c_before, tanh_c = c[:-1], tanh_(c[1:].clone())
+        self.c_before, tanh_c = c[:-1], torch.tanh(c[1:])
         self.q = tanh_slope(o, tanh_c)
         self.slopes = slopes = i.new_empty(*i.shape[:2], 4, i.shape[-1])
         sigmoid_slope(g, i, grad_input=slopes[..., 0, :])
@@ -170,7 +169,7 @@ def _activations(x: Tensor, before: Tensor, weights: Sequence[Tensor]) -> list[T
     a = F.linear(x, W_ih, sum(biases) if biases else None).to(dtype_of_sums(x))
     a += F.linear(before, W_hh)
     i, f, g, o = a.chunk(4, -1)
-    return [i.sigmoid_(), f.sigmoid_(), tanh_(g), o.sigmoid_()]
+    return [i.sigmoid_(), f.sigmoid_(), g.tanh_(), o.sigmoid_()]
 
 
 def cell_states(i: Tensor, f: Tensor, g: Tensor, c_0: Tensor) -> Tensor:
