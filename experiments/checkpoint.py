@@ -13,6 +13,7 @@ from experiments.atomic import write_atomically
 from experiments.errors import UserError
 
 LATEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+NEEDED = {"step", "model", "method", "schedule", "optimizer", "config_hash"}
 FRESH = "checkpoint.new.pt"  # complete; stays only after a crash before the last rename
 
 
@@ -60,4 +61,7 @@ def _read(file: Path) -> dict[str, Any]:
     with zipfile.ZipFile(file) as archive:  # torch.load itself does not look at the checksums
         if archive.testzip() is not None:
             raise zipfile.BadZipFile("a checksum does not match")
-    return torch.load(file, map_location="cpu", weights_only=True)
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    if not state.keys() >= NEEDED or type(state["step"]) is not int or state["step"] < 0:
+        raise ValueError(f"not a checkpoint: {NEEDED}, step from 0")
+    return state

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import pydoc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.errors import UserError
-from experiments.identity import flat
+from experiments.identity import KINDS, flat
 from experiments.usage import CONFIGS, GROUPS, usage
 
 HELP = "python train.py --cfg job shows all keys"
@@ -62,7 +62,8 @@ def number(test: Callable[[float], bool], words: str) -> Range:
 def one_of(*values: Any) -> Range:
     *others, last = (str(value).lower() for value in values)
     known = {(type(value), value) for value in values}
-    return Range(lambda v: (type(v), v) in known, f"{', '.join(others)} or {last}")
+    words = f"{', '.join(others)} or {last}" if others else last
+    return Range(lambda v: (type(v), v) in known, words)
 
 
 def each(item: Range, words: str) -> Range:
@@ -87,8 +88,8 @@ DROPS = Range(
     lambda d: all(a < b for a, b in pairwise([0, *d, 1])), "increasing fractions between 0 and 1"
 )
 GAMMA = Range(lambda g: g == "auto" or FRACTION.includes(g), f"{FRACTION.words}, or 'auto'")
-# data.train and data.test: a number of rows (grammar) or a folder's name (image_folder).
-ROWS = Range(lambda n: type(n) is str or whole(1).includes(n), whole(1).words)
+# data.train and data.test, which are of another type for each kind of data.
+ROWS = {"grammar": whole(1), "image_folder": TEXT}
 
 # All keys of the root and of the groups without _target_. Of the others, those whose values
 # neither the method, the schedule nor the model checks.
@@ -140,15 +141,25 @@ RANGES: dict[str, Range] = {
     "diagnostics.gamma": GAMMA,
     **{f"model.{key}": whole(1) for key in ("layers", "hidden", "heads", "length")},
     **{f"model.{key}": whole(1) for key in ("image_size", "patch_size")},
+    "model.depth": whole(1),
     "model.dropout": BELOW_ONE,
     "model.preact": YES_NO,
     **{f"data.{key}": YES_NO for key in ("augment", "flip")},
     **{f"data.{key}": whole(0) for key in ("validation", "workers")},
     **{f"data.{key}": whole(1) for key in ("classes", "length", "vocabulary", "size")},
     **{f"data.{key}": or_null(whole(1)) for key in ("train_limit", "eval_limit")},
-    **{f"data.{key}": ROWS for key in ("train", "test")},
-    "data.tokenizer": TEXT,
+    "data.rows": or_null(Range(lambda rows: False, "a number of rows for each split, {train: 9}")),
+    **{f"data.rows.{key}": whole(1) for key in ("train", "test")},
+    **{f"data.{key}": TEXT for key in ("tokenizer", "image_column", "label_column")},
+    **{f"data.{key}": or_null(TEXT) for key in ("name", "config", "root", "cache_dir")},
+    "data.splits": Range(
+        lambda names: type(names) is list and len(names) == 2 and all(map(TEXT.includes, names)),
+        "the names of two splits",
+    ),
+    "logger._partial_": one_of(True),
     "logger.mode": one_of("offline", "online"),
+    "logger.project": TEXT,
+    **{f"logger.{key}": or_null(TEXT) for key in ("entity", "group")},
 }
 
 
@@ -180,10 +191,12 @@ def check(cfg: DictConfig, choices: Mapping[str, str]) -> None:
     for name in set(cfg) - {*CHOSEN, *RANGES}:
         raise UserError(f"{name} is unknown; {HELP}")
     values = dict(flat(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)))
-    for key, allowed in RANGES.items():
+    rows = ROWS.get(KINDS.get(values["data._target_"]))
+    of_data = {f"data.{key}": rows for key in ("train", "test") if rows}
+    for key, allowed in (RANGES | of_data).items():
         if key in values and not allowed.includes(values[key]):
             raise UserError(f"{key}={values[key]}; expected {allowed.words}")
-    _check_missing(values)
+    _check_missing(values, signature(cfg.logger).parameters)
 
 
 def known_keys(cfg: DictConfig, group: str) -> set[str]:
@@ -197,16 +210,17 @@ def known_keys(cfg: DictConfig, group: str) -> set[str]:
 
 def signature(node: DictConfig) -> inspect.Signature:
     """Return the signature of what a group with a _target_ builds."""
-    built_by = pydoc.locate(node._target_)
+    built_by = pydoc.locate(str(node._target_))
     if not callable(built_by):
         raise UserError(f"_target_={node._target_}; expected the path of a class or function")
     return inspect.signature(built_by)
 
 
-def _check_missing(values: Mapping[str, Any]) -> None:
+def _check_missing(values: Mapping[str, Any], of_logger: Iterable[str]) -> None:
     sometimes = {f"optim.{name}" for names in READ_BY.values() for name in names}
-    for key in RANGES.keys() - sometimes - values.keys():
-        if key.rpartition(".")[0] in ("", "optim", "trainer", "diagnostics"):
+    always = {"parallel.layers", *(f"logger.{name}" for name in of_logger)}
+    for key in sorted(RANGES.keys() - sometimes - values.keys()):
+        if key in always or key.rpartition(".")[0] in ("", "optim", "trainer", "diagnostics"):
             raise UserError(f"{key} is missing; {HELP}")
     for key in ("optim.algorithm", "optim.schedule"):
         for name in READ_BY[values[key]]:

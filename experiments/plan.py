@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import highway_bp as hb
-from experiments.config import check, signature
+from experiments.config import READ_BY, check, signature
 from experiments.data.batches import Data
 from experiments.diagnostics import Diagnostics
 from experiments.errors import UserError, as_user_error
@@ -112,6 +112,10 @@ class Plan:
         unread = lengths[lengths.index(length) + 1 :]
         why = f"{length}={OmegaConf.select(cfg, length)}"
         reasons |= {key: why for key in unread if key in given}
+        read = READ_BY[cfg.optim.algorithm] | READ_BY[cfg.optim.schedule]
+        why = f"optim.algorithm={cfg.optim.algorithm} and optim.schedule={cfg.optim.schedule}"
+        unread = {f"optim.{name}" for name in set.union(*READ_BY.values()) - read}
+        reasons |= dict.fromkeys(sorted(unread & given), why)
         if not cfg.parallel.layers:
             unread = (key for key in given if key.startswith("parallel."))
             reasons |= dict.fromkeys(sorted(unread), f"parallel={self.choices['parallel']}")

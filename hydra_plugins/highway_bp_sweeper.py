@@ -14,6 +14,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.config import check
 from experiments.errors import COMPOSING, UserError
 from experiments.identity import config_hash, identity
 from experiments.interrupt import StopSignal
@@ -63,7 +64,7 @@ class Sweeper(BasicSweeper):
         self._finish([job for job, bad in zip(self._jobs, failed, strict=True) if bad], stop)
 
     def get_job_batch(self) -> list[Job]:
-        """Return the next jobs, without those that cannot be composed or that repeat a run.
+        """Return the next jobs, without those that cannot run or that repeat a run.
 
         Each job's name contains its number.
 
@@ -76,7 +77,7 @@ class Sweeper(BasicSweeper):
             try:
                 config = self.hydra_context.config_loader.load_sweep_config(self.config, list(job))
                 runs.setdefault(run_of(config), job)
-            except COMPOSING as error:
+            except (UserError, *COMPOSING) as error:
                 errors.setdefault(f"{error} {error.__cause__}", error)
                 self._refused.append(job)
         if not runs:
@@ -107,9 +108,15 @@ class Sweeper(BasicSweeper):
 
 
 def run_of(config: DictConfig) -> Any:
-    """Return what identifies a run: two jobs with equal results are one run."""
+    """Return what identifies a run: two jobs with equal results are one run.
+
+    Raises:
+        UserError: the run cannot be trained. A wrong value must not count as a repeat of a right
+            one, which is the case if the key makes no other run.
+    """
     only = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     try:
+        check(only, config.hydra.runtime.choices)
         return config_hash(identity(only, config.device)), config.seed, config.run_root
     except OmegaConfBaseException:  # a value is missing: the job itself will say which
         return object()

@@ -15,7 +15,8 @@ from experiments.errors import UserError
 
 def state(step: int) -> dict:
     weight = torch.full((64, 64), float(step))
-    return {"step": step, "model": {"weight": weight}, "rng": torch.get_rng_state()}
+    others = {"method": [], "schedule": {}, "optimizer": {}, "config_hash": "0"}
+    return {"step": step, "model": {"weight": weight}, "rng": torch.get_rng_state(), **others}
 
 
 def flip_a_weight(file: Path) -> None:
@@ -30,6 +31,9 @@ DAMAGES = {
     "halved": lambda file: os.truncate(file, file.stat().st_size // 2),
     "one bit of a weight": flip_a_weight,
     "empty": lambda file: file.write_bytes(b""),
+    "a list": lambda file: torch.save([1, 2], file),
+    "no state": lambda file: torch.save({}, file),
+    "another step": lambda file: torch.save(state(-1), file),
     "other bytes": lambda file: file.write_bytes(bytes(range(256)) * 8),
 }
 every_damage = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)

@@ -85,7 +85,7 @@ TABLE = {
         "model.carry": ("gate diagonal", "forget null"),
     },
     "experiment=grammar": {
-        **each("data.train data.test", ("1 3 64", "0 -1 1.5 true null [1]")),
+        **each("data.train data.test", ("1 3 64", "0 -1 1.5 true null [1] abc")),
         "data.length": ("8 32", f"0 {NO_NUMBER}"),
     },
     "experiment=digits_tiny diagnostics=figure6": {
@@ -107,7 +107,9 @@ TABLE = {
         "schedule.signal": ("relative_error cosine increment", "loss null"),
     },
     "experiment=digits_tiny logger=wandb_offline": {
-        "logger.mode": ("offline online", "off null 3")
+        "logger.mode": ("offline online", "off null 3"),
+        "logger.project": ("mine", "null 3 [a]"),
+        **each("logger.entity logger.group", ("mine null", "3 [a]")),
     },
 }
 WRONG = [  # beside a wrong value: keys, choices and pairs
@@ -118,7 +120,9 @@ WRONG = [  # beside a wrong value: keys, choices and pairs
     *("model=[null]", "grad=[null]", "data=[digits,null]", "logger=[[none]]", "optim=[3]"),
     *("k", "=3", "k==3", "optim.lr=???", "optim.lr=${nowhere}", "k=${k}", "optim=3", "seed={a:1}"),
     *("model=roberta", "model._target_=mine.Net", "schedule=linear grad=bp"),
-    *("optim.epochs=null steps=null", "parallel=layers"),
+    *("optim.epochs=null steps=null", "parallel=layers", "~parallel.layers", "grad._target_=3"),
+    *("logger=wandb_offline ~logger.mode", "logger._partial_=false", "model.depth=abc"),
+    *(f"data=cifar10 data.{wrong}" for wrong in ("splits=train", "rows=3", "cache_dir=[a]")),
 ]
 
 

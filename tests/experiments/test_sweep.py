@@ -177,6 +177,14 @@ def test_a_bug_in_one_job_shows_itself_and_the_others_go_on(train, runs, monkeyp
     assert ("1 of 3 runs failed: " in seen.err and "seed=1" in seen.err) == swept
 
 
+@pytest.mark.parametrize("values", ["k=1,two", "k=two,1", "trainer.log_interval=2,x"])
+def test_a_wrong_value_is_no_repeat_of_a_right_one(train, runs, values):
+    """Neither key makes another run: backpropagation has no k."""
+    seen = train("-m", "grad=bp", values)
+    assert seen.code == 1 and len(finished(runs)) == 1
+    assert "expected" in seen.err and "1 of 2 runs failed" in seen.err
+
+
 OF_SLURM = OmegaConf.load(ROOT / "configs" / "hydra" / "launcher" / "slurm.yaml")
 
 
