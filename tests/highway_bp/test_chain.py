@@ -346,3 +346,12 @@ def test_carries_are_formed_under_the_autocast_of_the_forward_pass():
         loss.backward()
         found.append(torch.cat([p.grad.flatten() for p in chain.parameters()]))
     assert torch.linalg.vector_norm(found[0] - found[1]) < 0.02 * torch.linalg.vector_norm(found[1])
+
+
+def test_a_hook_on_a_state_that_no_path_reaches_sees_zeros():
+    """As in autograd; two iterations of the fixed point go two layers back from a loss."""
+    torch.manual_seed(0)
+    states, seen = chain(hb.FixedPoint(2), 8)(data(), return_states=True), []
+    states[4].register_hook(lambda g: seen.append(g.clone()))
+    (states[-1].sum() + states[2].sum()).backward()
+    assert len(seen) == 1 and not seen[0].any()
