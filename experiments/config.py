@@ -62,8 +62,7 @@ def number(test: Callable[[float], bool], words: str) -> Range:
 def one_of(*values: Any) -> Range:
     *others, last = (str(value).lower() for value in values)
     known = {(type(value), value) for value in values}
-    words = f"{', '.join(others)} or {last}" if others else last
-    return Range(lambda v: (type(v), v) in known, words)
+    return Range(lambda v: (type(v), v) in known, f"{', '.join(others)} or {last}")
 
 
 def each(item: Range, words: str) -> Range:
@@ -141,7 +140,6 @@ RANGES: dict[str, Range] = {
     "diagnostics.gamma": GAMMA,
     **{f"model.{key}": whole(1) for key in ("layers", "hidden", "heads", "length")},
     **{f"model.{key}": whole(1) for key in ("image_size", "patch_size")},
-    "model.depth": whole(1),
     "model.dropout": BELOW_ONE,
     "model.preact": YES_NO,
     **{f"data.{key}": YES_NO for key in ("augment", "flip")},
@@ -156,7 +154,6 @@ RANGES: dict[str, Range] = {
         lambda names: type(names) is list and len(names) == 2 and all(map(TEXT.includes, names)),
         "the names of two splits",
     ),
-    "logger._partial_": one_of(True),
     "logger.mode": one_of("offline", "online"),
     "logger.project": TEXT,
     **{f"logger.{key}": or_null(TEXT) for key in ("entity", "group")},

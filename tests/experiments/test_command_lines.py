@@ -121,7 +121,7 @@ WRONG = [  # beside a wrong value: keys, choices and pairs
     *("k", "=3", "k==3", "optim.lr=???", "optim.lr=${nowhere}", "k=${k}", "optim=3", "seed={a:1}"),
     *("model=roberta", "model._target_=mine.Net", "schedule=linear grad=bp"),
     *("optim.epochs=null steps=null", "parallel=layers", "~parallel.layers", "grad._target_=3"),
-    *("logger=wandb_offline ~logger.mode", "logger._partial_=false", "model.depth=abc"),
+    *("logger=wandb_offline ~logger.mode", "model.depth=abc"),
     *(f"data=cifar10 data.{wrong}" for wrong in ("splits=train", "rows=3", "cache_dir=[a]")),
 ]
 
