@@ -13,7 +13,7 @@ from experiments.atomic import write_atomically
 from experiments.errors import UserError
 
 LATEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
-NEEDED = {"step", "model", "method", "schedule", "optimizer", "config_hash"}
+NEEDED = {"step", "method", "config_hash"}  # a checkpoint of any version has these
 FRESH = "checkpoint.new.pt"  # complete; stays only after a crash before the last rename
 
 
