@@ -146,7 +146,7 @@ def looping(layer, loop):
     return lambda: type("Looping", (Loop,), {"loop": staticmethod(loop)})(layer).double()
 
 
-def refused(make, line, run=backward, method=EXACT):
+def assert_refused(make, line, run=backward, method=EXACT):
     with pytest.raises(RuntimeError, match=line), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run(hb.convert(make(), method))

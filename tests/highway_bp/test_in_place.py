@@ -5,12 +5,12 @@ import torch
 
 from tests.highway_bp.converted import (
     Shows,
+    assert_refused,
     assert_same,
     backward,
     both_methods,
     looping,
     made,
-    refused,
     rows,
 )
 
@@ -61,7 +61,7 @@ def writes_into_a_skipped_state(blocks, h):
     [(WithView, doubles_views), (WithView, reads_views_after)],
 )
 def test_writing_into_shared_memory_is_refused(layer, loop):
-    refused(looping(layer, loop), "returned tensors that share memory")
+    assert_refused(looping(layer, loop), "returned tensors that share memory")
 
 
 @both_methods
@@ -86,7 +86,7 @@ def test_a_second_run_where_the_state_was_changed_is_refused():
                 h.clamp_(-2, 2)
         return h
 
-    refused(looping(Shows, loop), "what it returned was changed in place since", with_seen)
+    assert_refused(looping(Shows, loop), "what it returned was changed in place since", with_seen)
 
 
 def test_a_second_run_is_compared_in_bfloat16_too():
@@ -98,7 +98,7 @@ def test_a_second_run_is_compared_in_bfloat16_too():
             self.seen = self.inside(h)
             return h + 0.1 * self.calls * self.g(self.seen)
 
-    refused(lambda: made(Draws).double(), "gave other results", with_seen)
+    assert_refused(lambda: made(Draws).double(), "gave other results", with_seen)
 
     def run(model):
         out = model.emb(rows().bfloat16())
@@ -106,4 +106,4 @@ def test_a_second_run_is_compared_in_bfloat16_too():
             out = block(out)
         (out.sum() + sum(block.seen.sum() for block in model.blocks)).backward()
 
-    refused(lambda: made(Draws).bfloat16(), "gave other results", run)
+    assert_refused(lambda: made(Draws).bfloat16(), "gave other results", run)

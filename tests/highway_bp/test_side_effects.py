@@ -16,12 +16,12 @@ from tests.highway_bp.converted import (
     AddLoss,
     Net,
     Shows,
+    assert_refused,
     assert_same,
     backward,
     both_methods,
     looping,
     made,
-    refused,
     rows,
 )
 
@@ -59,7 +59,7 @@ def test_retain_grad_of_a_kept_input_is_refused():
         model.blocks[1].given.retain_grad()
         loss.backward()
 
-    refused(lambda: made(Keeps), r"retain_grad on a tensor inside blocks.1", run)
+    assert_refused(lambda: made(Keeps), r"retain_grad on a tensor inside blocks.1", run)
 
 
 # -- weights that are computed --------------------------------------------------------------------
@@ -83,7 +83,7 @@ def test_a_weight_computed_from_another_is_refused():
         weights["blocks.1.f.weight"] = 2 * weights["blocks.0.f.weight"]
         functional_call(model, weights).backward()
 
-    refused(made, "a weight of the chain is computed from another", run)
+    assert_refused(made, "a weight of the chain is computed from another", run)
 
 
 def test_weights_given_to_each_layer_from_one_stack_are_refused():
@@ -95,7 +95,7 @@ def test_weights_given_to_each_layer_from_one_stack_are_refused():
             h = functional_call(block, {n: part[i] for n, part in parts.items()}, (h,))
         return h
 
-    refused(looping(Shows, loop), r"blocks.1 .* uses a tensor of shape", method=EXACT)
+    assert_refused(looping(Shows, loop), r"blocks.1 .* uses a tensor of shape", method=EXACT)
 
 
 # -- functions between layers, and with a gradient of their own -----------------------------------
@@ -175,7 +175,9 @@ def test_losses_added_inside_layers():
         loss.backward()
 
     assert_same(states, lambda: made(AddsInside))
-    refused(lambda: made(AddsInside), "adds to the gradient in its backward", states, IN_GROUPS)
+    assert_refused(
+        lambda: made(AddsInside), "adds to the gradient in its backward", states, IN_GROUPS
+    )
 
     def from_the_second_step_on(model):
         for block in model.blocks:
@@ -185,7 +187,9 @@ def test_losses_added_inside_layers():
             block.weight = 1.0
         states(model)
 
-    refused(lambda: made(AddsInside), "adds to the gradient", from_the_second_step_on, IN_GROUPS)
+    assert_refused(
+        lambda: made(AddsInside), "adds to the gradient", from_the_second_step_on, IN_GROUPS
+    )
 
 
 def test_gradients_written_by_a_backward_pass_are_refused():
@@ -208,7 +212,7 @@ def test_gradients_written_by_a_backward_pass_are_refused():
         def forward(self, h):
             return h + Fused.apply(self.inside(h), self.g)
 
-    refused(lambda: made(Accumulates), "writes the gradients of parameters itself")
+    assert_refused(lambda: made(Accumulates), "writes the gradients of parameters itself")
 
 
 def test_a_gradient_that_a_function_keeps_is_not_written_into():
@@ -254,7 +258,7 @@ def test_a_hook_on_a_state_inside_a_group_that_no_solve_reaches_is_refused():
         model.blocks[1](h)
         model.blocks[1].seen.sum().backward()
 
-    refused(made, "no gradient for a state inside a group", run, IN_GROUPS)
+    assert_refused(made, "no gradient for a state inside a group", run, IN_GROUPS)
 
 
 def test_backward_passes_in_threads():
