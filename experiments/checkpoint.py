@@ -42,10 +42,12 @@ def load(folder: Path) -> dict[str, Any] | None:
         UserError: there are checkpoints, but all are damaged.
     """
     found = [folder / name for name in (FRESH, LATEST, PREVIOUS) if (folder / name).exists()]
+    damage: Exception | None = None
     for file in found:
         try:
             state = _read(file)
-        except Exception:  # which one depends on the damaged bytes
+        except Exception as error:  # which one depends on the damaged bytes
+            damage = error
             continue
         if file is not found[0]:
             print(f"{found[0]} is damaged; going on from {file.name}")
@@ -53,7 +55,7 @@ def load(folder: Path) -> dict[str, Any] | None:
     if found:
         raise UserError(
             f"{found[0]} is damaged and no other checkpoint is whole; delete {folder} to start anew"
-        )
+        ) from damage
     return None
 
 

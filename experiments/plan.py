@@ -107,23 +107,32 @@ class Plan:
                 reasons[key] = f"grad.{key}={cfg.grad[key]}"
             elif key == "k" and schedule not in ("constant", "bp_every"):
                 reasons[key] = f"schedule={schedule}, which sets it"
-        lengths = ("steps", "optim.steps", "optim.epochs")  # the first that is set counts
-        length = next(key for key in lengths if OmegaConf.select(cfg, key) is not None)
-        unread = lengths[lengths.index(length) + 1 :]
-        why = f"{length}={OmegaConf.select(cfg, length)}"
-        reasons |= {key: why for key in unread if key in given}
-        read = READ_BY[cfg.optim.algorithm] | READ_BY[cfg.optim.schedule]
-        why = f"optim.algorithm={cfg.optim.algorithm} and optim.schedule={cfg.optim.schedule}"
-        unread = {f"optim.{name}" for name in set.union(*READ_BY.values()) - read}
-        reasons |= dict.fromkeys(sorted(unread & given), why)
-        if not cfg.parallel.layers:
-            unread = (key for key in given if key.startswith("parallel."))
-            reasons |= dict.fromkeys(sorted(unread), f"parallel={self.choices['parallel']}")
+        reasons |= self._unread_optim(given) | self._unread_parallel(given)
         if pretrained := cfg.model.get("pretrained"):
             why = f"model.pretrained={pretrained}, which has its own sizes"
             reasons |= {key: why for key in sorted(SIZES & given)}
         values = {key: OmegaConf.select(cfg, key) for key in reasons}
         return [f"{key}={values[key]} has no effect with {why}" for key, why in reasons.items()]
+
+    def _unread_optim(self, given: set[str]) -> dict[str, str]:
+        """Keys of the length of training and of the optimiser that others override, and why."""
+        optim = self.cfg.optim
+        lengths = ("steps", "optim.steps", "optim.epochs")  # the first that is set counts
+        length = next(key for key in lengths if OmegaConf.select(self.cfg, key) is not None)
+        overridden = given.intersection(lengths[lengths.index(length) + 1 :])
+        reasons = dict.fromkeys(
+            sorted(overridden), f"{length}={OmegaConf.select(self.cfg, length)}"
+        )
+        others = set.union(*READ_BY.values()) - READ_BY[optim.algorithm] - READ_BY[optim.schedule]
+        unread = given & {f"optim.{name}" for name in others}
+        why = f"optim.algorithm={optim.algorithm} and optim.schedule={optim.schedule}"
+        return reasons | dict.fromkeys(sorted(unread), why)
+
+    def _unread_parallel(self, given: set[str]) -> dict[str, str]:
+        """Settings of several processes where there is one."""
+        unread = () if self.cfg.parallel.layers else given
+        keys = sorted(key for key in unread if key.startswith("parallel."))
+        return dict.fromkeys(keys, f"parallel={self.choices['parallel']}")
 
     def in_words(self) -> str:
         """For instance "resnet32 on cifar10, bp, 9 steps in batches of 128, seed 0, on cpu"."""
