@@ -87,7 +87,9 @@ class Segment:
 
     def repeated(self, extras: dict[int, Tensor]) -> Segment:
         """Run the same layers once more; adds the new extras to ``extras``, by id of the old."""
-        segment = Segment(self.h_in.detach().requires_grad_(), self.wanted)
+        with torch.enable_grad():  # carries look for a node where the local graph begins
+            h_in = self.h_in.detach().requires_grad_().view_as(self.h_in)
+        segment = Segment(h_in, self.wanted)
         segment.has_functions = self.has_functions
         for call, old in zip(self.calls, self.extras, strict=True):
             segment.add(call, call.repeat(segment.end, extras))

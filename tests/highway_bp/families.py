@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -237,9 +238,12 @@ def inputs(name: str) -> dict[str, Tensor]:
 
 
 def losses(name: str) -> dict[str, Loss]:
-    """By what they are on: "logits", "padded", "hidden states", "attention", "router"."""
+    """By what they are on: "logits", "padded", "hooks", "hidden states", "attention", "router"."""
     given = inputs(name)
-    found: dict[str, Loss] = {"logits": lambda model: main_loss(call(model, given))}
+    found: dict[str, Loss] = {
+        "logits": lambda model: main_loss(call(model, given)),
+        "hooks": lambda model: hook_loss(model, given),
+    }
     if "input_ids" in given and not name.startswith(("clip", "mamba", "falcon mamba")):
         mask = torch.ones(2, 6, dtype=torch.long)
         mask[1, 4:] = 0
@@ -266,6 +270,18 @@ def main_loss(out: Any) -> Tensor:
     if getattr(out, "loss", None) is not None:
         return out.loss
     return (out.logits if "logits" in out else out.last_hidden_state).sin().sum()
+
+
+def hook_loss(model: nn.Module, given: dict[str, Any]) -> Tensor:
+    """With what hooks show of all normalisations, most of which are inside layers."""
+    shown: list[Tensor] = []
+    named = [m for m in model.modules() if re.search("Norm(2d)?$", type(m).__name__)]
+    norms = [m for m in named if not list(m.children())]  # not "...EncoderStableLayerNorm"
+    handles = [m.register_forward_hook(lambda *call: shown.append(call[2])) for m in norms]
+    loss = main_loss(call(model, given))
+    for handle in handles:
+        handle.remove()
+    return loss + sum((i + 1) * t.square().sum() for i, t in enumerate(shown))
 
 
 def extra_loss(model: nn.Module, given: dict[str, Any], what: str) -> Tensor:
