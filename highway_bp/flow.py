@@ -40,7 +40,7 @@ from highway_bp.own_gradients import (
 )
 from highway_bp.segment import Cotangents, Segment, add, emptied, parameter_step, with_fresh_graphs
 from highway_bp.shared import check_shared, shared_memory
-from highway_bp.shown import check_shown, kept_grads
+from highway_bp.shown import add_shown, check_shown, kept_grads
 
 # An input of every Gate. Autograd reaches this leaf unless it computes chosen gradients only.
 SENTINEL = torch.zeros((), requires_grad=True)
@@ -293,11 +293,12 @@ def node_before(tap: Tap) -> Tap | Gate:
     return tap.next_functions[0][0]
 
 
-def watch_state(h: Tensor) -> None:
-    """Let the Tap of a state see the state's hooks, and the state as long as somebody holds it."""
+def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
+    """Let a Tap see the hooks of its state and extras, and these as long as somebody holds them."""
     h.register_hook(_unchanged).remove()  # creates the dictionary that later hooks go into
     tap = h.grad_fn
-    tap.hooks, tap.state = h._backward_hooks, weakref.ref(h)
+    tap.hooks, tap.state, tap.shown = h._backward_hooks, weakref.ref(h), []
+    add_shown(tap.shown, extras)
     if (leak := tap.segment.h_in.grad_fn) is not None:
         leak.taps.append(weakref.ref(tap))
 
@@ -348,19 +349,29 @@ def _segments(taps: Sequence[Tap]) -> tuple[list[Segment], list[Cotangents]]:
 
 
 def _give_to_retained(taps, segments, b, w_ends) -> None:
-    """Add w_i - b_i to the .grad of states with `retain_grad`, where autograd has put b_i."""
+    """Complete the .grad of states and extras with `retain_grad`, where autograd has put b."""
     known = iter(zip(segments, b, w_ends, strict=True))
     for tap in taps:
         if tap.place == 0:
             segment, b_segment, w_end = next(known)
+        b_extras = tap.b_extras or [None] * len(tap.extras)
+        for ref, inner, b_extra in zip(tap.shown, segment.extras[tap.place], b_extras, strict=True):
+            extra = ref()
+            if extra is not None and extra.retains_grad:
+                _complete(extra, segment.gradient_inside(inner, w_end, b_segment), b_extra)
         state = tap.state()
         if state is None or not state.retains_grad or tap.returned is not None:
             continue
         is_end = tap.place == len(segment.states) - 1
         w = w_end if is_end else _inside_group(tap, segment, w_end, b_segment)
-        if w is not None:
-            more = w if tap.b is None else w - tap.b
-            state.grad = more.clone() if state.grad is None else state.grad + more
+        _complete(state, w, tap.b)
+
+
+def _complete(t: Tensor, whole: Tensor | None, b: Tensor | None) -> None:
+    """Add to t.grad what autograd, which has put b there, has left out of the whole gradient."""
+    if whole is not None:
+        more = whole if b is None else whole - b
+        t.grad = more.clone() if t.grad is None else t.grad + more
 
 
 def _inside_group(tap, segment, w_end, b_segment) -> Tensor | None:
@@ -375,7 +386,7 @@ def _check_untouched(taps: Sequence[Tap], freed: bool) -> None:
     for tap in taps:
         call = tap.segment.calls[tap.place]
         check_shared(tap.shared, call.layer.name)
-        check_shown(call.shown, call.layer.name, freed and tap.segment.is_used)
+        check_shown(call.shown, tap.shown, call.layer.name, freed and tap.segment.is_used)
 
 
 def _unreached(segments, b, w_ends) -> set[int]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from highway_bp.containers import copied, leaves
+from highway_bp.recorded import recorded
 from highway_bp.shown import Shown, shown_by
 from highway_bp.surroundings import Surroundings
 
@@ -135,7 +136,7 @@ class Returned:
     Attributes:
         state: the first tensor; None where it is not floating, or something else comes first.
         extras: the other tensors that require a gradient. ``written`` are among them: tensors that
-            the layer has put into lists and dictionaries among its arguments.
+            were put into lists and dictionaries among the arguments, or recorded.
     """
 
     def __init__(self, ran: Ran, written: Sequence[Tensor]):
@@ -178,7 +179,7 @@ def run_layer(
 
 def _run(layer: Layer, h: Tensor, args: tuple, kwargs: dict) -> tuple[Returned, bool]:
     """Run a layer. Returns its results, and whether it has changed an argument in place."""
-    before = _tensors((args, kwargs))
+    before, marks = _tensors((args, kwargs)), [(v, len(v)) for v in recorded().values()]
     versions = [_version(t) for t in before]
     ran = layer.run(h, args, kwargs)
     changed = [t for t, v in zip(before, versions, strict=True) if _version(t) != v and t is not h]
@@ -188,7 +189,8 @@ def _run(layer: Layer, h: Tensor, args: tuple, kwargs: dict) -> tuple[Returned, 
             "a chain returns new tensors"
         )
     known = {id(t) for t in (h, *before)}
-    written = [t for t in _tensors((args, kwargs)) if t.requires_grad and id(t) not in known]
+    written = _tensors((args, kwargs, [v[n:] for v, n in marks]))
+    written = [t for t in written if t.requires_grad and id(t) not in known]
     return Returned(ran, written), bool(changed)
 
 

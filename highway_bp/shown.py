@@ -43,27 +43,32 @@ def add_shown(shown: Shown, values: Iterable[Any]) -> None:
     shown += [weakref.ref(t) for t in values if isinstance(t, Tensor) and t.grad_fn is not None]
 
 
+def alive(shown: Shown) -> list[Tensor]:
+    return [t for ref in shown if (t := ref()) is not None]
+
+
 def retained(shown: Shown) -> list[Tensor]:
     """The shown tensors with `retain_grad`, each once."""
-    found = (ref() for ref in shown)
-    return list({id(t): t for t in found if t is not None and t.retains_grad}.values())
+    return list({id(t): t for t in alive(shown) if t.retains_grad}.values())
 
 
-def check_shown(shown: Shown, name: str, is_used: bool) -> None:
+def check_shown(shown: Shown, extras: Shown, name: str, is_used: bool) -> None:
     """Raise RuntimeError where somebody looks at a gradient that a chain cannot give in full.
 
     A hook would see one part of the gradient per iteration. The solve does not cover a tensor that
-    a layer was given, or has returned beside its state, or whose graph autograd has used up.
+    a layer was given (by an earlier layer, too), or whose graph autograd has used up.
+
+    Args:
+        extras: what the layer has returned beside its state.
+        is_used: whether autograd itself goes through the layer's graph, and frees it.
     """
-    for t in (ref() for ref in shown):
-        if t is None:
-            continue
-        is_outside = is_used or hasattr(t.grad_fn, "one_pass")  # a node of a chain
-        if t._backward_hooks or (t.retains_grad and is_outside):
-            raise RuntimeError(
-                f"a hook or retain_grad on a tensor inside {name}, whose gradient a chain brings "
-                "in parts; expected one on the layer's state, or Backprop()"
-            )
+    hooked = any(t._backward_hooks for t in alive([*shown, *extras]))
+    of_chain = (t for t in retained(shown) if is_used or hasattr(t.grad_fn, "one_pass"))
+    if hooked or any(True for _ in of_chain):
+        raise RuntimeError(
+            f"a hook or retain_grad on a tensor inside {name}, whose gradient a chain brings "
+            "in parts; expected one on the layer's state, or Backprop()"
+        )
 
 
 @contextlib.contextmanager

@@ -13,10 +13,11 @@ from torch import Tensor
 from highway_bp.caches import held_tensors, is_cache, is_filled
 from highway_bp.containers import copied, leaves, replaced
 from highway_bp.first_order import refuse_transforms
-from highway_bp.flow import SENTINEL, Gate, Leak, Pass, Tap, is_of_chain, is_tap, watch_state
+from highway_bp.flow import SENTINEL, Gate, Leak, Pass, Tap, is_of_chain, is_tap, watch
 from highway_bp.graph_check import check_computed, check_graph, nodes
 from highway_bp.has_method import Chain
 from highway_bp.layer_call import Layer, run_layer
+from highway_bp.recorded import recorded
 from highway_bp.segment import Segment
 from highway_bp.shown import add_shown
 
@@ -48,7 +49,10 @@ class Scope:
         if not is_tap(tap) or tap.one_pass is not self.one_pass or t.output_nr == 0:
             return None
         extra = tap.extras[t.output_nr - 1]  # an earlier layer returned it beside its state
-        return None if any(map(is_of_chain, nodes([extra], self.ends))) else extra
+        if any(map(is_of_chain, nodes([extra], self.ends))):
+            return None
+        add_shown(tap.segment.calls[tap.place].shown, [t])  # its gradient has shares of others
+        return extra
 
 
 def step(
@@ -90,7 +94,7 @@ def step(
         outer = passed_on | outer
         return returned.with_replaced(passed_on)
     finally:
-        replaced((args, kwargs), outer)
+        replaced((args, kwargs, recorded()), outer)
 
 
 def _is_wanted(scope: Scope, last: Segment | None, h: Tensor) -> bool:
@@ -105,8 +109,7 @@ def _passed_on(scope: Scope, segment: Segment, before: Tensor) -> dict[int, Tens
     results = [segment.h_out, *segment.extras[-1]]
     state, *extras = Tap.apply(scope.one_pass, segment, segment.extras[-1], before)
     state.grad_fn.scope = scope
-    watch_state(state)
-    add_shown(segment.calls[-1].shown, extras)
+    watch(state, extras)
     return {id(t): o for t, o in zip(results, [state, *extras], strict=True)}
 
 

@@ -9,9 +9,11 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from highway_bp.recorded import recorded, recording
+
 
 class Surroundings:
-    """The autocast state and the random state of a layer's forward pass.
+    """The autocast state, the random state and the hooks' lists of a layer's forward pass.
 
     Args:
         module: the layer.
@@ -22,7 +24,7 @@ class Surroundings:
         self._module, self._device, self._h = module, h.device, h
         self._autocast = _autocast_state(h.device.type)
         self._random = random_state(h.device)
-        self._versions = _versions(module, h)
+        self._versions, self._recorded = _versions(module, h), list(recorded())
 
     def autocast(self) -> AbstractContextManager:
         """A context with the autocast state of the forward pass."""
@@ -52,7 +54,8 @@ class Surroundings:
         devices = [self._device] if self._device.type == "cuda" else []
         with kept_buffers(self._module), torch.random.fork_rng(devices), self.autocast():
             _set_random_state(self._device, *self._random)
-            yield
+            with recording(self._recorded):
+                yield
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from tests.highway_bp.converted import (
     IN_GROUPS,
     TOKENS,
     Shows,
+    assert_refused,
     assert_same,
     asserts_same,
     both_methods,
@@ -110,33 +111,45 @@ def test_a_second_loss_where_a_hook_was_shown_what_came_from_behind(model):
     return seen
 
 
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("in_loss", [False, True])
+@pytest.mark.parametrize("times", [1, 2])
 @asserts_same(both=True)
-def test_retain_grad_inside_layers(model, keep):
-    """`keep` also puts a loss on one of them: without retain_graph its graph would be used up."""
-    out = model(**TOKENS, output_attentions=True, output_hidden_states=True)
+def test_retain_grad_of_attention(model, in_loss, times):
+    out, seen = model(**TOKENS, output_attentions=True, output_hidden_states=True), []
     for t in out.attentions:
         t.retain_grad()
-    seen = []
-    if not keep:  # the same pass shows the gradient of a state
-        out.hidden_states[1].register_hook(lambda g: seen.append(g.clone()))
-    loss = out.loss + (out.attentions[1].square().sum() if keep else 0)
-    loss.backward(retain_graph=keep)
+    out.hidden_states[1].register_hook(lambda g: seen.append(g.clone()))
+    loss = out.loss + (out.attentions[1].square().sum() if in_loss else 0)
+    for i in reversed(range(times)):
+        loss.backward(retain_graph=i > 0)
     return [*(t.grad for t in out.attentions), *seen]
 
 
-@pytest.mark.parametrize("look", ["hook", "retain_grad and a loss"])
-def test_a_look_at_the_gradient_inside_a_layer_is_refused_where_it_is_not_whole(look):
+def test_a_hook_on_attention_is_refused():
     model = hb.convert(build("gpt2"), EXACT)
     out = model(**TOKENS, output_attentions=True)
-    weights, loss = out.attentions[1], out.loss
-    if look == "hook":
-        weights.register_hook(lambda g: None)
-    else:
-        weights.retain_grad()
-        loss = loss + weights.square().sum()
+    out.attentions[1].register_hook(lambda g: None)
     with pytest.raises(RuntimeError, match=r"on a tensor inside transformer.h.1 \(GPT2Block\)"):
-        loss.backward()
+        out.loss.backward()
+
+
+@pytest.mark.parametrize("asked", ["output_attentions", "output_router_logits"])
+def test_a_loss_on_what_transformers_records_needs_no_second_run(asked):
+    model, runs = hb.convert(build("mixtral"), hb.Highway(1)), []
+    model.model.layers[1].mlp.register_forward_hook(lambda *_: runs.append(1))
+    out = model(**TOKENS, **{asked: True})
+    (out.loss + sum(t.sum() for t in out.attentions or ())).backward()
+    assert len(runs) == 1
+
+
+@asserts_same(both=True)
+def test_a_second_run_with_recorded_attention(model):
+    shown = []
+    for block in model.transformer.h:
+        block.mlp.register_forward_hook(lambda module, args, out: shown.append(out))
+    out = model(**TOKENS, output_attentions=True)
+    inside = [*shown, *out.attentions]
+    (out.loss + sum((i + 1) * t.square().sum() for i, t in enumerate(inside))).backward()
 
 
 def test_backward_hooks_of_modules_inside_are_warned_of_once():
@@ -164,6 +177,17 @@ class ShowsDropped(Shows):
         return nn.functional.dropout(super().inside(h), training=True)
 
 
+@pytest.mark.parametrize("look", ["hook", "retain_grad"])
+def test_a_look_at_the_gradient_inside_a_layer_is_refused_where_it_is_not_whole(look):
+    def run(model):
+        loss = model()
+        seen = model.blocks[1].seen
+        seen.register_hook(lambda g: None) if look == "hook" else seen.retain_grad()
+        (loss + seen.square().sum()).backward()
+
+    assert_refused(made, r"on a tensor inside blocks.1 \(Shows\)", run)
+
+
 class ShowsCount(Shows):
     def inside(self, h):
         self.calls = getattr(self, "calls", 0) + 1
@@ -183,11 +207,12 @@ def test_a_loss_on_what_layers_keep(layer, method):
 
 
 def test_a_look_at_a_state_inside_a_group_with_a_loss_inside_its_layers_is_refused():
-    model = hb.convert(build("gpt2"), IN_GROUPS)
-    out = model(**TOKENS, output_hidden_states=True, output_attentions=True)
+    model, shown = hb.convert(build("gpt2"), IN_GROUPS), []
+    model.transformer.h[1].mlp.register_forward_hook(lambda *call: shown.append(call[2]))
+    out = with_states(model)
     out.hidden_states[1].retain_grad()
     with pytest.raises(RuntimeError, match=r"inside a group of layers.*expected group_size=1"):
-        (out.loss + out.attentions[1].sum()).backward()
+        (out.loss + shown[0].sum()).backward()
 
 
 def test_a_second_run_that_gives_another_state_is_refused():

@@ -1,0 +1,39 @@
+"""What transformers' own forward hooks record inside a layer: router logits, attention weights.
+
+The hooks append tensors to lists, and the model returns the lists. In a chain these tensors count
+as results of their layer. So a loss on them needs no second run of the layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+
+def recorded() -> dict[str, list]:
+    """The lists being filled, by kind, without hidden states; empty outside such a model."""
+    collector = _collector()
+    lists = (collector and collector.get()) or {}
+    return {kind: v for kind, v in lists.items() if isinstance(v, list) and kind != "hidden_states"}
+
+
+@contextlib.contextmanager
+def recording(kinds: Iterable[str]) -> Iterator[None]:
+    """Record these kinds in new lists, while a layer runs again."""
+    if not kinds:
+        yield
+        return
+    collector = _collector()
+    before = collector.set({kind: [] for kind in kinds})
+    try:
+        yield
+    finally:
+        collector.reset(before)
+
+
+def _collector() -> Any:
+    """transformers' variable that holds the lists. It is private: without it, layers run twice."""
+    module = sys.modules.get("transformers.utils.output_capturing")
+    return getattr(module, "_active_collector", None)
