@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from experiments import checkpoint
+from experiments import checkpoint, json_lines
 from experiments.atomic import write_atomically, write_text
-from experiments.errors import UserError, as_user_error
+from experiments.errors import UserError
 
 LOCK, STARTED = "lock", "started.json"
 PATIENCE = 0.1  # seconds; `is_busy` of another process may hold the lock for an instant
@@ -96,9 +96,10 @@ class RunFolder:
     def started(self) -> dict[str, Any]:
         """Return what `start` wrote last; {} if there is nothing or the file is damaged."""
         try:
-            return json.loads((self.path / STARTED).read_text())
+            found = json.loads((self.path / STARTED).read_text())
         except (OSError, ValueError):
             return {}
+        return found if isinstance(found, dict) else {}
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one metrics record; it has a key "step".
@@ -123,11 +124,8 @@ class RunFolder:
         if not self._metrics.exists():
             return []
         lines = self._metrics.read_text(errors="replace").splitlines(keepends=True)
-        with as_user_error(
-            f"{self._metrics} is damaged; expected JSON records: mend it, or delete {self.path} to "
-            "start anew"
-        ):
-            return [json.loads(line) for line in lines if line.endswith("\n")]
+        whole = [line for line in lines if line.endswith("\n")]
+        return json_lines.parse(whole, self._metrics, "step")
 
     def keep_until(self, step: int) -> list[dict[str, Any]]:
         """Drop the records after ``step``: training will compute them again.

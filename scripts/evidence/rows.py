@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments import json_lines
 from experiments.errors import UserError
 from experiments.row import check_row, key_of
 
@@ -107,25 +108,13 @@ def by_arm(rows: Iterable[Row]) -> dict[Arm, list[Row]]:
     return groups
 
 
-def read_json_lines(path: Path) -> list[dict]:
-    """The records of a JSON-lines file. For a broken one, UserError names file and line."""
-    records = []
-    lines = path.read_text(errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} line {number} is not JSON; expected one record") from error
-    return records
-
-
 def read_rows(path: Path) -> list[Row]:
     """The rows of a results file; none if the file does not exist.
 
     Raises:
         UserError: a line is not a row of the present schema, or two rows belong to one run.
     """
-    rows = read_json_lines(path) if path.exists() else []
+    rows = json_lines.read(path) if path.exists() else []
     lines: dict[tuple, int] = {}
     for number, row in enumerate(rows, start=1):
         check_row(row, f"{path} line {number}")
@@ -179,7 +168,7 @@ def finished_runs(root: Path) -> list[tuple[Row, list[dict]]]:
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}/row.json cannot be read; run it again") from error
         check_row(row, f"{folder}/row.json")
-        runs.append((row, read_json_lines(folder / "metrics.jsonl")))
+        runs.append((row, json_lines.read(folder / "metrics.jsonl", "step")))
     if not runs:
         raise UserError(f"no finished runs under {root}; expected run folders that contain DONE")
     return sorted(runs, key=lambda run: (arm_of(run[0]).order, run[0]["seed"]))

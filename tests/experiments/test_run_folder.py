@@ -51,11 +51,12 @@ def test_a_half_written_last_line_is_left_out(tmp_path, rest):
     assert [r["step"] for r in folder.records()] == [1, 2, 3]
 
 
-def test_a_damaged_line_is_reported(tmp_path):
+@pytest.mark.parametrize("line", ['{"step": 1, "lo', "[1]", "{}"])
+def test_a_damaged_line_is_reported(tmp_path, line):
     folder = with_steps(tmp_path / "run", 1)
     file = folder.path / "metrics.jsonl"
-    file.write_text('{"step": 1, "lo\n' + file.read_text())
-    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged; expected JSON records"):
+    file.write_text(file.read_text() + line + "\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl line 2 is not a JSON object with 'step'"):
         folder.records()
 
 

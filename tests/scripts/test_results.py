@@ -158,7 +158,7 @@ def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_made(rows, ca
         UserError, match="some rows were left out; all files are made of the others"
     ):
         make_tables.main([str(rows)])
-    assert "gru_words.jsonl line 1 is not JSON" in capsys.readouterr().err
+    assert "gru_words.jsonl line 1 is not a JSON object" in capsys.readouterr().err
     assert (rows / "tables" / "gru_pixels.md").exists()
     with pytest.raises(UserError, match="some rows were left out"):
         make_report.main([str(rows)])

@@ -84,9 +84,9 @@ def test_two_rows_of_one_run_and_broken_files_are_reported(tmp_path):
         read_rows(twice)
     on_both = [row("resnet32"), row("resnet32", device="cuda")]
     assert len(read_rows(write_rows(tmp_path, "resnet32", on_both))) == 2
-    for content in (b"{", b"\xff\n"):
+    for content in (b"{", b"\xff\n", b"3\n"):
         (tmp_path / "broken.jsonl").write_bytes(content)
-        with pytest.raises(UserError, match=r"broken\.jsonl line 1 is not JSON"):
+        with pytest.raises(UserError, match=r"broken\.jsonl line 1 is not a JSON object"):
             read_rows(tmp_path / "broken.jsonl")
 
 
