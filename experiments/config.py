@@ -219,6 +219,8 @@ def _check_missing(values: Mapping[str, Any], of_logger: Iterable[str]) -> None:
     for key in sorted(RANGES.keys() - sometimes - values.keys()):
         if key in always or key.rpartition(".")[0] in ("", "optim", "trainer", "diagnostics"):
             raise UserError(f"{key} is missing; {HELP}")
+    if values["parallel.layers"] and "parallel.data" not in values:
+        raise UserError("parallel.layers=true without parallel.data; expected parallel=layers")
     for key in ("optim.algorithm", "optim.schedule"):
         for name in READ_BY[values[key]]:
             if f"optim.{name}" not in values:
