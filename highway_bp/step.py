@@ -13,10 +13,11 @@ from torch import Tensor
 from highway_bp.caches import held_tensors, is_cache, is_filled
 from highway_bp.containers import copied, leaves, replaced
 from highway_bp.first_order import refuse_transforms
-from highway_bp.flow import SENTINEL, Gate, Leak, Pass, Tap, is_of_chain, is_tap, watch
+from highway_bp.flow import SENTINEL, Gate, Leak, Tap, is_of_chain, is_tap, watch
 from highway_bp.graph_check import check_computed, check_graph, nodes
 from highway_bp.has_method import Chain
 from highway_bp.layer_call import Layer, run_layer
+from highway_bp.one_pass import Pass
 from highway_bp.recorded import recorded
 from highway_bp.segment import Segment
 from highway_bp.shown import add_shown

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from highway_bp.caches import without_caches
 from highway_bp.containers import leaves
-from highway_bp.flow import is_tap, solving
+from highway_bp.flow import is_tap
 from highway_bp.layer_call import Ran, state_of
+from highway_bp.one_pass import solving
 from highway_bp.step import step
 from highway_bp.surroundings import kept_buffers, modules_of
 from highway_bp.trunks.carries import recorded_carry
