@@ -64,9 +64,16 @@ def on_runs(where: str, judge: SettingJudge, *keys: str) -> Claim:
 
 
 def in_best(results: Results, key: str, judge: SettingJudge) -> Finding:
-    """The finding in an experiment's first setting that can be judged, else the first with runs."""
+    """The finding in an experiment's first preset that can be judged, else the first with runs.
+
+    If a preset has run on several kinds of device, the finding that rests on the most runs.
+    """
     found = [f for f in map(judge, results.settings[key]) if f.outcome is not Outcome.NOT_RUN]
-    return next(iter([f for f in found if f.decided] + found), NOT_RUN)
+    decided = [f for f in found if f.decided]
+    if not decided:
+        return next(iter(found), NOT_RUN)
+    alike = [f for f in decided if f.rows[0]["experiment"] == decided[0].rows[0]["experiment"]]
+    return max(alike, key=lambda f: len(f.rows))
 
 
 def matches_at(k: int | None = None, gamma: float | None = None) -> SettingJudge:

@@ -260,6 +260,18 @@ def test_devices_are_settings_of_their_own():
     assert [(s.device_kind, len(s.rows)) for s in found] == [("cpu", 3), ("cuda", 2)]
 
 
+def test_of_two_devices_the_one_with_more_seeds_of_the_arms_is_judged():
+    def arms(n: int, device: str) -> list[dict]:
+        both = ("bp", None), ("highway", 10)
+        scores = [0.48, 0.481, 0.479, 0.482, 0.478][:n]
+        return [r for arm in both for r in seeds("gru_pixels", *arm, scores, device=device)]
+
+    others = seeds("gru_pixels", "highway", 5, [0.47] * 5, device="cuda")
+    found = results_of({"gru_pixels": [*arms(3, "cuda"), *others, *arms(5, "cpu")]})
+    assert found.settings["gru_pixels"][0].device_kind == "cuda"  # it has the most rows
+    assert {r["device_kind"] for r in judged("pixels matches backprop", found).rows} == {"cpu"}
+
+
 def test_figure_6_is_judged_by_its_moments():
     def with_moments(*cosines: list[float]) -> Results:
         one = row("gru_pixels", value=0.48)
