@@ -10,28 +10,25 @@ from typing import Any
 from experiments.errors import UserError
 
 
-def parse(lines: Iterable[str], path: Path, *keys: str) -> list[dict[str, Any]]:
+def parse(lines: Iterable[str], path: Path, key: str | None = None) -> list[dict[str, Any]]:
     """The records of ``lines``, from the file ``path``.
 
     Raises:
-        UserError: a line is no JSON object with these keys.
+        UserError: a line is no JSON object with this key.
     """
     records = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             record = None
-        if not isinstance(record, dict) or not record.keys() >= set(keys):
-            expected = " with ".join(["a JSON object", *map(repr, keys)])
-            raise UserError(
-                f"{path} line {number} is not {expected}; expected one record in a line: mend or "
-                "delete it"
-            )
+        if not isinstance(record, dict) or (key and key not in record):
+            expected = f"a JSON object with {key!r}" if key else "a JSON object"
+            raise UserError(f"{path} line {number} is not {expected}; mend or delete this line")
         records.append(record)
     return records
 
 
-def read(path: Path, *keys: str) -> list[dict[str, Any]]:
+def read(path: Path, key: str | None = None) -> list[dict[str, Any]]:
     """`parse` the whole file."""
-    return parse(path.read_text(errors="replace").splitlines(), path, *keys)
+    return parse(path.read_text(errors="replace").splitlines(), path, key)

@@ -26,7 +26,6 @@ from torch import Tensor
 from highway_bp.first_order import first_order
 from highway_bp.segment import add
 from highway_bp.shared import shared_memory
-from highway_bp.shown import add_shown
 
 # An input of every Gate. Autograd reaches this leaf unless it computes chosen gradients only.
 SENTINEL = torch.zeros((), requires_grad=True)
@@ -128,11 +127,11 @@ def node_before(tap: Tap) -> Tap | Gate:
 
 
 def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
-    """Let a Tap see the hooks of its state and extras, and these as long as somebody holds them."""
+    """Let the Tap of a state and its extras find them, as long as somebody holds them."""
     h.register_hook(_unchanged).remove()  # creates the dictionary that later hooks go into
     tap = h.grad_fn
-    tap.hooks, tap.state, tap.shown = h._backward_hooks, weakref.ref(h), []
-    add_shown(tap.shown, extras)
+    tap.hooks, tap.state = h._backward_hooks, weakref.ref(h)
+    tap.returned_extras = list(map(weakref.ref, extras))
     if (leak := tap.segment.h_in.grad_fn) is not None:
         leak.taps.append(weakref.ref(tap))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence, Set
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +16,13 @@ from highway_bp.graph_walk import edges_of, walk
 from highway_bp.segment import Segment
 
 
-def check_graph(segment: Segment, i: int, ends: frozenset, made: set[int]) -> None:
+def check_graph(
+    segment: Segment, i: int, returned: Sequence[Any], ends: frozenset, made: set[int]
+) -> None:
     """Check where the i-th layer's graph ends, and add its last nodes to ``segment.ends``.
 
     Args:
+        returned: the values in what the layer returned.
         ends: nodes and edges of autograd's graph, and ids of leaves, whose gradients the chain
             returns.
         made: ids of leaves that layers have made and returned; new ones are added.
@@ -42,7 +46,7 @@ def check_graph(segment: Segment, i: int, ends: frozenset, made: set[int]) -> No
     lost = ["a state of the chain" for _ in of_chain]
     for node in leaves:
         known = id(node.variable) in ends or id(node.variable) in made
-        if not known and _is_missed(node, segment.extras[i], made):
+        if not known and _is_missed(node, returned, made):
             lost.append(f"a tensor of shape {[*node.variable.shape]}")
     if lost:
         raise RuntimeError(
@@ -90,13 +94,13 @@ def _is_of_inner(node: object, begin: object) -> bool:
     return node.one_pass is not begin.one_pass and node._sequence_nr() > begin._sequence_nr()
 
 
-def _is_missed(node: object, extras: Sequence[Tensor], made: set[int]) -> bool:
+def _is_missed(node: object, returned: Sequence[Any], made: set[int]) -> bool:
     """Whether anything besides the graph holds this leaf: its gradient would be missing there.
 
     A layer may make leaves itself, and return them for the next layers; adds those to ``made``.
     """
-    is_returned = any(node.variable is t for t in extras)
-    by_layer = 4 if is_returned else 0  # references held by its tuple and by our three lists
+    is_returned = any(node.variable is t for t in returned)
+    by_layer = 4 if is_returned else 0  # references: its tuple, Returned.flat, extras, results
     if sys.getrefcount(node.variable) > _BARE + by_layer:
         return True
     if is_returned:

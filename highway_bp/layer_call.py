@@ -134,6 +134,7 @@ class Returned:
     """A layer's output, split into the state and the extras.
 
     Attributes:
+        flat: all values in the layer's output.
         state: the first tensor; None where it is not floating, or something else comes first.
         extras: the other tensors that require a gradient. ``written`` are among them: tensors that
             were put into lists and dictionaries among the arguments, or recorded.
@@ -141,15 +142,15 @@ class Returned:
 
     def __init__(self, ran: Ran, written: Sequence[Tensor]):
         self.ran = ran
-        self._flat, self._spec = pytree.tree_flatten(ran.out)
+        self.flat, self._spec = pytree.tree_flatten(ran.out)
         self.state = state_of(ran.out)
-        tensors = [t for t in (*self._flat, *written) if isinstance(t, Tensor)]
+        tensors = [t for t in (*self.flat, *written) if isinstance(t, Tensor)]
         tensors = [t for t in tensors if t is not self.state]
         self.extras = list({id(t): t for t in tensors if t.requires_grad}.values())
 
     def with_replaced(self, others: dict[int, Tensor]) -> Any:
         """The layer's output; tensors whose ids are in ``others`` are replaced."""
-        return pytree.tree_unflatten([others.get(id(t), t) for t in self._flat], self._spec)
+        return pytree.tree_unflatten([others.get(id(t), t) for t in self.flat], self._spec)
 
 
 def run_layer(
@@ -179,7 +180,7 @@ def run_layer(
 
 def _run(layer: Layer, h: Tensor, args: tuple, kwargs: dict) -> tuple[Returned, bool]:
     """Run a layer. Returns its results, and whether it has changed an argument in place."""
-    before, marks = _tensors((args, kwargs)), [(v, len(v)) for v in recorded().values()]
+    before, lengths = _tensors((args, kwargs)), [(v, len(v)) for v in recorded().values()]
     versions = [_version(t) for t in before]
     ran = layer.run(h, args, kwargs)
     changed = [t for t, v in zip(before, versions, strict=True) if _version(t) != v and t is not h]
@@ -189,7 +190,7 @@ def _run(layer: Layer, h: Tensor, args: tuple, kwargs: dict) -> tuple[Returned, 
             "a chain returns new tensors"
         )
     known = {id(t) for t in (h, *before)}
-    written = _tensors((args, kwargs, [v[n:] for v, n in marks]))
+    written = _tensors((args, kwargs, [v[n:] for v, n in lengths]))
     written = [t for t in written if t.requires_grad and id(t) not in known]
     return Returned(ran, written), bool(changed)
 

@@ -14,9 +14,10 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
 from highway_bp.auto_gamma import AutoGamma
-from highway_bp.flow import Gate, Tap, is_of_chain, is_tap, node_before, refuse_inside_group
+from highway_bp.flow import Gate, Tap, is_of_chain, is_tap, node_before
 from highway_bp.graph_walk import edges_of, walk
 from highway_bp.has_method import Chain, Watched
+from highway_bp.looked_at import at_state, check_known, complete_retained, refuse_if_used
 from highway_bp.module_system import ModuleSystem, States
 from highway_bp.own_gradients import (
     check_own_gradients,
@@ -97,12 +98,7 @@ class Pass:
             suspects = layers_with_functions(segments)
             before = own_gradients(suspects)
             w = self._whole_solution(segments, b)
-            _give_to_retained(taps, segments, b, w[1:])
-            inner = [
-                (t, segment.gradient_inside(t, w_end, b_segment))
-                for segment, b_segment, w_end in zip(segments, b, w[1:], strict=True)
-                for t in segment.retained
-            ]
+            inside = complete_retained(taps, segments, b, w[1:])
             unreached = _unreached(segments, b, w[1:])
             for tap in taps:
                 tap.b, tap.b_extras = None, ()
@@ -110,7 +106,7 @@ class Pass:
                     tap.segment, tap.extras, tap.shared = None, [], []
             grads = parameter_step(segments, b, w[1:], leaves, self.functions_behind)
             check_own_gradients(before, own_gradients(suspects))
-        for t, g in inner:
+        for t, g in inside:
             t.grad = add(t.grad, None if g is None else g.clone())
         w_0 = w[0]
         if w_0 is None and gate.needs_input_grad[3]:  # no path has reached h_0
@@ -130,10 +126,12 @@ class Pass:
         taps = self._taps_after(tap)
         with self._inside():
             segments, b = _segments(taps)
+            check_known(tap)
             if taps[0].segment is not tap.segment:  # the state is the end of its group
+                refuse_if_used(tap, tap.segment.h_out)
                 return self._solved(segments, b)
             w_end = add(self._solved(segments[1:], b[1:]), b[0].states[-1])
-            return _inside_group(tap, segments[0], w_end, b[0])
+            return at_state(tap, segments[0], b[0], w_end)
 
     def _solved(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> Tensor | None:
         if not segments:
@@ -199,45 +197,12 @@ def _segments(taps: Sequence[Tap]) -> tuple[list[Segment], list[Cotangents]]:
     return with_fresh_graphs(segments), cotangents
 
 
-def _give_to_retained(taps, segments, b, w_ends) -> None:
-    """Complete the .grad of states and extras with `retain_grad`, where autograd has put b."""
-    known = iter(zip(segments, b, w_ends, strict=True))
-    for tap in taps:
-        if tap.place == 0:
-            segment, b_segment, w_end = next(known)
-        b_extras = tap.b_extras or [None] * len(tap.extras)
-        for ref, inner, b_extra in zip(tap.shown, segment.extras[tap.place], b_extras, strict=True):
-            extra = ref()
-            if extra is not None and extra.retains_grad:
-                _complete(extra, segment.gradient_inside(inner, w_end, b_segment), b_extra)
-        state = tap.state()
-        if state is None or not state.retains_grad or tap.returned is not None:
-            continue
-        is_end = tap.place == len(segment.states) - 1
-        w = w_end if is_end else _inside_group(tap, segment, w_end, b_segment)
-        _complete(state, w, tap.b)
-
-
-def _complete(t: Tensor, whole: Tensor | None, b: Tensor | None) -> None:
-    """Add to t.grad what autograd, which has put b there, has left out of the whole gradient."""
-    if whole is not None:
-        more = whole if b is None else whole - b
-        t.grad = more.clone() if t.grad is None else t.grad + more
-
-
-def _inside_group(tap, segment, w_end, b_segment) -> Tensor | None:
-    """w at a state inside a group; it lacks what autograd sends through the local graph itself."""
-    if tap.segment.is_used:
-        refuse_inside_group()
-    return segment.inner_gradient(tap.place, w_end, b_segment)
-
-
 def _check_untouched(taps: Sequence[Tap], freed: bool) -> None:
     """Raise RuntimeError where a gradient would be wrong or incomplete."""
     for tap in taps:
         call = tap.segment.calls[tap.place]
         check_shared(tap.shared, call.layer.name)
-        check_shown(call.shown, tap.shown, call.layer.name, freed and tap.segment.is_used)
+        check_shown(call.shown, tap.returned_extras, call.layer.name, freed and tap.segment.is_used)
 
 
 def _unreached(segments, b, w_ends) -> set[int]:

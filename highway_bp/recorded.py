@@ -13,7 +13,10 @@ from typing import Any
 
 
 def recorded() -> dict[str, list]:
-    """The lists being filled, by kind, without hidden states; empty outside such a model."""
+    """The lists that the hooks fill now, by kind; none if no model of transformers is running.
+
+    Without hidden states: they are recorded outside layers, as the states of the chain.
+    """
     collector = _collector()
     lists = (collector and collector.get()) or {}
     return {kind: v for kind, v in lists.items() if isinstance(v, list) and kind != "hidden_states"}
@@ -21,19 +24,20 @@ def recorded() -> dict[str, list]:
 
 @contextlib.contextmanager
 def recording(kinds: Iterable[str]) -> Iterator[None]:
-    """Record these kinds in new lists, while a layer runs again."""
+    """Let the hooks fill new lists of these kinds, for `recorded`, while a layer runs again."""
     if not kinds:
         yield
         return
     collector = _collector()
-    before = collector.set({kind: [] for kind in kinds})
+    token = collector.set({kind: [] for kind in kinds})
     try:
         yield
     finally:
-        collector.reset(before)
+        collector.reset(token)
 
 
 def _collector() -> Any:
-    """transformers' variable that holds the lists. It is private: without it, layers run twice."""
+    """transformers' variable that holds the lists, or None. It is private; without it, a loss on
+    what is recorded makes layers run twice."""
     module = sys.modules.get("transformers.utils.output_capturing")
     return getattr(module, "_active_collector", None)

@@ -121,25 +121,17 @@ class Segment:
         """The cotangent that losses on the segment's inner states and extras send to h_a."""
         return _gradient(self.pairs(b, None), self.h_in) if self.wanted else None
 
-    def inner_gradient(self, i: int, w: Tensor | None, b: Cotangents) -> Tensor | None:
-        """w at the i-th layer's state inside the segment, from b and from w at its end."""
-        return add(_gradient(self.pairs(b, w, i + 1), self.states[i]), b.states[i])
-
     @property
     def retained(self) -> list[Tensor]:
         """The tensors inside its layers that have `retain_grad`."""
         return [t for call in self.calls for t in retained(call.shown)]
 
-    def gradient_inside(self, t: Tensor, w: Tensor | None, b: Cotangents) -> Tensor | None:
-        """The gradient of a tensor t inside the segment, from b and from w at its end."""
-        return _gradient(self.pairs(b, w), t)
-
-    def pairs(self, b: Cotangents, w: Tensor | None, start: int = 0) -> list[tuple[Tensor, Tensor]]:
-        """(output, cotangent) of the layers from index ``start`` on; w belongs to the last state.
+    def pairs(self, b: Cotangents, w: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """(output, cotangent) of the segment's layers; w belongs to the last state.
 
         Outputs without a cotangent are left out."""
-        found = list(zip(self.states[start:], [*b.states[start:-1], w], strict=True))
-        for extras, b_extras in zip(self.extras[start:], b.extras[start:], strict=True):
+        found = list(zip(self.states, [*b.states[:-1], w], strict=True))
+        for extras, b_extras in zip(self.extras, b.extras, strict=True):
             found += zip(extras, b_extras, strict=bool(b_extras))
         return [(out, c) for out, c in found if c is not None and out.requires_grad]
 
@@ -183,6 +175,17 @@ def vjps(segments: Sequence[Segment], w: Sequence[Tensor]) -> list[Tensor | None
         for i, v in zip(wanted, gradients, strict=True):
             found[i] = None if v is None else _owned(v, w[i], segments[i].has_functions)
     return found
+
+
+def gradient_at(
+    t: Tensor,
+    segments: Sequence[Segment],
+    b: Sequence[Cotangents],
+    w_ends: Sequence[Tensor | None],
+) -> Tensor | None:
+    """The gradient of a tensor in these local graphs, from w at the end of each; None for zero."""
+    pairs = (s.pairs(b_s, w) for s, b_s, w in zip(segments, b, w_ends, strict=True))
+    return _gradient([pair for of in pairs for pair in of], t)
 
 
 def parameter_step(

@@ -59,12 +59,12 @@ def check_shown(shown: Shown, extras: Shown, name: str, is_used: bool) -> None:
     a layer was given (by an earlier layer, too), or whose graph autograd has used up.
 
     Args:
-        extras: what the layer has returned beside its state.
+        shown: tensors inside the layer, or given to it.
+        extras: what the layer has returned beside its state; these may have `retain_grad`.
         is_used: whether autograd itself goes through the layer's graph, and frees it.
     """
     hooked = any(t._backward_hooks for t in alive([*shown, *extras]))
-    of_chain = (t for t in retained(shown) if is_used or hasattr(t.grad_fn, "one_pass"))
-    if hooked or any(True for _ in of_chain):
+    if hooked or any(is_used or hasattr(t.grad_fn, "one_pass") for t in retained(shown)):
         raise RuntimeError(
             f"a hook or retain_grad on a tensor inside {name}, whose gradient a chain brings "
             "in parts; expected one on the layer's state, or Backprop()"

@@ -20,7 +20,6 @@ from highway_bp.layer_call import Layer, run_layer
 from highway_bp.one_pass import Pass
 from highway_bp.recorded import recorded
 from highway_bp.segment import Segment
-from highway_bp.shown import add_shown
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,7 @@ class Scope:
         if not is_tap(tap) or tap.one_pass is not self.one_pass or t.output_nr == 0:
             return None
         extra = tap.extras[t.output_nr - 1]  # an earlier layer returned it beside its state
-        if any(map(is_of_chain, nodes([extra], self.ends))):
-            return None
-        add_shown(tap.segment.calls[tap.place].shown, [t])  # its gradient has shares of others
-        return extra
+        return None if any(map(is_of_chain, nodes([extra], self.ends))) else extra
 
 
 def step(
@@ -90,7 +86,7 @@ def step(
         if returned.state is x and not returned.extras:  # skipped
             return returned.with_replaced({id(x): h})
         segment.add(call, returned)
-        check_graph(segment, -1, scope.ends, scope.one_pass.made)
+        check_graph(segment, -1, returned.flat, scope.ends, scope.one_pass.made)
         passed_on = _passed_on(scope, segment, before)
         outer = passed_on | outer
         return returned.with_replaced(passed_on)

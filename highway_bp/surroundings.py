@@ -13,7 +13,7 @@ from highway_bp.recorded import recorded, recording
 
 
 class Surroundings:
-    """The autocast state, the random state and the hooks' lists of a layer's forward pass.
+    """The autocast state and the random state of a layer's forward pass, and what was recorded.
 
     Args:
         module: the layer.

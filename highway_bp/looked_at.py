@@ -1,0 +1,97 @@
+"""Gradients of tensors that somebody looks at, by `retain_grad` or by a hook on a state.
+
+Autograd brings a layer's result (its state, its extras) the share of the losses that use it, b. The
+rest comes from the local graphs: the layer's own, and those of other layers that get an extra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from highway_bp.flow import Tap, is_of_chain, refuse_inside_group
+from highway_bp.graph_walk import edges_of, walk
+from highway_bp.segment import Cotangents, Segment, gradient_at
+
+
+def complete_retained(
+    taps: Sequence[Tap],
+    segments: Sequence[Segment],
+    b: Sequence[Cotangents],
+    w_ends: Sequence[Tensor | None],
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Complete the .grad of all results with `retain_grad`.
+
+    Returns:
+        the tensors inside layers with `retain_grad`, and what their .grad lacks.
+    """
+    system, i = (segments, b, w_ends), -1
+    for tap in taps:
+        i += tap.place == 0
+        for j, ref in enumerate(tap.returned_extras):
+            extra = ref()
+            if extra is not None and extra.retains_grad:
+                check_extra(tap, j)
+                whole = gradient_at(segments[i].extras[tap.place][j], *system)
+                _complete(extra, whole, tap.b_extras[j] if tap.b_extras else None)
+        state = tap.state()
+        if state is not None and state.retains_grad and tap.returned is None:
+            _complete(state, at_state(tap, segments[i], b[i], w_ends[i]), tap.b)
+    return [(t, gradient_at(t, *system)) for segment in segments for t in segment.retained]
+
+
+def at_state(tap: Tap, segment: Segment, b: Cotangents, w_end: Tensor | None) -> Tensor | None:
+    """The whole gradient at the state of ``tap``, from w at its segment's end; None for zero.
+
+    Raises:
+        RuntimeError: autograd itself goes through the local graph at this state.
+    """
+    state = segment.states[tap.place]
+    refuse_if_used(tap, tap.segment.states[tap.place])
+    is_end = tap.place == len(segment.states) - 1
+    if not is_end and tap.segment.is_used:
+        refuse_inside_group()
+    if is_end and not segment.extras[tap.place]:
+        return w_end
+    return gradient_at(state, [segment], [b], [w_end])
+
+
+def check_known(tap: Tap) -> None:
+    """Raise RuntimeError if the gradient at the state of ``tap`` needs that of the tap's extras,
+    which the backward pass brings later."""
+    state, name = tap.segment.states[tap.place], tap.segment.calls[tap.place].layer.name
+    graph = walk(edges_of(tap.extras), lambda edge: is_of_chain(edge[0]))
+    if state.grad_fn in graph:
+        raise RuntimeError(
+            f"{name} returns a tensor that it has computed from its state, whose gradient somebody "
+            "looks at; expected retain_grad on the state, or Backprop()"
+        )
+
+
+def check_extra(tap: Tap, j: int) -> None:
+    """Raise RuntimeError if the gradient of the j-th extra cannot be given in full."""
+    refuse_if_used(tap, tap.extras[j])
+    if is_of_chain(tap.extras[j].grad_fn):
+        _refuse(tap, "comes from a chain inside the layer")
+
+
+def refuse_if_used(tap: Tap, inner: Tensor) -> None:
+    """Refuse a look at a result that autograd's own pass through the local graph reaches."""
+    if inner.grad_fn is not None and torch._C._will_engine_execute_node(inner.grad_fn):
+        _refuse(tap, "leads to a tensor inside the layer that a loss uses")
+
+
+def _refuse(tap: Tap, why: str) -> None:
+    raise RuntimeError(
+        f"a look at the gradient of what {tap.segment.calls[tap.place].layer.name} returned, which "
+        f"{why}: a chain does not have all of it; expected Backprop()"
+    )
+
+
+def _complete(t: Tensor, whole: Tensor | None, b: Tensor | None) -> None:
+    """Add to t.grad what autograd, which has put b there, has left out of the whole gradient."""
+    if whole is not None:
+        more = whole if b is None else whole - b
+        t.grad = more.clone() if t.grad is None else t.grad + more
