@@ -83,23 +83,6 @@ def test_bad_carry(carry, named, layer):
         run(Plain(mlp()), layer(carry))
 
 
-class ReturnsTuple(nn.Module):
-    def forward(self, h):
-        return h, None
-
-
-@pytest.mark.parametrize(
-    ("layer", "line"),
-    [
-        (nn.Linear(4, 6), r"layer 1 \(Linear\) maps a state of shape \(3, 4\) to \(3, 6\) but its"),
-        (ReturnsTuple(), r"layer 1 \(ReturnsTuple\) returned a tuple"),
-    ],
-)
-def test_a_layer_that_returns_no_such_state(layer, line):
-    with pytest.raises((TypeError, ValueError), match=line):
-        run(Plain(mlp()), layer)
-
-
 def test_a_complex_state():
     with pytest.raises(TypeError, match=r"layer 0 \(Plain\) returned no floating tensor; expected"):
         run(Plain(nn.Linear(4, 4, dtype=torch.cfloat)), x=torch.randn(3, 4, dtype=torch.cfloat))

@@ -206,13 +206,6 @@ def test_tiles_of_the_batch_change_nothing(monkeypatch, kind, carry, method):
 
 
 @every_kind
-def test_unbatched_input(kind):
-    plain, ours, x, states = pair(kind, hb.Highway(L))
-    one = x[:, 0], [s[:, 0] for s in states]
-    assert_same_results(results(ours, *one), results(plain, *one))
-
-
-@every_kind
 def test_no_gradient_is_computed_where_none_is_wanted(kind):
     _, ours, x, _ = pair(kind, hb.Highway(2))
     ours(x)[0].sum().backward()
@@ -263,22 +256,6 @@ def test_what_stands_behind_the_end_has_no_say(kind):
     assert_equal([*seen[0], *seen[1]], [*clean[0], *clean[1]], 0.0)
 
 
-@pytest.mark.parametrize(
-    ("lengths", "error", "says"),
-    [
-        ([6, 6, 4, 2, 0], ValueError, r"lengths\[4\]=0; expected 1 up to 6"),
-        ([6, 7, 4, 2, 1], ValueError, r"lengths\[1\]=7; expected 1 up to 6"),
-        ([6, 6, 4], ValueError, r"lengths have shape \(3,\); expected 5"),
-        ([6.0, 6, 4, 2, 1], TypeError, "lengths are torch.float32; expected whole numbers"),
-    ],
-)
-@pytest.mark.parametrize("method", [hb.Highway(1), hb.Backprop()], ids=str)
-def test_lengths_that_do_not_fit(method, lengths, error, says):
-    _, ours, x, _ = pair("GRU", method)
-    with pytest.raises(error, match=says):
-        ours(x, lengths=lengths)
-
-
 def test_lengths_with_unbatched_or_packed_input_are_refused():
     _, ours, x, _ = pair("GRU", hb.Highway(1))
     for given in (x[:, 0], nn.utils.rnn.pack_sequence([x[:, 0]])):
@@ -296,29 +273,6 @@ def test_the_state_dict_goes_there_and_back(kind):
     back.load_state_dict(ours.state_dict())
     assert list(back.state_dict()) == list(ours.state_dict()) == list(plain.state_dict())
     assert_equal(back.state_dict().values(), plain.state_dict().values(), 0.0)
-
-
-def train(rnn, steps, x):
-    optimizer = torch.optim.SGD(rnn.parameters(), lr=0.3)
-    losses = []
-    for _ in range(steps):
-        loss = (rnn(x)[0] - x[..., :1].cumsum(0).tanh()).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-@every_kind
-@pytest.mark.parametrize("swaps", ["in", "out"])
-def test_training_goes_on_smoothly_after_the_swap(kind, swaps):
-    plain, ours, x, _ = pair(kind, hb.Highway(3))
-    first, second = (plain, ours) if swaps == "in" else (ours, plain)
-    before = train(first, 40, x)
-    second.load_state_dict(first.state_dict())
-    after = train(second, 40, x)
-    assert after[0] < before[-1] and after[-1] < after[0] < before[0]
 
 
 @every_kind
@@ -346,25 +300,3 @@ def test_a_compiled_model_computes_the_same(kind):
         ours.method = method
         plain = results(ours, x, states, step)
         assert_same_results(results(ours, x, states, compiled), plain)
-
-
-# What is refused.
-
-
-@pytest.mark.parametrize("method", [3, hb.Highway, "bp"])
-@every_kind
-def test_what_is_no_method_is_refused(kind, method):
-    with pytest.raises(TypeError, match="expected a gradient method"):
-        KINDS[kind][1](D, H, method=method)
-
-
-@every_kind
-def test_an_unknown_carry_is_refused(kind):
-    with pytest.raises(ValueError, match="carry='gates'; expected one of gate, "):
-        KINDS[kind][1](D, H, carry="gates")
-
-
-@pytest.mark.filterwarnings("ignore:LSTM with projections")
-def test_proj_size_goes_with_backprop():
-    """And with no other method: see tests/errors.md."""
-    assert hb.LSTM(D, H, proj_size=2)(torch.randn(L, B, D))[0].shape == (L, B, 2)
