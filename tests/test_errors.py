@@ -238,6 +238,7 @@ RAISED = {  # in the library, by one expression
         ),
         "a carry of another type": lambda: backward(Add("ones"), Add(None)),
         "a layer that returns a tuple": lambda: backward(Pair(), Add(None)),
+        "lengths that are no whole numbers": lambda: hb.GRU(3, 4)(X, lengths=[5.0, 1]),
         "a recurrent layer with what is no method": lambda: hb.GRU(3, 4, method="bp"),
         "a cell without a carry": lambda: hb.Recurrent(nn.Linear(3, 4)),
         "a scan of whole numbers": lambda: hb.cumsumprod(torch.arange(3)),

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from experiments import checkpoint, gpus
@@ -186,15 +185,6 @@ def test_a_wrong_value_is_no_repeat_of_a_right_one(train, runs, values):
 
 
 OF_SLURM = OmegaConf.load(ROOT / "configs" / "hydra" / "launcher" / "slurm.yaml")
-
-
-def test_a_launcher_that_is_not_installed_names_its_extra(train, runs, monkeypatch):
-    """As with hydra/launcher=local in tests/errors.md."""
-    plugins = Plugins.instance().class_name_to_class
-    monkeypatch.delitem(plugins, OF_SLURM._target_, raising=False)
-    seen = train("-m", "k=0,1", "hydra/launcher=slurm")
-    assert (seen.code, seen.err.count("\n")) == (1, 1)
-    assert seen.err.endswith('expected its plugin: pip install -e ".[sweeps,slurm]"\n')
 
 
 def test_every_key_of_the_slurm_launcher_is_known_to_its_plugin():

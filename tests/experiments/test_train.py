@@ -81,12 +81,6 @@ def test_language_models_leave_whole_runs(train, runs, overrides, grad, k, size)
     assert (scored[-1]["eval_perplexity"] > 20) and all("train_accuracy" not in r for r in records)
 
 
-def test_pixels_are_read_by_a_gru(train, runs):
-    small = ("data=digits", "steps=1", "k=1", "optim.batch_size=4")
-    assert train("experiment=gru_cifar10_pixels", *small).code == 0
-    assert row_of(only_run(runs))["metric"] == "eval_accuracy"
-
-
 def test_large_k_trains_as_backprop_and_k_0_does_not(train, tmp_path):
     found = []
     for root, arm in (("bp", "grad=bp"), ("k3", "k=3"), ("k0", "k=0")):
@@ -158,14 +152,6 @@ def test_a_sweep_keeps_its_files_in_run_root(train, runs, tmp_path, monkeypatch)
     assert re.search(rf"/resnet20_preact-highway-k0-\S+: {beginning}\w+\n", out)
     assert [path.name for path in tmp_path.iterdir()] == [runs.name]
     assert (runs / "multirun.yaml").exists()
-
-
-def test_a_sweep_into_a_file_is_told_in_one_line(train, tmp_path):
-    (tmp_path / "file").write_text("")
-    outcome = train("--multirun", "k=0,1", f"run_root={tmp_path / 'file'}")
-    assert outcome.code == 1
-    assert outcome.err.startswith("error: run_root: ")
-    assert outcome.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -17,18 +17,6 @@ def test_decoders_look_back_alone(family):
     torch.testing.assert_close(model(x)[:, :5], model(y)[:, :5])
 
 
-@pytest.mark.parametrize(
-    "wrong, line",
-    [
-        ({"heads": 3}, "heads=3; expected a divisor of hidden=16"),
-        ({"family": "llama", "dropout": 0.1}, "dropout=0.1; expected 0 for Llama"),
-    ],
-)
-def test_decoders_that_cannot_be(wrong, line):
-    with pytest.raises(ValueError, match=line):
-        Decoder(**{"vocabulary": 30, "hidden": 16, "heads": 2, "layers": 1, **wrong})
-
-
 def test_a_decoder_is_saved_as_transformers_does(tmp_path):
     from models.pretrained import quiet_transformers
 
@@ -44,7 +32,3 @@ def test_image_models():
     assert vit(torch.randn(2, 3, 32, 32)).shape == (2, 10)
     resnet = torchvision_resnet(7, "resnet50")
     assert [chain.length for chain in hb.chains(resnet)] == [16]
-    with pytest.raises(ValueError, match="name='resnet9'; expected one of resnet18"):
-        torchvision_resnet(7, "resnet9")
-    with pytest.raises(ValueError, match="patch_size=5; expected a divisor of 32"):
-        VisionTransformer(10, patch_size=5)

@@ -125,10 +125,3 @@ def test_relu_follows_the_sum_only_in_the_original_form():
         states = model.chain(model.stem(images()), return_states=True)
         assert all(isinstance(layer, PostActLayer) != preact for layer in model.chain)
         assert all(bool((h >= 0).all()) != preact for h in states)
-
-
-@pytest.mark.parametrize("depth", [0, 2, 21, 33])
-def test_unknown_depth_lists_the_choices(depth):
-    with pytest.raises(ValueError, match=rf"depth={depth}; .*20, 32, 44, 56 or 110") as error:
-        ResNet(depth, preact=True, classes=10)
-    assert "\n" not in str(error.value)
