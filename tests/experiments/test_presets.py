@@ -20,93 +20,68 @@ pytestmark = pytest.mark.slow
 
 CIFAR10, IMAGENET32 = "uoft-cs/cifar10", "benjamin-paine/imagenet-1k-32x32"
 WIKITEXT, GLUE, MATCHED = "Salesforce/wikitext", "nyu-mll/glue", "validation_matched"
-TRAIN_TEST, TRAIN_VALIDATION = ["train", "test"], ["train", "validation"]
 
-# The paper's settings by key of the configuration. None: no such key, or the paper's dash.
+# The paper's settings, as arguments of train.py; of the keys that a row lacks and another one has,
+# the configuration has none, or null.
 # The paper prints no beta1 and, for recurrent networks, no beta2, weight decay or clip: the usual.
-DEEP = {
-    "preset": (
-        *("resnet32_cifar10", "resnet110_cifar10", "resnet56_imagenet32"),
-        *("gpt2_wikitext103", "roberta_mnli"),
-    ),
-    "optim.algorithm": ("sgd", "sgd", "sgd", "adamw", "adamw"),
-    "optim.momentum": (0.9, 0.9, 0.9, None, None),
-    "optim.epochs": (200, 200, 100, 5.3, 2),
-    "optim.steps": (None, None, None, None, None),
-    "optim.lr": (0.1, 0.1, 0.1, 1e-3, 3e-5),
-    "optim.schedule": ("drops", "drops", "drops", "cosine", "cosine"),
-    "optim.drops": ([0.5, 0.75], [0.5, 0.75], [0.5, 0.75], None, None),
-    "optim.final_lr": (None, None, None, 1e-4, 3e-6),
-    "optim.batch_size": (128, 128, 128, 128, 32),
-    "optim.warmup_steps": (0, 0, 0, 2000, 2500),
-    "optim.betas": (None, None, None, [0.9, 0.98], [0.9, 0.999]),
-    "optim.weight_decay": (1e-4, 1e-4, 1e-4, 0.1, 0.1),
-    "optim.clip": (None, None, None, 1.0, 1.0),
-    "gamma": (0.0, 0.0, 0.0, 0.2, 0.8),
-    "model.depth": (32, 110, 56, None, None),
-    "model.preact": (True, False, False, None, None),
-    "model.downsampling": ("paper", "paper", "paper", None, None),
-    "model.family": (None, None, None, "gpt2", None),
-    "model.pretrained": (None, None, None, None, "roberta-base"),
-    "model.layers": (None, None, None, 12, 12),
-    "model.hidden": (None, None, None, 256, 768),
-    "model.length": (None, None, None, 256, 128),
-    "data.name": (CIFAR10, CIFAR10, IMAGENET32, None, None),
-    "data.splits": (TRAIN_TEST, TRAIN_TEST, TRAIN_VALIDATION, None, None),
-    "data.classes": (10, 10, 1000, None, None),
-    "data.augment": (True, True, True, None, None),
-    "data.flip": (True, True, True, None, None),
-    "data.validation": (0, 0, 0, None, None),
-    "data.train.name": (None, None, None, WIKITEXT, GLUE),
-    "data.train.config": (None, None, None, "wikitext-103-v1", "mnli"),
-    "data.train.split": (None, None, None, "train", "train"),
-    "data.test.name": (None, None, None, WIKITEXT, GLUE),
-    "data.test.config": (None, None, None, "wikitext-103-v1", "mnli"),
-    "data.test.split": (None, None, None, "validation", MATCHED),
-    "data.tokenizer": (None, None, None, "bpe", "roberta-base"),
-    "data.vocabulary": (None, None, None, 16_000, None),
-    "data.length": (None, None, None, 256, 128),
+RESNET = (
+    "optim.algorithm=sgd optim.momentum=0.9 optim.lr=0.1 optim.schedule=drops "
+    "optim.drops=[0.5,0.75] optim.batch_size=128 optim.warmup_steps=0 optim.weight_decay=1e-4 "
+    "gamma=0.0 model.downsampling=paper data.augment=true data.flip=true data.validation=0 "
+)
+TRANSFORMER = (
+    "optim.algorithm=adamw optim.schedule=cosine optim.weight_decay=0.1 optim.clip=1.0 "
+    "model.layers=12 data.train.split=train "
+)
+RECURRENT = (
+    "optim.algorithm=adam optim.schedule=cosine optim.lr=1e-3 optim.final_lr=1e-4 gamma=0.0 "
+    "optim.batch_size=128 optim.betas=[0.9,0.999] optim.weight_decay=0.0 "
+)
+ON_CIFAR10 = f"data.name={CIFAR10} data.splits=[train,test] data.classes=10 "
+ON_WIKITEXT = (
+    f"data.train.name={WIKITEXT} data.train.config=wikitext-103-v1 data.train.split=train "
+    f"data.test.name={WIKITEXT} data.test.config=wikitext-103-v1 data.test.split=validation "
+    "data.length=256 "
+)
+OF_TEXT = RECURRENT + ON_WIKITEXT + "optim.steps=10000 optim.warmup_steps=1000 model.hidden=512 "
+CHARACTERS = "data.tokenizer=characters data.vocabulary=210 model.layers=1 "
+WORDS = "data.tokenizer=bpe data.vocabulary=16000 "
+ROWS = {
+    "resnet32_cifar10": RESNET + ON_CIFAR10 + "optim.epochs=200 model.depth=32 model.preact=true",
+    "resnet110_cifar10": RESNET
+    + ON_CIFAR10
+    + "optim.epochs=200 model.depth=110 model.preact=false",
+    "resnet56_imagenet32": RESNET + "optim.epochs=100 model.depth=56 model.preact=false "
+    f"data.name={IMAGENET32} data.splits=[train,validation] data.classes=1000",
+    "gpt2_wikitext103": TRANSFORMER + ON_WIKITEXT + WORDS + "optim.epochs=5.3 optim.lr=1e-3 "
+    "optim.final_lr=1e-4 optim.batch_size=128 optim.warmup_steps=2000 optim.betas=[0.9,0.98] "
+    "gamma=0.2 model.family=gpt2 model.hidden=256 model.length=256",
+    "roberta_mnli": TRANSFORMER + "optim.epochs=2 optim.lr=3e-5 optim.final_lr=3e-6 "
+    "optim.batch_size=32 optim.warmup_steps=2500 optim.betas=[0.9,0.999] gamma=0.8 "
+    "model.pretrained=roberta-base model.hidden=768 model.length=128 data.tokenizer=roberta-base "
+    f"data.length=128 data.train.name={GLUE} data.train.config=mnli data.test.name={GLUE} "
+    f"data.test.config=mnli data.test.split={MATCHED}",
+    "lstm_wikitext103_chars": OF_TEXT + CHARACTERS + "model.cell=lstm",
+    "gru_wikitext103_chars": OF_TEXT + CHARACTERS + "model.cell=gru",
+    "gru_wikitext103_words": OF_TEXT + WORDS + "model.cell=gru model.layers=3",
+    "gru_cifar10_pixels": RECURRENT + ON_CIFAR10 + "optim.steps=2500 optim.warmup_steps=250 "
+    "model.hidden=64 data.augment=false data.flip=true data.validation=0",
 }
-RECURRENT = {
-    "preset": (
-        *("lstm_wikitext103_chars", "gru_wikitext103_chars", "gru_wikitext103_words"),
-        "gru_cifar10_pixels",
-    ),
-    "optim.algorithm": ("adam", "adam", "adam", "adam"),
-    "optim.epochs": (None, None, None, None),
-    "optim.steps": (10_000, 10_000, 10_000, 2500),
-    "optim.lr": (1e-3, 1e-3, 1e-3, 1e-3),
-    "optim.schedule": ("cosine", "cosine", "cosine", "cosine"),
-    "optim.final_lr": (1e-4, 1e-4, 1e-4, 1e-4),
-    "optim.batch_size": (128, 128, 128, 128),
-    "optim.warmup_steps": (1000, 1000, 1000, 250),
-    "optim.betas": ([0.9, 0.999], [0.9, 0.999], [0.9, 0.999], [0.9, 0.999]),
-    "optim.weight_decay": (0.0, 0.0, 0.0, 0.0),
-    "optim.clip": (None, None, None, None),
-    "gamma": (0.0, 0.0, 0.0, 0.0),
-    "model.cell": ("lstm", "gru", "gru", None),
-    "model.layers": (1, 1, 3, None),
-    "model.hidden": (512, 512, 512, 64),
-    "data.name": (None, None, None, CIFAR10),
-    "data.splits": (None, None, None, TRAIN_TEST),
-    "data.classes": (None, None, None, 10),
-    "data.augment": (None, None, None, False),
-    "data.validation": (None, None, None, 0),
-    "data.train.name": (WIKITEXT, WIKITEXT, WIKITEXT, None),
-    "data.train.config": ("wikitext-103-v1", "wikitext-103-v1", "wikitext-103-v1", None),
-    "data.train.split": ("train", "train", "train", None),
-    "data.test.name": (WIKITEXT, WIKITEXT, WIKITEXT, None),
-    "data.test.config": ("wikitext-103-v1", "wikitext-103-v1", "wikitext-103-v1", None),
-    "data.test.split": ("validation", "validation", "validation", None),
-    "data.tokenizer": ("characters", "characters", "bpe", None),
-    "data.vocabulary": (210, 210, 16_000, None),
-    "data.length": (256, 256, 256, None),
-}
-SETTINGS = {
-    preset: {key: values[column] for key, values in table.items() if key != "preset"}
-    for table in (DEEP, RECURRENT)
-    for column, preset in enumerate(table["preset"])
-}
+KEYS = sorted({argument.split("=")[0] for row in ROWS.values() for argument in row.split()})
+
+
+def value_at(found, dotted: str):
+    for key in dotted.split("."):
+        found = None if found is None else found.get(key)
+    return found
+
+
+def settings(row: str) -> dict:
+    given = OmegaConf.to_container(OmegaConf.from_dotlist(row.split()))
+    return {key: value_at(given, key) for key in KEYS}
+
+
+SETTINGS = {preset: settings(row) for preset, row in ROWS.items()}
 # Table 2: L, losses between the layers, parameters as printed.
 SIZES = {
     "resnet32_cifar10": (15, False, "464k"),
@@ -120,11 +95,7 @@ SIZES = {
     "gru_cifar10_pixels": (1024, False, "29.8k"),
 }
 OTHER_COUNTS = {"gpt2_wikitext103": "13.6M"}  # docs/reproduce.md: ours, with tied embeddings
-ROBERTA_TOKENS = {
-    "vocabulary": 50_265,
-    "padding": 1,
-    "labels": hub_layout.LABELS,
-}  # its tokenizer's
+ROBERTA_TOKENS = dict(vocabulary=50_265, padding=1, labels=hub_layout.LABELS)  # its tokenizer's
 
 IMAGES = ["optim.batch_size=4", "data.rows={train:12,test:4}"]
 WITH_VALIDATION = ["optim.batch_size=4", "data.rows={train:12,validation:4}"]
@@ -165,19 +136,13 @@ def shown(train):
 def test_a_preset_is_the_papers_row(shown, preset):
     cfg = OmegaConf.to_container(shown(preset))
     assert cfg["steps"] is None  # the recipe's
-    assert {key: value_at(cfg, key) for key in SETTINGS[preset]} == SETTINGS[preset]
-
-
-def value_at(found, dotted: str):
-    for key in dotted.split("."):
-        found = None if found is None else found.get(key)
-    return found
+    assert {key: value_at(cfg, key) for key in KEYS} == SETTINGS[preset]
 
 
 @each_preset
 def test_a_presets_model_has_the_papers_sizes(shown, preset):
     cfg = shown(preset)
-    recurrent = preset in RECURRENT["preset"]
+    recurrent = SETTINGS[preset]["optim.algorithm"] == "adam"
     given = {key: cfg.data[key] for key in ("classes", "vocabulary") if key in cfg.data}
     if "pretrained" in cfg.model:
         given = {"pretrained": None, **ROBERTA_TOKENS}  # that size, without the hub's weights
