@@ -9,7 +9,6 @@ from experiments.usage import EXAMPLES
 from tests.experiments.test_presets import LAUNCHES
 from tests.train_cli import ROOT
 
-PRESETS = sorted(file.stem for file in (ROOT / "configs" / "experiment").glob("*.yaml"))
 RESNETS = {file.stem for file in (ROOT / "configs" / "model").glob("resnet*.yaml")}
 
 
@@ -32,24 +31,6 @@ def test_every_resnet_can_be_built(model):
     depth = int("".join(c for c in model.removesuffix("_preact") if c.isdigit()))
     assert len(built.chain) == (depth - 2) // 2
     assert cfg.model.preact == model.endswith("_preact")
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_sets_model_and_data(preset):
-    cfg = composed(f"experiment={preset}")
-    named, *data = preset.split("_")
-    if named in ("digits", "topics", "grammar"):
-        assert cfg.steps is not None
-        return
-    assert cfg.steps is None  # the recipe's
-    assert (cfg.optim.steps is None) != (cfg.optim.epochs is None)
-    if named in ("resnet32", "resnet110", "resnet56"):
-        assert str(cfg.model.depth) == named.removeprefix("resnet")
-    elif named in ("gru", "lstm"):
-        assert cfg.model.cell == named if data[-1] != "pixels" else "cell" not in cfg.model
-    if "tokenizer" in cfg.data and data[-1] in ("chars", "words"):
-        assert cfg.data.tokenizer == {"chars": "characters", "words": "bpe"}[data[-1]]
-        assert cfg.model.layers == (3 if data[-1] == "words" else 1)
 
 
 def test_methods_get_the_root_k():

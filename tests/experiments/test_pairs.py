@@ -85,18 +85,6 @@ def test_labels_beyond_the_three_are_refused(tmp_path, tokenizer):
         load(root, tokenizer, tmp_path)
 
 
-def test_training_batches_are_a_function_of_seed_and_step():
-    data = load_grammar(30, 9)
-    first, second = (data.train_batches(4, seed=3, device="cpu") for _ in range(2))
-    x, y = first.batch(9)
-    second.batch(2)
-    assert all(torch.equal(a, b) for a, b in zip((x, y), second.batch(9), strict=True))
-    seen = torch.cat([first.batch(i)[1] for i in range(7)])
-    assert len(seen) == 28
-    with pytest.raises(UserError, match="batch_size: 31; give 1 up to 30"):
-        data.train_batches(31, 0, "cpu")
-
-
 def test_the_grammar_is_balanced_and_its_test_pairs_are_new():
     data = load_grammar(300, 90)
     assert data.train_labels.bincount().tolist() == [100] * 3

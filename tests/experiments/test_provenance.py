@@ -35,13 +35,10 @@ def repository(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_commit_is_the_head_and_a_clean_tree_is_clean(repository):
+def test_commit_is_the_head_and_only_changes_to_tracked_files_make_it_dirty(repository):
     found = environment(CPU)
     assert found["commit"] == git(repository, "rev-parse", "HEAD")
     assert found["dirty"] is False
-
-
-def test_only_changes_to_tracked_files_make_it_dirty(repository):
     (repository / "untracked").write_text("2")
     assert environment(CPU)["dirty"] is False
     (repository / "tracked").write_text("2")
