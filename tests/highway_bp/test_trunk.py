@@ -5,30 +5,23 @@ import torch
 from torch import nn
 
 import highway_bp as hb
-from tests.highway_bp.converted import assert_same, logits_loss
+from tests.highway_bp.converted import Shows, assert_same, logits_loss
+from tests.highway_bp.converted import gradients as gradients_of
 from tests.highway_bp.families import build, losses
 
 
-class Adds(nn.Module):
+class Adds(Shows):
     """h + scale tanh(f(h))."""
 
-    def __init__(self):
-        super().__init__()
-        self.norm, self.f = nn.LayerNorm(4), nn.Linear(4, 4)
-
     def forward(self, h, scale=1.0):
-        return h + scale * torch.tanh(self.f(self.norm(h)))
+        return h + scale * self.inside(h)
 
 
-class Maps(nn.Module):
+class Maps(Shows):
     """No residual connection."""
 
-    def __init__(self):
-        super().__init__()
-        self.norm, self.f = nn.LayerNorm(4), nn.Linear(4, 4)
-
     def forward(self, h):
-        return torch.tanh(self.f(self.norm(h)))
+        return self.inside(h)
 
 
 class Net(nn.Module):
@@ -38,7 +31,7 @@ class Net(nn.Module):
         super().__init__()
         self.stem = nn.ModuleList(Maps() for _ in range(2))
         self.blocks = nn.ModuleList(Adds() for _ in range(layers))
-        self.heads = nn.ModuleList(nn.Linear(4, 1) for _ in range(2))
+        self.heads = nn.ModuleList(nn.Linear(6, 1) for _ in range(2))
         self.scaled_by = scaled_by
 
     def forward(self, x):
@@ -57,12 +50,12 @@ def made(cls=Net, **settings):
 
 def backward(model):
     torch.manual_seed(1)
-    model(torch.randn(3, 4).double()).square().sum().backward()
+    model(torch.randn(3, 6).double()).square().sum().backward()
 
 
 def gradients(model):
     backward(model)
-    return [p.grad for p in model.parameters()]
+    return list(gradients_of(model).values())
 
 
 def test_stems_and_heads_are_no_chains_and_the_report_says_so():
@@ -90,7 +83,7 @@ def test_an_operation_between_layers_breaks_the_chain_and_is_warned_of():
 
 
 def test_a_sequential_is_a_trunk_too():
-    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Adds(), Adds()), nn.Linear(4, 1)).double()
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sequential(Adds(), Adds()), nn.Linear(6, 1)).double()
     assert_same(backward, lambda: model, hb.Highway(2))
 
 
@@ -109,11 +102,11 @@ def pairs() -> nn.ModuleList:
 class Stage(nn.Module):
     def __init__(self, width: int, layers: int):
         super().__init__()
-        self.down = nn.Linear(4, width)
+        self.down = nn.Linear(6, width)
         self.blocks = nn.Sequential(*(Adds() for _ in range(layers)))
 
     def forward(self, h):
-        return self.blocks(torch.tanh(self.down(h)) if len(self.down.weight) == 4 else h)
+        return self.blocks(torch.tanh(self.down(h)) if len(self.down.weight) == 6 else h)
 
 
 def test_of_stages_the_layers_inside_are_the_trunks():
@@ -122,7 +115,7 @@ def test_of_stages_the_layers_inside_are_the_trunks():
     class Staged(Net):
         def __init__(self):
             super().__init__()
-            self.blocks = nn.ModuleList(Stage(4 + i, 2 + i) for i in range(3))
+            self.blocks = nn.ModuleList(Stage(6 + i, 2 + i) for i in range(3))
             self.between = nn.ModuleList([None, None, None])
 
         def forward(self, x):
@@ -140,14 +133,14 @@ class Halves(Adds):
     """Another class of layers."""
 
     def forward(self, h, scale=1.0):
-        return h + 0.5 * torch.tanh(self.f(self.norm(h)))
+        return h + 0.5 * self.inside(h)
 
 
 def test_layers_of_two_classes_in_turn_are_a_trunk():
     def hybrid(*kinds):
         torch.manual_seed(0)
         layers = nn.Sequential(*(kind() for kind in kinds))
-        return nn.Sequential(nn.Linear(4, 4), layers).double()
+        return nn.Sequential(nn.Linear(6, 6), layers).double()
 
     model = assert_same(backward, lambda: hybrid(Adds, Halves, Halves, Adds), hb.Highway(4))
     (chain,) = hb.chains(model)
@@ -156,22 +149,22 @@ def test_layers_of_two_classes_in_turn_are_a_trunk():
         hb.convert(hybrid(Adds, Adds, Halves), hb.Highway(1))
 
 
-class Activated(nn.Module):
+class Activated(Shows):
     """a(S h + f(h)), S the identity or a linear shortcut."""
 
     def __init__(self, activation, shortcut):
         super().__init__()
-        self.norm, self.f, self.activation = nn.LayerNorm(4), nn.Linear(4, 4), activation
-        self.shortcut = nn.Linear(4, 4, bias=False) if shortcut else nn.Identity()
+        self.activation = activation
+        self.shortcut = nn.Linear(6, 6, bias=False) if shortcut else nn.Identity()
 
     def forward(self, h):
-        return self.activation(self.shortcut(h) + torch.tanh(self.f(self.norm(h))))
+        return self.activation(self.shortcut(h) + self.inside(h))
 
 
 class Declares(Activated):
     def carry(self, h_in, h_out):
         with torch.enable_grad():
-            h = (z := self.shortcut(h_in) + torch.tanh(self.f(self.norm(h_in)))).detach()
+            h = (z := self.shortcut(h_in) + self.inside(h_in)).detach()
             slope = torch.autograd.grad(self.activation(h.requires_grad_()).sum(), h)[0]
         assert z.shape == slope.shape
         return hb.Diagonal(slope) @ hb.LinearMap(self.shortcut, h_in)
@@ -185,7 +178,7 @@ def test_an_activation_after_the_sum_is_read_off_the_graph(activation, shortcut)
     def made_of(kind):
         torch.manual_seed(0)
         layers = nn.Sequential(*(kind(activation, shortcut) for _ in range(4)))
-        return nn.Sequential(nn.Linear(4, 4), layers).double()
+        return nn.Sequential(nn.Linear(6, 6), layers).double()
 
     found, declared = made_of(Activated), made_of(Declares)
     hb.convert(found, hb.Highway(1))
@@ -193,32 +186,20 @@ def test_an_activation_after_the_sum_is_read_off_the_graph(activation, shortcut)
     torch.testing.assert_close(gradients(found), gradients(declared))
 
 
-class EndsInNorm(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.f, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
-
+class EndsInNorm(Shows):
     def forward(self, h):
         return self.norm(torch.tanh(self.f(h)))
 
 
-class Rectifies(nn.Module):
+class Rectifies(Shows):
     """An activation after a product, which autograd records as Addmm: no sum with the state."""
-
-    def __init__(self):
-        super().__init__()
-        self.f, self.same = nn.Linear(4, 4), nn.Identity()
 
     def forward(self, h):
         return torch.relu(self.f(h))
 
 
-class OtherStream(nn.Module):
+class OtherStream(Shows):
     """Returns the other stream first, of another length."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm, self.f = nn.LayerNorm(4), nn.Linear(4, 4)
 
     def forward(self, h):
         other = self.norm(h[:2])
@@ -230,7 +211,7 @@ def test_what_only_looks_like_a_residual_path_is_none(layer):
     class Looks(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.blocks = nn.Linear(4, 4), nn.ModuleList(layer() for _ in range(3))
+            self.first, self.blocks = nn.Linear(6, 6), nn.ModuleList(layer() for _ in range(3))
 
         def forward(self, x):
             x, more = self.first(x), 0.0
@@ -268,7 +249,7 @@ def test_a_module_of_the_parent_used_inside_a_layer_is_refused_every_time():
             return super().forward(h, scale) + self.parents[0](h)
 
     model = made()
-    outside = nn.Linear(4, 4).double()
+    outside = nn.Linear(6, 6).double()
     for block in model.blocks:
         block.__class__, block.parents = Shares, [outside]
     hb.convert(model, hb.Highway(1), layers="blocks")
@@ -282,7 +263,7 @@ class Plain(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.f = nn.Linear(4, 4)
+        self.f = nn.Linear(6, 6)
 
     def forward(self, h):
         return h + torch.tanh(self.f(h))
