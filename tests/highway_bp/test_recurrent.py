@@ -97,12 +97,6 @@ def test_gradients_reach_the_initial_state():
     torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
 
 
-def test_a_carry_of_too_many_parts():
-    network = hb.Recurrent(MinimalGatedCell(D, H), lambda x, a, b: (1.0, 1.0), hb.Highway(1))
-    with pytest.raises(ValueError, match="carry of MinimalGatedCell has 2 parts; expected 1"):
-        network(torch.randn(L, B, D))[0].sum().backward()
-
-
 @pytest.mark.parametrize("group_size", [1, 3])
 def test_a_hook_on_a_parameter_runs_once(group_size):
     network, x = build("minimal gated", hb.Backprop())
@@ -179,48 +173,50 @@ def test_a_carry_that_is_nan_shows(group_size):
     assert network.cell.f.weight.grad.isnan().any()
 
 
+class Returns(nn.Module):
+    """What ``returned`` makes of the state."""
+
+    def __init__(self, returned):
+        super().__init__()
+        self.returned = returned
+
+    def forward(self, x, h):
+        return self.returned(h)
+
+    def carry(self, x, before, after):
+        return 0.5
+
+
+X, ZEROS, CELL = torch.ones(L, B, D), torch.zeros(B, H), MinimalGatedCell(D, H)
+SIZES = r"have sizes \[4, 4\]; expected \[4\], those of the state"
+NO_SEQUENCE = r"expected \(L, B, I\) with L >= 1"
+
+
 @pytest.mark.parametrize(
-    ("returned", "error", "line"),
+    ("cell", "x", "state", "error", "line"),
     [
-        (lambda h: [h], TypeError, "what Returns returns is a list; expected a tensor or a tuple"),
-        (lambda h: (h, None), TypeError, "what Returns returns has a NoneType; expected a tensor"),
-        (lambda h: (h, h), ValueError, r"have sizes \[4, 4\]; expected \[4\], those of the state"),
-        (lambda h: h[:, 1:], ValueError, r"have sizes \[3\]; expected \[4\]"),
+        (Returns(lambda h: [h]), X, ZEROS, TypeError, "returns is a list; expected a tensor or a"),
+        (Returns(lambda h: (h, None)), X, ZEROS, TypeError, "returns has a NoneType; expected a"),
+        (Returns(lambda h: (h, h)), X, ZEROS, ValueError, SIZES),
+        (Returns(lambda h: h[:, 1:]), X, ZEROS, ValueError, r"have sizes \[3\]; expected \[4\]"),
+        (GRUCell(), X, None, TypeError, r"GRUCell has no initial_state\(B\)"),
+        (CELL, X, [], TypeError, "state is a list; expected a tensor or a tuple"),
+        (CELL, X, (None,), TypeError, "state has a NoneType; expected a tensor or a tuple"),
+        (CELL, X, 0, TypeError, "state is a int; expected a tensor or a tuple"),
+        (CELL, X[0], None, ValueError, NO_SEQUENCE),
+        (CELL, X[:0], None, ValueError, NO_SEQUENCE),
+        (CELL, X, ZEROS[:2], ValueError, rf"a state has shape \(2, {H}\)"),
     ],
 )
-def test_a_cell_that_returns_no_such_state(returned, error, line):
-    class Returns(nn.Module):
-        def forward(self, x, h):
-            return returned(h)
-
-    network = hb.Recurrent(Returns(), lambda x, before, after: 0.5)
+def test_cells_states_and_inputs_that_do_not_fit(cell, x, state, error, line):
     with pytest.raises(error, match=line):
-        network(torch.randn(L, B, D), torch.zeros(B, H))
+        hb.Recurrent(cell, method=hb.Highway(1))(x, state)
 
 
-@pytest.mark.parametrize("state", [[], (None,), 0])
-def test_a_state_that_is_no_tensor(state):
-    with pytest.raises(TypeError, match=r"state (is|has) a .*; expected a tensor or a tuple"):
-        hb.Recurrent(MinimalGatedCell(D, H))(torch.randn(L, B, D), state)
-
-
-def test_a_cell_without_an_initial_state():
-    network = hb.Recurrent(GRUCell(), method=hb.Highway(1))
-    with pytest.raises(TypeError, match=r"GRUCell has no initial_state\(B\)"):
-        network(torch.randn(L, B, D))
-
-
-@pytest.mark.parametrize(
-    ("x", "state", "line"),
-    [
-        (torch.ones(L, D), None, r"expected \(L, B, I\) with L >= 1"),
-        (torch.ones(0, B, D), None, r"expected \(L, B, I\) with L >= 1"),
-        (torch.ones(L, B, D), torch.zeros(B + 1, H), rf"a state has shape \({B + 1}, {H}\)"),
-    ],
-)
-def test_an_input_that_is_no_sequence_or_a_state_of_another_batch(x, state, line):
-    with pytest.raises(ValueError, match=line):
-        hb.Recurrent(MinimalGatedCell(D, H), method=hb.Highway(1))(x, state)
+def test_a_carry_of_too_many_parts():
+    network = hb.Recurrent(CELL, lambda x, a, b: (1.0, 1.0), hb.Highway(1))
+    with pytest.raises(ValueError, match="carry of MinimalGatedCell has 2 parts; expected 1"):
+        network(X)[0].sum().backward()
 
 
 def test_set_method_reaches_all_kinds():
