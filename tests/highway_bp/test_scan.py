@@ -47,41 +47,24 @@ def assert_same(found, expected: list[Tensor]) -> None:
         assert (f - e).norm() <= 1e-12 * max(1.0, e.norm().item())
 
 
-def dense_diagonals(K: Tensor, shape: tuple[int, ...]) -> list[Tensor]:
-    return [torch.diag(d.expand(shape).reshape(-1)) for d in K]
-
-
 @every_algorithm
-@settings(max_examples=20, deadline=None)
-@given(n=lengths, shape=shapes, seed=seeds, carry=st.sampled_from([None, 0.6, -1.1]))
-def test_identity_and_scalar(algorithm, n, shape, seed, carry):
+@settings(max_examples=50, deadline=None)
+@given(n=lengths, shape=shapes, seed=seeds, kind=st.sampled_from([None, 0.6, -1.1, "all", "one"]))
+def test_numbers_and_diagonals(algorithm, n, shape, seed, kind):
+    """Diagonals of "all" entries, or of "one" that is broadcast."""
     torch.manual_seed(seed)
-    v = double(n, *shape)
-    eye = torch.eye(v[0].numel(), dtype=v.dtype)
-    dense = [(1.0 if carry is None else carry) * eye] * (n - 1)
+    v, K, carries = double(n, *shape), kind, kind
+    if isinstance(kind, str):
+        K = double(n - 1, *(shape if kind == "all" else [1] * len(shape)))
+        carries = [hb.Diagonal(d) for d in K]
+    numbers = K if isinstance(K, Tensor) else torch.full((n - 1,), K or 1.0, dtype=v.dtype)
+    dense = [torch.diag(d.expand(shape).reshape(-1)) for d in numbers]
     expected = definition(list(v), dense)
-    found = hb.cumsumprod(v, carry, algorithm)
+    found = hb.cumsumprod(v, K, algorithm)
     assert isinstance(found, Tensor) and found.shape == v.shape
     assert_same(found, expected)
     if algorithm != "blocked":
-        as_list = hb.cumsumprod(list(v), carry, algorithm)
-        assert isinstance(as_list, list)
-        assert_same(as_list, expected)
-
-
-@every_algorithm
-@settings(max_examples=20, deadline=None)
-@given(n=lengths, shape=shapes, seed=seeds, broadcast=st.booleans())
-def test_diagonals(algorithm, n, shape, seed, broadcast):
-    torch.manual_seed(seed)
-    v = double(n, *shape)
-    K = double(n - 1, *(1 for _ in shape)) if broadcast else double(n - 1, *shape)
-    expected = definition(list(v), dense_diagonals(K, shape))
-    found = hb.cumsumprod(v, K, algorithm)
-    assert isinstance(found, Tensor)
-    assert_same(found, expected)
-    if algorithm != "blocked":
-        as_list = hb.cumsumprod(list(v), [hb.Diagonal(d) for d in K], algorithm)
+        as_list = hb.cumsumprod(list(v), carries, algorithm)
         assert isinstance(as_list, list)
         assert_same(as_list, expected)
 
