@@ -33,12 +33,6 @@ def test_every_resnet_can_be_built(model):
     assert cfg.model.preact == model.endswith("_preact")
 
 
-def test_methods_get_the_root_k():
-    assert composed("grad=highway", "k=4").grad.k == 4
-    assert composed("grad=fixed_point", "k=2").grad.k == 2
-    assert "k" not in composed("grad=bp", "k=2").grad
-
-
 def test_help_says_what_every_key_is_for_and_its_examples_compose(train):
     told = train("--help").out
     keys = {

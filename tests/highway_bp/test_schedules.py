@@ -23,29 +23,30 @@ def ks(schedule, steps: int) -> list:
     return [getattr(m, "k", "bp") for m in methods]
 
 
-def test_constant():
-    assert ks(Constant(BASE), 3) == [7, 7, 7]
-    assert Constant(hb.Backprop()).method_for(0, 1) == hb.Backprop()
+FOUR = (1, 2, 5, "bp")
 
 
-@pytest.mark.parametrize("at", [(0.2, 0.5, 0.9), (2, 5, 9)])
-def test_milestones_in_fractions_or_steps(at):
-    assert ks(Milestones(BASE, (1, 2, 5, "bp"), at), 10) == [1, 1, 2, 2, 2, 5, 5, 5, 5, "bp"]
-
-
-def test_linear_spends_the_same_time_on_every_k_and_ends_exact():
-    assert ks(Linear(BASE, 0, 2), 5) == [0, 1, 1, 2, 2]
-    assert ks(Linear(BASE, 3, 1, exact_from=0.5), 6) == [3, 2, 1, "bp", "bp", "bp"]
+@pytest.mark.parametrize(
+    ("schedule", "wanted"),
+    [
+        (Constant(BASE), [7, 7, 7]),
+        (Constant(hb.Backprop()), ["bp"]),
+        (Milestones(BASE, FOUR, (0.2, 0.5, 0.9)), [1, 1, 2, 2, 2, 5, 5, 5, 5, "bp"]),
+        (Milestones(BASE, FOUR, (2, 5, 9)), [1, 1, 2, 2, 2, 5, 5, 5, 5, "bp"]),
+        (Linear(BASE, 0, 2), [0, 1, 1, 2, 2]),  # the same time on every k
+        (Linear(BASE, 3, 1, exact_from=0.5), [3, 2, 1, "bp", "bp", "bp"]),
+        (BpEvery(BASE, 3), [7, 7, "bp", 7, 7, "bp", 7]),
+    ],
+    ids=str,
+)
+def test_the_k_of_every_step(schedule, wanted):
+    assert ks(schedule, len(wanted)) == wanted
 
 
 def test_cosine_is_slow_at_both_ends():
     found = ks(Cosine(BASE, 0, 4), 101)
     assert found[0] == 0 and found[50] == 2 and found[100] == 4
     assert found.count(0) > found.count(1) and found.count(4) > found.count(3)
-
-
-def test_an_exact_step_every_n():
-    assert ks(BpEvery(BASE, 3), 7) == [7, 7, "bp", 7, 7, "bp", 7]
 
 
 @given(
