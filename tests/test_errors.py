@@ -140,6 +140,7 @@ class Unused(nn.Module):
 
 
 METHOD = hb.Highway(1)
+OUTSIDE = torch.ones(4, requires_grad=True)
 X = torch.randn(5, 2, 3)  # L, B, I
 TOKENS = torch.ones(1, 3, dtype=torch.int64)
 
@@ -237,6 +238,10 @@ RAISED = {  # in the library, by one expression
             Add(torch.ones(4, dtype=torch.int64)), Add(None)
         ),
         "a carry of another type": lambda: backward(Add("ones"), Add(None)),
+        "a layer in place of a list": lambda: hb.ResidualChain(nn.Linear(3, 3), METHOD),
+        "a state of complex numbers": lambda: hb.ResidualChain([Add(None)], METHOD)(
+            torch.ones(2, 4, dtype=torch.cfloat, requires_grad=True)
+        ),
         "a layer that returns a tuple": lambda: backward(Pair(), Add(None)),
         "lengths that are no whole numbers": lambda: hb.GRU(3, 4)(X, lengths=[5.0, 1]),
         "a recurrent layer with what is no method": lambda: hb.GRU(3, 4, method="bp"),
@@ -255,6 +260,9 @@ RAISED = {  # in the library, by one expression
         "a layer that changes its input in place": lambda: backward(InPlace()),
         "a layer that uses what is no parameter of the chain": lambda: backward(
             Captures(torch.ones(3, requires_grad=True)), width=3
+        ),
+        "a layer that uses what was computed outside": lambda: backward(
+            Add(None), Captures(2 * OUTSIDE)
         ),
         "a cell with dropout": lambda: backward_of_cell(Around(nn.Dropout(0.5))),
         "a cell with batch normalisation": lambda: backward_of_cell(Around(nn.BatchNorm1d(4))),
