@@ -73,16 +73,16 @@ def test_pairs_are_tokenised_as_transformers_does(tmp_path, tokenizer):
     assert data.train[:, 1].tolist() == expected["token_type_ids"]
 
 
-def test_labels_in_another_order_are_refused(tmp_path, tokenizer):
-    root = hub_folder(tmp_path, LABELS[::-1])
-    with pytest.raises(UserError, match=r"expected \['entailment', 'neutral', 'contradiction'\]"):
-        load(root, tokenizer, tmp_path)
-
-
-def test_labels_beyond_the_three_are_refused(tmp_path, tokenizer):
-    root = hub_folder(tmp_path, None, [*ROWS, ("a dog runs", "a cat", 7)])
-    with pytest.raises(UserError, match=r"pairs has labels \[7\]; expected -1, 0, 1 or 2"):
-        load(root, tokenizer, tmp_path)
+@pytest.mark.parametrize(
+    ("names", "more", "line"),
+    [
+        (LABELS[::-1], [], r"expected \['entailment', 'neutral', 'contradiction'\]"),
+        (None, [("a dog runs", "a cat", 7)], r"pairs has labels \[7\]; expected -1, 0, 1 or 2"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(tmp_path, tokenizer, names, more, line):
+    with pytest.raises(UserError, match=line):
+        load(hub_folder(tmp_path, names, [*ROWS, *more]), tokenizer, tmp_path)
 
 
 def test_the_grammar_is_balanced_and_its_test_pairs_are_new():

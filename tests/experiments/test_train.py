@@ -133,16 +133,6 @@ def test_a_checkpoint_of_another_version_is_one_line_and_no_result(train, runs, 
     assert not (only_run(runs) / "DONE").exists()
 
 
-@pytest.mark.parametrize(
-    "change", ["k=1", "seed=1", "optim.lr=0.02", "grad=fixed_point", "model=resnet20", "steps=2"]
-)
-def test_what_changes_the_result_is_another_run(train, runs, change):
-    train("steps=1")
-    steps = [] if change.startswith("steps") else ["steps=1"]
-    assert train(change, *steps, "model.depth=8").code == 0
-    assert len(list(runs.iterdir())) == 2
-
-
 def test_a_sweep_keeps_its_files_in_run_root(train, runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = train("--multirun", "grad=highway", "k=0,1", "steps=1").out
