@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from highway_bp.surroundings import modules_of
 
 Shown = list[weakref.ref]
-_LISTS = {list, tuple}
+_LISTS = list, tuple
 _OF_ALL_MODULES = vars(nn.Module()).keys()  # no tensors of a forward pass
 
 
@@ -36,7 +36,10 @@ def shown_by(module: nn.Module) -> Iterator[Shown]:
     for m in modules:
         for name in vars(m).keys() - _OF_ALL_MODULES:
             value = vars(m)[name]
-            add_shown(shown, value if type(value) in _LISTS else [value])
+            if isinstance(value, _LISTS):
+                add_shown(shown, value)
+            elif isinstance(value, Tensor):
+                add_shown(shown, [value])
 
 
 def add_shown(shown: Shown, values: Iterable[Any]) -> None:
