@@ -62,7 +62,8 @@ def check_known(tap: Tap) -> None:
     """Raise RuntimeError if the gradient at the state of ``tap`` needs that of the tap's extras,
     which the backward pass brings later."""
     state, name = tap.segment.states[tap.place], tap.segment.calls[tap.place].layer.name
-    graph = walk(edges_of(tap.extras), lambda edge: is_of_chain(edge[0]))
+    own = tap.one_pass  # a chain inside the layer may lie between the state and an extra
+    graph = walk(edges_of(tap.extras), lambda e: is_of_chain(e[0]) and e[0].one_pass is own)
     if state.grad_fn in graph:
         raise RuntimeError(
             f"{name} returns a tensor that it has computed from its state, whose gradient somebody "

@@ -91,14 +91,23 @@ def test_retain_grad_beside_extras_computed_from_the_state(method, of):
     assert_same(lambda model: retained(model, of), lambda: made(AfterState, WithExtras), method)
 
 
-def test_a_hook_on_a_state_whose_extra_comes_later_is_refused():
+class AfterStateByChain(InnerChain):
+    """The same by way of a chain inside the layer."""
+
+    def forward(self, h):
+        h = h + self.g(self.inside(h))
+        return h, self.chain(h)
+
+
+@pytest.mark.parametrize("layer", [AfterState, AfterStateByChain])
+def test_a_hook_on_a_state_whose_extra_comes_later_is_refused(layer):
     def run(model):
         loss = model()
         model.states[1].register_hook(lambda g: None)
         loss.backward()
 
-    line = r"blocks.1 \(AfterState\) returns a tensor that it has computed from its state"
-    assert_refused(lambda: made(AfterState, WithExtras), line, run)
+    line = rf"blocks.1 \({layer.__name__}\) returns a tensor that it has computed from its state"
+    assert_refused(lambda: made(layer, WithExtras), line, run)
 
 
 @both_methods

@@ -283,6 +283,7 @@ def test_two_converted_models_in_a_row_are_no_copies():
         warnings.simplefilter("error")
         for block in [*first.blocks, *second.blocks]:
             h = block(h)
+    assert [chain.longest for model in (first, second) for chain in hb.chains(model)] == [4, 4]
 
 
 # -- copies, containers ---------------------------------------------------------------------------
