@@ -19,7 +19,7 @@ PAPER_NOTE = (
 )
 RNN_NOTE = (
     "Forward and backward, times faster than `nn.GRU` or `nn.LSTM` in the same process; bold where "
-    "they are faster. kN is Highway-BP with k = N, kNwS with windows of S steps, fpN the fixed "
+    "torch.nn is faster. kN is Highway-BP with k = N, kNwS with windows of S steps, fpN the fixed "
     "point, bpttS truncated BPTT."
 )
 RNN_PARTS = {
