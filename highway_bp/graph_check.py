@@ -19,7 +19,7 @@ from highway_bp.segment import Segment
 def check_graph(
     segment: Segment, i: int, returned: Sequence[Any], ends: frozenset, made: set[int]
 ) -> None:
-    """Check where the i-th layer's graph ends, and add its last nodes to ``segment.ends``.
+    """Check where the i-th layer's graph ends, and note in the segment what it consists of.
 
     Args:
         returned: the values in what the layer returned.
@@ -41,6 +41,8 @@ def check_graph(
     leaves = {node for node, behind in graph.items() if not behind and hasattr(node, "variable")}
     inner = graph.keys() - leaves
     segment.ends += [n for n in inner if _leads_out(graph[n], inner)]
+    edges = itertools.chain(*graph.values())
+    segment.is_trainable |= bool(leaves) or any(e[0] in ends or e in ends for e in edges)
     segment.has_functions |= any(isinstance(node, BackwardCFunction) for node in inner)
     of_chain = (node for node in graph if is_of_chain(node) and not _is_of_inner(node, begin))
     lost = ["a state of the chain" for _ in of_chain]

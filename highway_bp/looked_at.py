@@ -58,12 +58,18 @@ def at_state(tap: Tap, segment: Segment, b: Cotangents, w_end: Tensor | None) ->
     return gradient_at(state, [segment], [b], [w_end])
 
 
-def check_known(tap: Tap) -> None:
-    """Raise RuntimeError if the gradient at the state of ``tap`` needs that of the tap's extras,
-    which the backward pass brings later."""
+def check_last(tap: Tap) -> None:
+    """Raise RuntimeError if autograd has not brought the whole gradient at the last state."""
+    refuse_if_used(tap, tap.segment.h_out)
+    check_known(tap, [e for e, b in zip(tap.extras, tap.b_extras, strict=True) if b is not None])
+
+
+def check_known(tap: Tap, extras: Sequence[Tensor]) -> None:
+    """Raise RuntimeError if the gradient at the state of ``tap`` needs that of these extras, which
+    have been computed from it."""
     state, name = tap.segment.states[tap.place], tap.segment.calls[tap.place].layer.name
     own = tap.one_pass  # a chain inside the layer may lie between the state and an extra
-    graph = walk(edges_of(tap.extras), lambda e: is_of_chain(e[0]) and e[0].one_pass is own)
+    graph = walk(edges_of(extras), lambda e: is_of_chain(e[0]) and e[0].one_pass is own)
     if state.grad_fn in graph:
         raise RuntimeError(
             f"{name} returns a tensor that it has computed from its state, whose gradient somebody "

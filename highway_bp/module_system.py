@@ -120,12 +120,13 @@ class ModuleSystem:
         b = self._b[i]
         if w is None:
             return None if b is None else b.clone()
+        is_carried = v is None  # the result may then be w, share its memory, or be the carry's own
         v = self.segments[i].weighted(w, v, 1, gamma)
         if b is None:
             return v
-        if v is None or v is w:  # w itself where J is zero and K the identity
-            return b.clone() if v is None else v + b
-        return v.add_(b)
+        if v is None:
+            return b.clone()
+        return v + b if is_carried else v.add_(b)
 
     def _coarse_step(self, i: int, w: Tensor | None, n: int) -> Tensor | None:
         """w A_i(n): from state i + n to state i in one step."""

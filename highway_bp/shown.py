@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from highway_bp.containers import leaves
 from highway_bp.surroundings import modules_of
 
 Shown = list[weakref.ref]
-_LISTS = list, tuple
+_CONTAINERS = list, tuple, dict
 _OF_ALL_MODULES = vars(nn.Module()).keys()  # no tensors of a forward pass
 
 
@@ -36,8 +37,8 @@ def shown_by(module: nn.Module) -> Iterator[Shown]:
     for m in modules:
         for name in vars(m).keys() - _OF_ALL_MODULES:
             value = vars(m)[name]
-            if isinstance(value, _LISTS):
-                add_shown(shown, value)
+            if isinstance(value, _CONTAINERS):
+                add_shown(shown, leaves(value))
             elif isinstance(value, Tensor):
                 add_shown(shown, [value])
 

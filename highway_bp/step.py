@@ -81,7 +81,7 @@ def step(
     try:
         with keep_buffers():
             call, returned = run_layer(layer, x, args, kwargs, kept, scope.has_filled_cache)
-        if not chain.accepts(layer, x, returned):
+        if not chain.accepts(call, x, returned):
             return returned.ran.out
         if returned.state is x and not returned.extras:  # skipped
             return returned.with_replaced({id(x): h})
@@ -98,7 +98,7 @@ def _is_wanted(scope: Scope, last: Segment | None, h: Tensor) -> bool:
     """Whether anything up to h gets a gradient; ``last`` is the segment that ends there."""
     if last is None:
         return h.requires_grad
-    return last.wanted or last.requires_grad or bool(scope.arguments)
+    return last.wanted or last.is_trainable or bool(scope.arguments)
 
 
 def _passed_on(scope: Scope, segment: Segment, before: Tensor) -> dict[int, Tensor]:
@@ -127,7 +127,7 @@ def _begin_chain(
     given = list({id(t): t for t in [*given, *(t for _, _, t in held)]}.values())
     before, *aliases = Gate.apply(one_pass, len(given), SENTINEL, h, *given, *parameters)
     computed = [p for p in parameters if p.grad_fn is not None]
-    one_pass.look_behind([h, *given, *computed])
+    one_pass.look_behind([h, *given, *computed], parameters)
     arguments = {id(t): (t, a, t._version) for t, a in zip(given, aliases, strict=True)}
     inner = [(p.grad_fn, p.output_nr) for p in computed]
     check_computed(inner, parameters)

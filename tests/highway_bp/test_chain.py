@@ -115,6 +115,67 @@ def test_forward_is_exact_with_and_without_gradients(method):
     assert torch.equal(states[-1], expected) and not states[-1].requires_grad
 
 
+class Borrows(nn.Module):
+    """h + f(h), where f is the layer's own or another layer's, which is no submodule."""
+
+    def __init__(self, *owner: nn.Module):
+        super().__init__()
+        self.owner = owner
+        if not owner:
+            self.f = nn.Linear(4, 4)
+
+    def forward(self, h):
+        return h + (self.owner[0] if self.owner else self).f(h).tanh()
+
+
+@pytest.mark.parametrize("method", [hb.Highway(9), hb.Highway(9, group_size=2)], ids=str)
+def test_layers_that_use_the_weights_of_a_later_layer(method):
+    torch.manual_seed(0)
+    last = Borrows().double()
+    layers, x = [Borrows(last), Borrows(last), last], data().detach()
+    models = [nn.Sequential(*layers), hb.ResidualChain(layers, method)]
+    found = [torch.autograd.grad(model(x).sin().sum(), last.f.weight) for model in models]
+    assert_close(*found)
+
+
+class ViewCarry:
+    """The identity, as an operator that returns a view of what it is given."""
+
+    def vecmat(self, w):
+        return w.view(w.shape)
+
+
+class Adds(nn.Module):
+    """h + bias, whose block does not depend on h."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.ones(4))
+
+    def block(self, h):
+        return 2 * self.bias
+
+    def residual(self, h, z):
+        return h + z
+
+    def forward(self, h):
+        return self.residual(h, self.block(h))
+
+    def carry(self, h_in, h_out):
+        return ViewCarry()
+
+
+@pytest.mark.parametrize("method", [hb.FixedPoint(9), hb.Highway(9), hb.Highway(9, 1.0)], ids=str)
+def test_a_carry_that_returns_a_view(method):
+    layers, x = [Adds().double() for _ in range(4)], data()
+    found = []
+    for chosen in (hb.Backprop(), method):
+        states = hb.ResidualChain(layers, chosen)(x, return_states=True)
+        loss = sum((i + h).sin().sum() for i, h in enumerate(states))
+        found.append(torch.autograd.grad(loss, [x, *(layer.bias for layer in layers)]))
+    assert_close(*found)
+
+
 def test_nothing_requires_a_gradient():
     model = chain().requires_grad_(False)
     assert not model(data().detach()).requires_grad

@@ -14,6 +14,7 @@ from tests.highway_bp.converted import (
     assert_same,
     both_methods,
     made,
+    rows,
 )
 from tests.highway_bp.families import build, inputs
 
@@ -99,15 +100,37 @@ class AfterStateByChain(InnerChain):
         return h, self.chain(h)
 
 
+@pytest.mark.parametrize("at", [1, 3])
 @pytest.mark.parametrize("layer", [AfterState, AfterStateByChain])
-def test_a_hook_on_a_state_whose_extra_comes_later_is_refused(layer):
+def test_a_hook_on_a_state_with_an_extra_computed_from_it_is_refused(layer, at):
     def run(model):
         loss = model()
-        model.states[1].register_hook(lambda g: None)
+        model.states[at].register_hook(lambda g: None)
         loss.backward()
 
-    line = rf"blocks.1 \({layer.__name__}\) returns a tensor that it has computed from its state"
+    line = rf"blocks.{at} \({layer.__name__}\) returns a tensor that it has computed from its state"
     assert_refused(lambda: made(layer, WithExtras), line, run)
+
+
+class KeepsExit(Shows):
+    """Keeps a tensor that is computed from the new state."""
+
+    def forward(self, h):
+        h = super().forward(h)
+        self.exit = self.f(h)
+        return h
+
+
+def test_a_hook_on_the_last_state_is_refused_where_a_loss_uses_what_follows_it():
+    def run(model):
+        h = model.emb(rows())
+        for block in model.blocks:
+            h = block(h)
+        h.register_hook(lambda g: None)
+        (model.head(h).sin().sum() + model.blocks[3].exit.sum()).backward()
+
+    line = r"blocks.3 \(KeepsExit\) returned, which leads to a tensor inside the layer"
+    assert_refused(lambda: made(KeepsExit), line, run)
 
 
 @both_methods

@@ -29,11 +29,11 @@ from tests.highway_bp.converted import (
 
 
 class Keeps(Shows):
-    """Keeps its input, and a list of what is inside."""
+    """Keeps its input, and containers of what is inside."""
 
     def forward(self, h):
-        self.given, self.kept = h, [self.inside(h)]
-        return h + self.g(self.kept[0])
+        self.given, self.kept, self.named = h, [self.inside(h)], {"twice": [2 * h]}
+        return h + self.g(self.kept[0]) + self.named["twice"][0].sin()
 
 
 @both_methods
@@ -44,7 +44,7 @@ def test_retain_grad_of_what_hooks_are_given_and_lists_hold(method):
             block.g.register_forward_hook(lambda module, args, out: seen.append(args[0]))
             block.f.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         loss = model()
-        seen += [block.kept[0] for block in model.blocks]
+        seen += [t for block in model.blocks for t in (block.kept[0], block.named["twice"][0])]
         for t in seen:
             t.retain_grad()
         loss.backward()
@@ -130,6 +130,31 @@ def test_losses_added_in_front():
             return self.head(h).sin().sum()
 
     assert_same(backward, lambda: made(net=Front))
+
+
+class Noise(torch.autograd.Function):
+    """x; adds other noise to the gradient at every call."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g + torch.randn_like(g)
+
+
+@both_methods
+def test_random_functions_and_hooks_between_layers_run_once(method):
+    def loop(blocks, h):
+        for block in blocks:
+            h = block(h)
+            h.register_hook(lambda g: g.clamp(-1, 1))
+            h = Noise.apply(h)
+        return h
+
+    with pytest.warns(UserWarning, match="a new chain begins there"):
+        assert_same(backward, looping(Shows, loop), method)
 
 
 def test_functions_between_layers_cost_no_power_of_two():
