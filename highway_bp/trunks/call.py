@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from highway_bp.caches import without_caches
 from highway_bp.containers import leaves
 from highway_bp.flow import is_tap
-from highway_bp.layer_call import Ran, state_of
+from highway_bp.layer_call import Ran, carry_of, state_of
 from highway_bp.one_pass import solving
 from highway_bp.step import step
 from highway_bp.surroundings import kept_buffers, modules_of
@@ -63,10 +63,9 @@ class TrunkLayer:
         return self.module._name
 
     def run(self, h: Tensor, args: tuple, kwargs: dict) -> Ran:
-        out, carry = _run_own(self.module, (h, *args), kwargs), getattr(self.module, "carry", None)
-        state = state_of(out)
-        if not callable(carry):
-            carry = None if state is None else recorded_carry(h, state)
+        out, carry = _run_own(self.module, (h, *args), kwargs), carry_of(self)
+        if carry is None and (state := state_of(out)) is not None:
+            carry = recorded_carry(h, state)
         return Ran(out, carry)
 
 
@@ -74,18 +73,21 @@ def _in_chain(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     trunk = layer._trunk
     if layer in getattr(_own, "layers", ()):  # its `_set_forward` calls the class's forward
         return layer._original.forward(layer, *args, **kwargs)
-    if solving():  # `torch.utils.checkpoint` around this layer recomputes it
+    others = dict(kwargs)
+    h = args[0] if args else others.pop(_first_argument(layer._original), None)
+    is_state = isinstance(h, Tensor) and h.is_floating_point()
+    in_backward = torch._C._current_graph_task_id() != -1
+    # `torch.utils.checkpoint` around this layer, or around more than it, computes it again.
+    if solving() or (in_backward and _is_recomputed()):
+        if is_state and not h.requires_grad:  # autograd saves more where the state requires it
+            return _run_own(layer, (h.detach().requires_grad_(), *args[1:]), others)
         return _run_own(layer, args, kwargs)
-    if torch._C._current_graph_task_id() != -1:
-        if _is_recomputed():  # a checkpoint around more than this layer
-            return _run_own(layer, args, kwargs)
+    if in_backward:
         raise RuntimeError(
             f"{TrunkLayer(layer).name} is run inside a backward pass, as re-entrant checkpointing "
             "and reversible layers do; expected use_reentrant=False, or Backprop()"
         )
-    others = dict(kwargs)
-    h = args[0] if args else others.pop(_first_argument(layer._original), None)
-    if not isinstance(h, Tensor) or not h.is_floating_point():
+    if not is_state:
         trunk.warn_once(
             "state",
             f"{TrunkLayer(layer).name} does not get a floating tensor as its first argument: it "

@@ -160,6 +160,26 @@ def test_checkpoint_around_the_model(model):
     checkpoint(lambda x: model(x).exp(), torch.eye(6).double(), use_reentrant=False).backward()
 
 
+class NoNorm(Shows):
+    """Begins with a linear layer: autograd saves its weight only if the input needs a gradient."""
+
+    def inside(self, h):
+        return torch.tanh(self.f(h))
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_checkpoint_around_layers_whose_input_needs_no_gradient(pairs):
+    def run(model):
+        model.emb.requires_grad_(False)
+        h = model.emb(rows())
+        for i in range(0, 4, pairs):
+            some = nn.Sequential(*model.blocks[i : i + pairs])
+            h = checkpoint(some, h, use_reentrant=False)
+        model.head(h).sin().sum().backward()
+
+    assert_same(run, lambda: made(NoNorm))
+
+
 @asserts_same(made)
 def test_checkpoint_around_layers_that_are_checkpointed(model):
     def blocks(h):
