@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -47,6 +48,26 @@ class Layer(Protocol):
 
     def run(self, h: Tensor, args: tuple, kwargs: dict) -> Ran:
         """Call the module on the state h."""
+
+
+def carry_of(layer: Layer) -> Callable[[Tensor, Tensor], object] | None:
+    """The layer's method carry(h_in, h_out); None without it, or if carry is a submodule or data.
+
+    Raises:
+        TypeError: the method takes other arguments.
+    """
+    carry = getattr(layer.module, "carry", None)
+    if not callable(carry) or isinstance(carry, nn.Module):
+        return None
+    arguments = signature(carry)
+    try:
+        arguments.bind("h_in", "h_out")
+    except TypeError as error:
+        raise TypeError(
+            f"{layer.name} has carry{arguments}; expected carry(h_in, h_out), the Jacobian of the "
+            "residual path, or another name"
+        ) from error
+    return carry
 
 
 @dataclass
@@ -110,12 +131,12 @@ class Call:
         """Whether ``returned`` equals the first call's results."""
         found = [returned.state, *returned.extras]
         return len(found) == len(self.results) and all(
-            _agree(f, t) for f, (t, _) in zip(found, self.results, strict=True)
+            agree(f, t) for f, (t, _) in zip(found, self.results, strict=True)
         )
 
 
 @torch.no_grad()
-def _agree(a: Tensor | None, b: Tensor) -> bool:
+def agree(a: Tensor | None, b: Tensor) -> bool:
     """Whether two results differ by no more than rounding in another order of summation."""
     if a is None or a.shape != b.shape:
         return False

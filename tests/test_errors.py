@@ -97,6 +97,24 @@ class Add(nn.Module):
         return self.value
 
 
+class OtherForward(Add):
+    """Its forward is another one than residual(h, block(h))."""
+
+    def block(self, h):
+        return h
+
+    def residual(self, h, z):
+        return h - z
+
+    def forward(self, h):
+        return self.residual(h, 2 * self.block(h))
+
+
+class OneArgument(nn.Linear):
+    def carry(self, h):
+        return h
+
+
 class Narrow(nn.Module):
     def forward(self, h):
         return h[..., :2]
@@ -198,6 +216,7 @@ RAISED = {  # in the library, by one expression
         "a layer that changes the shape with an identity carry": lambda: backward(
             Narrow(), Add(None)
         ),
+        "a layer whose forward is another one": lambda: backward(OtherForward(None), Add(None)),
         "a recurrent layer with an unknown carry": lambda: hb.LSTM(3, 4, carry="forget"),
         "an LSTM with a projection": lambda: hb.LSTM(3, 4, proj_size=2, method=METHOD),
         "a length of zero": lambda: hb.GRU(3, 4)(X, lengths=[5, 0]),
@@ -238,6 +257,7 @@ RAISED = {  # in the library, by one expression
             Add(torch.ones(4, dtype=torch.int64)), Add(None)
         ),
         "a carry of another type": lambda: backward(Add("ones"), Add(None)),
+        "a method carry with other arguments": lambda: backward(OneArgument(4, 4), Add(None)),
         "a layer in place of a list": lambda: hb.ResidualChain(nn.Linear(3, 3), METHOD),
         "a state of complex numbers": lambda: hb.ResidualChain([Add(None)], METHOD)(
             torch.ones(2, 4, dtype=torch.cfloat, requires_grad=True)

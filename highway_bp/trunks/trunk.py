@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from highway_bp.has_method import Chain
-from highway_bp.layer_call import Layer, Returned
+from highway_bp.layer_call import Call, Layer, Returned
 from highway_bp.methods import Method
 from highway_bp.surroundings import parameters_of
 from highway_bp.trunks.carries import has_residual_path
@@ -86,9 +86,9 @@ class Trunk(Chain):
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter({id(p): p for layer in self.layers for p in parameters_of(layer)}.values())
 
-    def accepts(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
+    def accepts(self, call: Call, h: Tensor, returned: Returned) -> bool:
         """Whether the layer has a residual path; if not, it runs as before, outside any chain."""
-        state, key, carried = returned.state, layer.key, returned.ran.carry is not None
+        state, key, carried = returned.state, call.layer.key, returned.ran.carry is not None
         if key not in self._is_residual:
             self._is_residual[key] = state is not None and (
                 carried or (h.shape == state.shape and has_residual_path(h, state))
