@@ -4,7 +4,7 @@ PYTHON ?= python3
 # already in $(VENV) stays if constraints.txt allows it (2.13.0+cpu does).
 TORCH_PIP_ARGS ?=
 
-BIN := $(VENV)/bin
+override BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := runs/demo
 
