@@ -15,8 +15,8 @@ from highway_bp.trunks.trunk import Trunk
 
 def trunks(model: nn.Module) -> list[Trunk]:
     """The converted trunks in a model, each once."""
-    found = [m._trunk for m in model.modules() if isinstance(m, ConvertedLayer)]
-    return list(dict.fromkeys(found))
+    found = [m._hb_trunk for m in model.modules() if isinstance(m, ConvertedLayer)]
+    return [trunk for trunk in dict.fromkeys(found) if trunk is not None]
 
 
 def chains(model: nn.Module) -> Iterator[ResidualChain | ShardedChain | Trunk]:

@@ -26,7 +26,7 @@ from highway_bp.trunks.carries import recorded_carry
 if TYPE_CHECKING:
     from highway_bp.trunks.converted import ConvertedLayer
 
-_own = threading.local()  # .layers: those whose `_set_forward` is running in this thread
+_own = threading.local()  # .layers: those whose `_hb_forward` is running in this thread
 
 
 def call_layer(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
@@ -35,8 +35,8 @@ def call_layer(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     Raises:
         RuntimeError: the layer cannot be a step of a chain in this use.
     """
-    trunk = layer._trunk
-    if trunk.method.group_size is not None:
+    trunk = layer._hb_trunk
+    if trunk is not None and trunk.method.group_size is not None:
         if torch.is_grad_enabled():
             return _in_chain(layer, args, kwargs)
         if layer.training and _is_in_function():
@@ -60,7 +60,7 @@ class TrunkLayer:
 
     @property
     def key(self) -> str:
-        return self.module._name
+        return self.module._hb_name
 
     def run(self, h: Tensor, args: tuple, kwargs: dict) -> Ran:
         out, carry = _run_own(self.module, (h, *args), kwargs), carry_of(self)
@@ -70,11 +70,11 @@ class TrunkLayer:
 
 
 def _in_chain(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
-    trunk = layer._trunk
-    if layer in getattr(_own, "layers", ()):  # its `_set_forward` calls the class's forward
-        return layer._original.forward(layer, *args, **kwargs)
+    trunk = layer._hb_trunk
+    if layer in getattr(_own, "layers", ()):  # its `_hb_forward` calls the class's forward
+        return layer._hb_class.forward(layer, *args, **kwargs)
     others = dict(kwargs)
-    h = args[0] if args else others.pop(_first_argument(layer._original), None)
+    h = args[0] if args else others.pop(_first_argument(layer._hb_class), None)
     is_state = isinstance(h, Tensor) and h.is_floating_point()
     in_backward = torch._C._current_graph_task_id() != -1
     # `torch.utils.checkpoint` around this layer, or around more than it, computes it again.
@@ -97,29 +97,30 @@ def _in_chain(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     if not _wants_gradient(layer, h, args[1:], others):
         return _run_own(layer, args, kwargs)
     _check_supported(layer)
-    trunk.add(layer._name, layer)
+    is_new = trunk.add(layer._hb_name, layer)
     if not is_tap(h.grad_fn):
         trunk.look_for_break(TrunkLayer(layer))
     elif (other := h.grad_fn.one_pass.chain) is not trunk:
         trunk.look_for_copy(TrunkLayer(layer), other)
-    return step(trunk, TrunkLayer(layer), h, args[1:], others)
+    return step(trunk, TrunkLayer(layer), h, args[1:], others, first=is_new)
 
 
 def _run_own(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     """Run the forward pass that the layer would have without conversion."""
-    own = partial(layer._original.forward, layer)
-    if layer._set_forward is not None and layer not in getattr(_own, "layers", ()):
-        own = partial(_marked, layer, layer._set_forward)
+    own = partial(layer._hb_class.forward, layer)
+    if layer._hb_forward is not None and layer not in getattr(_own, "layers", ()):
+        own = partial(_marked, layer, layer._hb_forward)
 
     def run(*args):  # checkpointing runs it again during a solve; buffers must not change then
         with kept_buffers(layer) if solving() else contextlib.nullcontext():
             return own(*args, **kwargs)
 
-    if not (layer._is_checkpointed() and torch.is_grad_enabled()) or solving():
+    if not (layer._hb_is_checkpointed() and torch.is_grad_enabled()) or solving():
         return run(*args)
     checkpoint = layer._gradient_checkpointing_func
     keywords = getattr(checkpoint, "keywords", {})
-    if keywords.get("use_reentrant") is True and layer._trunk.method.group_size:
+    trunk = layer._hb_trunk
+    if keywords.get("use_reentrant") is True and trunk is not None and trunk.method.group_size:
         raise ValueError(
             "re-entrant checkpointing of a converted model; expected "
             'gradient_checkpointing_kwargs={"use_reentrant": False}'
@@ -185,7 +186,7 @@ def _check_supported(layer: ConvertedLayer) -> None:
             "expected a hook on its output (a tensor), or Backprop()"
         )
     if any(m._backward_hooks or m._backward_pre_hooks for m in modules_of(layer)):
-        layer._trunk.warn_once(
+        layer._hb_trunk.warn_once(
             "hooks",
             f"backward hooks of modules inside {TrunkLayer(layer).name} run once per iteration, "
             "each time with a share of the gradient; hooks on states and parameters see all of it",

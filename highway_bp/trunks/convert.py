@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from highway_bp.methods import Method, check_method
 from highway_bp.trunks.converted import ConvertedLayer, convert_layer
@@ -102,7 +103,7 @@ def _lists(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """
     for name, module in model.named_modules():
         if isinstance(module, LISTS) and len(module):
-            kinds = Counter(type(layer) for layer in module)
+            kinds = Counter(map(type_before_parametrizations, module))
             come_again = len(kinds) == 1 or min(kinds.values()) > 1
             if come_again and WITHOUT_FORWARD.isdisjoint(kinds):
                 yield name, module

@@ -35,10 +35,13 @@ class Trunk(Chain):
         self._last: str | None = None  # the layer that was called last
         self.begin(method)
 
-    def add(self, name: str, layer: nn.Module) -> None:
+    def add(self, name: str, layer: nn.Module) -> bool:
+        """Add a layer; of several copies, keep the one called last. Returns whether it is new."""
         known = self._layers.get(name)
-        if known is None or known() is not layer:  # of several copies, keep the one called last
+        is_new = known is None or known() is not layer
+        if is_new:
             self._layers[name] = weakref.ref(layer)
+        return is_new
 
     def has_earlier_layers(self, layer: Layer) -> bool:
         return self._steps_from_last(layer) > 0

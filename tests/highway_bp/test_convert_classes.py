@@ -1,0 +1,124 @@
+"""Layers whose classes do unusual things: copies, subclasses, patches, parametrizations."""
+
+import copy
+import pickle
+import threading
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import highway_bp as hb
+from tests.highway_bp.converted import EXACT, Shows, assert_same, backward, made
+
+
+class Locked(Shows):
+    """Holds a lock, which cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.lock = threading.Lock()
+
+
+class CopiesItself(Shows):
+    def __deepcopy__(self, memo):
+        new = memo[id(self)] = type(self).__new__(type(self))
+        new.__dict__.update(copy.deepcopy(vars(self), memo))
+        return new
+
+
+class ScaledShows(Shows):
+    """Uses a weight of its own, for parametrizations of the layer itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6, 6))
+
+    def inside(self, h):
+        return super().inside(h @ self.weight)
+
+
+def parametrized(layer):
+    model = made(layer)
+    for block in model.blocks:
+        weight_norm(block)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*a new chain begins there")
+@pytest.mark.parametrize("by", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("layer", [Locked, CopiesItself])
+def test_copies(layer, by):
+    def run(model):
+        again = by(model)
+        backward(model)
+        backward(again)
+        return [p.grad for p in again.parameters()]
+
+    assert_same(run, lambda: made(layer))
+
+
+@pytest.mark.filterwarnings("ignore:.*a new chain begins there")
+def test_parametrizations_of_the_layers_themselves():
+    assert_same(backward, lambda: parametrized(ScaledShows))
+
+    def later(model):
+        for block in model.blocks:
+            weight_norm(block)
+        again = copy.deepcopy(model)
+        backward(model)
+        backward(again)
+        return [p.grad for p in again.parameters()]
+
+    assert_same(later, lambda: made(ScaledShows))
+
+
+def test_a_patch_of_forward_ends():
+    def run(model):
+        with mock.patch.object(model.blocks[1], "forward", lambda h: 2 * h):
+            patched = model()
+        found = model()
+        (patched + found).backward()
+        return [patched, found]
+
+    assert_same(run, made)
+
+
+class Registered(Shows):
+    """Notes its subclasses, which have to be named, and makes layers of its own class."""
+
+    known = []  # noqa: RUF012
+
+    def __init_subclass__(cls, name: str):
+        Registered.known.append(name)
+
+    def another(self):
+        new = type(self)().to(self.scale.dtype)
+        new.load_state_dict(self.state_dict())
+        return new
+
+
+@pytest.mark.filterwarnings("ignore:.*a new chain begins there")
+def test_a_class_that_notes_its_subclasses_and_makes_layers():
+    def run(model):
+        model.blocks.insert(2, model.blocks[0].another())
+        backward(model)
+
+    assert_same(run, lambda: made(Registered))
+    assert Registered.known == []
+
+
+def test_an_ordinary_layer_of_a_converted_class_is_no_chain():
+    model = hb.convert(made(Registered), EXACT)
+    assert len(hb.chains(model).__next__().layers) == 4
+    model.blocks[0] = model.blocks[0].another()
+    assert hb.chain_length(model) == 3
