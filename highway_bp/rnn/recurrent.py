@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.stateless import _reparametrize_module  # of torch.func.functional_call
 
 from highway_bp.first_order import refuse_transforms
 from highway_bp.graph_check import nodes
 from highway_bp.has_method import HasMethod, Watched
 from highway_bp.methods import Backprop, Method, check_fixed_gamma
+from highway_bp.rnn.kept import attributes, refuse_losses, restored
 from highway_bp.rnn.steps import Gradients, Rows, Steps, autocast
 from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
 from highway_bp.segment import emptied
@@ -75,7 +79,8 @@ class Recurrent(HasMethod, nn.Module):
             TypeError: no state is given and the cell has no ``initial_state``; a state is neither
                 a tensor nor a tuple of tensors.
             RuntimeError: the cell draws random numbers; the call is in a ``torch.func`` transform;
-                in the backward pass, the cell mixes rows or uses other tensors that need gradients.
+                in the backward pass, the cell mixes rows, uses other tensors that need gradients,
+                or a loss uses a tensor that the cell keeps.
         """
         if x.dim() != 3 or len(x) == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected (L, B, I) with L >= 1")
@@ -109,9 +114,12 @@ class Recurrent(HasMethod, nn.Module):
 
     @torch.compiler.disable  # the cell runs once a step
     def _solved(self, layout: _Layout, x: Tensor, start: Tensor) -> Tensor:
-        params = [p for p in self.cell.parameters() if p.requires_grad]
-        cell = _RowsOfSteps(self.cell, self._carry, layout, x.device)
-        return Steps.apply(cell, Watched(self.method, self), x.shape[1], None, 1, x, start, *params)
+        params = {n: p for n, p in self.cell.named_parameters() if p.requires_grad}
+        cell = _RowsOfSteps(self.cell, list(params), self._carry, layout, x.device)
+        method, before = Watched(self.method, self), attributes(self.cell)
+        states = Steps.apply(cell, method, x.shape[1], None, 1, x, start, *params.values())
+        refuse_losses(self.cell, before)
+        return states
 
 
 class _Layout:
@@ -125,10 +133,20 @@ class _Layout:
 
 
 class _RowsOfSteps:
-    """A user's cell as a `steps.Cell`, for one forward pass; states (L, B, S) as in `_Layout`."""
+    """A user's cell as a `steps.Cell`, for one forward pass; states (L, B, S) as in `_Layout`.
 
-    def __init__(self, cell: nn.Module, carry: Callable, layout: _Layout, device: torch.device):
-        self.cell, self.carry, self.layout = cell, carry, layout
+    names: of the parameters that require a gradient.
+    """
+
+    def __init__(
+        self,
+        cell: nn.Module,
+        names: Sequence[str],
+        carry: Callable,
+        layout: _Layout,
+        device: torch.device,
+    ):
+        self.cell, self.names, self.carry, self.layout = cell, names, carry, layout
         self.name, self.autocast = type(cell).__name__, autocast(device)
         kind = device.type
         self.is_mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -146,22 +164,37 @@ class _RowsOfSteps:
 
     def gradients(self, method: Method, rows: Rows, size: int) -> Gradients:
         ends = at_ends(rows.states[1:], size)
+        weights, own_weights = self._weights(rows)
 
         def run(x: Tensor, start: Tensor, where: slice) -> tuple[Tensor, Tensor]:
             with self.autocast:
                 inside = _run(self.cell, self.layout, x, start)
-            self._check(inside, ends[where].flatten(0, 1), [x, start, *rows.weights])
+            self._check(inside, ends[where].flatten(0, 1), [x, start, *weights])
             return inside, inside[-1]
 
         def K() -> Tensor:
             return products(self.diagonal(rows.x, rows.before, rows.states[1:]), size)
 
         b_ends = at_ends(rows.b[0], size)
-        windows = Windows(size, rows.before[::size], b_ends, K, run, rows.weights)
-        hooks = (p._backward_hooks for p in rows.weights if p._backward_hooks)
-        with emptied(hooks):  # they run when these gradients leave the chain
+        windows = Windows(size, rows.before[::size], b_ends, K, run, weights)
+        hooks = (p._backward_hooks for p in weights if p._backward_hooks)
+        # Hooks run when these gradients leave the chain.
+        with emptied(hooks), restored(self.cell), own_weights:
             grad_x, w_0, by_weight = window_gradients(method, windows, rows)
         return grad_x, [w_0], by_weight
+
+    def _weights(self, rows: Rows) -> tuple[list[Tensor], AbstractContextManager]:
+        """The weights of the forward pass as leaves, and a context in which the cell has them.
+
+        The cell may have others now: `torch.func.functional_call` gave them, a checkpoint gives
+        copies, or they were frozen since.
+        """
+        now = dict(self.cell.named_parameters())
+        pairs = list(zip(self.names, rows.weights, strict=True))
+        if all(w is now.get(name) and w.requires_grad for name, w in pairs):
+            return [*rows.weights], contextlib.nullcontext()
+        copies = {name: w.detach().requires_grad_() for name, w in pairs}
+        return [*copies.values()], _reparametrize_module(self.cell, copies, tie_weights=True)
 
     def _check(self, inside: Tensor, end: Tensor, known: list[Tensor]) -> None:
         """Raise RuntimeError if the gradient would be wrong: the cell gives other states when run

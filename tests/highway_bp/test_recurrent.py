@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 import highway_bp as hb
 from models.cells import MinimalGatedCell, SLSTMCell
@@ -129,6 +131,58 @@ def test_the_output_may_be_changed_in_place():
         network(x)[0].mul_(2).square().sum().backward()
         found.append([p.grad for p in network.parameters()])
     torch.testing.assert_close(*found)
+
+
+def under_checkpoint(network, x):
+    run = checkpoint(lambda x: network(x)[0], x, use_reentrant=False)
+    return torch.autograd.grad(run.square().sum(), list(network.parameters()))
+
+
+def with_other_weights(network, x):
+    network.requires_grad_(False)
+    weights = {n: (2 * p).requires_grad_() for n, p in network.named_parameters()}
+    outputs, _ = functional_call(network, weights, (x,))
+    return torch.autograd.grad(outputs.square().sum(), list(weights.values()))
+
+
+def frozen_before_backward(network, x):
+    loss = network(x)[0].square().sum()
+    weights = list(network.parameters())
+    network.requires_grad_(False)
+    loss.backward()
+    return [p.grad for p in weights]
+
+
+@pytest.mark.parametrize("how", [under_checkpoint, with_other_weights, frozen_before_backward])
+def test_other_weights_in_the_backward_pass_than_in_the_forward_pass(how):
+    found = [how(*build("minimal gated", method)) for method in (hb.Backprop(), hb.Highway(L))]
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+class Costs(MinimalGatedCell):
+    """Keeps a cost, and counts its calls in a buffer."""
+
+    def __init__(self):
+        super().__init__(D, H)
+        self.register_buffer("calls", torch.zeros(()))
+        self.cost = 0.0
+
+    def forward(self, x, h):
+        h = super().forward(x, h)
+        self.calls += 1
+        self.cost = self.cost + h.square().mean()
+        return h
+
+
+def test_a_loss_on_what_the_cell_keeps_is_refused():
+    network = hb.Recurrent(Costs(), method=hb.Highway(1))
+    outputs, _ = network(torch.randn(L, B, D), torch.zeros(B, H))
+    cost = network.cell.cost
+    outputs.sum().backward()
+    assert network.cell.calls == L
+    assert network.cell.cost is cost
+    with pytest.raises(RuntimeError, match="Costs keeps cost, and a loss uses it; expected it as"):
+        cost.backward()
 
 
 class Forgets(nn.Module):
