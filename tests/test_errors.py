@@ -234,6 +234,7 @@ RAISED = {  # in the library, by one expression
         "a model whose trunk is not known": lambda: converted(nn.Linear(3, 3)),
         "a trunk by a name that is not there": lambda: converted(layers="layers"),
         "a compiled model": lambda: converted(torch.compile(a_llama())),
+        "a model with lazy modules": lambda: converted(nn.Sequential(nn.LazyLinear(3))),
         "a model wrapped for several devices": lambda: converted(nn.DataParallel(a_llama())),
         "a model converted twice": lambda: hb.convert(converted(), hb.Highway(2)),
         "reentrant checkpointing": lambda: reentrant()(input_ids=TOKENS),

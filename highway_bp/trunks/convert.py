@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from highway_bp.methods import Method, check_method
@@ -47,7 +48,7 @@ def convert(
     Raises:
         TypeError: ``model`` is no module, or ``method`` no gradient method.
         ValueError: no trunk is found, ``layers`` names none, or the model is already converted,
-            compiled or wrapped.
+            compiled or wrapped, or has lazy modules without weights.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected an nn.Module")
@@ -168,6 +169,11 @@ def _check_bare(model: nn.Module) -> None:
         if kind in WRAPPERS:
             raise ValueError(
                 f"the model is wrapped in {kind}; expected the model itself: convert, then wrap"
+            )
+        if any(map(is_lazy, module._parameters.values())):
+            raise ValueError(
+                f"{kind} has no weights yet; expected a model that has run once: "
+                "model(batch), then convert"
             )
         if isinstance(module, ConvertedLayer):
             raise ValueError(
