@@ -14,7 +14,7 @@ def parse(lines: Iterable[str], path: Path, key: str | None = None) -> list[dict
     """The records of ``lines``, from the file ``path``.
 
     Raises:
-        UserError: a line is no JSON object with this key.
+        UserError: a line is no JSON object, or has no whole number under this key.
     """
     records = []
     for number, line in enumerate(lines, start=1):
@@ -22,8 +22,8 @@ def parse(lines: Iterable[str], path: Path, key: str | None = None) -> list[dict
             record = json.loads(line)
         except (json.JSONDecodeError, RecursionError):
             record = None
-        if not isinstance(record, dict) or (key and key not in record):
-            expected = f"a JSON object with {key!r}" if key else "a JSON object"
+        if not isinstance(record, dict) or (key and type(record.get(key)) is not int):
+            expected = f"a JSON object with a whole number {key!r}" if key else "a JSON object"
             raise UserError(f"{path} line {number} is not {expected}; mend or delete this line")
         records.append(record)
     return records

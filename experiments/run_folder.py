@@ -61,12 +61,10 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether DONE, a readable row and records are here; UserError if these are damaged."""
-        try:
-            json.loads((self.path / "row.json").read_text())
-        except (OSError, ValueError):  # the last checkpoint will make it again
-            return False
-        return (self.path / "DONE").exists() and bool(self.records())
+        """Whether DONE and a readable row are here; UserError if the records are damaged."""
+        self.records()
+        # If the row is damaged, the last checkpoint will make it again.
+        return (self.path / "DONE").exists() and bool(self._object("row.json"))
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -95,11 +93,7 @@ class RunFolder:
 
     def started(self) -> dict[str, Any]:
         """Return what `start` wrote last; {} if there is nothing or the file is damaged."""
-        try:
-            found = json.loads((self.path / STARTED).read_text())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return self._object(STARTED)
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one metrics record; it has a key "step".
@@ -152,6 +146,14 @@ class RunFolder:
         """Write row.json, then DONE."""
         self._write("row.json", json.dumps(row, indent=1) + "\n")
         self._write("DONE", "")
+
+    def _object(self, name: str) -> dict[str, Any]:
+        """The JSON object in a file; {} if there is no file or it is damaged."""
+        try:
+            found = json.loads((self.path / name).read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def _write(self, name: str, text: str) -> None:
         if self.writes:

@@ -71,7 +71,7 @@ class WandbWriter:
                 resume="allow",
                 settings=wandb.Settings(silent=True, console="off"),
             )
-        except wandb.errors.Error as error:  # no key, no network, no permission
+        except (wandb.errors.Error, ValueError) as error:  # no key, no network; bad WANDB_...
             raise UserError(
                 f"logger: wandb cannot start in mode={mode} ({error}); use logger=wandb_offline or "
                 "logger=none"
