@@ -83,7 +83,7 @@ def step(
             call, returned = run_layer(layer, x, args, kwargs, kept, scope.has_filled_cache)
         if not chain.accepts(call, x, returned):
             return returned.ran.out
-        if returned.state is x and not returned.extras:  # skipped
+        if returned.state is x:  # skipped; autograd goes through its extras itself
             return returned.with_replaced({id(x): h})
         segment.add(call, returned)
         check_graph(segment, -1, returned.flat, scope.ends, scope.one_pass.made)
