@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from highway_bp.methods import Method, check_method
-from highway_bp.trunks.converted import ConvertedLayer, convert_layer
+from highway_bp.trunks.converted import convert_layer
 from highway_bp.trunks.trunk import Trunk
 
 LISTS = (nn.ModuleList, nn.Sequential)
@@ -47,19 +46,20 @@ def convert(
 
     Raises:
         TypeError: ``model`` is no module, or ``method`` no gradient method.
-        ValueError: no trunk is found, ``layers`` names none, or the model is already converted,
-            compiled or wrapped, or has lazy modules without weights.
+        ValueError: no trunk is found, ``layers`` names none, a layer has lazy weights, or the model
+            is already converted, compiled or wrapped.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; expected an nn.Module")
     check_method(method)
     _check_bare(model)
     found = _outermost(model) if layers is None else _joined(model, _named(model, layers))
+    _check_weights(model.get_submodule(name) for name in itertools.chain(*found))
     for names in found:
         trunk = Trunk(", ".join(name or type(model).__name__ for name in names), method)
         for name in names:
             for i, layer in enumerate(model.get_submodule(name)):
-                if not isinstance(layer, ConvertedLayer):  # one layer may be listed twice
+                if getattr(layer, "_hb_trunk", None) is None:  # one layer may be listed twice
                     convert_layer(layer, trunk, f"{name}.{i}".lstrip("."))
     return model
 
@@ -104,7 +104,7 @@ def _lists(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """
     for name, module in model.named_modules():
         if isinstance(module, LISTS) and len(module):
-            kinds = Counter(map(type_before_parametrizations, module))
+            kinds = Counter(type(layer) for layer in module)
             come_again = len(kinds) == 1 or min(kinds.values()) > 1
             if come_again and WITHOUT_FORWARD.isdisjoint(kinds):
                 yield name, module
@@ -116,7 +116,7 @@ def _could_be_layer(layer: nn.Module, inside: int = 2) -> bool:
 
 
 def _are_stages(layers: Sequence[nn.Module]) -> bool:
-    sizes = [[p.shape for p in layer.parameters()] for layer in layers]
+    sizes = [[is_lazy(p) or p.shape for p in layer.parameters()] for layer in layers]
     inside = ((_could_be_layer(m[0]) for _, m in _lists(layer)) for layer in layers)
     return any(size != sizes[0] for size in sizes) and all(map(any, inside))
 
@@ -159,6 +159,15 @@ def _joined(model: nn.Module, names: Sequence[str]) -> list[list[str]]:
     return list(trunks.values())
 
 
+def _check_weights(lists: Iterable[nn.Module]) -> None:
+    for layer in itertools.chain(*lists):
+        if any(map(is_lazy, layer.parameters())):
+            raise ValueError(
+                f"{type(layer).__name__} has lazy weights; expected a model that has run once: "
+                "model(batch), then convert"
+            )
+
+
 def _check_bare(model: nn.Module) -> None:
     for module in model.modules():
         kind = type(module).__name__
@@ -170,12 +179,7 @@ def _check_bare(model: nn.Module) -> None:
             raise ValueError(
                 f"the model is wrapped in {kind}; expected the model itself: convert, then wrap"
             )
-        if any(map(is_lazy, module._parameters.values())):
-            raise ValueError(
-                f"{kind} has no weights yet; expected a model that has run once: "
-                "model(batch), then convert"
-            )
-        if isinstance(module, ConvertedLayer):
+        if getattr(module, "_hb_trunk", None) is not None:
             raise ValueError(
                 f"{type(model).__name__} is already converted; set_method(model, method) changes "
                 "the method"

@@ -47,13 +47,6 @@ class ScaledShows(Shows):
         return super().inside(h @ self.weight)
 
 
-def parametrized(layer):
-    model = made(layer)
-    for block in model.blocks:
-        weight_norm(block)
-    return model
-
-
 @pytest.mark.filterwarnings("ignore:.*a new chain begins there")
 @pytest.mark.parametrize("by", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 @pytest.mark.parametrize("layer", [Locked, CopiesItself])
@@ -69,9 +62,7 @@ def test_copies(layer, by):
 
 @pytest.mark.filterwarnings("ignore:.*a new chain begins there")
 def test_parametrizations_of_the_layers_themselves():
-    assert_same(backward, lambda: parametrized(ScaledShows))
-
-    def later(model):
+    def run(model):
         for block in model.blocks:
             weight_norm(block)
         again = copy.deepcopy(model)
@@ -79,16 +70,24 @@ def test_parametrizations_of_the_layers_themselves():
         backward(again)
         return [p.grad for p in again.parameters()]
 
-    assert_same(later, lambda: made(ScaledShows))
+    assert_same(run, lambda: made(ScaledShows))
 
 
-def test_a_patch_of_forward_ends():
+def test_patches_of_forward_end():
     def run(model):
-        with mock.patch.object(model.blocks[1], "forward", lambda h: 2 * h):
-            patched = model()
-        found = model()
-        (patched + found).backward()
-        return [patched, found]
+        layer, found = model.blocks[1], []
+        layer.forward = lambda h: 3 * h
+        found.append(model())
+        with mock.patch.object(layer, "forward", lambda h: 2 * h):
+            found.append(model())
+        found.append(model())
+        before = layer.forward
+        layer.forward = lambda h: before(h).sin()
+        found.append(model())
+        del layer.forward
+        found.append(model())
+        sum(found).backward()
+        return found
 
     assert_same(run, made)
 
@@ -122,3 +121,5 @@ def test_an_ordinary_layer_of_a_converted_class_is_no_chain():
     assert len(hb.chains(model).__next__().layers) == 4
     model.blocks[0] = model.blocks[0].another()
     assert hb.chain_length(model) == 3
+    again = hb.convert(nn.Sequential(model.blocks[0], model.blocks[0].another()), EXACT)
+    assert hb.chain_length(again) == 2
