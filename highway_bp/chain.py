@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from highway_bp.has_method import Chain
-from highway_bp.layer_call import Call, Ran, Returned, carry_of
+from highway_bp.layer_call import Ran, Returned, carry_of
 from highway_bp.layer_checks import check_split
 from highway_bp.methods import Backprop, Method
 from highway_bp.step import step
@@ -76,8 +76,8 @@ class ResidualChain(Chain, nn.ModuleList):
 
         Raises:
             TypeError: ``h`` is not a floating tensor, or a layer returns something else.
-            ValueError: a layer with ``block`` and ``residual`` computes something else by forward,
-                or its carry is not its residual path's (both checked on the first pass).
+            ValueError: the carry of a layer with ``block`` and ``residual`` is not its residual
+                path's (checked on the first pass).
             RuntimeError: a layer uses a tensor that needs a gradient and is neither a parameter
                 of the chain nor an argument.
         """
@@ -100,9 +100,9 @@ class ResidualChain(Chain, nn.ModuleList):
         named = ChainLayer(layer, i, alone=self.method.group_size == 1)
         return step(self, named, h, args, kwargs, first=i == 0)
 
-    def accepts(self, call: Call, h: Tensor, returned: Returned) -> bool:
+    def accepts(self, layer: ChainLayer, h: Tensor, returned: Returned) -> bool:
         if not self.checked:
-            check_split(call, h, returned.ran)
+            layer.check(h, returned.ran)
         return True
 
 
@@ -122,10 +122,15 @@ class ChainLayer:
     def key(self) -> str:
         return str(self.index)
 
+    def check(self, h: Tensor, ran: Ran) -> None:
+        """Raise ValueError if the residual path is cut and the layer's carry is wrong."""
+        if ran.z is not None:
+            check_split(self.module, self.name, h, ran)
+
     def run(self, h: Tensor, args: tuple, kwargs: dict) -> Ran:
-        layer, carry = self.module, carry_of(self)
+        layer = self.module
         if self.alone and offers_split(layer):
-            z = layer.block(h, *args, **kwargs)
+            carry, z = carry_of(self), layer.block(h, *args, **kwargs)
             return Ran(layer.residual(h.detach(), z), carry, z)
         if hasattr(layer, "with_carry") and _is_plain(layer):
             out, K = layer.with_carry(h, *args, **kwargs)
@@ -136,7 +141,7 @@ class ChainLayer:
                 f"{self.name} returned a {type(out).__name__}; a layer of a ResidualChain maps one "
                 "tensor to one tensor: wrap it so that it returns the state alone"
             )
-        return Ran(out, carry)
+        return Ran(out, carry_of(self))
 
 
 def offers_split(layer: nn.Module) -> bool:

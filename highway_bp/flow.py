@@ -104,7 +104,7 @@ class Tap(torch.autograd.Function):
         if not is_tap(before):
             return None, None, None, None
         before.returned = None
-        if is_looked_at(before):
+        if _is_looked_at(before):
             before.returned = ctx.one_pass.from_later_layers(before)
             if before.returned is None:  # no path leads there; autograd would show a hook zeros
                 before.returned = torch.zeros_like(before.segment.states[before.place])
@@ -132,7 +132,7 @@ def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
     h.register_hook(_unchanged).remove()  # creates the dictionary that later hooks go into
     tap = h.grad_fn
     tap.hooks, tap.state = h._backward_hooks, weakref.ref(h)
-    tap.one_pass.hooks.append(tap.hooks)
+    tap.one_pass.all_taps.append(weakref.ref(tap))
     tap.returned_extras = list(map(weakref.ref, extras))
     if (leak := tap.segment.h_in.grad_fn) is not None:
         leak.taps.append(weakref.ref(tap))
@@ -156,7 +156,7 @@ def refuse_inside_group() -> NoReturn:
     )
 
 
-def is_looked_at(tap: Tap) -> bool:
+def _is_looked_at(tap: Tap) -> bool:
     """Whether autograd may show the state's gradient to the user, who must then see w.
 
     The state may have hooks, or be a tensor that `torch.autograd.grad` was asked for.

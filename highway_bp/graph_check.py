@@ -19,7 +19,7 @@ from highway_bp.segment import Segment
 def check_graph(
     segment: Segment, i: int, returned: Sequence[Any], ends: frozenset, made: set[int]
 ) -> None:
-    """Check where the i-th layer's graph ends, and note in the segment what it consists of.
+    """Check where the i-th layer's graph ends. Note in the segment what the graph contains.
 
     Args:
         returned: the values in what the layer returned.

@@ -16,7 +16,7 @@ from highway_bp.methods import Highway, LinearSystem, Method, States, check_meth
 from highway_bp.mgrit import MGRIT
 
 if TYPE_CHECKING:
-    from highway_bp.layer_call import Call, Layer, Returned
+    from highway_bp.layer_call import Layer, Returned
     from highway_bp.module_system import ModuleSystem
     from highway_bp.segment import Segment
 
@@ -77,8 +77,8 @@ class Chain(HasMethod):
         """Whether layers before ``layer`` have been called in the same pass of the model."""
         return True
 
-    def accepts(self, call: Call, h: Tensor, returned: Returned) -> bool:
-        """Whether the called layer belongs to the chain, judged by what it has returned for h."""
+    def accepts(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
+        """Whether a layer belongs to the chain, judged by what it has returned for h."""
         return True
 
     def at_solve(self, system: ModuleSystem) -> None:

@@ -51,18 +51,23 @@ class Layer(Protocol):
 
 
 def carry_of(layer: Layer) -> Callable[[Tensor, Tensor], object] | None:
-    """The layer's method carry(h_in, h_out); None without it, or if carry is a submodule or data.
+    """The layer's carry(h_in, h_out); None without it, or if carry is data or another submodule.
 
     Raises:
         TypeError: the method takes other arguments.
     """
     carry = getattr(layer.module, "carry", None)
-    if not callable(carry) or isinstance(carry, nn.Module):
+    if not callable(carry):
         return None
-    arguments = signature(carry)
+    try:
+        arguments = signature(carry.forward if isinstance(carry, nn.Module) else carry)
+    except ValueError:  # a function without a signature
+        return carry
     try:
         arguments.bind("h_in", "h_out")
     except TypeError as error:
+        if isinstance(carry, nn.Module):
+            return None
         raise TypeError(
             f"{layer.name} has carry{arguments}; expected carry(h_in, h_out), the Jacobian of the "
             "residual path, or another name"
@@ -131,12 +136,12 @@ class Call:
         """Whether ``returned`` equals the first call's results."""
         found = [returned.state, *returned.extras]
         return len(found) == len(self.results) and all(
-            agree(f, t) for f, (t, _) in zip(found, self.results, strict=True)
+            _agree(f, t) for f, (t, _) in zip(found, self.results, strict=True)
         )
 
 
 @torch.no_grad()
-def agree(a: Tensor | None, b: Tensor) -> bool:
+def _agree(a: Tensor | None, b: Tensor) -> bool:
     """Whether two results differ by no more than rounding in another order of summation."""
     if a is None or a.shape != b.shape:
         return False

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from highway_bp.carry import as_carry
-from highway_bp.layer_call import agree
+from highway_bp.surroundings import kept_buffers, kept_random_state
 
 if TYPE_CHECKING:
-    from highway_bp.layer_call import Call, Ran
+    from highway_bp.layer_call import Ran
     from highway_bp.module_system import ModuleSystem
     from highway_bp.segment import Segment
 
@@ -24,32 +24,26 @@ CANCELLED = 0.95  # share of the carry that the block cancels
 ELEMENTS = 256  # a random probe with fewer elements says little
 
 
-def check_split(call: Call, h: Tensor, ran: Ran) -> None:
-    """Check a layer that is run as residual(h, block(h)), its residual path cut from the graph.
+def check_split(layer: nn.Module, name: str, h: Tensor, ran: Ran) -> None:
+    """Compare w K with the vector-Jacobian product through the residual path alone, for random w.
 
-    Nothing else would reveal another forward(h), or a wrong carry K: the gradient would be wrong at
-    every k, k = L included.
+    The residual path is cut, so nothing else would reveal a wrong K: the gradient would be wrong
+    at every k, k = L included. The check costs no pass through the block.
 
     Raises:
-        ValueError: forward(h) differs, or w K differs from the vector-Jacobian product through the
-            residual path, for random w; the message names the layer.
+        ValueError: the two differ; the message names the layer.
     """
-    if ran.z is None or h.is_meta:
+    if h.is_meta:
         return
-    layer, name = call.layer.module, call.layer.name
-    args, kwargs = call.given
     h, z = h.detach().requires_grad_(), ran.z.detach()
-    with call.surroundings.restored(name), saved_tensors_hooks(_same, _same):  # not checkpointing's
-        with torch.no_grad():
-            whole = layer(h, *args, **kwargs)
-        if not agree(whole, ran.out):
-            raise ValueError(
-                f"{name}: forward(h) is not residual(h, block(h)); expected other names for these "
-                "methods, or a forward that calls them so"
-            )
-        with torch.enable_grad():
-            out = layer.residual(h, z)
-            given = None if ran.carry is None else ran.carry(h.detach(), out.detach())
+    with (
+        kept_buffers(layer),
+        kept_random_state(h.device),
+        saved_tensors_hooks(_same, _same),  # not those of checkpointing
+        torch.enable_grad(),
+    ):
+        out = layer.residual(h, z)
+        given = None if ran.carry is None else ran.carry(h.detach(), out.detach())
     generator = torch.Generator(out.device).manual_seed(0)  # leaves the global stream alone
     w = torch.randn(out.shape, dtype=out.dtype, device=out.device, generator=generator)
     found, expected = as_carry(given, out, name).vecmat(w), _through(out, h, w)

@@ -39,7 +39,8 @@ def complete_retained(
         state = tap.state()
         if state is not None and state.retains_grad and tap.returned is None:
             _complete(state, at_state(tap, segments[i], b[i], w_ends[i]), tap.b)
-    return [(t, gradient_at(t, *system)) for segment in segments for t in segment.retained]
+    inside = {id(t): t for segment in segments for t in segment.retained}  # layers may share lists
+    return [(t, gradient_at(t, *system)) for t in inside.values()]
 
 
 def at_state(tap: Tap, segment: Segment, b: Cotangents, w_end: Tensor | None) -> Tensor | None:

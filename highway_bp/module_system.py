@@ -120,7 +120,7 @@ class ModuleSystem:
         b = self._b[i]
         if w is None:
             return None if b is None else b.clone()
-        is_carried = v is None  # the result may then be w, share its memory, or be the carry's own
+        is_carried = v is None  # the result is then w K, which may share memory with w or the carry
         v = self.segments[i].weighted(w, v, 1, gamma)
         if b is None:
             return v

@@ -14,7 +14,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
 from highway_bp.auto_gamma import AutoGamma
-from highway_bp.flow import Gate, Tap, is_looked_at, is_of_chain, is_tap, node_before
+from highway_bp.flow import Gate, Tap, is_of_chain, is_tap, node_before
 from highway_bp.graph_walk import edges_of, walk
 from highway_bp.has_method import Chain, Watched
 from highway_bp.looked_at import (
@@ -30,15 +30,7 @@ from highway_bp.own_gradients import (
     layers_with_functions,
     own_gradients,
 )
-from highway_bp.segment import (
-    Cotangents,
-    Segment,
-    add,
-    emptied,
-    parameter_step,
-    repeated,
-    with_fresh_graphs,
-)
+from highway_bp.segment import Cotangents, Segment, add, emptied, parameter_step, with_fresh_graphs
 from highway_bp.shared import check_shared
 from highway_bp.shown import check_shown, kept_grads
 
@@ -56,22 +48,20 @@ class Pass:
     Attributes:
         taps: number of layers so far.
         made: ids of leaves that layers have made and returned.
-        hooks: of each state, the dictionary of its hooks.
+        all_taps: weak references to the Taps of all layers so far.
         outer: ids of the backward passes within which a system is being solved that ends at this
             pass: its own, or one of a later pass.
         earlier: the passes whose chains lie behind Gate.
-        parameters: ids of those that lie behind Gate, and of the chain's own.
-        functions_behind: whether custom autograd functions lie behind Gate, and a parameter of the
-            chain behind them: on the way to it, autograd runs them too.
+        functions_behind: whether custom autograd functions lie behind Gate.
     """
 
     def __init__(self, chain: Chain):
         self.chain, self.method = chain, Watched(chain.method, chain)
-        self.taps, self.made, self.hooks = 0, set(), []
+        self.taps, self.made = 0, set()
+        self.all_taps: list[weakref.ref] = []
         self.outer: list[int] = []
         self.earlier: list[Pass] = []
-        self.parameters: set[int] = set()
-        self.functions_behind = self._has_functions = False
+        self.functions_behind = False
         self._task: int | None = None  # id of the backward pass that all notes are from
         self._top: weakref.ref | None = None  # of the Taps reached, the last in forward order
         self._gammas: dict[str, float] | None = None  # by layer, for gamma="auto"
@@ -85,15 +75,11 @@ class Pass:
         task = torch._C._current_graph_task_id()
         return any(outer != task for outer in self.outer)
 
-    def look_behind(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    def look_behind(self, inputs: Sequence[Tensor]) -> None:
         """Find the chains and custom functions that Gate's inputs come from."""
-        nearest, self._has_functions, behind = _behind(inputs)
+        nearest, self.functions_behind = _behind(inputs)
         self.earlier = list(nearest | dict.fromkeys(e for one in nearest for e in one.earlier))
-        behind = behind.union(*(one.parameters for one in nearest))
-        own = set(map(id, parameters))
-        self.parameters = behind | own
-        self._has_functions |= any(one._has_functions for one in nearest)
-        self.functions_behind = self._has_functions and not own.isdisjoint(behind)
+        self.functions_behind |= any(one.functions_behind for one in self.earlier)
 
     @property
     def is_reached(self) -> bool:
@@ -109,7 +95,7 @@ class Pass:
             self._task = torch._C._current_graph_task_id()
             self._top, self._gammas = weakref.ref(tap), None
             tap.returned = None  # set by an earlier backward pass that also reached later Taps
-            if is_looked_at(tap):
+            if tap.hooks:
                 check_last(tap)
 
     def solve(self, gate: Gate) -> tuple[Tensor | None, list[Tensor | None]]:
@@ -128,9 +114,7 @@ class Pass:
                 tap.b, tap.b_extras = None, ()
                 if freed:  # a Tap outlives its backward pass where somebody keeps the loss
                     tap.segment, tap.extras, tap.shared = None, [], []
-            if self.functions_behind:
-                segments = repeated(segments)
-            grads = parameter_step(segments, b, w[1:], leaves)
+            grads = parameter_step(segments, b, w[1:], leaves, self.functions_behind)
             check_own_gradients(before, own_gradients(suspects))
         for t, g in inside:
             t.grad = add(t.grad, None if g is None else g.clone())
@@ -190,7 +174,8 @@ class Pass:
         try:
             taps = self._taps_after(None)
             inside = [t for tap in taps if tap.place == 0 for t in tap.segment.retained]
-            hooks = itertools.chain(*(one.hooks for one in passes))
+            refs = itertools.chain(*(one.all_taps for one in passes))
+            hooks = [tap.hooks for ref in refs if (tap := ref()) is not None]
             with emptied(hooks), kept_grads(inside):
                 yield
         finally:
@@ -199,15 +184,13 @@ class Pass:
                 one.outer.pop()
 
 
-def _behind(inputs: Sequence[Tensor]) -> tuple[dict[Pass, None], bool, set[int]]:
-    """The passes of the nearest chains behind Gate; whether custom functions lie before them, and
-    the ids of the leaves there."""
+def _behind(inputs: Sequence[Tensor]) -> tuple[dict[Pass, None], bool]:
+    """The passes of the nearest chains behind Gate; whether custom functions lie before them."""
     edges = edges_of(inputs)
     graph = walk(edges, lambda edge: is_of_chain(edge[0]))
     reached = itertools.chain(edges, *graph.values())
     passes = dict.fromkeys(node.one_pass for node, _ in reached if is_of_chain(node))
-    leaves = {id(node.variable) for node in graph if hasattr(node, "variable")}
-    return passes, any(isinstance(node, BackwardCFunction) for node in graph), leaves
+    return passes, any(isinstance(node, BackwardCFunction) for node in graph)
 
 
 def _leaves(gate: Gate) -> list[GradientEdge | Tensor]:

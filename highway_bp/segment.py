@@ -41,7 +41,7 @@ class Segment:
         extras: for each layer, its other outputs that require a gradient.
         split: whether the graph holds the path through the block alone.
         ends: the nodes of the local graph that lead to a leaf, or out of this graph.
-        is_trainable: whether its graph leads to a tensor beside h_a that gets a gradient.
+        is_trainable: whether its graph uses a parameter or argument that gets a gradient.
         has_functions: whether custom autograd functions are among its nodes.
     """
 
@@ -184,6 +184,7 @@ def parameter_step(
     b: Sequence[Cotangents],
     w: Sequence[Tensor | None],
     leaves: Sequence,
+    functions_behind: bool = False,
 ) -> list[Tensor | None]:
     """w_i df_i/dtheta_i of all layers, in passes of the autograd engine through a few segments.
 
@@ -203,7 +204,7 @@ def parameter_step(
             some = segments[-TOGETHER:]
             del segments[-TOGETHER:]
             here = slice(len(segments), len(segments) + len(some))
-            found = _parameter_gradients(some, b[here], w[here], inputs)
+            found = _parameter_gradients(some, b[here], w[here], inputs, functions_behind)
             for i, g in zip(wanted, found, strict=bool(found)):
                 grads[i] = add(grads[i], g)
     return grads
@@ -214,15 +215,32 @@ def _parameter_gradients(
     b: Sequence[Cotangents],
     w: Sequence[Tensor | None],
     inputs: Sequence,
+    functions_behind: bool,
 ) -> list[Tensor | None]:
     """The gradients of ``inputs`` from these segments; [] if they are all None."""
     used = [p for s, b_s, w_end in zip(segments, b, w, strict=True) for p in s.pairs(b_s, w_end)]
     if not used:
         return []
     outputs, cotangents = zip(*used, strict=True)
-    return list(
-        torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, allow_unused=True)
-    )
+    found = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, allow_unused=True)
+    if functions_behind:
+        found = map(_less, found, _from_behind(segments, inputs))
+    return list(found)
+
+
+def _from_behind(segments: Sequence[Segment], inputs: Sequence) -> Sequence[Tensor | None]:
+    """What custom functions behind the chain add to the gradients of ``inputs``.
+
+    Autograd goes on behind the chain with zeros, and such a function may send something all the
+    same: an auxiliary loss, say. It does so again when these gradients have left the chain.
+    """
+    h = [segment.h_in for segment in segments if segment.h_in.requires_grad]
+    zeros = [torch.zeros_like(t) for t in h]
+    return torch.autograd.grad(h, inputs, zeros, retain_graph=True, allow_unused=True)
+
+
+def _less(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return a if b is None else -b if a is None else a - b
 
 
 def with_fresh_graphs(segments: Sequence[Segment]) -> list[Segment]:
@@ -231,12 +249,6 @@ def with_fresh_graphs(segments: Sequence[Segment]) -> list[Segment]:
         return list(segments)
     extras: dict[int, Tensor] = {}
     return [segment.repeated(extras) if segment.is_used else segment for segment in segments]
-
-
-def repeated(segments: Sequence[Segment]) -> list[Segment]:
-    """The segments, run once more."""
-    extras: dict[int, Tensor] = {}
-    return [segment.repeated(extras) for segment in segments]
 
 
 @contextlib.contextmanager

@@ -10,11 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from highway_bp.containers import leaves
 from highway_bp.surroundings import modules_of
 
 Shown = list[weakref.ref]
-_CONTAINERS = list, tuple, dict
+_LISTS = list, tuple
 _OF_ALL_MODULES = vars(nn.Module()).keys()  # no tensors of a forward pass
 
 
@@ -37,8 +36,10 @@ def shown_by(module: nn.Module) -> Iterator[Shown]:
     for m in modules:
         for name in vars(m).keys() - _OF_ALL_MODULES:
             value = vars(m)[name]
-            if isinstance(value, _CONTAINERS):
-                add_shown(shown, leaves(value))
+            if isinstance(value, _LISTS):
+                add_shown(shown, value)
+            elif isinstance(value, dict):
+                add_shown(shown, value.values())
             elif isinstance(value, Tensor):
                 add_shown(shown, [value])
 

@@ -81,7 +81,7 @@ def step(
     try:
         with keep_buffers():
             call, returned = run_layer(layer, x, args, kwargs, kept, scope.has_filled_cache)
-        if not chain.accepts(call, x, returned):
+        if not chain.accepts(layer, x, returned):
             return returned.ran.out
         if returned.state is x:  # skipped; autograd goes through its extras itself
             return returned.with_replaced({id(x): h})
@@ -127,7 +127,7 @@ def _begin_chain(
     given = list({id(t): t for t in [*given, *(t for _, _, t in held)]}.values())
     before, *aliases = Gate.apply(one_pass, len(given), SENTINEL, h, *given, *parameters)
     computed = [p for p in parameters if p.grad_fn is not None]
-    one_pass.look_behind([h, *given, *computed], parameters)
+    one_pass.look_behind([h, *given, *computed])
     arguments = {id(t): (t, a, t._version) for t, a in zip(given, aliases, strict=True)}
     inner = [(p.grad_fn, p.output_nr) for p in computed]
     check_computed(inner, parameters)

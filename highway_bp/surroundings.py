@@ -51,8 +51,7 @@ class Surroundings:
                 "mode has been changed since its forward pass; expected "
                 "backward(retain_graph=True), which needs no second run, or Backprop()"
             )
-        devices = [self._device] if self._device.type == "cuda" else []
-        with kept_buffers(self._module), torch.random.fork_rng(devices), self.autocast():
+        with kept_buffers(self._module), kept_random_state(self._device), self.autocast():
             _set_random_state(self._device, *self._random)
             with recording(self._recorded):
                 yield
@@ -70,6 +69,11 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
             m._buffers.update(buffers)
         for buffer, before in values:
             buffer.data.copy_(before)  # .data: graphs of other passes may have saved the buffer
+
+
+def kept_random_state(device: torch.device) -> AbstractContextManager:
+    """Restore the states of the CPU's generator, and of the device's, on exit."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def _versions(module: nn.Module, h: Tensor) -> list[tuple[int, int]]:

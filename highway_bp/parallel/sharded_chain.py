@@ -14,7 +14,6 @@ from highway_bp.check import check_whole
 from highway_bp.graph_check import check_graph
 from highway_bp.has_method import Chain
 from highway_bp.layer_call import run_layer
-from highway_bp.layer_checks import check_split
 from highway_bp.methods import Backprop, Method
 from highway_bp.parallel.agreement import check_call
 from highway_bp.parallel.micro_batches import arguments_of_each, joined, sizes_of
@@ -172,7 +171,7 @@ class ShardedChain(Chain, nn.ModuleList):
             layer = ChainLayer(self[i], i, alone=len(self.own) == 1)
             call, returned = run_layer(layer, segment.end, args, kwargs, (args, kwargs))
             if torch.is_grad_enabled() and not self.checked:
-                check_split(call, segment.end, returned.ran)
+                layer.check(segment.end, returned.ran)
             segment.add(call, returned)
         return segment
 

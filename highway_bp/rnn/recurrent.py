@@ -14,11 +14,10 @@ from highway_bp.first_order import refuse_transforms
 from highway_bp.graph_check import nodes
 from highway_bp.has_method import HasMethod, Watched
 from highway_bp.methods import Backprop, Method, check_fixed_gamma
-from highway_bp.rnn.kept import attributes, refuse_losses, restored
 from highway_bp.rnn.steps import Gradients, Rows, Steps, autocast
 from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
 from highway_bp.segment import emptied
-from highway_bp.surroundings import random_state
+from highway_bp.surroundings import kept_buffers, random_state
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -79,8 +78,7 @@ class Recurrent(HasMethod, nn.Module):
             TypeError: no state is given and the cell has no ``initial_state``; a state is neither
                 a tensor nor a tuple of tensors.
             RuntimeError: the cell draws random numbers; the call is in a ``torch.func`` transform;
-                in the backward pass, the cell mixes rows, uses other tensors that need gradients,
-                or a loss uses a tensor that the cell keeps.
+                in the backward pass, the cell mixes rows or uses other tensors that need gradients.
         """
         if x.dim() != 3 or len(x) == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected (L, B, I) with L >= 1")
@@ -116,10 +114,8 @@ class Recurrent(HasMethod, nn.Module):
     def _solved(self, layout: _Layout, x: Tensor, start: Tensor) -> Tensor:
         params = {n: p for n, p in self.cell.named_parameters() if p.requires_grad}
         cell = _RowsOfSteps(self.cell, list(params), self._carry, layout, x.device)
-        method, before = Watched(self.method, self), attributes(self.cell)
-        states = Steps.apply(cell, method, x.shape[1], None, 1, x, start, *params.values())
-        refuse_losses(self.cell, before)
-        return states
+        method = Watched(self.method, self)
+        return Steps.apply(cell, method, x.shape[1], None, 1, x, start, *params.values())
 
 
 class _Layout:
@@ -179,7 +175,7 @@ class _RowsOfSteps:
         windows = Windows(size, rows.before[::size], b_ends, K, run, weights)
         hooks = (p._backward_hooks for p in weights if p._backward_hooks)
         # Hooks run when these gradients leave the chain.
-        with emptied(hooks), restored(self.cell), own_weights:
+        with emptied(hooks), kept_buffers(self.cell), own_weights:
             grad_x, w_0, by_weight = window_gradients(method, windows, rows)
         return grad_x, [w_0], by_weight
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from highway_bp.caches import without_caches
-from highway_bp.containers import leaves
+from highway_bp.containers import leaves, replaced
 from highway_bp.flow import is_tap
 from highway_bp.layer_call import Ran, carry_of, state_of
 from highway_bp.one_pass import solving
@@ -79,8 +79,9 @@ def _in_chain(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     in_backward = torch._C._current_graph_task_id() != -1
     # `torch.utils.checkpoint` around this layer, or around more than it, computes it again.
     if solving() or (in_backward and _is_recomputed()):
-        if is_state and not h.requires_grad:  # autograd saves more where the state requires it
-            return _run_own(layer, (h.detach().requires_grad_(), *args[1:]), others)
+        if is_state and not h.requires_grad and _wants_gradient(layer, h, args[1:], others):
+            x = h.detach().requires_grad_()  # as in the forward pass: the same tensors are saved
+            return replaced(_run_own(layer, (x, *args[1:]), others), {id(x): h})
         return _run_own(layer, args, kwargs)
     if in_backward:
         raise RuntimeError(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from highway_bp.has_method import Chain
-from highway_bp.layer_call import Call, Layer, Returned
+from highway_bp.layer_call import Layer, Returned
 from highway_bp.methods import Method
 from highway_bp.surroundings import parameters_of
 from highway_bp.trunks.carries import has_residual_path
@@ -36,7 +36,7 @@ class Trunk(Chain):
         self.begin(method)
 
     def add(self, name: str, layer: nn.Module) -> bool:
-        """Add a layer; of several copies, keep the one called last. Returns whether it is new."""
+        """Add a layer, in place of another of its name. Returns whether it is new."""
         known = self._layers.get(name)
         is_new = known is None or known() is not layer
         if is_new:
@@ -89,9 +89,9 @@ class Trunk(Chain):
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter({id(p): p for layer in self.layers for p in parameters_of(layer)}.values())
 
-    def accepts(self, call: Call, h: Tensor, returned: Returned) -> bool:
+    def accepts(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
         """Whether the layer has a residual path; if not, it runs as before, outside any chain."""
-        state, key, carried = returned.state, call.layer.key, returned.ran.carry is not None
+        state, key, carried = returned.state, layer.key, returned.ran.carry is not None
         if key not in self._is_residual:
             self._is_residual[key] = state is not None and (
                 carried or (h.shape == state.shape and has_residual_path(h, state))

@@ -167,17 +167,20 @@ class NoNorm(Shows):
         return torch.tanh(self.f(h))
 
 
-@pytest.mark.parametrize("pairs", [1, 2])
-def test_checkpoint_around_layers_whose_input_needs_no_gradient(pairs):
+@pytest.mark.parametrize("layer", [NoNorm, Shows])
+@pytest.mark.parametrize("frozen", [0, 1])
+@pytest.mark.parametrize("size", [1, 2])
+def test_checkpoint_around_layers_whose_input_needs_no_gradient(size, frozen, layer):
     def run(model):
         model.emb.requires_grad_(False)
+        model.blocks[:frozen].requires_grad_(False)
         h = model.emb(rows())
-        for i in range(0, 4, pairs):
-            some = nn.Sequential(*model.blocks[i : i + pairs])
+        for i in range(0, 4, size):
+            some = nn.Sequential(*model.blocks[i : i + size])
             h = checkpoint(some, h, use_reentrant=False)
         model.head(h).sin().sum().backward()
 
-    assert_same(run, lambda: made(NoNorm))
+    assert_same(run, lambda: made(layer))
 
 
 @asserts_same(made)

@@ -12,6 +12,7 @@ from tests.highway_bp.converted import (
     Shows,
     assert_refused,
     assert_same,
+    backward,
     both_methods,
     made,
     rows,
@@ -110,6 +111,20 @@ def test_a_hook_on_a_state_with_an_extra_computed_from_it_is_refused(layer, at):
 
     line = rf"blocks.{at} \({layer.__name__}\) returns a tensor that it has computed from its state"
     assert_refused(lambda: made(layer, WithExtras), line, run)
+
+
+def test_gradients_of_parameters_alone_beside_such_an_extra():
+    class KeepsLast(WithExtras):
+        def forward(self, x=None):
+            loss = super().forward(x)
+            del self.states[:3]
+            return loss
+
+    def run(model):
+        backward(model)
+        return torch.autograd.grad(model(), list(model.emb.parameters()))
+
+    assert_same(run, lambda: made(AfterState, KeepsLast))
 
 
 class KeepsExit(Shows):

@@ -32,8 +32,8 @@ class Keeps(Shows):
     """Keeps its input, and containers of what is inside."""
 
     def forward(self, h):
-        self.given, self.kept, self.named = h, [self.inside(h)], {"twice": [2 * h]}
-        return h + self.g(self.kept[0]) + self.named["twice"][0].sin()
+        self.given, self.kept, self.named = h, [self.inside(h)], {"twice": 2 * h}
+        return h + self.g(self.kept[0]) + self.named["twice"].sin()
 
 
 @both_methods
@@ -44,13 +44,40 @@ def test_retain_grad_of_what_hooks_are_given_and_lists_hold(method):
             block.g.register_forward_hook(lambda module, args, out: seen.append(args[0]))
             block.f.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         loss = model()
-        seen += [t for block in model.blocks for t in (block.kept[0], block.named["twice"][0])]
+        seen += [t for block in model.blocks for t in (block.kept[0], block.named["twice"])]
         for t in seen:
             t.retain_grad()
         loss.backward()
         return [t.grad for t in seen]
 
     assert_same(run, lambda: made(Keeps), method)
+
+
+class Shares(Shows):
+    """Keeps what is inside in one list of all layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.all_kept = []
+
+    def forward(self, h):
+        self.all_kept.append(z := self.inside(h))
+        return h + self.g(z)
+
+
+@both_methods
+def test_retain_grad_of_what_layers_keep_in_one_list(method):
+    def run(model):
+        kept = model.blocks[0].all_kept
+        for block in model.blocks:
+            block.all_kept = kept
+        loss = model()
+        for t in kept:
+            t.retain_grad()
+        loss.backward()
+        return [t.grad for t in kept]
+
+    assert_same(run, lambda: made(Shares), method)
 
 
 def test_retain_grad_of_a_kept_input_is_refused():
@@ -132,25 +159,13 @@ def test_losses_added_in_front():
     assert_same(backward, lambda: made(net=Front))
 
 
-class Noise(torch.autograd.Function):
-    """x; adds other noise to the gradient at every call."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        return g + torch.randn_like(g)
-
-
 @both_methods
-def test_random_functions_and_hooks_between_layers_run_once(method):
+def test_hooks_on_states_of_several_chains(method):
     def loop(blocks, h):
         for block in blocks:
             h = block(h)
             h.register_hook(lambda g: g.clamp(-1, 1))
-            h = Noise.apply(h)
+            h = 2 * h
         return h
 
     with pytest.warns(UserWarning, match="a new chain begins there"):
