@@ -152,7 +152,7 @@ def offers_split(layer: nn.Module) -> bool:
     """
     return (
         callable(getattr(type(layer), "residual", None))
-        and callable(getattr(type(layer), "block", None))  # no submodule of that name
+        and callable(getattr(layer, "block", None))
         and _is_plain(layer)
         and _place(layer, "forward") >= _place(layer, "residual")
     )

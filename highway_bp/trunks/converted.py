@@ -3,7 +3,6 @@ of a chain."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import cache, partial, wraps
 
@@ -12,8 +11,6 @@ from torch import nn
 
 from highway_bp.trunks.call import call_layer
 from highway_bp.trunks.trunk import Trunk
-
-_called = threading.local()  # .layer: whose ``__call__`` has not read its forward yet
 
 
 class ConvertedLayer:
@@ -24,20 +21,19 @@ class ConvertedLayer:
             layer's own code makes of its class has none, and is an ordinary layer.
         _hb_class: the layer's class before conversion.
         _hb_forward: a forward that somebody has set on this instance.
-        forward: see `_Forward`.
+        _hb_was_set: whether another one had been set before.
     """
 
     _hb_trunk: Trunk | None = None
     _hb_name = ""
     _hb_class: type
-
-    @property
-    def _hb_forward(self) -> Callable | None:
-        return self.__dict__.get("forward")
+    _hb_forward: Callable | None = None
+    _hb_was_set = False
 
     def __call__(self, *args, **kwargs):
-        if "forward" in self.__dict__:
-            _called.layer = self
+        if "forward" in self.__dict__:  # it would hide the class's forward
+            self._hb_was_set = self._hb_forward is not None
+            self.__dict__["_hb_forward"] = self.__dict__.pop("forward")
         if self._hb_is_checkpointed():  # `call._run_own` checkpoints the layer's own forward
             return nn.Module.__call__(self, *args, **kwargs)
         return super().__call__(*args, **kwargs)
@@ -50,6 +46,17 @@ class ConvertedLayer:
             and getattr(self, "_gradient_checkpointing_func", None)
         )
 
+    def __delattr__(self, name: str) -> None:
+        if name != "forward" or name in self.__dict__ or self._hb_forward is None:
+            super().__delattr__(name)
+        elif self._hb_was_set:
+            raise AttributeError(
+                f"forward of {self._hb_name} was set more than once; expected it set anew, not "
+                "deleted"
+            )
+        else:
+            self._hb_forward = None
+
     def __init_subclass__(cls) -> None:
         """Not passed on: the layer's class may register its subclasses, or require arguments."""
 
@@ -60,31 +67,6 @@ class ConvertedLayer:
 
     def __reduce_ex__(self, protocol):
         return _blank, (self._hb_class,), self.__getstate__()
-
-
-class _Forward:
-    """A step of the chain, also where another forward is set on the layer.
-
-    A data descriptor hides what is set on an instance. Others can set, read and delete ``forward``
-    as on any module; the layer's ``__call__``, which reads it once, gets the step.
-    """
-
-    def __init__(self, step: Callable):
-        self._step = step
-
-    def __get__(self, layer: ConvertedLayer | None, cls: type | None = None) -> Callable:
-        if layer is not None and "forward" in layer.__dict__:
-            if getattr(_called, "layer", None) is not layer:
-                return layer.__dict__["forward"]
-            _called.layer = None
-        return self._step.__get__(layer, cls)
-
-    def __set__(self, layer: ConvertedLayer, forward: Callable) -> None:
-        layer.__dict__["forward"] = forward
-
-    def __delete__(self, layer: ConvertedLayer) -> None:
-        if layer.__dict__.pop("forward", None) is None:
-            raise AttributeError("forward")
 
 
 def convert_layer(layer: nn.Module, trunk: Trunk, name: str) -> None:
@@ -103,17 +85,16 @@ def converted_class(cls: type) -> type:
     def forward(self, *args, **kwargs):
         # Exported or traced: no chain. (is_exporting() is true within torch.compile in torch 2.11.)
         if torch.compiler._is_exporting_flag or torch.jit.is_tracing():
-            own = self.__dict__.pop("forward", None)  # it may call the class's
+            own, self._hb_forward = self._hb_forward, None
             try:
                 return (own or partial(cls.forward, self))(*args, **kwargs)
             finally:
-                if own is not None:
-                    self.forward = own
+                self._hb_forward = own
         return call_layer(self, args, kwargs)
 
     made = type(cls.__name__, (ConvertedLayer, cls), {"__module__": cls.__module__})
     made._hb_class = cls
-    made.forward = _Forward(forward)  # set last: transformers wraps the forward of every new class
+    made.forward = forward  # set last: transformers wraps the forward of every new class
     return made
 
 

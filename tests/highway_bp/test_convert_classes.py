@@ -73,16 +73,13 @@ def test_parametrizations_of_the_layers_themselves():
     assert_same(run, lambda: made(ScaledShows))
 
 
-def test_patches_of_forward_end():
+def test_a_patch_of_forward_ends():
     def run(model):
         layer, found = model.blocks[1], []
-        layer.forward = lambda h: 3 * h
-        found.append(model())
         with mock.patch.object(layer, "forward", lambda h: 2 * h):
             found.append(model())
         found.append(model())
-        before = layer.forward
-        layer.forward = lambda h: before(h).sin()
+        layer.forward = lambda h: 3 * h
         found.append(model())
         del layer.forward
         found.append(model())
@@ -90,6 +87,15 @@ def test_patches_of_forward_end():
         return found
 
     assert_same(run, made)
+
+
+def test_the_second_of_two_forwards_is_not_deleted():
+    model = hb.convert(made(), EXACT)
+    for factor in (2, 3):
+        model.blocks[1].forward = lambda h, factor=factor: factor * h
+        model()
+    with pytest.raises(AttributeError, match=r"forward of blocks.1 was set more than once"):
+        del model.blocks[1].forward
 
 
 class Registered(Shows):

@@ -85,29 +85,6 @@ def test_the_checks_of_the_first_pass_draw_no_random_numbers():
     torch.testing.assert_close(*found)
 
 
-class BlockAttribute(nn.Module):
-    """A submodule named block, and a method residual, with another meaning."""
-
-    def __init__(self):
-        super().__init__()
-        self.block, self.norm = nn.Linear(6, 6), nn.LayerNorm(6)
-
-    def residual(self, h, z):
-        return h + z
-
-    def forward(self, h):
-        return self.residual(h, self.block(self.norm(h)))
-
-
-def test_a_submodule_named_block_is_no_split():
-    torch.manual_seed(0)
-    layers, found = [BlockAttribute().double() for _ in range(3)], []
-    for model in (nn.Sequential(*layers), hb.ResidualChain(layers, EXACT)):
-        x = rows().requires_grad_()
-        found.append([out := model(x), *torch.autograd.grad(out.square().sum(), x)])
-    torch.testing.assert_close(*found)
-
-
 class Overridden(Gated):
     def forward(self, h):
         return 3 * super().forward(h)
