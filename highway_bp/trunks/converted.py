@@ -92,10 +92,8 @@ def converted_class(cls: type) -> type:
                 self._hb_forward = own
         return call_layer(self, args, kwargs)
 
-    made = type(cls.__name__, (ConvertedLayer, cls), {"__module__": cls.__module__})
-    made._hb_class = cls
-    made.forward = forward  # set last: transformers wraps the forward of every new class
-    return made
+    own = {"__module__": cls.__module__, "_hb_class": cls, "forward": forward}
+    return type(cls.__name__, (ConvertedLayer, cls), own)
 
 
 def _blank(cls: type) -> nn.Module:
