@@ -78,7 +78,8 @@ class Recurrent(HasMethod, nn.Module):
             TypeError: no state is given and the cell has no ``initial_state``; a state is neither
                 a tensor nor a tuple of tensors.
             RuntimeError: the cell draws random numbers; the call is in a ``torch.func`` transform;
-                in the backward pass, the cell mixes rows or uses other tensors that need gradients.
+                in the backward pass, the cell mixes rows or uses other tensors that need gradients,
+                or a loss uses tensors that the cell keeps.
         """
         if x.dim() != 3 or len(x) == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected (L, B, I) with L >= 1")
@@ -149,14 +150,20 @@ class _RowsOfSteps:
 
     def forward(self, x, start, weights, ends) -> tuple[Tensor]:
         before = random_state(x.device)
-        states = _run(self.cell, self.layout, x, start[0])
+        states, s = [], start[0]
+        with torch.enable_grad():
+            x, mark = _Inside.apply(self.name, x, s[:, :0], *weights)
+            for x_t in x:
+                marked = torch.cat([s, mark.to(s.dtype)], -1)  # as s; its graph leads to _Inside
+                s = _step(self.cell, self.layout, x_t, marked).detach()
+                states.append(s)
         after = random_state(x.device)
         if any(a is not None and not a.equal(b) for a, b in zip(before, after, strict=True)):
             raise RuntimeError(
                 f"{self.name} draws random numbers (dropout?), and its backward pass would draw "
                 "other ones; expected a cell without them, or Backprop()"
             )
-        return (states,)
+        return (torch.stack(states),)
 
     def gradients(self, method: Method, rows: Rows, size: int) -> Gradients:
         ends = at_ends(rows.states[1:], size)
@@ -236,20 +243,43 @@ class _RowsOfSteps:
             ) from None
 
 
+class _Inside(torch.autograd.Function):
+    """Input and states as the cell sees them in the forward pass, whose graphs serve no gradient.
+
+    A loss on a tensor that the cell keeps, or that a hook inside it shows, leads here.
+    """
+
+    @staticmethod
+    def forward(ctx, name: str, x: Tensor, mark: Tensor, *weights: Tensor):
+        ctx.name = name
+        return x.detach(), mark.detach()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            f"a loss uses a tensor that {ctx.name} keeps, or that a hook inside it shows; expected "
+            "one on its states or outputs, or Backprop()"
+        )
+
+
 def _run(cell: nn.Module, layout: _Layout, x: Tensor, start: Tensor) -> Tensor:
     """s_1 .. s_L (L, B, S), one step after another."""
     states, s = [], start
     for x_t in x:
-        before = s.view_as(s)  # no loss goes through it: a hook set by the cell sees this step
-        parts = _tensors(cell(x_t, layout.state(before)), f"what {type(cell).__name__} returns")
-        if (sizes := [part.shape[-1] for part in parts]) != layout.sizes:
-            raise ValueError(
-                f"{type(cell).__name__} returns a state whose parts have sizes {sizes}; expected "
-                f"{layout.sizes}, those of the state it gets"
-            )
-        s = torch.cat(parts, -1)
+        s = _step(cell, layout, x_t, s)
         states.append(s)
     return torch.stack(states)
+
+
+def _step(cell: nn.Module, layout: _Layout, x: Tensor, s: Tensor) -> Tensor:
+    before = s.view_as(s)  # no loss goes through it: a hook set by the cell sees this step
+    parts = _tensors(cell(x, layout.state(before)), f"what {type(cell).__name__} returns")
+    if (sizes := [part.shape[-1] for part in parts]) != layout.sizes:
+        raise ValueError(
+            f"{type(cell).__name__} returns a state whose parts have sizes {sizes}; expected "
+            f"{layout.sizes}, those of the state it gets"
+        )
+    return torch.cat(parts, -1)
 
 
 def _parts(state: object) -> Sequence:

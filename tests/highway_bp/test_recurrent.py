@@ -14,6 +14,7 @@ CELLS = {"minimal gated": MinimalGatedCell, "sLSTM": SLSTMCell}
 EXACT = [hb.Highway(L), hb.Highway(L, gamma=0.5), hb.FixedPoint(L), hb.TruncatedBPTT(L)]
 EXACT += [hb.Highway(3, group_size=3)]
 every_cell = pytest.mark.parametrize("name", CELLS)
+X, ZEROS, CELL = torch.ones(L, B, D), torch.zeros(B, H), MinimalGatedCell(D, H)
 
 
 def gradients(network, x, state=None):
@@ -175,6 +176,50 @@ def test_buffers_of_the_cell_count_one_pass():
     assert network.cell.calls == L
 
 
+class Keeps(MinimalGatedCell):
+    """Keeps costs of its steps, of its weights and, detached, a mean of its states."""
+
+    def __init__(self):
+        super().__init__(D, H)
+        self.costs, self.mean = [], torch.zeros(())
+
+    def forward(self, x, h):
+        h = super().forward(x, h)
+        self.costs.append(h.square().mean())
+        self.mean = self.mean + h.detach().mean()
+        self.decay = sum(p.square().sum() for p in self.parameters())
+        return h
+
+
+BACKWARD = {
+    "loss.backward()": lambda loss, network: loss.backward(),
+    "autograd.grad": lambda loss, network: torch.autograd.grad(loss, next(network.parameters())),
+}
+
+
+@pytest.mark.parametrize("backward", BACKWARD)
+@pytest.mark.parametrize("seen", ["first cost", "last cost", "hook"])
+def test_a_loss_on_what_a_cell_keeps_is_refused(seen, backward):
+    network, shown = hb.Recurrent(Keeps(), method=hb.Highway(1)), []
+    next(network.cell.children()).register_forward_hook(lambda *call: shown.append(call[2]))
+    outputs, _ = network(X, ZEROS)
+    costs = {"first cost": network.cell.costs[0], "last cost": network.cell.costs[-1]}
+    loss = outputs.sum() + costs.get(seen, shown[0].sum())
+    with pytest.raises(RuntimeError, match="a loss uses a tensor that Keeps keeps, or that a hook"):
+        BACKWARD[backward](loss, network)
+
+
+def test_other_tensors_that_a_cell_keeps():
+    found = []
+    for method in (hb.Backprop(), hb.Highway(L)):
+        torch.manual_seed(0)
+        network = hb.Recurrent(Keeps(), method=method).double()
+        outputs, _ = network(X.double(), ZEROS.double())
+        (outputs.square().sum() * network.cell.mean + network.cell.decay).backward()
+        found.append([p.grad for p in network.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
 class Forgets(nn.Module):
     """The new state depends on the input alone ("the state"), or on the state alone."""
 
@@ -231,7 +276,6 @@ class Returns(nn.Module):
         return 0.5
 
 
-X, ZEROS, CELL = torch.ones(L, B, D), torch.zeros(B, H), MinimalGatedCell(D, H)
 SIZES = r"have sizes \[4, 4\]; expected \[4\], those of the state"
 NO_SEQUENCE = r"expected \(L, B, I\) with L >= 1"
 
