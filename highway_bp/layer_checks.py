@@ -74,11 +74,12 @@ def refuse_affine(segments: Sequence[Segment], why: str) -> None:
     Several products with one graph each contain what it adds.
 
     Raises:
-        RuntimeError: a layer's vector-Jacobian product of zero is not zero.
+        RuntimeError: a layer's vector-Jacobian product of zero is a number other than zero (nan
+            comes from values that are not finite).
     """
     for segment in segments:
         v = segment.vjp(torch.zeros_like(segment.h_out))
-        if v is not None and not v.is_meta and not (v == 0).all():
+        if v is not None and not v.is_meta and ((v != 0) & ~v.isnan()).any():
             raise RuntimeError(
                 f"{segment.calls[0].layer.name} adds to the gradient in its backward pass (a loss "
                 f"of its own?), which would be counted repeatedly with {why}; expected Backprop()"

@@ -232,6 +232,21 @@ def test_losses_added_inside_layers():
     )
 
 
+@both_methods
+def test_a_network_that_has_diverged_has_nan_gradients(method):
+    def states(model):
+        h, loss = model.emb(rows()), 0.0
+        for block in model.blocks:
+            h = block(h)
+            loss = loss + h.square().sum()
+        loss.backward()
+
+    model = hb.convert(made(Shows), method)
+    torch.nn.init.constant_(model.blocks[1].g.weight, torch.inf)
+    states(model)
+    assert model.emb.weight.grad.isnan().any()
+
+
 def test_gradients_written_by_a_backward_pass_are_refused():
     class Fused(torch.autograd.Function):
         @staticmethod
