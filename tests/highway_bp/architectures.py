@@ -83,14 +83,6 @@ def learnt(*shape: int) -> nn.Parameter:
     return nn.Parameter(0.5 + torch.rand(shape))
 
 
-class ScaledRelu(Split, Scaled):
-    def r(self, h, z):
-        return F.relu(self.s * h + z)
-
-    def carry(self, h_in, h_out):
-        return hb.Diagonal(self.s * (h_out > 0))
-
-
 class Gated(Plain):
     """GRU-like: f(h) = a(h) h + b(h)."""
 
@@ -107,21 +99,6 @@ class Gated(Plain):
     def carry(self, h_in, h_out):
         with torch.no_grad():
             return self.g(h_in)[0]
-
-
-class PostNorm(Gated):
-    """f(h) = LN(h + inner(h)) = a h + b with a = alpha / sigma (Appendix C.3)."""
-
-    def __init__(self, inner: nn.Module, width: int) -> None:
-        Plain.__init__(self, inner)
-        self.alpha = nn.Parameter(0.5 + torch.rand(width))
-        self.beta = nn.Parameter(0.1 * torch.randn(width))
-
-    def g(self, h):
-        y = self.inner(h)
-        total = h + y
-        a = self.alpha / (total.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-        return torch.stack([a, (y - total.mean(-1, keepdim=True)) * a + self.beta])
 
 
 class Permuted(Plain):
@@ -183,29 +160,6 @@ class BlockBlindToState(Plain):
         return self.inner(h.detach())
 
 
-class FixedMaskDropout(nn.Module):
-    """Dropout that draws the same mask at every call, so that the oracle sees it too."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.seed = seed
-
-    def forward(self, h: Tensor) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return F.dropout(h, 0.4, self.training)
-
-
-class WithBuffer(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, width)
-        self.register_buffer("offset", torch.randn(width))
-
-    def forward(self, h: Tensor) -> Tensor:
-        return torch.sin(self.linear(h + self.offset))
-
-
 class Masked(nn.Module):
     """Takes a positional mask and an optional keyword scale."""
 
@@ -216,20 +170,6 @@ class Masked(nn.Module):
     def forward(self, h: Tensor, mask: Tensor, scale: Tensor | float | None = None) -> Tensor:
         y = torch.tanh(self.linear(h)) * mask
         return y if scale is None else y * scale
-
-
-class Attention(nn.Module):
-    """One head over (B, T, C), pre-norm."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, h: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(h)).chunk(3, -1)
-        return self.out(torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, -1) @ v)
 
 
 PlainSplit, ReluAfterSumSplit = split(Plain), split(ReluAfterSum)
@@ -319,10 +259,6 @@ def weight_norm_layer() -> nn.Module:
     return nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)), nn.Tanh())
 
 
-def orthogonal_layer() -> nn.Module:
-    return parametrizations.orthogonal(nn.Linear(3, 3), orthogonal_map="cayley")
-
-
 def A(make: Callable, count: int, x: Callable = rows, **kwargs) -> Callable[[], Architecture]:
     return lambda: Architecture([make() for _ in range(count)], x(), **kwargs)
 
@@ -338,34 +274,26 @@ def masked(layer: Callable, mask: Tensor, **kwargs) -> Architecture:
 ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
     "linear-1": A(lambda: Plain(linear()), 1),
     "linear-6": A(lambda: Plain(linear()), 6),
-    "mlp-3": A(lambda: Plain(mlp()), 3),
-    "conv-3": A(lambda: Plain(conv()), 3, images),
     "channels-last-conv": A(
         lambda: Plain(conv()), 2, lambda: images().to(memory_format=torch.channels_last)
     ),
     "vector-state": A(lambda: Plain(tanh()), 3, lambda: torch.randn(4)),
     "split-mlp-4": A(lambda: PlainSplit(mlp()), 4),
-    "split-mlp-1": A(lambda: PlainSplit(mlp()), 1),
     "split-conv-3": A(lambda: PlainSplit(conv()), 3, images),
     "split-and-opaque": L(lambda: [Plain(mlp()), PlainSplit(tanh()), Plain(linear())]),
     "batchnorm-eval": A(lambda: evaluating(Plain(bn_conv())), 4, images),
     "batchnorm-train": A(lambda: Plain(bn_conv()), 3, images),
     "batchnorm-train-split": A(lambda: PlainSplit(bn_conv()), 3, images),
     "relu-after-sum": A(lambda: ReluAfterSum(mlp()), 5),
-    "relu-after-sum-split": A(lambda: ReluAfterSumSplit(mlp()), 4),
     "relu-after-sum-in-place": A(lambda: InPlaceRelu(conv()), 3, images),
     "scalar": A(lambda: Scaled(tanh(), 0.7), 4),
     "scalar-split-mixed": L(lambda: [split(Scaled)(mlp(), s) for s in (0.5, -1.3, 1.0)]),
-    "scalar-object": A(lambda: Scaled(mlp(), 0.6, lambda s, h: hb.Scalar(s)), 3),
-    "post-norm": A(lambda: PostNorm(mlp(), 4), 4),
-    "post-norm-split": A(lambda: split(PostNorm)(mlp(), 4), 3),
     "gated": A(lambda: Gated(4), 5),
     "gated-split": A(lambda: split(Gated)(4), 4),
     "residual-parameter": A(lambda: Scaled(tanh(), learnt(4), torch.Tensor.expand_as), 3),
     "residual-parameter-split": A(
         lambda: split(Scaled)(conv(), learnt(2, 1, 1), torch.Tensor.expand_as), 3, images
     ),
-    "residual-parameter-relu": A(lambda: ScaledRelu(mlp(), learnt(4)), 3),
     "broadcast-diagonal": A(lambda: Scaled(conv(), learnt(2, 1, 1)), 3, images),
     "permutation": A(lambda: Permuted(tanh(), 4), 5),
     "permutation-split-channels": A(lambda: split(Permuted)(conv(3), 3), 3, lambda: images(3, 2)),
@@ -394,16 +322,10 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
             for n, m in ((4, 6), (6, 3), (3, 3), (3, 5))
         ]
     ),
-    "low-rank-carry": A(
-        lambda: Shortcut(
-            mlp(), nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 4, bias=False))
-        ),
-        3,
-    ),
     "every-carry": L(
         lambda: [
             Plain(mlp()),
-            Scaled(tanh(), 0.8),
+            Scaled(tanh(), 0.8, lambda s, h: hb.Scalar(s)),
             Permuted(mlp(), 4),
             ReluAfterSum(mlp()),
             Shortcut(mlp(), nn.Linear(4, 4, bias=False)),
@@ -422,29 +344,14 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
         lambda: [frozen(Plain(mlp())), frozen(Plain(mlp())), Plain(mlp()), Plain(tanh())],
         x_requires_grad=False,
     ),
-    "frozen-everything": L(lambda: [frozen(Plain(mlp())), frozen(PlainSplit(mlp()))]),
     "input-without-gradient": A(lambda: Plain(mlp()), 3, x_requires_grad=False),
     "shared-parameter": L(tied),
     "module-used-twice": L(module_twice),
-    "dropout": L(lambda: [Plain(nn.Sequential(mlp(), FixedMaskDropout(s))) for s in (1, 2, 3)]),
-    "dropout-split": L(
-        lambda: [PlainSplit(nn.Sequential(FixedMaskDropout(s), tanh())) for s in (1, 2, 3)]
-    ),
-    "arguments": lambda: masked(Plain, torch.rand(4), scale=0.5),
-    "argument-with-gradient": lambda: masked(Plain, torch.rand(4, requires_grad=True)),
+    "argument-with-gradient": lambda: masked(Plain, torch.rand(4, requires_grad=True), scale=0.5),
     "keyword-with-gradient": lambda: masked(
         PlainSplit, torch.ones(4), scale=torch.rand(3, 1, requires_grad=True)
     ),
-    "buffers": A(lambda: Plain(WithBuffer(4)), 3),
     "weight-norm": A(lambda: Plain(weight_norm_layer()), 3),
-    "orthogonal": A(lambda: Plain(orthogonal_layer()), 2, lambda: rows(3)),
-    "transformer": L(
-        lambda: (
-            [Plain(Attention(3)), Plain(pre_norm_mlp(3))] * 1
-            + [PlainSplit(Attention(3)), PlainSplit(pre_norm_mlp(3))]
-        ),
-        lambda: torch.randn(2, 3, 3),
-    ),
     "zero-block-split": L(
         lambda: [
             PlainSplit(mlp()),

@@ -50,42 +50,41 @@ def reference(name: str) -> Reference:
     return Reference(name)
 
 
-def leaves_and_input(a: Architecture) -> tuple[Tensor, list[Tensor]]:
-    x = a.x.detach().requires_grad_(a.x_requires_grad)
-    return x, [*a.leaves, *([x] if a.x_requires_grad else [])]
-
-
 def or_zeros(gradients, leaves) -> list[Tensor]:
     """No gradient counts as zero: a method may leave out what it knows to be zero."""
     return [torch.zeros_like(t) if g is None else g for g, t in zip(gradients, leaves, strict=True)]
+
+
+def gradients_by(name: str, run, losses: str) -> list[Tensor]:
+    """The leaves' gradients, then x's, where ``run`` gives an architecture's states from x."""
+    a = build(name)
+    x = a.x.detach().requires_grad_(a.x_requires_grad)
+    leaves = [*a.leaves, *([x] if a.x_requires_grad else [])]
+    loss_of(losses, run(a, x)).backward()
+    return or_zeros([t.grad for t in leaves], leaves)
+
+
+def chain_and_gradients(name: str, method, losses: str) -> tuple[hb.ResidualChain, list[Tensor]]:
+    chain = hb.ResidualChain([], method)
+
+    def run(a: Architecture, x: Tensor) -> list[Tensor]:
+        chain.extend(a.layers)
+        if losses == "final":
+            return [chain(x, *a.args, **a.kwargs)]
+        return chain(x, *a.args, return_states=True, **a.kwargs)
+
+    return chain, gradients_by(name, run, losses)
 
 
 def library_gradients(name: str, method, losses: str) -> list[Tensor]:
     return chain_and_gradients(name, method, losses)[1]
 
 
-def chain_and_gradients(name: str, method, losses: str) -> tuple[hb.ResidualChain, list[Tensor]]:
-    a = build(name)
-    x, leaves = leaves_and_input(a)
-    chain = hb.ResidualChain(a.layers, method)
-    if losses == "final":
-        states = [chain(x, *a.args, **a.kwargs)]
-    else:
-        states = chain(x, *a.args, return_states=True, **a.kwargs)
-    loss_of(losses, states).backward()
-    return chain, or_zeros([t.grad for t in leaves], leaves)
-
-
-def autograd_gradients(name: str, losses: str) -> list[Tensor]:
-    a = build(name)
-    x, leaves = leaves_and_input(a)
-    states = []
-    h = x
+def one_after_the_other(a: Architecture, x: Tensor) -> list[Tensor]:
+    states = [x]
     for layer in a.layers:
-        h = layer(h, *a.args, **a.kwargs)
-        states.append(h)
-    loss_of(losses, states).backward()
-    return or_zeros([t.grad for t in leaves], leaves)
+        states.append(layer(states[-1], *a.args, **a.kwargs))
+    return states[1:]
 
 
 def assert_equal(found: list[Tensor], expected: list[Tensor], what: str) -> None:
@@ -105,44 +104,34 @@ def test_zoo_is_large_and_covers_every_length():
 
 @every_architecture
 @both_losses
-def test_oracle_with_all_paths_is_autograd(name, losses):
-    ref = reference(name)
+def test_all_paths_together_are_autograd(name, losses):
+    """In the oracle and by Backprop."""
+    ref, exact = reference(name), gradients_by(name, one_after_the_other, losses)
     w = oracle.highway(ref.J, ref.K, ref.b[losses], ref.L)
-    assert_equal(ref.gradients(w), autograd_gradients(name, losses), "oracle, k = L")
+    assert_equal(ref.gradients(w), exact, "oracle, k = L")
+    assert_equal(library_gradients(name, hb.Backprop(), losses), exact, "Backprop")
+
+
+SETTINGS = [  # gamma moves part of the carry into the block; groups are exact inside
+    *(dict(gamma=gamma) for gamma in (0.0, 0.3, 1.0)),
+    *(dict(size=2), dict(size=3), dict(gamma=0.3, size=2)),
+    *(dict(fixed=True), dict(fixed=True, size=2)),
+]
+
+
+def method_of(k: int, gamma: float = 0.0, size: int = 1, fixed: bool = False) -> hb.Method:
+    return hb.FixedPoint(k, group_size=size) if fixed else hb.Highway(k, gamma, size)
 
 
 @every_architecture
 @both_losses
-def test_backprop_is_autograd(name, losses):
-    found = library_gradients(name, hb.Backprop(), losses)
-    assert_equal(found, autograd_gradients(name, losses), "Backprop")
-
-
-def iterations(ref: Reference, size: int) -> range:
-    """Every k up to the number of groups."""
-    return range(-(-ref.L // size) + 1)
-
-
-@every_architecture
-@both_losses
-@pytest.mark.parametrize(
-    ("gamma", "size"), [(0.0, 1), (0.3, 1), (1.0, 1), (0.0, 2), (0.0, 3), (0.3, 2)]
-)
-def test_highway_is_the_sum_over_paths_with_at_most_k_blocks(name, losses, gamma, size):
-    """gamma moves part of the carry into the block; groups are exact inside."""
+def test_a_gradient_is_the_sum_over_its_methods_paths(name, losses):
+    """Of Highway, through at most k blocks, of FixedPoint through at most k layers; for every k."""
     ref = reference(name)
-    for k in iterations(ref, size):
-        w = oracle.solution(ref.J, ref.K, ref.b[losses], k, gamma, size)
-        found = library_gradients(name, hb.Highway(k, gamma, size), losses)
-        assert_equal(found, ref.gradients(w), f"k = {k}")
-
-
-@every_architecture
-@both_losses
-@pytest.mark.parametrize("size", [1, 2])
-def test_fixed_point_is_the_sum_over_paths_of_at_most_k_layers(name, losses, size):
-    ref = reference(name)
-    for k in iterations(ref, size):
-        w = oracle.solution(ref.J, ref.K, ref.b[losses], k, size=size, fixed=True)
-        found = library_gradients(name, hb.FixedPoint(k, group_size=size), losses)
-        assert_equal(found, ref.gradients(w), f"k = {k}")
+    for setting in SETTINGS:
+        groups = -(-ref.L // setting.get("size", 1))
+        for k in range(groups + 1):
+            w = oracle.solution(ref.J, ref.K, ref.b[losses], k, **setting)
+            method = method_of(k, **setting)
+            found = library_gradients(name, method, losses)
+            assert_equal(found, ref.gradients(w), str(method))
