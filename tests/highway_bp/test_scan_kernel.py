@@ -14,17 +14,18 @@ import highway_bp as hb
 pytestmark = pytest.mark.slow
 
 COMPARE = """
-import itertools, torch
+import torch
 from highway_bp.rnn.scan_kernel import scan_
 torch.manual_seed(0)
-sizes = [(1, 1, 1, 1), (2, 3, 5, 5), (64, 1, 33, 33), (65, 2, 6, 3), (130, 3, 4, 2), (520, 1, 3, 3)]
+sizes = [(1, 1, 1, 1), (2, 3, 5, 5), (64, 1, 33, 33), (65, 2, 6, 3), (520, 1, 3, 3)]
 kinds = [
     (1.0, torch.float32, torch.float32),
     (0.8, torch.float64, torch.float64),
     (0.8, torch.float32, torch.bfloat16),
     (0.8, torch.bfloat16, torch.float32),
 ]
-for (L, B, S, C), (scale, dtype, of_K) in itertools.product(sizes, kinds):
+cases = [(size, kinds[0]) for size in sizes] + [(sizes[3], kind) for kind in kinds[1:]]
+for (L, B, S, C), (scale, dtype, of_K) in cases:
     v, K = torch.randn(L + 3, B, S, dtype=dtype), torch.rand(L, B, C, dtype=of_K)
     rows = K.new_zeros(L, B, C + 2)
     rows[..., :C] = K
@@ -47,7 +48,7 @@ def gradients(rnn, x):
 
 for kind, carry in [(hb.GRU, "gate"), (hb.LSTM, "gate"), (hb.LSTM, "diagonal")]:
     rnn = kind(3, 4, method=hb.Highway(2, 0.3), carry=carry).double()
-    x, expected = torch.randn(70, 2, 3).double(), None
+    x, expected = torch.randn(9, 2, 3).double(), None
     for kernel in (False, True):
         time_system.has_kernel = lambda K: kernel
         found = gradients(rnn, x)
