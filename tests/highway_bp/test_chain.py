@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import io
 import pickle
 import warnings
 import weakref
@@ -77,16 +76,7 @@ def test_state_dict_is_that_of_sequential():
     chain().load_state_dict(theirs)
 
 
-def saved_and_loaded(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize(
-    "copied_by", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved_and_loaded]
-)
+@pytest.mark.parametrize("copied_by", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_keep_method_and_gradients(copied_by):
     original = chain(hb.Highway(2, gamma=0.1))
     copied = copied_by(original)
@@ -231,16 +221,6 @@ def test_each_state_backward_on_its_own_with_retain_graph(method):
     assert_close([a + b for a, b in zip(*parts, strict=True)], list(whole))
 
 
-@every_exact_method
-@pytest.mark.parametrize("at", range(L))
-def test_loss_on_one_intermediate_state(method, at):
-    ours, theirs, x, y = chain(method), plain(), data(), data()
-    seen, wanted = ours(x, return_states=True)[at].square(), theirs[: at + 1](y).square()
-    found = torch.autograd.grad(seen.sum(), [x, *ours.parameters()], materialize_grads=True)
-    exact = torch.autograd.grad(wanted.sum(), [y, *theirs.parameters()], materialize_grads=True)
-    assert_close(found, exact)
-
-
 def test_a_method_may_be_switched_and_backward_uses_that_of_its_forward():
     methods = hb.Highway(0), hb.Backprop()
     wanted = [gradients(chain(method), data()) for method in methods]
@@ -285,29 +265,20 @@ def test_batchnorm_statistics_are_updated_once(method, kind):
     assert ours[0].inner[0].num_batches_tracked == 1
 
 
-@every_exact_method
+@every_method
 def test_autocast(method):
-    ours, theirs = chain(method).float(), plain().float()
+    """Forward as torch, gradients within rounding; carries are formed under it too."""
+
+    shortcuts = [Shortcut(linear(), nn.Linear(4, 4, bias=False)) for _ in range(2)]
+    ours = hb.ResidualChain([*layers(), *shortcuts], method)  # a state in bfloat16 between them
     x = data().detach().float().requires_grad_()
+    exact = gradients(ours, x)
     with torch.autocast("cpu", torch.bfloat16):
-        out, expected = ours(x), theirs(x)
+        out, expected = ours(x), nn.Sequential(*ours)(x)
     assert out.dtype == expected.dtype and torch.equal(out, expected)
-    found = torch.autograd.grad(out.square().sum(), [*ours.parameters(), x])
-    wanted = torch.autograd.grad(expected.square().sum(), [*theirs.parameters(), x])
-    assert all(g.dtype == torch.float32 for g in found)
-    for f, e in zip(found, wanted, strict=True):
-        assert (f - e).norm() <= 0.02 * e.norm()
-
-
-def test_autocast_of_an_approximate_method():
-    model = chain(hb.Highway(1)).float()
-    x = data().detach().float().requires_grad_()
-    exact = gradients(model, x)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = model(x)
-    found = torch.autograd.grad(torch.sin(out).sum(), [*model.parameters(), x])
+    found = torch.autograd.grad(torch.sin(out).sum(), [*ours.parameters(), x])
     for f, e in zip(found, exact, strict=True):
-        assert (f - e).norm() <= 0.05 * e.norm()
+        assert f.dtype == torch.float32 and (f - e).norm() <= 0.05 * e.norm()
 
 
 def test_a_compiled_chain():
@@ -322,16 +293,15 @@ def test_a_compiled_chain():
     assert graphs.op_count >= 5  # those of a layer
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", [hb.Highway(2), hb.FixedPoint(1), hb.Backprop()], ids=str)
-def test_compiled_layers(backend, method):
+def test_compiled_layers(method):
     torch._dynamo.reset()
 
     def two_layers():
         torch.manual_seed(1)
         return [Plain(pre_norm_mlp(4)).double() for _ in range(2)]
 
-    compiled = [torch.compile(layer, backend=backend) for layer in two_layers()]
+    compiled = [torch.compile(layer, backend="aot_eager") for layer in two_layers()]
     expected = gradients(hb.ResidualChain(two_layers(), method), data())
     assert_close(gradients(hb.ResidualChain(compiled, method), data()), expected)
 
@@ -373,20 +343,6 @@ def test_nothing_of_a_step_outlives_it():
         assert [ref() for ref in seen] == [None] * 3
     finally:
         gc.enable()
-
-
-def test_carries_are_formed_under_the_autocast_of_the_forward_pass():
-    chain = hb.ResidualChain(Shortcut(linear(), nn.Linear(4, 4, bias=False)) for _ in range(3))
-    x = torch.randn(2, 4)
-    found = []
-    for method in (hb.Highway(3), hb.Backprop()):
-        chain.method = method
-        chain.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = chain(x).square().sum()
-        loss.backward()
-        found.append(torch.cat([p.grad.flatten() for p in chain.parameters()]))
-    assert torch.linalg.vector_norm(found[0] - found[1]) < 0.02 * torch.linalg.vector_norm(found[1])
 
 
 def test_a_hook_on_a_state_that_no_path_reaches_sees_zeros():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import highway_bp as hb
-from tests.highway_bp.architectures import Plain, Scaled, mlp, split, tanh
+from tests.highway_bp.architectures import Scaled, split, tanh
 from tests.highway_bp.test_chain import chain, layers
 
 # Of methods: what is expected, values that are not in range, and values of another type.
@@ -44,38 +44,6 @@ def test_unknown_method():
         model.method = 3
     with pytest.raises(TypeError, match="method"):
         hb.set_method(model, hb.Highway)
-
-
-def run(*modules: nn.Module) -> None:
-    """Forward and backward: a mistake may be found in either."""
-    x = torch.randn(3, 4, requires_grad=True)
-    hb.ResidualChain(modules, hb.Highway(1))(x).sum().backward()
-
-
-class BadCarry(Plain):
-    def __init__(self, carry) -> None:
-        super().__init__(mlp())
-        self.bad = carry
-
-    def carry(self, h_in, h_out):
-        return self.bad
-
-
-@pytest.mark.parametrize(
-    "carry, named",
-    [
-        (torch.ones(7), r"\(7,\)"),
-        (torch.ones(2, 3, 4), r"\(2, 3, 4\)"),
-        (torch.ones(3, 4, dtype=torch.int64), "int64"),
-        ("identity", "str"),
-        (lambda w: w, "function"),
-    ],
-    ids=["shape", "rank", "integer", "string", "function"],
-)
-@pytest.mark.parametrize("layer", [BadCarry, split(BadCarry)])
-def test_bad_carry(carry, named, layer):
-    with pytest.raises((TypeError, ValueError), match=f"layer 1 .*{named}"):
-        run(Plain(mlp()), layer(carry))
 
 
 @pytest.mark.parametrize(

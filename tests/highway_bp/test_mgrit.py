@@ -219,33 +219,3 @@ def test_in_bfloat16():
         h = chain(x)
     found = torch.autograd.grad(torch.sin(h).sum(), list(chain.parameters()))
     assert error(list(found), list(exact)) < 0.05
-
-
-class AddsLoss(torch.autograd.Function):
-    """The identity, whose backward pass adds the gradient of a loss."""
-
-    @staticmethod
-    def forward(ctx, h):
-        ctx.save_for_backward(h)
-        return h.view_as(h)
-
-    @staticmethod
-    def backward(ctx, w):
-        return w + 2 * ctx.saved_tensors[0]
-
-
-class WithLoss(Plain):
-    def g(self, h):
-        return AddsLoss.apply(self.inner(h))
-
-
-def test_layers_that_add_a_loss_in_their_backward_pass_are_refused():
-    chain = hb.ResidualChain([WithLoss(tanh(4)) for _ in range(4)], hb.Highway(4))
-    x = torch.randn(3, 4, requires_grad=True)
-    wanted, found = (torch.autograd.grad(f(x).sum(), x)[0] for f in (nn.Sequential(*chain), chain))
-    torch.testing.assert_close(found, wanted)
-    chain.method = hb.MGRIT(4, 2)
-    with pytest.raises(
-        RuntimeError, match=r"layer 0 \(WithLoss\) adds to the gradient in its back"
-    ):
-        chain(x).sum().backward()

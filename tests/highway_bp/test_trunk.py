@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import highway_bp as hb
-from tests.highway_bp.converted import Shows, assert_same, logits_loss
+from tests.highway_bp.converted import Shows, assert_same
 from tests.highway_bp.converted import gradients as gradients_of
-from tests.highway_bp.families import build, losses
+from tests.highway_bp.families import build
 
 
 class Adds(Shows):
@@ -80,19 +80,6 @@ def test_a_trunk_may_be_named(layers):
 def test_an_operation_between_layers_breaks_the_chain_and_is_warned_of():
     with pytest.warns(UserWarning, match=r"blocks.1 \(Adds\) is not given the state that blocks.0"):
         assert_same(backward, lambda: made(scaled_by=1.1), hb.Highway(1))  # chains of length 1
-
-
-def test_a_sequential_is_a_trunk_too():
-    model = nn.Sequential(nn.Linear(6, 6), nn.Sequential(Adds(), Adds()), nn.Linear(6, 1)).double()
-    assert_same(backward, lambda: model, hb.Highway(2))
-
-
-def test_a_cross_attention_decoder_and_its_encoder_are_two_trunks():
-    model = hb.convert(build("bart"), hb.Highway(1))
-    assert [chain.name for chain in hb.chains(model)] == [
-        "model.encoder.layers",
-        "model.decoder.layers",
-    ]
 
 
 def pairs() -> nn.ModuleList:
@@ -302,15 +289,3 @@ def test_a_state_by_keyword_and_second_outputs():
 
     with pytest.warns(UserWarning, match="gets a tensor that requires a gradient"):
         assert_same(backward, lambda: made(Two), hb.Highway(9))
-
-
-def test_one_layer_used_again_and_again_is_a_chain():
-    model = hb.convert(build("albert"), hb.Highway(0))
-    (chain,) = hb.chains(model)
-    losses("albert")["logits"](model).backward()
-    assert chain.length == 3 and len(chain.layers) == 1
-
-
-def test_mgrit_knows_the_length_when_it_solves():
-    method = hb.MGRIT(cycles=3, coarsening=2)
-    assert_same(lambda model: logits_loss(model).backward(), method=method)
