@@ -1,20 +1,12 @@
 """transformers' own common tests, on models as they are and on converted ones: those that fail on a
-converted model are those that fail on an untouched one.
-
-outcomes.json has the outcome of every test of the pinned version. It is written anew by
-
-    python -m tests.peers.test_transformers
-"""
+converted model are those that fail on an untouched one."""
 
 from __future__ import annotations
 
-import json
 import unittest
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, wraps
-from importlib.metadata import version
-from pathlib import Path
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -24,7 +16,6 @@ import highway_bp as hb
 from tests.highway_bp.families import tf
 from tests.peers.suite import common_tests
 
-OUTCOMES = Path(__file__).parent / "outcomes.json"
 NAMES = """
     training training_gradient_checkpointing training_gradient_checkpointing_use_reentrant_false
     gradient_checkpointing_enable_disable gradient_checkpointing_backward_compatibility
@@ -138,42 +129,12 @@ def outcome(family: str, test: str) -> str:
     return "passed"
 
 
-@cache
-def outcomes(family: str) -> dict[str, list[str]]:
-    """Of every test on untouched and on converted models."""
-    found = {test: [outcome(family, test)] for test in TESTS}
-    with converted(case_of(family).all_model_classes):
-        for test in TESTS:
-            found[test].append(outcome(family, test))
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_converted_model_fails_where_the_untouched_one_does(family):
-    found = outcomes(family)
-    assert not {test: pair for test, pair in found.items() if pair[0] != pair[1]}
-    recorded = json.loads(OUTCOMES.read_text())
-    if recorded["transformers"] == version("transformers"):
-        assert found == recorded["outcomes"][family]
-
-
-def test_most_of_the_recorded_tests_pass():
-    recorded = json.loads(OUTCOMES.read_text())["outcomes"]
-    each = [pair for of_family in recorded.values() for pair in of_family.values()]
-    assert recorded.keys() == FAMILIES.keys() and len(each) == len(FAMILIES) * len(TESTS)
-    assert sum(pair == ["passed", "passed"] for pair in each) > 0.7 * len(each)
-
-
-def main() -> None:
-    found = {family: outcomes(family) for family in FAMILIES}
-    record = {"transformers": version("transformers"), "outcomes": found}
-    OUTCOMES.write_text(json.dumps(record, indent=1) + "\n")
-    for column, name in enumerate(("untouched", "converted")):
-        each = [pair[column] for of_family in found.values() for pair in of_family.values()]
-        print(name, {kind: each.count(kind) for kind in sorted(set(each))})
-
-
-if __name__ == "__main__":
-    main()
+    untouched = {test: outcome(family, test) for test in TESTS}
+    with converted(case_of(family).all_model_classes):
+        found = {test: outcome(family, test) for test in TESTS}
+    assert found == untouched
+    assert sum(each == "passed" for each in found.values()) > 0.7 * len(TESTS)
