@@ -9,6 +9,7 @@ from torch import nn
 import highway_bp as hb
 from highway_bp.diagnostics.advice import Advice, StepTimes
 from highway_bp.diagnostics.gradient_error import GradientError
+from tests.highway_bp.architectures import Plain
 from tests.highway_bp.families import build, inputs
 
 pytestmark = pytest.mark.slow
@@ -80,15 +81,9 @@ def test_time_here_counts_what_each_iteration_goes_through():
     assert RECURRENT.of(hb.Highway(3)) == pytest.approx(1.6 + 3 * 0.2)
 
 
-class Layer(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.block = nn.Sequential(
-            nn.BatchNorm1d(width), nn.Linear(width, width), nn.Tanh(), nn.Dropout(0.2)
-        )
-
-    def forward(self, h):
-        return h + self.block(h)
+def layer(n):
+    parts = nn.BatchNorm1d(n), nn.Linear(n, n), nn.Tanh(), nn.Dropout(0.2)
+    return Plain(nn.Sequential(*parts))
 
 
 def square(model, batch):
@@ -105,7 +100,7 @@ def state_of(model):
 
 
 def test_a_chain_with_buffers_and_dropout_is_afterwards_what_it_was():
-    model = hb.ResidualChain([Layer(8) for _ in range(4)], hb.Highway(1, "auto"))
+    model = hb.ResidualChain([layer(8) for _ in range(4)], hb.Highway(1, "auto"))
     batch = torch.randn(16, 8)
     square(model, batch).backward()
     before = state_of(model)
@@ -148,7 +143,7 @@ def test_a_converted_gpt2():
 
 
 def test_what_was_not_measured_is_named():
-    model = hb.ResidualChain([Layer(4) for _ in range(4)])
+    model = hb.ResidualChain([layer(4) for _ in range(4)])
     found = hb.advise(model, torch.randn(8, 4), square, (), (0, 2, 3), gammas=(0.0,), seconds=1e-9)
     assert list(found.errors) == [hb.Highway(0)]  # its gradient was there from timing
     assert found.left_out == (hb.Highway(2), hb.Highway(3))

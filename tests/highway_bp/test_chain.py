@@ -135,21 +135,14 @@ class ViewCarry:
         return w.view(w.shape)
 
 
-class Adds(nn.Module):
-    """h + bias, whose block does not depend on h."""
+class Adds(PlainSplit):
+    """h + 2 bias, whose block does not depend on h."""
 
     def __init__(self):
-        super().__init__()
-        self.bias = nn.Parameter(torch.ones(4))
+        super().__init__(nn.ParameterList([torch.ones(4)]))
 
-    def block(self, h):
-        return 2 * self.bias
-
-    def residual(self, h, z):
-        return h + z
-
-    def forward(self, h):
-        return self.residual(h, self.block(h))
+    def g(self, h):
+        return 2 * self.inner[0]
 
     def carry(self, h_in, h_out):
         return ViewCarry()
@@ -162,7 +155,7 @@ def test_a_carry_that_returns_a_view(method):
     for chosen in (hb.Backprop(), method):
         states = hb.ResidualChain(layers, chosen)(x, return_states=True)
         loss = sum((i + h).sin().sum() for i, h in enumerate(states))
-        found.append(torch.autograd.grad(loss, [x, *(layer.bias for layer in layers)]))
+        found.append(torch.autograd.grad(loss, [x, *(layer.inner[0] for layer in layers)]))
     assert_close(*found)
 
 

@@ -8,33 +8,25 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import highway_bp as hb
-from tests.highway_bp.converted import (
-    EXACT,
-    rows,
-)
+from tests.highway_bp.architectures import Plain, Split, tanh
+from tests.highway_bp.converted import EXACT, rows
 
 
-class Gated(nn.Module):
-    """tanh(gate) h + block(h), halved in training."""
+class Gated(Split, Plain):
+    """tanh(gate) h + tanh(f(h)), halved in training."""
 
     def __init__(self):
-        super().__init__()
-        self.f, self.gate = nn.Linear(6, 6), nn.Parameter(torch.ones(6))
+        super().__init__(tanh(6))
+        self.gate = nn.Parameter(torch.ones(6))
 
     def factor(self):
         return self.gate.tanh() * (0.5 if self.training else 1.0)
 
-    def block(self, h):
-        return self.f(h).tanh()
-
-    def residual(self, h, z):
+    def r(self, h, z):
         return self.factor() * h + z
 
     def carry(self, h_in, h_out):
         return self.factor().detach()
-
-    def forward(self, h):
-        return self.residual(h, self.block(h))
 
 
 def in_place(chain, loss):
@@ -72,8 +64,8 @@ def test_cut_layers_inside_a_checkpoint():
 class DropsOut(Gated):
     """Draws random numbers in its residual."""
 
-    def residual(self, h, z):
-        return super().residual(h, nn.functional.dropout(z))
+    def r(self, h, z):
+        return super().r(h, nn.functional.dropout(z))
 
 
 def test_the_checks_of_the_first_pass_draw_no_random_numbers():
@@ -99,5 +91,5 @@ def test_a_forward_or_hook_beside_block_and_residual_is_not_bypassed():
     x, found = rows().requires_grad_(), []
     for model in (plain, hb.ResidualChain(list(plain), EXACT)):
         out = model(x)
-        found.append([out, *torch.autograd.grad(out.square().sum(), [x, plain[0].f.weight])])
+        found.append([out, *torch.autograd.grad(out.square().sum(), [x, plain[0].gate])])
     torch.testing.assert_close(*found)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 import highway_bp as hb
+from tests.highway_bp.architectures import PlainSplit
 from tests.highway_bp.converted import (
     EXACT,
     IN_GROUPS,
@@ -282,21 +283,14 @@ def test_a_gradient_that_a_function_keeps_is_not_written_into():
         def backward(ctx, w):
             return ctx.g
 
-    class Constant(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.f = nn.Linear(6, 6)
-
-        def block(self, h):
+    class Constant(PlainSplit):
+        def g(self, h):
             return Kept.apply(h)
 
-        def residual(self, h, z):
-            return h + z
-
-        def forward(self, h):
-            return self.residual(h, self.block(h))
-
-    chain, x = hb.ResidualChain([Constant() for _ in range(4)]), rows().requires_grad_()
+    chain, x = (
+        hb.ResidualChain([Constant(nn.Linear(6, 6)) for _ in range(4)]),
+        rows().requires_grad_(),
+    )
     found = []
     for method in (hb.Backprop(), EXACT):
         chain.method = method

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import highway_bp as hb
+from tests.highway_bp.architectures import Plain, tanh
 from tests.highway_bp.converted import Shows, assert_same
 from tests.highway_bp.converted import gradients as gradients_of
 from tests.highway_bp.families import build
@@ -245,20 +246,9 @@ def test_a_module_of_the_parent_used_inside_a_layer_is_refused_every_time():
             backward(model)
 
 
-class Plain(nn.Module):
-    """One operation inside."""
-
-    def __init__(self):
-        super().__init__()
-        self.f = nn.Linear(6, 6)
-
-    def forward(self, h):
-        return h + torch.tanh(self.f(h))
-
-
 @pytest.mark.parametrize("make", [nn.Sequential, lambda *ls: nn.Sequential(nn.Sequential(*ls))])
 def test_a_model_that_is_a_list_of_small_layers(make):
-    model = make(*(Plain() for _ in range(4))).double()
+    model = make(*(Plain(tanh(6)) for _ in range(4))).double()
     model = assert_same(backward, lambda: model, hb.Highway(4))
     (chain,) = hb.chains(model)
     assert chain.length == hb.iterations(model) == 4
