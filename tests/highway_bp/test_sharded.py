@@ -15,7 +15,7 @@ from torch import nn
 import highway_bp as hb
 from models.resnet import ResNet
 from scripts.transformer_layers import sublayers
-from tests.highway_bp.architectures import Scaled, tanh
+from tests.highway_bp.architectures import Masked, Plain, ReluAfterSum, Scaled, Shortcut, tanh
 from tests.highway_bp.on_ranks import on_ranks
 
 pytestmark = pytest.mark.slow
@@ -25,42 +25,18 @@ METHODS = [hb.Backprop(), hb.FixedPoint(1), hb.TruncatedBPTT(1), hb.Highway(0), 
 METHODS += [hb.Highway(2, gamma=0.3), hb.Highway(3, tolerance=0.5), hb.Highway(1, gamma="auto")]
 
 
-class Relu(nn.Module):
-    """ReLU(h + W h): a diagonal carry."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.body = nn.Linear(width, width)
-
-    def forward(self, h):
-        return torch.relu(h + 0.5 * torch.tanh(self.body(h)))
-
-    def carry(self, h_in, h_out):
-        return h_out > 0
-
-
-def Halved(width: int) -> nn.Module:
-    """0.5 h + W h: a number as carry."""
-    return Scaled(tanh(width), 0.5)
-
-
-class Turned(Relu):
-    """A h + W h: a carry that is no diagonal and cannot be sent."""
-
-    def forward(self, h):
-        return h.roll(1, -1) + torch.tanh(self.body(h))
-
-    def carry(self, h_in, h_out):
-        return hb.LinearMap(lambda h: h.roll(1, -1), like=h_in)
-
-
-class Masked(Relu):
-    """Takes a mask with an entry per example, and a number."""
-
-    def forward(self, h, mask, *, scale):
-        return h + scale * mask[:, None, None] * torch.tanh(self.body(h))
-
-    carry = None
+CELLS = {
+    "relu": lambda: ReluAfterSum(tanh(8)),  # a diagonal carry
+    "halved": lambda: Scaled(tanh(8), 0.5),  # a number
+    "mapped": lambda: Shortcut(tanh(8), nn.Linear(8, 8, bias=False)),  # which cannot be sent
+}
+KINDS = {
+    "relu": ["relu"] * 5,
+    "mapped": ["mapped"] * 5,
+    "mixed": ["relu", "halved", "mapped", "relu", "halved"],
+    "numbers": ["relu", "halved", "halved", "relu", "halved"],
+    "seven": ["relu", "halved", "mapped"] * 2 + ["relu"],
+}
 
 
 def layers_of(kind: str) -> list[nn.Module]:
@@ -69,14 +45,7 @@ def layers_of(kind: str) -> list[nn.Module]:
         return [layer.double() for layer in sublayers(6, 8, 2)]
     if kind == "resnet":
         return list(ResNet(depth=14, classes=3, preact=True).double().chain)
-    cells = {
-        "relu": [Relu] * 5,
-        "turned": [Turned] * 5,
-        "mixed": [Relu, Halved, Turned, Relu, Halved],  # one carry that cannot be sent
-        "numbers": [Relu, Halved, Halved, Relu, Halved],
-        "seven": [Relu, Halved, Turned] * 2 + [Relu],
-    }
-    return [cell(8).double() for cell in cells[kind]]
+    return [CELLS[cell]().double() for cell in KINDS[kind]]
 
 
 def data(kind: str):
@@ -157,7 +126,7 @@ def cases(P: int):
             yield kind, method, kind == "seven", settings
         return
     turn = itertools.count(P)
-    for kind, method in itertools.product(("relu", "numbers", "turned", "mixed", "gpt"), METHODS):
+    for kind, method in itertools.product(("relu", "numbers", "mapped", "mixed", "gpt"), METHODS):
         for _ in range(2):
             yield kind, method, False, SETTINGS[next(turn) % 5]
     for method in METHODS:  # batch normalisation of a micro-batch is another
@@ -233,7 +202,7 @@ def in_half_precision() -> list[float]:
 
 def masked_layers() -> list[nn.Module]:
     torch.manual_seed(0)
-    return [Masked(8).double() for _ in range(4)]
+    return [Plain(Masked(8)).double() for _ in range(4)]
 
 
 def with_arguments() -> list[tuple]:
@@ -243,7 +212,7 @@ def with_arguments() -> list[tuple]:
         sharded = hb.ShardedChain(masked_layers(), hb.Highway(1), micro_batches=micro_batches)
         of_each = []
         for chain in (hb.ResidualChain(masked_layers()), sharded):
-            mask = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
+            mask = torch.arange(3.0).double().view(3, 1, 1).requires_grad_()
             chain(data("relu"), mask, scale=0.5).square().sum().backward()
             of_each.append(mask.grad)
         pairs.append(tuple(of_each))
@@ -252,7 +221,8 @@ def with_arguments() -> list[tuple]:
 
 def disagreeing(rank: int) -> list[str]:
     """The errors of calls that cannot be."""
-    chain, mask = hb.ShardedChain(masked_layers(), hb.Highway(1), micro_batches=2), torch.ones(3)
+    chain = hb.ShardedChain(masked_layers(), hb.Highway(1), micro_batches=2)
+    mask = torch.ones(3, 1, 1)
     errors = []
     for x in (data("relu")[:1], data("relu")[: 2 + rank]):
         with pytest.raises(ValueError) as error:
@@ -271,7 +241,7 @@ def disagreeing(rank: int) -> list[str]:
 def forward_alone() -> tuple[bool, float, bool]:
     """Whether a batch smaller than the micro-batches goes through; the next random number; whether
     a graph without a backward pass has gone with its output."""
-    layers = [nn.Sequential(Relu(8), nn.Dropout(0.5)) for _ in range(3)]
+    layers = [nn.Sequential(CELLS["relu"](), nn.Dropout(0.5)) for _ in range(3)]
     chain = hb.ShardedChain(layers, hb.Highway(0), micro_batches=4)
     with torch.no_grad():
         fine = bool(chain(torch.randn(2, 5, 8)).isfinite().all())
@@ -309,27 +279,27 @@ def captured() -> str:
     """The error of layers that use a tensor which would get no gradient."""
     scale = torch.ones(8, dtype=torch.float64, requires_grad=True)
 
-    class Captures(Relu):
-        def forward(self, h):
-            return h + scale * torch.tanh(self.body(h))
-
-        carry = None
+    class Captures(Plain):
+        def g(self, h):
+            return scale * self.inner(h)
 
     with pytest.raises(RuntimeError) as error:
-        hb.ShardedChain([Captures(8).double() for _ in range(2)], hb.Highway(0))(data("relu"))
+        hb.ShardedChain([Captures(tanh(8)).double() for _ in range(2)], hb.Highway(0))(data("relu"))
     return str(error.value)
 
 
 def written() -> str:
     """The error of layers that write into a list, which is another on every process."""
 
-    class Writes(Relu):
+    class Writes(Plain):
         def forward(self, h, losses):
-            losses.append(self.body(h).square().mean())
+            losses.append(self.inner(h).square().mean())
             return super().forward(h)
 
     with pytest.raises(RuntimeError) as error:
-        hb.ShardedChain([Writes(8).double() for _ in range(2)], hb.Highway(0))(data("relu"), [])
+        hb.ShardedChain([Writes(tanh(8)).double() for _ in range(2)], hb.Highway(0))(
+            data("relu"), []
+        )
     return str(error.value)
 
 

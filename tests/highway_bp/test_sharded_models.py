@@ -18,9 +18,9 @@ import highway_bp as hb
 from models.decoder import Decoder
 from models.pair_classifier import PairClassifier
 from models.resnet import ResNet
+from tests.highway_bp.architectures import Plain, ReluAfterSum, tanh
 from tests.highway_bp.families import build
 from tests.highway_bp.on_ranks import on_ranks
-from tests.highway_bp.test_sharded import Relu
 
 pytestmark = pytest.mark.slow
 
@@ -43,21 +43,14 @@ def resnet() -> Case:
     return model, [3, 3], torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.arange(4) % 3
 
 
-class Convolution(nn.Module):
-    """h + conv(h)."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Conv2d(4, 4, 3, padding=1)
-
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
-        return h + torch.tanh(self.body(h))
+def convolution() -> nn.Module:
+    return Plain(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh()))
 
 
 def two_chains() -> Case:
     """In channels-last memory, with a layer in between that all processes have."""
     torch.manual_seed(0)
-    chains = [hb.ResidualChain(Convolution() for _ in range(3)) for _ in range(2)]
+    chains = [hb.ResidualChain(convolution() for _ in range(3)) for _ in range(2)]
     between = [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)]
     model = nn.Sequential(
         between[0], chains[0], between[1], chains[1], nn.AdaptiveAvgPool2d(1), nn.Flatten()
@@ -205,7 +198,7 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 2)
-        self.chain = hb.ResidualChain((Relu(8) for _ in range(4)), hb.Highway(1))
+        self.chain = hb.ResidualChain((ReluAfterSum(tanh(8)) for _ in range(4)), hb.Highway(1))
 
     def forward(self, x):
         return self.last(self.chain(self.first(x)))
@@ -248,13 +241,13 @@ def refused(rank: int) -> list[str]:
     for which in ("weights", "layers of two", "outside", "layers of one"):
         net = Net()
         if which == "weights":
-            net.chain[2].body.bias.data += rank
+            net.chain[2].inner[0].bias.data += rank
         elif which == "layers of two":
-            net.chain[3].body.weight = net.chain[0].body.weight
+            net.chain[3].inner[0].weight = net.chain[0].inner[0].weight
         elif which == "outside":
-            net.chain[3].body.weight = net.first.weight
+            net.chain[3].inner[0].weight = net.first.weight
         else:
-            net.chain[1].body.weight = net.chain[0].body.weight
+            net.chain[1].inner[0].weight = net.chain[0].inner[0].weight
         try:
             hb.shard(net)
             lines.append("nothing")
@@ -267,12 +260,12 @@ def nothing_to_train() -> tuple[bool, bool]:
     """Whether `replicate` has left the model alone, and whether its second layer has a gradient."""
     mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "layers"))
     torch.manual_seed(0)
-    model = nn.Sequential(hb.ResidualChain((Convolution() for _ in range(2)), hb.Highway(0)))
+    model = nn.Sequential(hb.ResidualChain((convolution() for _ in range(2)), hb.Highway(0)))
     model[0][0].requires_grad_(False)
     hb.shard(model, mesh["layers"].get_group())
     trained = hb.replicate(model, mesh["data"].get_group())
     trained(torch.randn(2, 4, 5, 5)).square().mean().backward()
-    return trained is model, model[0][1].body.weight.grad is not None
+    return trained is model, model[0][1].inner[0].weight.grad is not None
 
 
 # -- on two processes -----------------------------------------------------------------------------
@@ -355,9 +348,13 @@ def test_each_process_has_its_own_weights_and_a_checkpoint_has_all(two, make):
 def test_models_that_cannot_be_shared_out_are_refused(two):
     assert two[0]["refused"] == two[1]["refused"]
     weights, layers, outside, one = two[0]["refused"]
-    assert weights.startswith("processes have different models, first in chain.2.body.bias; expect")
-    assert layers.startswith("chain.0.body.weight = chain.3.body.weight is shared by layers of dif")
-    assert outside.startswith("first.weight = chain.3.body.weight is shared by")
+    assert weights.startswith(
+        "processes have different models, first in chain.2.inner.0.bias; expect"
+    )
+    assert layers.startswith(
+        "chain.0.inner.0.weight = chain.3.inner.0.weight is shared by layers of dif"
+    )
+    assert outside.startswith("first.weight = chain.3.inner.0.weight is shared by")
     assert one == "nothing"
     with pytest.raises(ValueError, match="GRU has time steps, not layers of its own"):
         hb.shard(hb.GRU(3, 4))
