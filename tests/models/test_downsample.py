@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models.downsample import IRevNetDownsampling, RowDownsampling
+from models.shortcuts import DownsamplingShortcut, StridedShortcut
 
 BOTH = pytest.mark.parametrize(
     "kind", [RowDownsampling(), IRevNetDownsampling()], ids=["rows", "irevnet"]
@@ -14,15 +15,6 @@ SIZES = pytest.mark.parametrize("s", [1, 2, 4])
 def whole(*shape: int) -> torch.Tensor:
     """Integers in float64: their means over 2 or 4 rows are exact."""
     return torch.randint(-99, 100, shape).double()
-
-
-@BOTH
-@SIZES
-def test_shapes_follow_channels(kind, s):
-    C, H, W = 3, 8, 16
-    y = kind.down(whole(2, C, H, W), s)
-    assert y.shape == (2, kind.channels(C, s), H // s, W // s)
-    assert kind.up(y, s).shape == (2, C, H, W)
 
 
 @BOTH
@@ -79,6 +71,18 @@ def test_irevnet_at_size_two_takes_each_pixel_of_a_block_offset_first():
 def test_irevnet_loses_nothing(s):
     h, kind = whole(2, 3, 8, 8), IRevNetDownsampling()
     assert torch.equal(kind.up(kind.down(h, s), s), h)
+
+
+def test_option_a_takes_every_second_pixel_and_pads_channels_with_zeros():
+    h = whole(2, 4, 6, 8)
+    out = StridedShortcut(8)(h)
+    assert torch.equal(out[:, 2:6], h[:, :, ::2, ::2])
+    assert torch.equal(out[:, [0, 1, 6, 7]], torch.zeros(2, 4, 3, 4, dtype=torch.float64))
+
+
+def test_downsampling_shortcut_is_down_by_two():
+    h = whole(2, 4, 6, 8)
+    assert torch.equal(DownsamplingShortcut(RowDownsampling())(h), RowDownsampling().down(h, 2))
 
 
 @BOTH
