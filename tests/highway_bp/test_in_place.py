@@ -10,8 +10,6 @@ from tests.highway_bp.converted import (
     backward,
     both_methods,
     looping,
-    made,
-    rows,
 )
 
 # -- memory that outputs share --------------------------------------------------------------------
@@ -87,23 +85,3 @@ def test_a_second_run_where_the_state_was_changed_is_refused():
         return h
 
     assert_refused(looping(Shows, loop), "what it returned was changed in place since", with_seen)
-
-
-def test_a_second_run_is_compared_in_bfloat16_too():
-    class Draws(Shows):
-        calls = 0
-
-        def forward(self, h):
-            self.calls += 1
-            self.seen = self.inside(h)
-            return h + 0.1 * self.calls * self.g(self.seen)
-
-    assert_refused(lambda: made(Draws).double(), "gave other results", with_seen)
-
-    def run(model):
-        out = model.emb(rows().bfloat16())
-        for block in model.blocks:
-            out = block(out)
-        (out.sum() + sum(block.seen.sum() for block in model.blocks)).backward()
-
-    assert_refused(lambda: made(Draws).bfloat16(), "gave other results", run)

@@ -31,13 +31,20 @@ def build(name, method, seed=0):
     return network, torch.randn(L, B, D, dtype=torch.float64)
 
 
+def assert_exact(network, run, method=None):
+    """``run(network)`` gives the gradients that it gives by backpropagation."""
+    found = []
+    for each in (hb.Backprop(), method or hb.Highway(L)):
+        network.method = each
+        found.append(run(network))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-12)
+
+
 @every_cell
 @pytest.mark.parametrize("method", EXACT, ids=str)
 def test_with_k_of_L_it_is_autograd(name, method):
-    network, x = build(name, hb.Backprop())
-    exact = gradients(network, x)
-    network.method = method
-    torch.testing.assert_close(gradients(network, x), exact, rtol=1e-9, atol=1e-12)
+    network, x = build(name, None)
+    assert_exact(network, lambda network: gradients(network, x), method)
 
 
 class GRUCell(nn.Module):
@@ -77,26 +84,25 @@ def test_with_a_gru_cell_it_is_hb_gru(method):
 
 
 def test_gradients_reach_the_initial_state():
-    network, x = build("sLSTM", hb.Highway(L))
-    grads = []
-    for method in (hb.Highway(L), hb.Backprop()):
-        network.method = method
+    network, x = build("sLSTM", None)
+
+    def of_the_state(network):
         torch.manual_seed(1)
         state = tuple((0.5 + torch.rand(B, H).double()).requires_grad_() for _ in range(4))
         network(x, state)[0].sum().backward()
-        grads.append([torch.zeros_like(s) if s.grad is None else s.grad for s in state])
-    assert sum(bool(g.any()) for g in grads[1]) >= 3
-    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
+        return [torch.zeros_like(s) if s.grad is None else s.grad for s in state]
+
+    assert sum(bool(g.any()) for g in of_the_state(network)) >= 3
+    assert_exact(network, of_the_state)
 
 
 @pytest.mark.parametrize("group_size", [1, 3])
 def test_a_hook_on_a_parameter_runs_once(group_size):
-    network, x = build("minimal gated", hb.Backprop())
+    network, x = build("minimal gated", None)
     for p in network.parameters():
         p.register_hook(lambda g: g / 2)
-    exact = gradients(network, x)
-    network.method = hb.Highway(L, group_size=group_size)
-    torch.testing.assert_close(gradients(network, x), exact, rtol=1e-9, atol=1e-12)
+    method = hb.Highway(L, group_size=group_size)
+    assert_exact(network, lambda network: gradients(network, x), method)
 
 
 def test_a_hook_that_the_cell_sets_on_its_state():
@@ -106,21 +112,19 @@ def test_a_hook_that_the_cell_sets_on_its_state():
                 h.register_hook(lambda g: 2 * g)
             return super().forward(x, h)
 
-    torch.manual_seed(0)
     network, x = hb.Recurrent(Doubles(D, H)).double(), torch.randn(L, B, D).double()
     state = torch.randn(B, H).double().requires_grad_()
-    exact = gradients(network, x, state)
-    network.method = hb.Highway(L)
-    torch.testing.assert_close(gradients(network, x, state), exact, rtol=1e-9, atol=1e-12)
+    assert_exact(network, lambda network: gradients(network, x, state))
 
 
 def test_the_output_may_be_changed_in_place():
-    found = []
-    for method in (hb.Backprop(), hb.Highway(L)):
-        network, x = build("minimal gated", method)
-        network(x)[0].mul_(2).square().sum().backward()
-        found.append([p.grad for p in network.parameters()])
-    torch.testing.assert_close(*found)
+    network, x = build("minimal gated", None)
+    parameters = list(network.parameters())
+
+    def run(network):
+        return torch.autograd.grad(network(x)[0].mul_(2).square().sum(), parameters)
+
+    assert_exact(network, run)
 
 
 def under_checkpoint(network, x):
@@ -226,18 +230,14 @@ class Forgets(nn.Module):
 @pytest.mark.parametrize("group_size", [1, 3])
 @pytest.mark.parametrize("forgets", ["the state", "the input"])
 def test_a_cell_that_forgets(forgets, group_size):
-    torch.manual_seed(0)
     network = hb.Recurrent(Forgets(forgets)).double()
-    x, state = torch.randn(L, B, D).double(), torch.randn(B, H).double()
-    found = []
-    for method in (hb.Backprop(), hb.Highway(L, group_size=group_size)):
-        network.method = method
-        given = x.clone().requires_grad_()
-        network.zero_grad()
-        network(given, state)[0].square().sum().backward()
-        by_x = torch.zeros_like(x) if given.grad is None else given.grad
-        found.append([by_x, *(p.grad for p in network.parameters())])
-    torch.testing.assert_close(*found)
+    x, state = torch.randn(L, B, D).double().requires_grad_(), torch.randn(B, H).double()
+
+    def run(network):
+        loss = network(x, state)[0].square().sum()
+        return torch.autograd.grad(loss, [x, *network.parameters()], materialize_grads=True)
+
+    assert_exact(network, run, hb.Highway(L, group_size=group_size))
 
 
 @pytest.mark.parametrize("group_size", [1, 2])
