@@ -57,11 +57,16 @@ def start(
 def _into_file(output: Path | None, environment: Mapping[str, str], *arguments: str) -> None:
     os.environ |= environment
     if output is not None:
-        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        sys.stdout.reconfigure(line_buffering=True)
+        into_file(output)
     command_line(*arguments)
+
+
+def into_file(output: Path) -> None:
+    """Whatever this process prints from now on goes to the file."""
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout.reconfigure(line_buffering=True)
 
 
 def wait_until(condition: Callable[[], object], process=None, pause: float = 0.01) -> None:
