@@ -19,7 +19,6 @@ CARRIES = [(kind, carry) for kind, (_, ours) in KINDS.items() for carry in ours.
 OPTIONS = {
     "plain": {},
     "no bias": {"bias": False},
-    "layers": {"num_layers": 2},
     "batch_first": {"batch_first": True},
     "bidirectional": {"num_layers": 2, "bidirectional": True},
     "dropout 1": {"num_layers": 2, "dropout": 1.0},

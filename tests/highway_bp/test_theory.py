@@ -11,7 +11,7 @@ import torch
 from tests.highway_bp import oracle
 
 L, N = 6, 4
-every_seed = pytest.mark.parametrize("seed", range(5))
+every_seed = pytest.mark.parametrize("seed", range(2))
 
 
 def random_chain(seed):
@@ -148,16 +148,6 @@ def test_carries_that_decay_make_error_and_increments_independent_of_the_length(
 
 
 @every_seed
-def test_gamma_pays_where_the_block_undoes_the_carry(seed):
-    J, K, _ = random_chain(seed)
-    for block, undoes in ((0.01 * J - 0.3 * K, True), (J, False)):
-        a, c = spectral(block), spectral(K)
-        moved, kept = spectral(block + 0.3 * K), spectral(0.7 * K)
-        assert_at_most(spectral(block + K), moved + kept)
-        assert (kept < c).all() and (not undoes or (moved < a).all())
-
-
-@every_seed
 def test_groups_of_two_leave_out_a_part_of_the_paths(seed):
     numbers = torch.rand(2, L + 1, generator=torch.Generator().manual_seed(seed))
     one_loss = torch.eye(L + 1)[-1]
@@ -182,13 +172,3 @@ def test_the_fixed_point_leaves_out_losses_more_than_k_layers_away(seed):
             far = [sizes[j] * a[i + 1 : j + 1].prod() for j in range(i + k + 1, L + 1)]
             assert_at_most(error[i], sum(far, torch.zeros(())))
         assert not iterate(A, nothing, one_loss, k)[: L - k].any()
-
-
-@every_seed
-def test_a_relative_error_bounds_the_cosine(seed):
-    J, K, b = random_chain(seed)
-    w = solved(J + K, b).flatten()
-    for k in range(L):
-        w_k = iterate(J, K, b, k).flatten()
-        e = ((w - w_k).norm() / w.norm()).item()
-        assert e >= 1 or torch.cosine_similarity(w, w_k, 0) >= math.sqrt(1 - e**2) * (1 - 1e-9)
