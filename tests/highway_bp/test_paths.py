@@ -31,7 +31,7 @@ class Reference:
         self.architecture = build(name)
         a = self.architecture
         self.chain = oracle.DenseChain(a.layers, a.x, a.args, a.kwargs)
-        self.J, self.K, self.A = self.chain.J, self.chain.K, self.chain.A
+        self.J, self.K = self.chain.J, self.chain.K
         self.b = {
             losses: self.chain.cotangents(lambda states, losses=losses: loss_of(losses, states))
             for losses in ("final", "all")
