@@ -198,9 +198,6 @@ TRANSFORMS = {
     "func.grad": lambda rnn, x: torch.func.grad(lambda x: rnn(x)[0].sum())(x),
     "func.vjp": lambda rnn, x: torch.func.vjp(lambda x: rnn(x)[0].sum(), x)[1](torch.ones(())),
     "func.jacrev": lambda rnn, x: torch.func.jacrev(lambda x: rnn(x)[0].sum())(x),
-    "func.jacrev twice": lambda rnn, x: torch.func.jacrev(
-        torch.func.jacrev(lambda x: rnn(x)[0].sin().sum())
-    )(x),
     "functional_call": lambda rnn, x: torch.func.grad(
         lambda p: torch.func.functional_call(rnn, p, (x,))[0].sum()
     )(dict(rnn.named_parameters())),
@@ -279,29 +276,6 @@ def test_lengths_are_copied_once(kind, packed, monkeypatch):
     monkeypatch.setattr(torch, "as_tensor", lambda t, **o: (copies.append(t), as_tensor(t, **o))[1])
     ours(given) if packed else ours(x, lengths=lengths)
     assert [t is lengths for t in copies] == ([] if packed else [True])
-
-
-TOOLS = {
-    "torch.jit.script": lambda rnn: torch.jit.script(nn.Sequential(rnn))(X),
-    "torch.fx": lambda rnn: torch.fx.symbolic_trace(nn.Sequential(rnn))(X),
-    "quantize_dynamic": lambda rnn: torch.ao.quantization.quantize_dynamic(nn.Sequential(rnn))[0],
-}
-
-
-@every_kind
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("tool", TOOLS)
-@pytest.mark.parametrize("ours", [False, pytest.param(True, marks=pytest.mark.xfail)])
-def test_tools_that_know_torchs_class_alone(kind, tool, ours):
-    """As docs/method.md says under Limits, even with ``Backprop()``."""
-    made = TOOLS[tool](KINDS[kind][ours](D, H))
-    assert tool != "quantize_dynamic" or "quantized" in type(made).__module__
-
-
-@every_kind
-def test_strict_export(kind):
-    exported = torch.export.export(KINDS[kind][1](D, H), (X,), strict=True)
-    assert exported.module()(X)[0].shape == (L, B, H)
 
 
 # hb.Recurrent with a cell whose steps are no rows of one batch.

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import pickle
 
 import pytest
 import torch
@@ -64,8 +63,7 @@ def results(rnn, x, states, call=lambda rnn, x, hx: rnn(x, hx)):
     rnn = copy.deepcopy(rnn)
     outputs = flat(call(rnn, x, states[0] if len(states) == 1 else tuple(states)))
     weighted_sum(outputs).backward()
-    leaves = [x, *states, *rnn.parameters()]
-    return outputs, [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
+    return outputs, [t.grad for t in (x, *states, *rnn.parameters())]
 
 
 def assert_equal(ours, theirs, tolerance):
@@ -85,33 +83,6 @@ def assert_same_results(ours, theirs):
 def test_with_k_of_L_it_is_torchs(kind, carry, name, method):
     plain, ours, x, states = pair(kind, method, carry, **OPTIONS[name])
     assert_same_results(results(ours, x, states), results(plain, x, states))
-
-
-CALLS = {  # in ways that leave something out, or lay it out otherwise
-    "no batch": lambda rnn, x, hx: rnn(x[:, 0], first_of_batch(hx)),
-    "neither batch nor state": lambda rnn, x, hx: rnn(x[:, 0]),
-    "no state": lambda rnn, x, hx: rnn(x),
-    "entries apart": lambda rnn, x, hx: rnn(torch.stack([x, x], -1)[..., 0], hx),
-}
-
-
-def first_of_batch(hx):
-    return tuple(s[:, 0] for s in hx) if isinstance(hx, tuple) else hx[:, 0]
-
-
-@every_carry
-@pytest.mark.parametrize("call", CALLS)
-def test_calls_of_other_forms_are_torchs(kind, carry, call):
-    for method in (hb.Highway(L), hb.Highway(3, group_size=2), hb.Backprop()):
-        options = {"num_layers": 2, "bidirectional": True}
-        plain, ours, x, states = pair(kind, method, carry, **options)
-        theirs = results(plain, x, states, CALLS[call])
-        assert_same_results(results(ours, x, states, CALLS[call]), theirs)
-
-
-def test_an_lstm_with_a_projection_is_torchs():
-    plain, ours, x, _ = pair("LSTM", hb.Backprop(), proj_size=2, bidirectional=True)
-    assert_same_results(*(results(rnn, x, [], CALLS["no state"]) for rnn in (ours, plain)))
 
 
 # Each k: the chain of the steps, itself held to the brute-force sum over paths in test_paths.
@@ -296,16 +267,11 @@ def test_lengths_with_unbatched_or_packed_input_are_refused():
 
 @every_kind
 def test_the_state_dict_goes_there_and_back(kind):
-    plain, ours, x, states = pair(kind, hb.Highway(1), num_layers=2, bidirectional=True)
+    plain, ours, _, _ = pair(kind, hb.Highway(1), num_layers=2, bidirectional=True)
     back = type(plain)(D, H, num_layers=2, bidirectional=True, dtype=torch.float64)
     back.load_state_dict(ours.state_dict())
     assert list(back.state_dict()) == list(ours.state_dict()) == list(plain.state_dict())
     assert_equal(back.state_dict().values(), plain.state_dict().values(), 0.0)
-    others = [pickle.loads(pickle.dumps(ours)), copy.deepcopy(ours)]
-    others[1].to("meta").to_empty(device="cpu").load_state_dict(plain.state_dict())
-    for other in others:
-        assert repr(other) == repr(ours)
-        assert_same_results(results(other, x, states), results(ours, x, states))
 
 
 @every_kind

@@ -1,0 +1,172 @@
+"""PyTorch's own list of modules to test: its entries of GRU and LSTM, run on ours."""
+
+import copy
+import pickle
+import sys
+import unittest
+import warnings
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import highway_bp as hb
+from tests.highway_bp.test_rnns import KINDS, every_kind
+
+METHODS = {"Backprop": hb.Backprop(), "Highway": hb.Highway(9)}  # exact, as L <= 3
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:LSTM with projections", "ignore::DeprecationWarning"
+)
+
+
+@pytest.fixture(scope="module")
+def entries():
+    """`ModuleInfo` of each kind; expecttest, a base class of tests not run here, may be missing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends, "disable_global_flags", lambda: None)
+        if find_spec("expecttest") is None:
+            patch.setitem(sys.modules, "expecttest", SimpleNamespace(TestCase=unittest.TestCase))
+        from torch.testing._internal.common_modules import module_db
+    return {kind: next(m for m in module_db if m.module_cls is KINDS[kind][0]) for kind in KINDS}
+
+
+def samples(entry, kind: str, method: hb.Method, training: bool):
+    """(torch's module, ours, sample) for every sample that the method can take."""
+    found = entry.module_inputs_func(
+        entry, device="cpu", dtype=torch.float64, requires_grad=True, training=training
+    )
+    for sample in found:
+        given = sample.constructor_input
+        options = {"dtype": torch.float64, **given.kwargs}
+        if options.get("proj_size") and method != hb.Backprop():
+            continue  # refused, see docs/method.md
+        theirs, ours = KINDS[kind]
+        plain = theirs(*given.args, **options).train(training)
+        network = ours(*given.args, **options, method=method).train(training)
+        network.load_state_dict(plain.state_dict())
+        yield plain, network, sample
+
+
+def tensors(nested) -> list[Tensor]:
+    return [nested] if isinstance(nested, Tensor) else [t for part in nested for t in tensors(part)]
+
+
+def results(rnn, args) -> list[Tensor]:
+    """Outputs, and gradients of inputs and parameters."""
+    outputs, leaves = tensors(rnn(*args)), [*tensors(args), *rnn.parameters()]
+    return [*outputs, *torch.autograd.grad(sum(o.sin().sum() for o in outputs), leaves)]
+
+
+def as_torch(plain, ours, sample):
+    args = sample.forward_input.args
+    torch.testing.assert_close(results(ours, args), results(plain, args))
+
+
+def as_its_reference(plain, ours, sample):
+    args = sample.forward_input.args
+    wanted = sample.reference_fn(ours, *args)
+    torch.testing.assert_close(tensors(ours(*args)), tensors(wanted))
+
+
+def from_non_contiguous_input(plain, ours, sample):
+    def spread(t):
+        return torch.stack([t, t], -1)[..., 0].detach().requires_grad_()
+
+    args = sample.forward_input.args
+    apart = [spread(a) if isinstance(a, Tensor) else tuple(map(spread, a)) for a in args]
+    torch.testing.assert_close(results(ours, apart), results(plain, args))
+
+
+def after_copies(plain, ours, sample):
+    args = sample.forward_input.args
+    for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert repr(other) == repr(ours)
+        torch.testing.assert_close(results(other, args), results(plain, args))
+
+
+def after_the_meta_device(plain, ours, sample):
+    ours = ours.to("meta").to_empty(device="cpu")
+    ours.load_state_dict(plain.state_dict())
+    as_torch(plain, ours, sample)
+
+
+def gradcheck(plain, ours, sample, check=torch.autograd.gradcheck):
+    args = sample.forward_input.args
+    args = [args[0], None] if len(args) == 1 else args
+    flat = [args[0], *([] if args[1] is None else tensors(args[1])), *ours.parameters()]
+
+    def call(x, *others):
+        states = others[: len(flat) - 1 - len(list(ours.parameters()))]
+        hx = None if not states else states[0] if len(states) == 1 else states
+        return tuple(tensors(ours(x, hx)))
+
+    assert check(call, flat, fast_mode=True)
+
+
+def gradgradcheck(plain, ours, sample):
+    if ours.bias and not ours.training:  # a quarter of them: they take their time
+        gradcheck(plain, ours, sample, torch.autograd.gradgradcheck)
+
+
+CHECKS = [as_torch, as_its_reference, from_non_contiguous_input, after_copies]
+CHECKS += [after_the_meta_device, gradcheck, gradgradcheck]
+REFUSED = pytest.mark.xfail(raises=RuntimeError, reason="no second derivative, see Limits")
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("check", "method"),
+    [
+        pytest.param(c, m, marks=[REFUSED] if (c, m) == (gradgradcheck, "Highway") else [])
+        for c in CHECKS
+        for m in METHODS
+    ],
+)
+def test_module(entries, kind, check, method):
+    seen = 0
+    for training in (True, False):
+        for sample in samples(entries[kind], kind, METHODS[method], training):
+            check(*sample)
+            seen += 1
+    assert seen == 32 if kind == "GRU" or method == "Highway" else 64
+
+
+@every_kind
+@pytest.mark.parametrize("method", METHODS)
+def test_errors(entries, kind, method):
+    entry, errors = entries[kind], 0
+    for bad in entry.module_error_inputs_func(entry, "cpu", torch.float64, False, True):
+        sample = bad.module_error_input
+        given = sample.constructor_input
+        with pytest.raises(bad.error_type, match=bad.error_regex):
+            ours = KINDS[kind][1](*given.args, **given.kwargs, method=METHODS[method])
+            ours(*sample.forward_input.args)
+        errors += 1
+    assert errors > 10
+
+
+X = torch.randn(3, 2, 4)
+TOOLS = {
+    "torch.jit.script": lambda rnn: torch.jit.script(nn.Sequential(rnn))(X),
+    "torch.fx": lambda rnn: torch.fx.symbolic_trace(nn.Sequential(rnn))(X),
+    "quantize_dynamic": lambda rnn: torch.ao.quantization.quantize_dynamic(nn.Sequential(rnn))[0],
+}
+
+
+@every_kind
+def test_strict_export(kind):
+    exported = torch.export.export(KINDS[kind][1](4, 5), (X,), strict=True)
+    assert exported.module()(X)[0].shape == (3, 2, 5)
+
+
+@every_kind
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("ours", [False, pytest.param(True, marks=pytest.mark.xfail)])
+def test_tools_that_know_torchs_class_alone(kind, tool, ours):
+    """As docs/method.md says under Limits, even with ``Backprop()``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = TOOLS[tool](KINDS[kind][ours](4, 5))
+    assert tool != "quantize_dynamic" or "quantized" in type(made).__module__
