@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,77 +19,68 @@ SCHEMA = 3
 PLACES = ("run_root", "data.root", "data.cache_dir", "logger", "device")
 
 
-@dataclass(frozen=True)
-class Field:
-    """What a field of a row holds: its types in JSON (None: may be null), and its meaning."""
-
-    types: tuple[type | None, ...]
-    meaning: str
-
-
+Types = tuple[type, ...]  # that a field's value may have in JSON; True is no whole number
+NULL = type(None)
 TEXT, NUMBER, WHOLE, YES_NO = (str,), (float, int), (int,), (bool,)
-MAYBE_NUMBER = (float, int, None)
+MAYBE_NUMBER = (float, int, NULL)
 
-FIELDS: dict[str, Field] = {
-    "schema": Field(WHOLE, "version of this list"),
-    "config_hash": Field(TEXT, "of the fields that change the result, experiments/identity.py"),
-    "setup": Field(TEXT, "the same without gradient method, schedule and carry"),
-    "seed": Field(WHOLE, "of the weights, batches and augmentation"),
-    "device_kind": Field(TEXT, "cpu or cuda; with config_hash and seed, a run's key"),
-    "experiment": Field((str, None), "preset of configs/experiment, null where none was named"),
-    "overrides": Field((list,), "arguments of train.py that make the run again, but for the seed"),
-    "config": Field((dict,), "the whole configuration, without places on the machine"),
-    "model": Field(TEXT, "choice of configs/model"),
-    "parameters": Field(WHOLE, "trained parameters"),
-    "L": Field(WHOLE, "layers of the longest chain; of a recurrent network, time steps"),
-    "grad": Field(TEXT, "gradient method: bp, truncated_bptt, fixed_point, mgrit, highway"),
-    "k": Field((int, None), "iterations; null for methods without, and with a schedule"),
-    "schedule": Field((str, None), "schedule of k and its numbers; null for one k throughout"),
-    "tolerance": Field(MAYBE_NUMBER, "change below which iterations stop early"),
-    "gamma": Field((float, int, str, None), 'share of the residual path in the block, or "auto"'),
-    "group_size": Field((int, None), "layers or time steps that count as one, exact inside"),
-    "window": Field((int, None), "window of truncated BPTT"),
-    "mgrit": Field((str, None), "numbers of grad=mgrit, which has no k"),
-    "precision": Field(TEXT, "float32, tf32 or bfloat16"),
-    "data": Field(TEXT, "training data, and those it is scored on if others"),
-    "steps": Field(WHOLE, "training steps"),
-    "epochs": Field(NUMBER, "training steps by steps per epoch"),
-    "batch_size": Field(WHOLE, "examples or sequences per step"),
-    "diverged": Field(YES_NO, "loss or gradient stopped being finite; then there are no scores"),
-    "last_finite_step": Field(WHOLE, "steps after which both were finite; all, if not diverged"),
-    "metric": Field(TEXT, "the score that stands for the run: one of the eval_ fields"),
-    "train_loss": Field(MAYBE_NUMBER, "of the last recorded step, nats"),
-    "eval_loss": Field(MAYBE_NUMBER, "at the end, nats"),
-    "seconds": Field(NUMBER, "wall-clock seconds of training steps; no evaluation, no checkpoints"),
-    "cpu_seconds": Field(NUMBER, "processor seconds of the same, all threads"),
-    "block_passes": Field((int, None), "passes through all blocks, summed over the steps"),
-    "sequential_passes": Field(
-        (int, None), "those that wait for each other when every layer has its own device"
-    ),
-    "peak_memory_mb": Field(NUMBER, "of the process, or allocated on the GPU; 1e6 bytes"),
-    "commit": Field(TEXT, "of this repository"),
-    "dirty": Field(YES_NO, "tracked files differed from that commit, or it is unknown"),
-    "device": Field(TEXT, "processor and threads, or GPU"),
-    "python": Field(TEXT, "version"),
-    "torch": Field(TEXT, "version"),
-    "versions": Field((dict,), "versions of packages that may change a result"),
+FIELDS: dict[str, Types] = {
+    "schema": WHOLE,  # version of this list
+    "config_hash": TEXT,  # of the fields that change the result, experiments/identity.py
+    "setup": TEXT,  # the same without gradient method, schedule and carry
+    "seed": WHOLE,  # of the weights, batches and augmentation
+    "device_kind": TEXT,  # cpu or cuda; with config_hash and seed, a run's key
+    "experiment": (str, NULL),  # preset of configs/experiment, null where none was named
+    "overrides": (list,),  # arguments of train.py that make the run again, but for the seed
+    "config": (dict,),  # the whole configuration, without places on the machine
+    "model": TEXT,  # choice of configs/model
+    "parameters": WHOLE,  # trained parameters
+    "L": WHOLE,  # layers of the longest chain; of a recurrent network, time steps
+    "grad": TEXT,  # gradient method: bp, truncated_bptt, fixed_point, mgrit, highway
+    "k": (int, NULL),  # iterations; null for methods without, and with a schedule
+    "schedule": (str, NULL),  # schedule of k and its numbers; null for one k throughout
+    "tolerance": MAYBE_NUMBER,  # change below which iterations stop early
+    "gamma": (float, int, str, NULL),  # share of the residual path in the block, or "auto"
+    "group_size": (int, NULL),  # layers or time steps that count as one, exact inside
+    "window": (int, NULL),  # window of truncated BPTT
+    "mgrit": (str, NULL),  # numbers of grad=mgrit, which has no k
+    "precision": TEXT,  # float32, tf32 or bfloat16
+    "data": TEXT,  # training data, and those it is scored on if others
+    "steps": WHOLE,  # training steps
+    "epochs": NUMBER,  # training steps by steps per epoch
+    "batch_size": WHOLE,  # examples or sequences per step
+    "diverged": YES_NO,  # loss or gradient stopped being finite; then there are no scores
+    "last_finite_step": WHOLE,  # steps after which both were finite; all, if not diverged
+    "metric": TEXT,  # the score that stands for the run: one of the eval_ fields
+    "train_loss": MAYBE_NUMBER,  # of the last recorded step, nats
+    "eval_loss": MAYBE_NUMBER,  # at the end, nats
+    "seconds": NUMBER,  # wall-clock seconds of training steps; no evaluation, no checkpoints
+    "cpu_seconds": NUMBER,  # processor seconds of the same, all threads
+    "block_passes": (int, NULL),  # passes through all blocks, summed over the steps
+    # those that wait for each other when every layer has its own device
+    "sequential_passes": (int, NULL),
+    "peak_memory_mb": NUMBER,  # of the process, or allocated on the GPU; 1e6 bytes
+    "commit": TEXT,  # of this repository
+    "dirty": YES_NO,  # tracked files differed from that commit, or it is unknown
+    "device": TEXT,  # processor and threads, or GPU
+    "python": TEXT,  # version
+    "torch": TEXT,  # version
+    "versions": (dict,),  # versions of packages that may change a result
 }
-SCORES: dict[str, Field] = {
-    "eval_accuracy": Field(MAYBE_NUMBER, "right answers / all, 0 to 1"),
-    "eval_perplexity": Field(MAYBE_NUMBER, "exp of the loss per token"),
-    "eval_bits_per_char": Field(MAYBE_NUMBER, "loss per character of text, bits"),
+SCORES: dict[str, Types] = {
+    "eval_accuracy": MAYBE_NUMBER,  # right answers / all, 0 to 1
+    "eval_perplexity": MAYBE_NUMBER,  # exp of the loss per token
+    "eval_bits_per_char": MAYBE_NUMBER,  # loss per character of text, bits
 }
-SOMETIMES: dict[str, Field] = {
-    "continued_from": Field(TEXT, "config_hash and step of the run this one has gone on from"),
-    "processes": Field(WHOLE, "of this run; this and the next three with parallel=layers alone"),
-    "sizes": Field((list,), "layers of the chain that each process of a replica has"),
-    "replicas": Field(WHOLE, "of those processes, with a part of every batch each"),
-    "micro_batches": Field(WHOLE, "parts of a batch that follow one another through the layers"),
-    "curve": Field(
-        (dict,),
-        "in results files: columns over training (train, eval) and, if measured, the gradient's "
-        "error (gradient_error)",
-    ),
+SOMETIMES: dict[str, Types] = {
+    "continued_from": TEXT,  # config_hash and step of the run this one has gone on from
+    "processes": WHOLE,  # of this run; this and the next three with parallel=layers alone
+    "sizes": (list,),  # layers of the chain that each process of a replica has
+    "replicas": WHOLE,  # of those processes, with a part of every batch each
+    "micro_batches": WHOLE,  # parts of a batch that follow one another through the layers
+    # in results files: columns over training (train, eval) and, if measured, the gradient's error
+    # (gradient_error)
+    "curve": (dict,),
 }
 
 
@@ -168,9 +159,9 @@ def check_row(row: Any, where: str) -> None:
     complaints = [f"{name} is missing" for name in FIELDS if name not in row]
     complaints += [f"{name} is unknown" for name in row if name not in known]
     complaints += [
-        f"{name} is {row[name]!r}, expected {_named(field)}"
-        for name, field in known.items()
-        if name in row and not _fits(row[name], field)
+        f"{name} is {row[name]!r}, expected {_in_json(types)}"
+        for name, types in known.items()
+        if name in row and type(row[name]) not in types
     ]
     if not complaints and row["metric"] not in row.keys() & SCORES.keys():
         complaints = [f"metric is {row['metric']!r}, expected the name of a score in the row"]
@@ -180,10 +171,5 @@ def check_row(row: Any, where: str) -> None:
         raise UserError(f"{where}: {'; '.join(complaints)}")
 
 
-def _fits(value: Any, field: Field) -> bool:
-    # type, not isinstance: True is not a whole number
-    return (None if value is None else type(value)) in field.types
-
-
-def _named(field: Field) -> str:
-    return " or ".join("null" if kind is None else kind.__name__ for kind in field.types)
+def _in_json(types: Types) -> str:
+    return " or ".join("null" if kind is NULL else kind.__name__ for kind in types)

@@ -6,14 +6,14 @@ import json
 import math
 from pathlib import Path
 
-from experiments.row import FIELDS, SCHEMA
+from experiments.row import FIELDS, NULL, SCHEMA
 from scripts.evidence.paper import PaperRow, paper_rows, preset_setup
 from scripts.evidence.rows import Arm, Row, arm_of, by_arm, curve
 from scripts.evidence.settings import Setting
 
 ROOT = Path(__file__).parents[2]
 SCORES = {"eval_accuracy": 0.9, "eval_bits_per_char": 2.5, "eval_perplexity": 40.0}
-EMPTY = {name: None if None in f.types else f.types[0]() for name, f in FIELDS.items()}
+EMPTY = {name: None if NULL in types else types[0]() for name, types in FIELDS.items()}
 
 
 def row(
