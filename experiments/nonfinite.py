@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from highway_bp.parallel.owners import from_owners
 
@@ -34,18 +33,13 @@ def first_nonfinite_gradient(model: nn.Module) -> str | None:
 @torch.no_grad()
 def first_nonfinite_output(model: nn.Module, x: Tensor) -> str | None:
     """Return the first module, in order of execution, whose output on x is not finite, or None."""
+    names = {module: name for name, module in model.named_modules()}
     found: list[str] = []
 
-    def look(name, module, args, output):
+    def look(module: nn.Module, args: tuple, output: object) -> None:
         if isinstance(output, Tensor) and not output.isfinite().all():
-            found.append(name)
+            found.append(names[module])
 
-    handles = [
-        m.register_forward_hook(partial(look, name)) for name, m in model.named_modules() if name
-    ]
-    try:
+    with register_module_forward_hook(look):
         model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[0] if found else None
+    return next(filter(None, found), None)  # the model's own name is empty
