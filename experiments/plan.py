@@ -17,7 +17,6 @@ from torch import nn
 import highway_bp as hb
 from experiments.config import READ_BY, check, signature
 from experiments.data.batches import Data
-from experiments.diagnostics import Diagnostics
 from experiments.errors import UserError, as_user_error
 from experiments.gpus import take_one_gpu
 from experiments.identity import config_hash, flat, identity, precision_of, setup_hash
@@ -50,7 +49,6 @@ class Plan:
             self.schedule: hb.schedules.Schedule = instantiate(
                 cfg.schedule, _partial_=True, _convert_="all"
             )(self.method)
-        self.diagnostics = Diagnostics(**OmegaConf.to_container(cfg.diagnostics))
         self.device = _device(cfg.device)
         if cfg.trainer.cuda_graph:
             self._check_graphs()

@@ -71,7 +71,7 @@ def _run(plan: Plan) -> Path:
 def _is_finished(plan: Plan, folder: RunFolder) -> bool:
     """Whether the run is finished, which is reported."""
     if folder.finished:
-        more = plan.cfg.advise or plan.diagnostics.at or plan.cfg.trainer.snapshots
+        more = plan.cfg.advise or plan.cfg.diagnostics.at or plan.cfg.trainer.snapshots
         skipped = ", and with it advice, diagnostics and snapshots" if more else ""
         print(f"{folder.path}: finished already, skipped{skipped}")
     return folder.finished

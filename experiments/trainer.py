@@ -221,7 +221,8 @@ class Trainer:
         return self.step % interval == 0 or self.step == self.total_steps
 
     def _diagnoses(self) -> bool:
-        return self.plan.diagnostics.due(self.step, self.total_steps)
+        at = self.plan.cfg.diagnostics.at
+        return self.step in {round(fraction * self.total_steps) for fraction in at}
 
     def _reads(self) -> bool:
         """Whether measurements are needed now; if not, do not wait for the GPU to read them."""
@@ -258,13 +259,16 @@ class Trainer:
             raise Diverged(self.step, f"the final evaluation gave {scores}")
 
     def _diagnose(self) -> None:
-        """Measure and record the gradient's error on the next batch."""
+        """Record the gradient's error on the next batch at every k, as in the paper's Figure 6."""
+        settings, processes = self.plan.cfg.diagnostics, self.plan.processes
         loss = self.objective.loss_on(*self.objective.batch(self.step))
-        method, processes = hb.current_method(self.model), self.plan.processes
-        errors = processes.broadcast(  # in case replicas round differently
-            self.plan.diagnostics.measure(self.model, loss, method, processes.mean)
-        )
-        self._write({"seconds": self.seconds, "gradient_error": errors})
+        method = hb.current_method(self.model)
+        if not hasattr(method, "k"):
+            method = hb.Highway(0, settings.gamma)
+        errors = hb.gradient_error(self.model, loss, list(settings.ks), method, processes.mean)
+        found = [{n: v for n, v in asdict(e).items() if n != "parameters"} for e in errors]
+        found = processes.broadcast(found)  # in case replicas round differently
+        self._write({"seconds": self.seconds, "gradient_error": found})
 
     def _snapshot(self) -> None:
         """Save the current weights."""

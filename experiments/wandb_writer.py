@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.diagnostics import flat
 from experiments.errors import UserError
 from experiments.row import method_name
 
@@ -16,6 +16,12 @@ from experiments.row import method_name
 def group_name(about: dict[str, Any]) -> str:
     """Name the group of comparable runs (all methods, seeds), e.g. "resnet32_cifar10-0a1b2c3d"."""
     return f"{about['experiment'] or about['model']}-{about['setup']}"
+
+
+def flat(errors: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return gradient errors as plain numbers: {"gradient_error/cosine/k1": 0.8, ...}."""
+    names = ("cosine", "relative_error", "increment")
+    return {f"gradient_error/{name}/k{e['k']}": e[name] for e in errors for name in names}
 
 
 class WandbWriter:

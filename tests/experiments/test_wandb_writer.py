@@ -11,10 +11,9 @@ import pytest
 from hydra.utils import instantiate
 
 from experiments.config import composed
-from experiments.diagnostics import flat
 from experiments.errors import UserError
 from experiments.row import method_name
-from experiments.wandb_writer import NoWriter, WandbWriter, group_name
+from experiments.wandb_writer import NoWriter, WandbWriter, flat, group_name
 from tests.train_cli import only_run, records_of, start_and_kill
 
 pytestmark = pytest.mark.slow
