@@ -17,11 +17,28 @@ Batch = tuple[Tensor, Tensor]
 Device = torch.device | str
 
 
-class TrainBatches(Protocol):
-    """An endless sequence of training batches."""
+class TrainBatches(ABC):
+    """Endless batches: each epoch is a permutation of the rows, less its last partial batch.
 
-    steps_per_epoch: int
+    Raises UserError if ``batch_size`` is below 1 or above ``total``, the number of rows.
+    """
 
+    def __init__(self, total: int, batch_size: int, seed: int, device: Device = "cpu") -> None:
+        if not 1 <= batch_size <= total:
+            raise UserError(f"batch_size: {batch_size}; give 1 up to {total}, the training rows")
+        self.steps_per_epoch = total // batch_size
+        self._total, self._batch_size, self._seed, self._device = total, batch_size, seed, device
+        self._epoch, self._order = -1, torch.empty(0)  # the permutation last used
+
+    def rows(self, step: int) -> Tensor:
+        """Return the rows of step >= 0, int64 (B,) on the device."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            order = torch.randperm(self._total, generator=generator_for("epoch", self._seed, epoch))
+            self._epoch, self._order = epoch, order.to(self._device)
+        return self._order[position * self._batch_size :][: self._batch_size]
+
+    @abstractmethod
     def batch(self, step: int) -> Batch:
         """Return x and y of step >= 0, functions of seed and step only: resuming needs no state."""
 
@@ -43,28 +60,6 @@ class Data(Protocol):
 
     def eval_batches(self, batch_size: int, device: Device) -> Iterable[Batch]:
         """All test rows once, in the same order every time."""
-
-
-class Epochs:
-    """The rows of training batches: each epoch is a new permutation, less its last partial batch.
-
-    Raises UserError if ``batch_size`` is below 1 or above ``total``, the number of rows.
-    """
-
-    def __init__(self, total: int, batch_size: int, seed: int, device: Device = "cpu") -> None:
-        if not 1 <= batch_size <= total:
-            raise UserError(f"batch_size: {batch_size}; give 1 up to {total}, the training rows")
-        self.steps_per_epoch = total // batch_size
-        self._total, self._batch_size, self._seed, self._device = total, batch_size, seed, device
-        self._epoch, self._order = -1, torch.empty(0)  # the permutation last used
-
-    def rows(self, step: int) -> Tensor:
-        """Return the rows of step >= 0, int64 (B,) on the device."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            order = torch.randperm(self._total, generator=generator_for("epoch", self._seed, epoch))
-            self._epoch, self._order = epoch, order.to(self._device)
-        return self._order[position * self._batch_size :][: self._batch_size]
 
 
 def generator_for(purpose: str, seed: int, index: int) -> torch.Generator:
@@ -92,7 +87,7 @@ class TensorData(ABC):
         return (self.batch(*rows, device, None) for rows in zip(x, y, strict=True))
 
 
-class _TensorBatches(Epochs):
+class _TensorBatches(TrainBatches):
     def __init__(self, data: TensorData, batch_size: int, seed: int, device: Device) -> None:
         self._data, self._to = data, device
         self._x, self._y = data.rows(True, device)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import models.torchvision_ops  # noqa: F401, before torchvision
 from experiments.data.augment import normalised
-from experiments.data.batches import Batch, Device, Epochs, generator_for
+from experiments.data.batches import Batch, Device, TrainBatches, generator_for
 from experiments.errors import UserError
 from experiments.tasks import Classification
 
@@ -47,7 +47,7 @@ class FolderData:
         return _batches(self.test, self.workers, device, batch_size=batch_size)
 
 
-class FolderBatches(Epochs):
+class FolderBatches(TrainBatches):
     """Random crops, mirrored half of the time. Workers decode the next batches meanwhile."""
 
     def __init__(self, data: FolderData, batch_size: int, seed: int, device: Device) -> None:
