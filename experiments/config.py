@@ -26,6 +26,8 @@ HELP = "python train.py --cfg job shows all keys"
 
 # Groups whose choice is a part of the configuration, and must be made.
 CHOSEN = [group for group in GROUPS if group not in ("experiment", "hydra/launcher")]
+# The length of training; the first of these that is set counts.
+LENGTHS = ("steps", "optim.steps", "optim.epochs")
 # Keys that each algorithm and schedule of `optim` reads beside those that all read.
 READ_BY = {
     "sgd": {"momentum"},
@@ -226,5 +228,5 @@ def _check_missing(values: Mapping[str, Any], of_logger: Iterable[str]) -> None:
             if f"optim.{name}" not in values:
                 given = f"{key}={values[key]} without optim.{name}"
                 raise UserError(f"{given}; expected +optim.{name}=...")
-    if all(values[key] is None for key in ("steps", "optim.steps", "optim.epochs")):
+    if all(values[key] is None for key in LENGTHS):
         raise UserError("steps, optim.steps and optim.epochs are null; expected one of them")

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 import highway_bp as hb
-from experiments.config import READ_BY, check, signature
+from experiments.config import LENGTHS, READ_BY, check, signature
 from experiments.data.batches import Data
 from experiments.errors import UserError, as_user_error
 from experiments.gpus import take_one_gpu
@@ -95,42 +95,37 @@ class Plan:
 
     def without_effect(self) -> list[str]:
         """Return a line for each key that was given and has no effect, because of another one."""
-        cfg, schedule = self.cfg, self.choices["schedule"]
-        given = {override.partition("=")[0].lstrip("+") for override in self.overrides}
-        reasons = {}
-        for key in sorted({"k", "gamma"} & given):
+        given = sorted({override.partition("=")[0].lstrip("+") for override in self.overrides})
+        reasons = {key: self._overridden_by(key) for key in given}
+        return [
+            f"{key}={OmegaConf.select(self.cfg, key)} has no effect with {why}"
+            for key, why in reasons.items()
+            if why
+        ]
+
+    def _overridden_by(self, key: str) -> str | None:
+        """Return what makes a key have no effect, for instance "grad=bp", or None."""
+        cfg, optim, choices = self.cfg, self.cfg.optim, self.choices
+        group, _, name = key.rpartition(".")
+        if key in ("k", "gamma"):
             if key not in cfg.grad:
-                reasons[key] = f"grad={self.choices['grad']}"
-            elif cfg.grad[key] != cfg[key]:
-                reasons[key] = f"grad.{key}={cfg.grad[key]}"
-            elif key == "k" and schedule not in ("constant", "bp_every"):
-                reasons[key] = f"schedule={schedule}, which sets it"
-        reasons |= self._unread_optim(given) | self._unread_parallel(given)
-        if pretrained := cfg.model.get("pretrained"):
-            why = f"model.pretrained={pretrained}, which has its own sizes"
-            reasons |= {key: why for key in sorted(SIZES & given)}
-        values = {key: OmegaConf.select(cfg, key) for key in reasons}
-        return [f"{key}={values[key]} has no effect with {why}" for key, why in reasons.items()]
-
-    def _unread_optim(self, given: set[str]) -> dict[str, str]:
-        """Keys of the length of training and of the optimiser that others override, and why."""
-        optim = self.cfg.optim
-        lengths = ("steps", "optim.steps", "optim.epochs")  # the first that is set counts
-        length = next(key for key in lengths if OmegaConf.select(self.cfg, key) is not None)
-        overridden = given.intersection(lengths[lengths.index(length) + 1 :])
-        reasons = dict.fromkeys(
-            sorted(overridden), f"{length}={OmegaConf.select(self.cfg, length)}"
-        )
-        others = set.union(*READ_BY.values()) - READ_BY[optim.algorithm] - READ_BY[optim.schedule]
-        unread = given & {f"optim.{name}" for name in others}
-        why = f"optim.algorithm={optim.algorithm} and optim.schedule={optim.schedule}"
-        return reasons | dict.fromkeys(sorted(unread), why)
-
-    def _unread_parallel(self, given: set[str]) -> dict[str, str]:
-        """Settings of several processes where there is one."""
-        unread = () if self.cfg.parallel.layers else given
-        keys = sorted(key for key in unread if key.startswith("parallel."))
-        return dict.fromkeys(keys, f"parallel={self.choices['parallel']}")
+                return f"grad={choices['grad']}"
+            if cfg.grad[key] != cfg[key]:
+                return f"grad.{key}={cfg.grad[key]}"
+            if key == "k" and choices["schedule"] not in ("constant", "bp_every"):
+                return f"schedule={choices['schedule']}, which sets it"
+        elif key in LENGTHS:
+            first = next(one for one in LENGTHS if OmegaConf.select(cfg, one) is not None)
+            if LENGTHS.index(key) > LENGTHS.index(first):
+                return f"{first}={OmegaConf.select(cfg, first)}"
+        elif group == "optim" and name in set.union(*READ_BY.values()):
+            if name not in READ_BY[optim.algorithm] | READ_BY[optim.schedule]:
+                return f"optim.algorithm={optim.algorithm} and optim.schedule={optim.schedule}"
+        elif group == "parallel" and not cfg.parallel.layers:
+            return f"parallel={choices['parallel']}"
+        elif key in SIZES and cfg.model.get("pretrained"):
+            return f"model.pretrained={cfg.model.pretrained}, which has its own sizes"
+        return None
 
     def in_words(self) -> str:
         """For instance "resnet32 on cifar10, bp, 9 steps in batches of 128, seed 0, on cpu"."""
