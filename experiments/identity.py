@@ -145,14 +145,6 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + key, value
 
 
-def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the first key in which two flat configurations differ, with both values, or None."""
-    for key in sorted({*old, *new}):
-        if old.get(key) != new.get(key) or (key in old) != (key in new):
-            return key, old.get(key), new.get(key)
-    return None
-
-
 def _value(key: str, value: Any) -> Any:
     """Return a whole number as a float, so that 1 equals 1.0, and a class as its lasting name."""
     if key.endswith("._target_"):

@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_map_only
 
 import highway_bp as hb
 from experiments.errors import GRACE, UserError, as_user_error
-from experiments.identity import differing
 from experiments.interrupt import Interrupted
 from experiments.run_folder import BeingTrained, RunFolder
 
@@ -231,12 +230,12 @@ def check_alike(store: dist.Store, rank: int, size: int, settings: Mapping[str, 
     store.set(f"settings/{rank}", json.dumps(settings))
     first, *others = (json.loads(store.get(f"settings/{other}")) for other in range(size))
     for other, found in enumerate(others, 1):
-        if difference := differing(first, found):
-            key, a, b = difference
-            raise UserError(
-                f"{key} is {a} on rank 0 and {b} on rank {other}; expected the same arguments on "
-                "all processes"
-            )
+        for key in sorted({*first, *found}):
+            if key not in first or key not in found or first[key] != found[key]:
+                raise UserError(
+                    f"{key} is {first.get(key)} on rank 0 and {found.get(key)} on rank {other}; "
+                    "expected the same arguments on all processes"
+                )
 
 
 def processes_of(cfg: DictConfig) -> OneProcess:
