@@ -3,9 +3,8 @@
     python scripts/bench_trunk.py --out results/bench_trunk.json
 
 The models are the paper's GPT-2 (12 layers of width 256, 256 tokens, batch 4) and a mixture of
-experts (Mixtral, 4 layers of width 256, 4 experts), without and with its router loss. The gradient
-of the router loss comes from inside the layers, so the layers run once more. scripts/benchmark.py
-explains how times and memory are measured.
+experts (Mixtral, 4 layers of width 256, 4 experts), without and with its router loss: its gradient
+comes from inside the layers. scripts/benchmark.py explains how times and memory are measured.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Build one static page of everything: claims and verdicts, figures, tables, the rows behind them.
 
-    python scripts/make_report.py results --out results/report.html
+    python scripts/make_report.py results    # results/report.html
 
 Run `make figures tables` first: the page embeds their files, so it needs no other file.
 """
@@ -108,9 +108,8 @@ def row_text(row: Row) -> str:
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="folder with KEY.jsonl, figures and tables")
-    parser.add_argument("--out", type=Path, help="the page (default: RESULTS/report.html)")
     args = parser.parse_args(argv)
-    out = args.out or args.results / "report.html"
+    out = args.results / "report.html"
     results = read_results(args.results)
     findings = {text: claim.judge(results) for text, claim in CLAIMS.items()}
     write_text(out, page(findings, results))

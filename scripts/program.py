@@ -17,10 +17,12 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         main(sys.argv[1:])
     except HydraException as error:  # a preset that is not there, a wrong argument of train.py
         sys.exit(f"error: {one_line(error)}")
-    except (UserError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None:
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.filename is None:
             raise
-        sys.exit(f"error: {message(error)}")
+        sys.exit(f"error: cannot read or write {error.filename} ({error.strerror})")
 
 
 def at_least_one(text: str) -> int:
@@ -28,10 +30,3 @@ def at_least_one(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}; expected a whole number, at least 1")
     return int(text)
-
-
-def message(error: UserError | OSError) -> str:
-    """One line about a mistake, or a file that cannot be read or written."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"cannot read or write {error.filename} ({error.strerror})"
-    return str(error)
