@@ -10,8 +10,8 @@ import torch
 from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 
+from experiments.config import composed
 from experiments.data import images as images_module
 from experiments.data.augment import PADDING, draw, mirror_and_crop
 from experiments.data.digits import load_digits
@@ -280,9 +280,8 @@ def test_without_files_and_network_it_says_what_to_download_and_where(
 
 @pytest.mark.parametrize("name", ["cifar10", "imagenet32", "tiny_imagenet_32"])
 def test_configs_take_the_data_folder_from_the_environment(monkeypatch, name):
-    file = Path(__file__).parents[2] / "configs" / "data" / f"{name}.yaml"
+    data = composed(f"data={name}").data
     monkeypatch.delenv("HIGHWAY_BP_DATA", raising=False)
-    assert OmegaConf.load(file).root is None
+    assert data.root is None
     monkeypatch.setenv("HIGHWAY_BP_DATA", "/somewhere")
-    config = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    assert config["root"] == "/somewhere" and set(config["rows"]) == set(config["splits"])
+    assert data.root == "/somewhere" and set(data.rows) == set(data.splits)
