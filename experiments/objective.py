@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from experiments.data.batches import Batch, Data
 from experiments.identity import precision_of
-
-if TYPE_CHECKING:
-    from experiments.plan import Plan
+from experiments.processes import OneProcess
 
 
 class Objective:
-    """Loss and scores in the plan's precision, on this process's part of every batch.
+    """Loss and scores in the precision of ``cfg``, on this process's part of every batch.
 
     Attributes:
-        batches: of training, on the plan's device.
+        batches: of training, on the device.
         task: the data's loss and scores.
     """
 
-    def __init__(self, plan: Plan, data: Data) -> None:
-        optim, settings = plan.cfg.optim, plan.cfg.trainer
+    def __init__(
+        self, cfg: DictConfig, data: Data, device: torch.device, processes: OneProcess
+    ) -> None:
         self.data, self.task = data, data.task
-        self.batches = data.train_batches(optim.batch_size, plan.cfg.seed, plan.device)
-        self._device, self._processes = plan.device, plan.processes
-        self._eval_batch_size = settings.eval_batch_size
-        self._bfloat16 = precision_of(settings, plan.device.type) == "bfloat16"
-        wanted, slower = settings.channels_last, self._bfloat16 and plan.device.type == "cpu"
+        self.batches = data.train_batches(cfg.optim.batch_size, cfg.seed, device)
+        self._device, self._processes = device, processes
+        self._eval_batch_size = cfg.trainer.eval_batch_size
+        self._bfloat16 = precision_of(cfg.trainer, device.type) == "bfloat16"
+        wanted, slower = cfg.trainer.channels_last, self._bfloat16 and device.type == "cpu"
         self._channels_last = not slower if wanted == "auto" else wanted
 
     def place(self, model: nn.Module) -> None:

@@ -64,7 +64,8 @@ def _run(plan: Plan) -> Path:
     with processes.enter(folder):
         # another process may have finished it while this one loaded the data
         if not processes.broadcast(_is_finished(plan, folder)):
-            _train(plan, folder, Objective(plan, data), model)
+            objective = Objective(cfg, data, plan.device, processes)
+            _train(plan, folder, objective, model)
     return folder.path
 
 

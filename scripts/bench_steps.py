@@ -27,7 +27,9 @@ from experiments.config import composed
 from experiments.cuda_graphs import EAGER, GraphedPasses, Passed
 from experiments.errors import UserError
 from experiments.identity import precision_of
+from experiments.objective import Objective
 from experiments.optimizer import build_optimizer
+from experiments.processes import OneProcess
 from experiments.run import prepare_torch
 from scripts import benchmark
 from scripts.benchmark import DEVICE
@@ -42,18 +44,15 @@ def step_of(cfg: DictConfig, arm: str) -> Callable[[], object]:
     data = surrogate(cfg.data)
     torch.manual_seed(0)
     pretrained = {"pretrained": None} if cfg.model.get("pretrained") else {}
-    model = instantiate(cfg.model, **data.model_arguments(), **pretrained).to(DEVICE).train()
+    model = instantiate(cfg.model, **data.model_arguments(), **pretrained).train()
     hb.set_method(model, benchmark.method_of(arm, cfg.gamma))
-    x, y = data.train_batches(cfg.optim.batch_size, 0, DEVICE).batch(0)
-    amp = precision_of(cfg.trainer, DEVICE.type) == "bfloat16"
-    if not (amp and DEVICE.type == "cpu"):  # as the trainer lays them out
-        model.to(memory_format=torch.channels_last)
-        x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-    optimizer = build_optimizer(model, cfg.optim)
-    passes = partial(one_pass, model, data.task.loss, amp=amp)
+    objective = Objective(cfg, data, DEVICE, OneProcess())
+    objective.place(model)
+    optimizer, batch = build_optimizer(model, cfg.optim), objective.batch(0)
+    passes = partial(one_pass, model, objective.loss)
     if cfg.trainer.cuda_graph:
         passes = graphed(model, passes)
-    step = partial(training_step, model, passes, optimizer, (x, y), cfg.optim.clip)
+    step = partial(training_step, model, passes, optimizer, batch, cfg.optim.clip)
     for _ in range(EAGER):
         step()
     return step

@@ -46,7 +46,7 @@ def surrogate(data: DictConfig, rows: int = 2048) -> Data:
 Loss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, object]]
 
 
-def one_pass(model: nn.Module, loss_of: Loss, x: Tensor, y: Tensor, amp: bool) -> Tensor:
+def one_pass(model: nn.Module, loss_of: Loss, x: Tensor, y: Tensor, amp: bool = False) -> Tensor:
     """Run forward and backward as in training; return the loss, ()."""
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=amp):
         loss, _ = loss_of(model, x, y)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from experiments.errors import UserError
 from scripts.evidence.paper import PaperRow, paper_rows, preset_gamma, step_setup
@@ -97,14 +97,8 @@ def read_results(folder: Path) -> Results:
     return Results(folder, found, left_out)
 
 
-class Output(Protocol):
-    """A figure, or a page of tables."""
-
-    def write(self, folder: Path, name: str) -> Path:
-        """Write the files NAME.*; returns the path of one of them."""
-
-
-Makers = Mapping[str, Callable[[Results], Output | None]]  # None: there is no data for it
+# Each returns an object whose write(folder, name) writes files NAME.*, or None without data for it.
+Makers = Mapping[str, Callable[[Results], Any]]
 
 
 def make_all(description: str, outputs: str, makers: Makers, argv: Sequence[str]) -> None:

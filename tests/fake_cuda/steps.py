@@ -142,7 +142,8 @@ def trainer_of(line: str) -> Trainer:
         data = replace(data, augment=True, flip=True)
     model = instantiate(cfg.model, **data.model_arguments())
     hb.set_method(model, plan.method)
-    return Trainer(plan, Objective(plan, data), model, Folder(), lambda *_: None, {})
+    objective = Objective(cfg, data, plan.device, plan.processes)
+    return Trainer(plan, objective, model, Folder(), lambda *_: None, {})
 
 
 SCHEDULES = sorted(file.stem for file in (CONFIGS / "schedule").glob("*.yaml"))
