@@ -78,7 +78,7 @@ def load_rows(
     if rows not in (None, len(found)):
         raise UserError(
             f"data: {name}, split {split!r} has {len(found)} rows, {rows} expected; a file is "
-            "missing or of another release: download the split again, or set data.rows=null"
+            "missing or of another release: download the split again, or set its rows to null"
         )
     return found.select_columns(list(columns))
 

@@ -149,7 +149,7 @@ def test_a_replaced_text_is_tokenised_anew(folder):
         ({"length": 200}, r"data.length: 200, but the test text has only \d+ tokens"),
         (
             {"train": {"name": TRAIN, "config": None, "split": "train", "rows": 33}},
-            "articles, split 'train' has 32 rows, 33 expected; .* or set data.rows=null",
+            "articles, split 'train' has 32 rows, 33 expected; .* or set its rows to null",
         ),
         ({"train_limit": 4}, r"data.length: 4, but the training text has only 4 tokens"),
     ],
