@@ -46,16 +46,6 @@ class Verdict(StrEnum):
     NOT_MEASURED = "not measured"
 
 
-def verdict_of(outcome: Outcome, full: bool) -> Verdict:
-    """The verdict for an outcome; ``full``: in the paper's own setting."""
-    match outcome:
-        case Outcome.HOLDS:
-            return Verdict.REPRODUCED if full else Verdict.REDUCED
-        case Outcome.FAILS:
-            return Verdict.CONTRADICTED if full else Verdict.NOT_SEEN
-    return Verdict(outcome.value)
-
-
 @dataclass(frozen=True)
 class Finding:
     """What was measured, what follows, whether in full, and the rows that this rests on."""
@@ -67,7 +57,12 @@ class Finding:
 
     @property
     def verdict(self) -> Verdict:
-        return verdict_of(self.outcome, self.full)
+        match self.outcome:
+            case Outcome.HOLDS:
+                return Verdict.REPRODUCED if self.full else Verdict.REDUCED
+            case Outcome.FAILS:
+                return Verdict.CONTRADICTED if self.full else Verdict.NOT_SEEN
+        return Verdict(self.outcome.value)
 
     @property
     def decided(self) -> bool:

@@ -145,7 +145,7 @@ def gap(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, **style)
 
 
-def footer(figure: Figure, axes: Iterable[Axes], notes: Iterable[str] = ()) -> None:
+def footer(figure: Figure, axes: Iterable[Axes], notes: Iterable[str]) -> None:
     """Add one legend of all labels in ``axes``, and notes, below the panels to cover no data."""
     found = {}
     for part in axes:

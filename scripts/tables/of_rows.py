@@ -9,7 +9,7 @@ from scripts.evidence.paper import PaperRow, paper_rows
 from scripts.evidence.results import Results
 from scripts.evidence.rows import METRICS, Arm, Row, devices_of, score
 from scripts.evidence.settings import Setting
-from scripts.tables.table import Page, Table, mean_and_interval, number, ratio
+from scripts.tables.table import Page, Table, mean_and_interval, number
 
 NOTE = (
     "Means over seeds, with the 95 % interval of the mean from three seeds on. Step: of all "
@@ -46,7 +46,7 @@ def network(paper: PaperRow, setting: Setting | None) -> dict[str, str]:
         "L, here": str(ours["L"]) if ours else "not run",
         "parameters, paper": in_short(paper.parameters),
         "parameters, here": in_short(ours["parameters"]) if ours else "not run",
-        "ratio": ratio(ours and ours["parameters"], paper.parameters),
+        "ratio": number(ours and ours["parameters"] / paper.parameters, 2),
         "losses in between": "yes" if paper.intermediate_losses else "no",
         "runs here": state(setting) if setting else paper.command,
     }
@@ -80,7 +80,7 @@ def final_scores(paper: PaperRow, setting: Setting | None) -> dict[str, str]:
         "k": "-" if k is None else str(k),
         "Highway, paper": f"{papers[k]:g}" if k in papers else "-",
         "Highway, here": "not learned" if guess else mean_and_interval(highway),
-        "ratio": ratio(mean, papers.get(k)),
+        "ratio": number(mean / papers[k] if mean and k in papers else None, 2),
         "runs here": state(setting) if setting else "not run",
     }
 
@@ -103,10 +103,10 @@ def of_setting(results: Results, setting: Setting) -> Table:
             "method": setting.label(arm),
             "seeds": str(len(rows)),
             METRICS[setting.paper.metric].label: mean_and_interval(rows),
-            "step, ms": number(step and 1000 * step, 1, "-"),
-            "x BP": number(step and exact and step / exact, 2, "-"),
-            "passes": number(per_step(rows, "block_passes"), 2, "-"),
-            "in a row": number(per_step(rows, "sequential_passes"), 1, "-"),
+            "step, ms": number(step and 1000 * step, 1),
+            "x BP": number(step and exact and step / exact, 2),
+            "passes": number(per_step(rows, "block_passes"), 2),
+            "in a row": number(per_step(rows, "sequential_passes"), 1),
             "memory, MB": f"{max(row['peak_memory_mb'] for row in rows):.0f}",
         }
 

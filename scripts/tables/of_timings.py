@@ -63,8 +63,8 @@ def speedups(shapes: Mapping[str, dict]) -> Lines:
                     "network": paper.title,
                     "k": str(k),
                     "over a loop, paper": f"{printed:.1f}",
-                    "over a loop, here": number(ours, 2, "-"),
-                    "over torch.nn, here": number(shape["speedup"].get(f"k{k}"), 2, "-"),
+                    "over a loop, here": number(ours, 2),
+                    "over torch.nn, here": number(shape["speedup"].get(f"k{k}"), 2),
                 }
             )
     return lines
@@ -78,7 +78,7 @@ def milliseconds(shapes: Mapping[str, dict]) -> Lines:
         for method, (name, prefix) in METHODS.items() if paper.milliseconds else ():
             printed = {f"{prefix}{k}": value for k, value in paper.milliseconds[method].items()}
             printed = {"loop": paper.milliseconds["bp"], "nn": "-", **printed}
-            ours = {arm: number(ms.get(arm), 1, "-") for arm in printed}
+            ours = {arm: number(ms.get(arm), 1) for arm in printed}
             heads = ("BP, loop", "BP, torch.nn", *(f"k={k}" for k in paper.milliseconds[method]))
             if ms and not any(arm.startswith(prefix) for arm in ms):
                 continue

@@ -73,9 +73,5 @@ def mean_and_interval(rows: Sequence[Row]) -> str:
     return f"{mean:.{digits}f}" + ("" if isnan(half) else f" ± {half:.{digits}f}")
 
 
-def ratio(ours: float | None, papers: float | None) -> str:
-    return "-" if ours is None or papers is None else f"{ours / papers:.2f}"
-
-
-def number(value: float | None, digits: int, missing: str = "not measured") -> str:
-    return missing if value is None else f"{value:.{digits}f}"
+def number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

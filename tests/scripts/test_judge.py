@@ -7,6 +7,7 @@ import pytest
 
 from scripts.evidence.claims import CLAIMS
 from scripts.evidence.judge import (
+    Finding,
     Outcome,
     Verdict,
     better_at_equal_k,
@@ -15,7 +16,6 @@ from scripts.evidence.judge import (
     diverges,
     holm,
     matches,
-    verdict_of,
     worse,
 )
 from scripts.evidence.paper import paper_rows
@@ -236,7 +236,7 @@ def test_the_papers_own_setting_alone_is_reproduced():
     assert matches(setting(exact, ours), ours).verdict is Verdict.REDUCED
     bad = seeds("resnet32", "highway", 3, [0.80, 0.801, 0.802], preset=reduced)
     assert matches(setting(exact, bad), bad).verdict is Verdict.NOT_SEEN
-    assert verdict_of(Outcome.FAILS, full=True) is Verdict.CONTRADICTED
+    assert Finding([], Outcome.FAILS, full=True).verdict is Verdict.CONTRADICTED
 
 
 def test_a_claim_on_several_is_as_open_as_the_most_open_one():
