@@ -27,16 +27,13 @@ class Passes:
         """Count one backward pass, which took ``iterations`` iterations."""
         sizes = group_sizes(model, method)
         if method.group_size is None:
-            self.block_passes += 1
-            self.sequential_passes += sum(sizes)
-        else:
-            self._add(iterations, sizes)
+            iterations, sizes = 1, [sum(sizes)]
+        self._add(iterations, sizes)
 
     def add_measurement(self, model: nn.Module, method: hb.Method, ks: Sequence[int]) -> None:
         """Count a schedule's measurement: one exact gradient, and one gradient for every k."""
         sizes = group_sizes(model, method)
-        self.block_passes += 1
-        self.sequential_passes += sum(sizes)
+        self._add(1, [sum(sizes)])
         for k in ks:
             self._add(min(k, len(sizes)), sizes)
 
