@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,13 +14,13 @@ from torch import nn
 import highway_bp as hb
 from experiments import checkpoint
 from experiments.errors import UserError, as_user_error
-from experiments.malloc import keep_freed_memory
 from experiments.nonfinite import Diverged
 from experiments.objective import Objective
 from experiments.passes import group_sizes
 from experiments.plan import Plan, build
 from experiments.provenance import environment
 from experiments.run_folder import BeingTrained, RunFolder, is_busy
+from experiments.torch_settings import prepare_torch
 from experiments.trainer import Trainer
 from experiments.wandb_writer import NoWriter
 
@@ -76,20 +75,6 @@ def _is_finished(plan: Plan, folder: RunFolder) -> bool:
         skipped = ", and with it advice, diagnostics and snapshots" if more else ""
         print(f"{folder.path}: finished already, skipped{skipped}")
     return folder.finished
-
-
-def prepare_torch(settings: Mapping[str, Any]) -> None:
-    """Set threads, memory, and the precision and determinism of CUDA."""
-    if settings["threads"]:
-        torch.set_num_threads(settings["threads"])
-    keep_freed_memory()
-    # Not the newer fp32_precision: once it is set, torch.export fails, as it reads allow_tf32.
-    torch.backends.cuda.matmul.allow_tf32 = settings["tf32"]
-    torch.backends.cudnn.allow_tf32 = settings["tf32"]
-    torch.backends.cudnn.benchmark = not settings["deterministic"]
-    torch.use_deterministic_algorithms(settings["deterministic"])
-    if settings["deterministic"]:  # cuBLAS needs it before its first call
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _beginning(plan: Plan, folder: RunFolder, steps: int) -> dict[str, Any]:

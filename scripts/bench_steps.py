@@ -30,7 +30,7 @@ from experiments.identity import precision_of
 from experiments.objective import Objective
 from experiments.optimizer import build_optimizer
 from experiments.processes import OneProcess
-from experiments.run import prepare_torch
+from experiments.torch_settings import prepare_torch
 from scripts import benchmark
 from scripts.benchmark import DEVICE
 from scripts.program import run

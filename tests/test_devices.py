@@ -17,7 +17,7 @@ import highway_bp as hb
 from experiments.config import composed
 from experiments.cuda_graphs import EAGER, GraphedPasses, Passed
 from experiments.errors import UserError
-from experiments.run import prepare_torch
+from experiments.torch_settings import prepare_torch
 from scripts.benchmark import DEVICE
 from scripts.surrogate import one_pass, surrogate, training_step
 from tests.train_cli import assert_same, only_run
