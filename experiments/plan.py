@@ -78,8 +78,7 @@ class Plan:
             schedule = None if k is None else f"k{k}"
         parts = (self.choices["model"], self.choices["grad"], schedule)
         name = [*filter(None, parts), self.hash, self.device.type, f"s{self.cfg.seed}"]
-        path, identified = Path(self.cfg.run_root) / "-".join(name), {"seed": self.cfg.seed}
-        return RunFolder(path, self.fields | identified, self.processes.writes)
+        return RunFolder(Path(self.cfg.run_root, "-".join(name)), self.processes.writes)
 
     def steps(self, per_epoch: int) -> int:
         """Return the number of training steps; UserError if it is 0 or unfit for the schedule."""

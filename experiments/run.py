@@ -59,7 +59,7 @@ def _run(plan: Plan) -> Path:
     model = plan.model_for(data)
     with as_user_error("grad"):
         hb.set_method(model, plan.method)
-    folder.create()
+    folder.create(plan.fields | {"seed": cfg.seed})
     with processes.enter(folder):
         # another process may have finished it while this one loaded the data
         if not processes.broadcast(_is_finished(plan, folder)):

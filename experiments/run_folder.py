@@ -46,18 +46,16 @@ class RunFolder:
 
     Args:
         path: named after the run; nothing is written before ``create``.
-        config: what identifies the run.
         writes: whether this process writes the files; of several processes, only the first does.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], writes: bool = True):
+    def __init__(self, path: Path, writes: bool = True):
         self.path, self.writes = path, writes
         self._metrics = path / "metrics.jsonl"
-        self._config = json.dumps(config, indent=1, sort_keys=True) + "\n"
 
-    def create(self) -> None:
-        """Make the folder with its config.json; UserError if it cannot be written."""
-        self._write("config.json", self._config)
+    def create(self, config: dict[str, Any]) -> None:
+        """Make the folder, with what identifies the run; UserError if it cannot be written."""
+        self._write("config.json", json.dumps(config, indent=1, sort_keys=True) + "\n")
 
     @property
     def finished(self) -> bool:

@@ -13,8 +13,8 @@ CONFIG = {"model": {"depth": 20}, "lr": 0.1, "seed": 0}
 
 
 def created(path: Path, config: dict = CONFIG) -> RunFolder:
-    folder = RunFolder(path, config)
-    folder.create()
+    folder = RunFolder(path)
+    folder.create(config)
     return folder
 
 
@@ -28,11 +28,11 @@ def with_steps(path: Path, *steps: int) -> RunFolder:
 def test_records_come_back_as_they_were_written(tmp_path):
     with_steps(tmp_path / "run", 1, 3)  # on disk when append returns
     expected = [{"step": 1, "loss": 1.0}, {"step": 3, "loss": 1 / 3}]
-    assert RunFolder(tmp_path / "run", CONFIG).records() == expected
+    assert RunFolder(tmp_path / "run").records() == expected
 
 
 def test_a_new_folder_has_the_config_and_no_records_and_is_not_there_before(tmp_path):
-    RunFolder(tmp_path / "deep" / "run", CONFIG)
+    RunFolder(tmp_path / "deep" / "run")
     assert not (tmp_path / "deep").exists()
     folder = created(tmp_path / "deep" / "run")
     assert json.loads((folder.path / "config.json").read_text()) == CONFIG
