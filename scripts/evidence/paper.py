@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
-from math import log
 
 from omegaconf import OmegaConf
 
@@ -48,11 +47,6 @@ class PaperRow:
         """The command that makes the rows."""
         gpu = all(one.gpu for one in plan() if one.key == self.key)
         return f"python scripts/run_plan.py {self.key}{' --gpu' if gpu else ''}"
-
-    def margin_of(self, full: bool) -> float:
-        """How much worse a matching score may be, in the units of `settings.error_score`."""
-        margin = self.margin if full else self.margin_reduced or self.margin
-        return log(1 + margin) if self.metric == "eval_perplexity" else margin
 
 
 @cache

@@ -41,7 +41,10 @@ class Setting:
 
     @property
     def margin(self) -> float:
-        return self.paper.margin_of(self.full)
+        """How much worse a matching score may be, in the units of `error_score`."""
+        paper = self.paper
+        margin = paper.margin if self.full else paper.margin_reduced or paper.margin
+        return log(1 + margin) if paper.metric == "eval_perplexity" else margin
 
     @property
     def device(self) -> str:
