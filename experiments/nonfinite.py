@@ -38,8 +38,8 @@ def first_nonfinite_output(model: nn.Module, x: Tensor) -> str | None:
 
     def look(module: nn.Module, args: tuple, output: object) -> None:
         if isinstance(output, Tensor) and not output.isfinite().all():
-            found.append(names[module])
+            found.append(names.get(module, ""))
 
     with register_module_forward_hook(look):
         model(x)
-    return next(filter(None, found), None)  # the model's own name is empty
+    return next(filter(None, found), None)  # the name of the model itself is empty
