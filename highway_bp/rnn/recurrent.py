@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.utils.stateless import _reparametrize_module  # of torch.func.functional_call
 
 from highway_bp.first_order import refuse_transforms
 from highway_bp.graph_check import nodes
 from highway_bp.has_method import HasMethod, Watched
 from highway_bp.methods import Backprop, Method, check_fixed_gamma
+from highway_bp.own_gradients import check_own_gradients, own_gradients
 from highway_bp.rnn.steps import Gradients, Rows, Steps, autocast
 from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
 from highway_bp.segment import emptied
@@ -143,27 +146,42 @@ class _RowsOfSteps:
         layout: _Layout,
         device: torch.device,
     ):
-        self.cell, self.names, self.carry, self.layout = cell, names, carry, layout
+        self.module, self.names, self.carry, self.layout = cell, names, carry, layout
         self.name, self.autocast = type(cell).__name__, autocast(device)
         kind = device.type
         self.is_mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
     def forward(self, x, start, weights, ends) -> tuple[Tensor]:
         before = random_state(x.device)
-        states, s = [], start[0]
-        with torch.enable_grad():
-            x, mark = _Inside.apply(self.name, x, s[:, :0], *weights)
-            for x_t in x:
-                marked = torch.cat([s, mark.to(s.dtype)], -1)  # as s; its graph leads to _Inside
-                s = _step(self.cell, self.layout, x_t, marked).detach()
-                states.append(s)
+        states = self._forward_states(x, start[0], weights)
         after = random_state(x.device)
         if any(a is not None and not a.equal(b) for a, b in zip(before, after, strict=True)):
             raise RuntimeError(
                 f"{self.name} draws random numbers (dropout?), and its backward pass would draw "
                 "other ones; expected a cell without them, or Backprop()"
             )
-        return (torch.stack(states),)
+        return (states,)
+
+    def _forward_states(self, x: Tensor, s: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """As `_run`, with a graph for each step alone, which leads to `_Inside`."""
+        states = []
+        with torch.enable_grad():
+            inside, mark = _Inside.apply(self.name, x, s[:, :0], *weights)
+            wanted = s.requires_grad  # as in backpropagation; cells may ask
+            for x_t in inside if x.requires_grad else x:
+                given = torch.cat([s.detach(), mark.to(s.dtype)], -1) if wanted else s
+                s = _step(self.module, self.layout, x_t, given)
+                if wanted and given._version:
+                    raise RuntimeError(
+                        f"{self.name} writes into the state that it gets; expected a copy, or "
+                        "Backprop()"
+                    )
+                wanted = s.requires_grad
+                if wanted and not mark.requires_grad:
+                    self._refuse_foreign("a tensor")
+                s = s.detach()
+                states.append(s)
+        return torch.stack(states)
 
     def gradients(self, method: Method, rows: Rows, size: int) -> Gradients:
         ends = at_ends(rows.states[1:], size)
@@ -171,8 +189,10 @@ class _RowsOfSteps:
 
         def run(x: Tensor, start: Tensor, where: slice) -> tuple[Tensor, Tensor]:
             with self.autocast:
-                inside = _run(self.cell, self.layout, x, start)
+                inside = _run(self.module, self.layout, x, start)
             self._check(inside, ends[where].flatten(0, 1), [x, start, *weights])
+            if size > 1:
+                self._refuse_affine(inside, [t for t in (x, start, *weights) if t.requires_grad])
             return inside, inside[-1]
 
         def K() -> Tensor:
@@ -181,9 +201,11 @@ class _RowsOfSteps:
         b_ends = at_ends(rows.b[0], size)
         windows = Windows(size, rows.before[::size], b_ends, K, run, weights)
         hooks = (p._backward_hooks for p in weights if p._backward_hooks)
+        before = own_gradients([self])
         # Hooks run when these gradients leave the chain.
-        with emptied(hooks), kept_buffers(self.cell), own_weights:
+        with emptied(hooks), _kept(self.module), own_weights:
             grad_x, w_0, by_weight = window_gradients(method, windows, rows)
+        check_own_gradients(before, own_gradients([self]))
         return grad_x, [w_0], by_weight
 
     def _weights(self, rows: Rows) -> tuple[list[Tensor], AbstractContextManager]:
@@ -192,12 +214,12 @@ class _RowsOfSteps:
         The cell may have others now: `torch.func.functional_call` gave them, a checkpoint gives
         copies, or they were frozen since.
         """
-        now = dict(self.cell.named_parameters())
+        now = dict(self.module.named_parameters())
         pairs = list(zip(self.names, rows.weights, strict=True))
         if all(w is now.get(name) and w.requires_grad for name, w in pairs):
             return [*rows.weights], contextlib.nullcontext()
         copies = {name: w.detach().requires_grad_() for name, w in pairs}
-        return [*copies.values()], _reparametrize_module(self.cell, copies, tie_weights=True)
+        return [*copies.values()], _reparametrize_module(self.module, copies, tie_weights=True)
 
     def _check(self, inside: Tensor, end: Tensor, known: list[Tensor]) -> None:
         """Raise RuntimeError if the gradient would be wrong: the cell gives other states when run
@@ -212,10 +234,26 @@ class _RowsOfSteps:
         for node in nodes([inside], frozenset()):
             leaf = getattr(node, "variable", None)
             if leaf is not None and not any(leaf is t for t in known):
-                raise RuntimeError(
-                    f"{self.name} uses a tensor of shape {[*leaf.shape]} that requires a gradient "
-                    "and is no parameter of it; expected x, its state and its parameters alone"
-                )
+                self._refuse_foreign(f"a tensor of shape {[*leaf.shape]}")
+
+    def _refuse_affine(self, inside: Tensor, known: list[Tensor]) -> None:
+        """Refuse a backward pass that adds to the gradient: two products would contain it."""
+        if not any(isinstance(node, BackwardCFunction) for node in nodes([inside], frozenset())):
+            return
+        zeros = torch.zeros_like(inside)
+        found = torch.autograd.grad(inside, known, zeros, retain_graph=True, allow_unused=True)
+        if any(g is not None and ((g != 0) & ~g.isnan()).any() for g in found):
+            raise RuntimeError(
+                f"{self.name} adds to the gradient in its backward pass (a loss of its own?), "
+                "which would be counted repeatedly in a window; expected group_size=1, or "
+                "Backprop()"
+            )
+
+    def _refuse_foreign(self, what: str) -> NoReturn:
+        raise RuntimeError(
+            f"{self.name} uses {what} that requires a gradient and is no parameter of it; expected "
+            "x, its state and its parameters alone, or Backprop()"
+        )
 
     def diagonal(self, x: Tensor, before: Tensor, after: Tensor) -> Tensor:
         """The carry at all steps (L, B, S); x (L, B, I), states (L, B, S)."""
@@ -257,9 +295,25 @@ class _Inside(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         raise RuntimeError(
-            f"a loss uses a tensor that {ctx.name} keeps, or that a hook inside it shows; expected "
-            "one on its states or outputs, or Backprop()"
+            f"a loss (or a gradient taken inside) uses a tensor that {ctx.name} keeps, or that a "
+            "hook inside it shows; expected a loss on its states or outputs, or Backprop()"
         )
+
+
+@contextlib.contextmanager
+def _kept(cell: nn.Module) -> Iterator[None]:
+    """Restore buffers, attributes, and lists among these, on exit."""
+    attributes = [(vars(m), dict(vars(m))) for m in cell.modules()]
+    lists = [(v, list(v)) for _, old in attributes for v in old.values() if type(v) is list]
+    with kept_buffers(cell):
+        try:
+            yield
+        finally:
+            for now, old in attributes:
+                now.clear()
+                now.update(old)
+            for now, old in lists:
+                now[:] = old
 
 
 def _run(cell: nn.Module, layout: _Layout, x: Tensor, start: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """`Recurrent`: any cell, against autograd and against `GRU`."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -170,47 +172,116 @@ def test_buffers_of_the_cell_count_one_pass():
 
 
 class Keeps(MinimalGatedCell):
-    """Keeps costs of its steps, of its weights and, detached, a mean of its states."""
+    """Keeps what a function of its input, its state and the new state returns at each step."""
 
-    def __init__(self):
+    def __init__(self, function):
         super().__init__(D, H)
-        self.costs, self.mean = [], torch.zeros(())
+        self.function, self.kept, self.last = function, [], None
+        self.head = nn.Linear(D, 1)
 
     def forward(self, x, h):
-        h = super().forward(x, h)
-        self.costs.append(h.square().mean())
-        self.mean = self.mean + h.detach().mean()
-        self.decay = sum(p.square().sum() for p in self.parameters())
-        return h
+        new = super().forward(x, h)
+        self.last = self.function(self, x, h, new)
+        self.kept.append(self.last)
+        return new
 
 
-BACKWARD = {
-    "loss.backward()": lambda loss, network: loss.backward(),
-    "autograd.grad": lambda loss, network: torch.autograd.grad(loss, next(network.parameters())),
-}
+def kept_by(method, function, *, before=True, wants=True):
+    """Gradients of a loss on the states and on what the cell keeps, formed before backward()."""
+    torch.manual_seed(0)
+    network = hb.Recurrent(Keeps(function), method=method).double()
+    outputs, _ = network(X.double().requires_grad_(wants), ZEROS.double())
+    loss, cell = outputs.square().sum(), network.cell
+    if before:
+        (loss + sum(cell.kept) + cell.last).backward()
+    else:
+        loss.backward()
+        (sum(cell.kept) + cell.last).backward()
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in network.parameters()]
 
 
-@pytest.mark.parametrize("backward", BACKWARD)
-@pytest.mark.parametrize("seen", ["first cost", "last cost", "hook"])
-def test_a_loss_on_what_a_cell_keeps_is_refused(seen, backward):
-    network, shown = hb.Recurrent(Keeps(), method=hb.Highway(1)), []
-    next(network.cell.children()).register_forward_hook(lambda *call: shown.append(call[2]))
-    outputs, _ = network(X, ZEROS)
-    costs = {"first cost": network.cell.costs[0], "last cost": network.cell.costs[-1]}
-    loss = outputs.sum() + costs.get(seen, shown[0].sum())
-    with pytest.raises(RuntimeError, match="a loss uses a tensor that Keeps keeps, or that a hook"):
-        BACKWARD[backward](loss, network)
+@pytest.mark.parametrize("backward", ["loss.backward()", "autograd.grad"])
+@pytest.mark.parametrize("step", [0, -1])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda cell, x, h, new: new.square().mean(),
+        lambda cell, x, h, new: cell.head(x).sum(),
+        lambda cell, x, h, new: 2 * h.sum(),
+    ],
+    ids=["of the new state", "of the input", "of the state"],
+)
+def test_a_loss_on_what_a_cell_keeps_is_refused(function, step, backward):
+    network = hb.Recurrent(Keeps(function), method=hb.Highway(1))
+    outputs, _ = network(X.clone().requires_grad_(), ZEROS.clone().requires_grad_())
+    loss = outputs.sum() + network.cell.kept[step]
+    with pytest.raises(RuntimeError, match="a tensor that Keeps keeps, or that a hook inside it"):
+        if backward == "autograd.grad":
+            torch.autograd.grad(loss, next(network.parameters()))
+        loss.backward()
 
 
-def test_other_tensors_that_a_cell_keeps():
-    found = []
-    for method in (hb.Backprop(), hb.Highway(L)):
-        torch.manual_seed(0)
-        network = hb.Recurrent(Keeps(), method=method).double()
-        outputs, _ = network(X.double(), ZEROS.double())
-        (outputs.square().sum() * network.cell.mean + network.cell.decay).backward()
-        found.append([p.grad for p in network.parameters()])
+def test_a_loss_on_what_a_hook_inside_a_cell_shows_is_refused():
+    network, shown = hb.Recurrent(CELL, method=hb.Highway(1)), []
+    handle = next(CELL.children()).register_forward_hook(lambda *call: shown.append(call[2]))
+    loss = network(X, ZEROS)[0].sum() + shown[1].sum()
+    with pytest.raises(RuntimeError, match="a tensor that MinimalGatedCell keeps, or that a hook"):
+        loss.backward()
+    handle.remove()
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda cell, x, h, new: sum(p.square().sum() for p in cell.parameters()),
+        lambda cell, x, h, new: cell.head(x.detach()).sum(),
+        lambda cell, x, h, new: new.detach().mean() * cell.head.bias.sum(),
+    ],
+    ids=["of weights", "of the detached input", "of the detached state"],
+)
+def test_a_loss_on_what_a_cell_keeps_of_its_weights(function, before):
+    found = [kept_by(method, function, before=before) for method in (hb.Backprop(), hb.Highway(L))]
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+def test_the_graph_of_a_step_is_freed_with_the_step():
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, h):
+            return h.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            return g
+
+    nodes = []
+
+    class Notes(MinimalGatedCell):
+        def forward(self, x, h):
+            h = Function.apply(h)
+            nodes.append(weakref.ref(h.grad_fn))
+            return super().forward(x, h)
+
+    network = hb.Recurrent(Notes(D, H), method=hb.Highway(1))
+    outputs, _ = network(X, ZEROS.clone().requires_grad_())
+    assert len(nodes) == L
+    assert not any(ref() for ref in nodes)
+    outputs.sum().backward()
+
+
+def test_a_cell_asks_whether_gradients_are_wanted():
+    """As in backpropagation: not of an input, or a first state, that needs none."""
+    asked = []
+
+    class Asks(MinimalGatedCell):
+        def forward(self, x, h):
+            asked.append((x.requires_grad, h.requires_grad))
+            return super().forward(x, h)
+
+    for method in (hb.Backprop(), hb.Highway(L)):
+        hb.Recurrent(Asks(D, H), method=method)(X, ZEROS)
+    assert asked[:L] == asked[L:] == [(False, False), *[(False, True)] * (L - 1)]
 
 
 class Forgets(nn.Module):

@@ -320,6 +320,72 @@ def test_a_cell_that_cannot_run_as_rows_is_refused(more, says, method):
     rnn(torch.randn(L, B, D))[0].square().sum().backward()
 
 
+class AddLoss(torch.autograd.Function):
+    """Its backward pass adds the gradient of a loss on h; ``into``: it writes one, too."""
+
+    @staticmethod
+    def forward(ctx, h, into):
+        ctx.into = into
+        return h.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        if ctx.into is None:
+            return g + 1, None
+        ctx.into.grad = torch.ones_like(ctx.into)
+        return g, None
+
+
+class Adds(nn.Module):
+    def forward(self, h):
+        return AddLoss.apply(h, None)
+
+
+class WritesGradient(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(H))
+
+    def forward(self, h):
+        return AddLoss.apply(h, self.bias) + self.bias
+
+
+def test_a_cell_that_adds_losses_in_its_backward_pass():
+    found, x = [], torch.randn(L, B, D)
+    rnn = hb.Recurrent(Decay(D, H, Adds()))
+    for method in (hb.Backprop(), hb.Highway(L)):
+        rnn.method = method
+        found.append(torch.autograd.grad(rnn(x)[0].square().sum(), list(rnn.parameters())))
+    torch.testing.assert_close(*found)
+    rnn.method = hb.Highway(3, group_size=2)
+    with pytest.raises(RuntimeError, match="Decay adds to the gradient in its backward pass"):
+        rnn(x)[0].square().sum().backward()
+
+
+def test_a_cell_that_writes_gradients_in_its_backward_pass_is_refused():
+    rnn = hb.Recurrent(Decay(D, H, WritesGradient()), method=hb.Highway(1))
+    with pytest.raises(RuntimeError, match="Decay writes the gradients of parameters itself"):
+        rnn(torch.randn(L, B, D))[0].square().sum().backward()
+
+
+def test_a_frozen_cell_with_a_tensor_that_wants_a_gradient_is_refused():
+    rnn = hb.Recurrent(Decay(D, H, Captures()).requires_grad_(False), method=hb.Highway(1))
+    with pytest.raises(RuntimeError, match="Decay uses a tensor that requires a gradient and is"):
+        rnn(torch.randn(L, B, D))
+
+
+def test_a_cell_that_writes_into_its_state_is_refused():
+    class Clamps(Decay):
+        def forward(self, x, h):
+            with torch.no_grad():
+                h.clamp_(-0.1, 0.1)
+            return super().forward(x, h)
+
+    rnn = hb.Recurrent(Clamps(D, H, nn.Identity()), method=hb.Highway(1))
+    with pytest.raises(RuntimeError, match="Clamps writes into the state that it gets; expected a"):
+        rnn(torch.randn(L, B, D))
+
+
 @pytest.mark.parametrize("more", [nn.Dropout(0.5), nn.BatchNorm1d(H)], ids=repr)
 @pytest.mark.parametrize("amp", [False, True])
 @pytest.mark.parametrize("batch", [B, 0])
