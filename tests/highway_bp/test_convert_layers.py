@@ -4,6 +4,7 @@ import copy
 import random
 import warnings
 from collections import OrderedDict, UserDict
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -225,6 +226,25 @@ def test_layers_that_write_into_lists_and_dictionaries(method, kind):
     assert len(losses) == 4 and shared[0]["counted"] == 4
     for p, q in zip(chain.parameters(), exact.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
+
+
+class Pair(NamedTuple):
+    scale: torch.Tensor
+    mask: torch.Tensor
+
+
+def test_arguments_in_a_named_tuple():
+    class Scales(Shows):
+        def forward(self, h, pair):
+            return h + pair.scale * pair.mask * self.g(self.inside(h))
+
+    class GivesPair(Net):
+        def given(self):
+            return (Pair(torch.sigmoid(self.emb(rows())), torch.ones(6).double()),)
+
+    model = assert_same(backward, lambda: made(Scales, GivesPair))
+    (chain,) = hb.chains(model)
+    assert chain.length == hb.iterations(model) == 4
 
 
 def test_what_was_written_is_there_once_when_a_layer_has_to_run_again():
