@@ -11,12 +11,8 @@ from typing import BinaryIO
 from experiments.errors import UserError
 
 
-def write_atomically(
-    path: Path, write: Callable[[BinaryIO], object], kept: Path | None = None
-) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write to a temporary file beside ``path``, flush it to disk, rename it into place.
-
-    kept: the new name of the old file, which is otherwise replaced.
 
     Raises:
         UserError: the folder cannot be written or the disk is full; ``path`` keeps its old content.
@@ -28,8 +24,6 @@ def write_atomically(
             write(f)
             f.flush()
             os.fsync(f.fileno())
-        if kept and path.exists():
-            os.replace(path, kept)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save wraps a full disk in a RuntimeError
         with contextlib.suppress(OSError):  # the first error is the one to report

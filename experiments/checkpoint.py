@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from experiments.errors import UserError
 
 LATEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 NEEDED = {"step", "method", "config_hash"}  # a checkpoint of any version has these
+FRESH = "checkpoint.new.pt"  # complete; stays only after a crash before the last rename
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -21,9 +23,16 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     Raises:
         UserError: disk full or folder unwritable; the last good checkpoint stays.
     """
-    for left_over in folder.glob(f".{LATEST}.*.partial"):  # of a process killed while it wrote
+    latest, fresh = folder / LATEST, folder / FRESH
+    for left_over in folder.glob(f".{FRESH}.*.partial"):  # of a process killed while it wrote
         left_over.unlink(missing_ok=True)
-    write_atomically(folder / LATEST, lambda f: torch.save(state, f), folder / PREVIOUS)
+    write_atomically(fresh, lambda f: torch.save(state, f))
+    try:
+        if latest.exists():
+            os.replace(latest, folder / PREVIOUS)
+        os.replace(fresh, latest)
+    except OSError as error:
+        raise UserError(f"cannot rename {fresh} to {latest} ({error})") from error
 
 
 def load(folder: Path) -> dict[str, Any] | None:
@@ -32,7 +41,7 @@ def load(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: there are checkpoints, but all are damaged.
     """
-    found = [folder / name for name in (LATEST, PREVIOUS) if (folder / name).exists()]
+    found = [folder / name for name in (FRESH, LATEST, PREVIOUS) if (folder / name).exists()]
     damage: Exception | None = None
     for file in found:
         try:
@@ -55,6 +64,6 @@ def _read(file: Path) -> dict[str, Any]:
         if archive.testzip() is not None:
             raise zipfile.BadZipFile("a checksum does not match")
     state = torch.load(file, map_location="cpu", weights_only=True)
-    if not state.keys() >= NEEDED:
-        raise ValueError(f"not a checkpoint: {NEEDED}")
+    if not state.keys() >= NEEDED or type(state["step"]) is not int or state["step"] < 0:
+        raise ValueError(f"not a checkpoint: {NEEDED}, step from 0")
     return state

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from experiments import atomic, checkpoint
-from experiments.checkpoint import LATEST, PREVIOUS
+from experiments.checkpoint import FRESH, LATEST, PREVIOUS
 from experiments.errors import UserError
 
 
@@ -33,6 +33,7 @@ DAMAGES = {
     "empty": lambda file: file.write_bytes(b""),
     "a list": lambda file: torch.save([1, 2], file),
     "no state": lambda file: torch.save({}, file),
+    "another step": lambda file: torch.save(state(-1), file),
     "code": lambda file: torch.save({"step": 1, "call": os.getcwd}, file),
     "other bytes": lambda file: file.write_bytes(bytes(range(256)) * 8),
 }
@@ -99,28 +100,29 @@ def raise_full(_: int) -> None:
 
 
 @pytest.mark.parametrize("renames", [0, 1])
-def test_a_crash_between_the_renames_leaves_a_whole_checkpoint(tmp_path, monkeypatch, renames):
+def test_a_crash_between_the_renames_loses_nothing(tmp_path, monkeypatch, renames):
     checkpoint.save(tmp_path, state(1))
     checkpoint.save(tmp_path, state(2))
     real, done = os.replace, []
 
     def crash(source, target) -> None:
-        if len(done) == renames:
-            raise KeyboardInterrupt
-        done.append(target)
+        if Path(target).name != FRESH:
+            if len(done) == renames:
+                raise KeyboardInterrupt
+            done.append(target)
         real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", crash)
+        patch.setattr(checkpoint.os, "replace", crash)
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(tmp_path, state(3))
-    assert checkpoint.load(tmp_path)["step"] == 2
-    checkpoint.save(tmp_path, state(3))
     assert checkpoint.load(tmp_path)["step"] == 3
+    checkpoint.save(tmp_path, state(4))
+    assert checkpoint.load(tmp_path)["step"] == 4
     assert names(tmp_path) == [PREVIOUS, LATEST]
 
 
 def test_what_a_killed_process_left_half_written_goes_with_the_next_save(tmp_path):
-    (tmp_path / f".{LATEST}.123.partial").write_bytes(b"half")
+    (tmp_path / f".{FRESH}.123.partial").write_bytes(b"half")
     checkpoint.save(tmp_path, state(1))
     assert names(tmp_path) == [LATEST]
