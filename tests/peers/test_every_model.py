@@ -1,0 +1,185 @@
+"""`hb.convert` on every model class of transformers that a tiny configuration can build.
+
+With k = L, outputs and gradients have to be those of the untouched model. every_model.json has the
+outcomes for the pinned version: the lengths of a class's chains, or what is the matter. They are
+written anew, in half an hour, by
+
+    python -m tests.peers.test_every_model            # or for some classes: ... GPT2Model T5Model
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import queue
+import sys
+import warnings
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import highway_bp as hb
+from tests.peers.tiny_models import batches, build, model_types
+
+OUTCOMES = Path(__file__).parent / "every_model.json"
+SECONDS = 120
+UNTRIED = ("no tiny model", "no batch", "slow")
+ASKED = {  # by what a loss is on
+    "outputs": {},
+    "hidden states": {"output_hidden_states": True},
+    "attention": {"output_attentions": True},
+    "router": {"output_router_logits": True},
+}
+ROUNDING = 1e-5  # some classes compute a part in float32, many their attention weights
+
+
+def value_and_gradients(model: nn.Module, batch: dict, asked: dict) -> list[Tensor | None]:
+    """A loss on all that the model returns, then its gradients."""
+    model.zero_grad()
+    torch.manual_seed(1)
+    generator, found = torch.Generator().manual_seed(2), list(_floating(model(**batch, **asked)))
+    weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in found]
+    loss = sum((t * w).sum() / len(w.flatten()) ** 0.5 for t, w in zip(found, weights, strict=True))
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters())]
+
+
+def _floating(out: Any):
+    if isinstance(out, Tensor) and out.is_floating_point() and out.requires_grad:
+        yield out
+    elif isinstance(out, dict | list | tuple):
+        for inner in out.values() if isinstance(out, dict) else out:
+            yield from _floating(inner)
+
+
+def error(found: list[Tensor | None], exact: list[Tensor | None]) -> float:
+    """Relative, of the whole gradient; inf for another loss, or gradients of other parameters."""
+    if not found[0].equal(exact[0]) or [g is None for g in found] != [g is None for g in exact]:
+        return float("inf")
+    pairs = [(f, e) for f, e in zip(found[1:], exact[1:], strict=True) if e is not None]
+    wrong = sum((f - e).square().sum() for f, e in pairs)
+    return (wrong / sum(e.square().sum() for _, e in pairs)).sqrt().item()
+
+
+def outcome(kind: str, name: str) -> tuple[str, Any]:
+    """One of "exact", "no chain", "refused", "wrong" or `UNTRIED`, and more about it."""
+    try:
+        untouched, model = build(kind, name), build(kind, name)
+    except Exception as raised:
+        return "no tiny model", _line(raised)
+    batch, why = _batch_for(untouched)
+    if batch is None:
+        return "no batch", why
+    try:
+        hb.convert(model, hb.Highway(99))
+    except ValueError as raised:
+        return "no chain", _line(raised)
+    wrong = []
+    for mode in ("eval", "train", "checkpointed"):
+        for what, asked in ASKED.items() if mode == "eval" else [("outputs", {})]:
+            try:
+                exact = value_and_gradients(_set(untouched, mode), batch, asked)
+            except Exception:  # the class cannot do that
+                continue
+            try:
+                found = value_and_gradients(_set(model, mode), batch, asked)
+            except Exception as raised:
+                return "refused", f"{mode}, {what}: {_line(raised)}"
+            if not error(found, exact) < ROUNDING:
+                wrong.append(f"{mode}, {what}")
+    lengths = [chain.length for chain in hb.chains(model)]
+    exact = value_and_gradients(_set(untouched, "eval"), batch, {})
+    hb.set_method(_set(model, "eval"), hb.Highway(0))
+    changes = error(value_and_gradients(model, batch, {}), exact) > 1e-6
+    return ("wrong", wrong) if wrong else ("exact" if changes else "no chain", lengths)
+
+
+def _batch_for(model: nn.Module) -> tuple[dict | None, str]:
+    """A batch with a finite gradient, the same when computed twice; else what is the matter."""
+    why = ""
+    for batch in batches(model):
+        try:
+            first, again = (value_and_gradients(model, batch, {}) for _ in range(2))
+        except Exception as raised:
+            why = why or _line(raised)
+            continue
+        if error(again, first) < 1e-12:
+            return batch, ""
+        why = "its gradient is not finite, or not the same twice"
+    return None, why
+
+
+def _set(model: nn.Module, mode: str) -> nn.Module:
+    model.train(mode != "eval")
+    if mode == "checkpointed":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    elif getattr(model, "is_gradient_checkpointing", False):
+        model.gradient_checkpointing_disable()
+    return model
+
+
+def _line(raised: Exception) -> str:
+    return " ".join(f"{type(raised).__name__}: {raised}".split())[:120]
+
+
+def _run(jobs, results) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    for kind, name in iter(jobs.get, None):
+        results.put(outcome(kind, name))
+
+
+def outcomes(kinds: dict[str, str]) -> dict[str, tuple[str, Any]]:
+    """The outcomes of classes, given with their model types; a process that hangs is replaced."""
+    found: dict[str, tuple[str, Any]] = {}
+    context, worker = multiprocessing.get_context("fork"), None
+    for name, kind in kinds.items():
+        if worker is None:
+            jobs, results = context.Queue(), context.Queue()
+            worker = context.Process(target=_run, args=(jobs, results), daemon=True)
+            worker.start()
+        jobs.put((kind, name))
+        try:
+            found[name] = results.get(timeout=SECONDS)
+        except queue.Empty:
+            found[name] = ("slow", SECONDS)
+            worker.kill()
+            worker = None
+    return found
+
+
+RECORD = json.loads(OUTCOMES.read_text())
+EXACT = [name for name, (how, _) in RECORD["outcomes"].items() if how == "exact"]
+
+
+def test_every_class_that_was_tried_is_exact_or_has_no_chain():
+    found = [how for how, _ in RECORD["outcomes"].values() if how not in UNTRIED]
+    assert set(found) == {"exact", "no chain"}
+    assert found.count("exact") > 600
+
+
+@pytest.mark.parametrize("name", EXACT[1::25])
+@pytest.mark.filterwarnings("ignore")
+def test_the_recorded_outcome_is_that_of_today(name):
+    if RECORD["transformers"] != version("transformers"):
+        pytest.skip("recorded with another version of transformers")
+    assert outcome(model_types()[name], name) == tuple(RECORD["outcomes"][name])
+
+
+def main(names: list[str]) -> None:
+    kinds = model_types()
+    wanted = {name: kinds[name] for name in names or kinds}
+    found = {**(RECORD["outcomes"] if names else {}), **outcomes(wanted)}
+    lines = [f"{json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found)]
+    head = f'{{"transformers": "{version("transformers")}", "outcomes": {{\n'
+    OUTCOMES.write_text(head + ",\n".join(lines) + "\n}}\n")
+    print(Counter(how for how, _ in found.values()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
