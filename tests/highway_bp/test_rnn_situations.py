@@ -374,16 +374,18 @@ def test_a_frozen_cell_with_a_tensor_that_wants_a_gradient_is_refused():
         rnn(torch.randn(L, B, D))
 
 
-def test_a_cell_that_writes_into_its_state_is_refused():
+@pytest.mark.parametrize("group_size", [1, 2, 4])
+@pytest.mark.parametrize("values", [lambda h: h.detach(), lambda h: h.data])
+def test_a_cell_that_writes_into_its_state_is_refused(values, group_size):
     class Clamps(Decay):
         def forward(self, x, h):
-            with torch.no_grad():
-                h.clamp_(-0.1, 0.1)
+            values(h).clamp_(-0.1, 0.1)
             return super().forward(x, h)
 
-    rnn = hb.Recurrent(Clamps(D, H, nn.Identity()), method=hb.Highway(1))
-    with pytest.raises(RuntimeError, match="Clamps writes into the state that it gets; expected a"):
-        rnn(torch.randn(L, B, D))
+    rnn = hb.Recurrent(Clamps(D, H, nn.Identity()), method=hb.Highway(1, group_size=group_size))
+    outputs, _ = rnn(torch.randn(L, B, D))
+    with pytest.raises(RuntimeError, match=r"Clamps (writes into the state|computes other states)"):
+        outputs.sum().backward()
 
 
 @pytest.mark.parametrize("more", [nn.Dropout(0.5), nn.BatchNorm1d(H)], ids=repr)

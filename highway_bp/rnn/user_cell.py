@@ -1,0 +1,256 @@
+"""A user's cell as `Recurrent` differentiates it: all steps as rows of one batch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.nn.utils.stateless import _reparametrize_module  # of torch.func.functional_call
+
+from highway_bp.graph_check import nodes
+from highway_bp.methods import Method
+from highway_bp.own_gradients import check_own_gradients, own_gradients
+from highway_bp.rnn.steps import Gradients, Rows, autocast
+from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
+from highway_bp.segment import emptied
+from highway_bp.surroundings import kept_buffers, random_state
+
+State = Tensor | tuple[Tensor, ...]
+
+
+class Layout:
+    """A state's parts side by side in one tensor (..., S)."""
+
+    def __init__(self, is_tuple: bool, sizes: list[int]):
+        self.is_tuple, self.sizes = is_tuple, sizes
+
+    def state(self, s: Tensor) -> State:
+        return s.split(self.sizes, -1) if self.is_tuple else s
+
+
+class RowsOfSteps:
+    """A user's cell as a `steps.Cell`, for one forward pass; states (L, B, S) as in `Layout`.
+
+    names: of the parameters that require a gradient.
+    """
+
+    def __init__(
+        self,
+        cell: nn.Module,
+        names: Sequence[str],
+        carry: Callable,
+        layout: Layout,
+        device: torch.device,
+    ):
+        self.module, self.names, self.carry, self.layout = cell, names, carry, layout
+        self.name, self.autocast = type(cell).__name__, autocast(device)
+        kind = device.type
+        self.is_mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+    def forward(self, x, start, weights, ends) -> tuple[Tensor]:
+        before = random_state(x.device)
+        states = self._forward_states(x, start[0], weights)
+        after = random_state(x.device)
+        if any(a is not None and not a.equal(b) for a, b in zip(before, after, strict=True)):
+            raise RuntimeError(
+                f"{self.name} draws random numbers (dropout?), and its backward pass would draw "
+                "other ones; expected a cell without them, or Backprop()"
+            )
+        return (states,)
+
+    def _forward_states(self, x: Tensor, s: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """As `run_cell`, with a graph for each step alone, which leads to `_Inside`."""
+        states = []
+        with torch.enable_grad():
+            inside, mark = _Inside.apply(self.name, x, s[:, :0], *weights)
+            wanted = s.requires_grad  # as in backpropagation; cells may ask
+            for x_t in inside if x.requires_grad else x:
+                given = torch.cat([s.detach(), mark.to(s.dtype)], -1) if wanted else s
+                s = _step(self.module, self.layout, x_t, given)
+                wanted = s.requires_grad
+                if wanted and not mark.requires_grad:
+                    self._refuse_foreign("a tensor")
+                s = s.detach()
+                states.append(s)
+        return torch.stack(states)
+
+    def gradients(self, method: Method, rows: Rows, size: int) -> Gradients:
+        starts, ends = rows.before[::size], at_ends(rows.states[1:], size)
+        weights, own_weights = self._weights(rows)
+
+        def run(x: Tensor, start: Tensor, where: slice) -> tuple[Tensor, Tensor]:
+            with self.autocast:
+                inside = run_cell(self.module, self.layout, x, start)
+            self._check(inside, ends[where].flatten(0, 1), [x, start, *weights])
+            if _differ(start.detach(), starts[where].flatten(0, 1)):
+                raise RuntimeError(
+                    f"{self.name} writes into the state that it gets; expected a copy, or "
+                    "Backprop()"
+                )
+            if size > 1:
+                self._refuse_affine(inside, [t for t in (x, start, *weights) if t.requires_grad])
+            return inside, inside[-1]
+
+        def K() -> Tensor:
+            return products(self.diagonal(rows.x, rows.before, rows.states[1:]), size)
+
+        b_ends = at_ends(rows.b[0], size)
+        windows = Windows(size, starts.clone(), b_ends, K, run, weights)
+        hooks = (p._backward_hooks for p in weights if p._backward_hooks)
+        before = own_gradients([self])
+        # Hooks run when these gradients leave the chain.
+        with emptied(hooks), _kept(self.module), own_weights:
+            grad_x, w_0, by_weight = window_gradients(method, windows, rows)
+        check_own_gradients(before, own_gradients([self]))
+        return grad_x, [w_0], by_weight
+
+    def _weights(self, rows: Rows) -> tuple[list[Tensor], AbstractContextManager]:
+        """The weights of the forward pass as leaves, and a context in which the cell has them.
+
+        The cell may have others now: `torch.func.functional_call` gave them, a checkpoint gives
+        copies, or they were frozen since.
+        """
+        now = dict(self.module.named_parameters())
+        pairs = list(zip(self.names, rows.weights, strict=True))
+        if all(w is now.get(name) and w.requires_grad for name, w in pairs):
+            return [*rows.weights], contextlib.nullcontext()
+        copies = {name: w.detach().requires_grad_() for name, w in pairs}
+        return [*copies.values()], _reparametrize_module(self.module, copies, tie_weights=True)
+
+    def _check(self, inside: Tensor, end: Tensor, known: list[Tensor]) -> None:
+        """Raise RuntimeError if the gradient would be wrong: the cell gives other states when run
+        again, or uses a tensor whose gradient would be lost."""
+        now = inside[-1].detach()
+        eps = torch.finfo(torch.bfloat16 if self.is_mixed else now.dtype).eps
+        if torch.dist(now, end) > eps**0.5 * torch.linalg.vector_norm(end):
+            raise RuntimeError(
+                f"{self.name} computes other states with all steps as rows of one batch (batch "
+                "normalisation?); expected a cell that treats rows independently, or Backprop()"
+            )
+        for node in nodes([inside], frozenset()):
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and not any(leaf is t for t in known):
+                self._refuse_foreign(f"a tensor of shape {[*leaf.shape]}")
+
+    def _refuse_affine(self, inside: Tensor, known: list[Tensor]) -> None:
+        """Refuse a backward pass that adds to the gradient: two products would contain it."""
+        if not any(isinstance(node, BackwardCFunction) for node in nodes([inside], frozenset())):
+            return
+        zeros = torch.zeros_like(inside)
+        found = torch.autograd.grad(inside, known, zeros, retain_graph=True, allow_unused=True)
+        if any(g is not None and _differ(g, torch.zeros_like(g)) for g in found):
+            raise RuntimeError(
+                f"{self.name} adds to the gradient in its backward pass (a loss of its own?), "
+                "which would be counted repeatedly in a window; expected group_size=1, or "
+                "Backprop()"
+            )
+
+    def _refuse_foreign(self, what: str) -> NoReturn:
+        raise RuntimeError(
+            f"{self.name} uses {what} that requires a gradient and is no parameter of it; expected "
+            "x, its state and its parameters alone, or Backprop()"
+        )
+
+    def diagonal(self, x: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """The carry at all steps (L, B, S); x (L, B, I), states (L, B, S)."""
+        L, B = x.shape[:2]
+        rows = [self.layout.state(t.flatten(0, 1)) for t in (before, after)]
+        with torch.no_grad(), self.autocast:
+            carry = _parts(self.carry(x.flatten(0, 1), *rows))
+        if len(carry) != len(self.layout.sizes):
+            raise ValueError(
+                f"carry of {self.name} has {len(carry)} parts; expected "
+                f"{len(self.layout.sizes)}, one for each part of the state"
+            )
+        sizes = zip(carry, self.layout.sizes, strict=True)
+        parts = [self._part(d, before, (L * B, size)) for d, size in sizes]
+        return torch.cat(parts, -1).unflatten(0, (L, B))
+
+    def _part(self, d: object, like: Tensor, shape: tuple[int, int]) -> Tensor:
+        d = torch.as_tensor(0.0 if d is None else d, dtype=like.dtype, device=like.device)
+        try:
+            return d.expand(shape)
+        except RuntimeError:
+            raise ValueError(
+                f"carry of {self.name} has shape {tuple(d.shape)}; expected a diagonal that "
+                f"broadcasts to a state of shape {shape}, rows of all steps"
+            ) from None
+
+
+class _Inside(torch.autograd.Function):
+    """Input and states as the cell sees them in the forward pass, whose graphs serve no gradient.
+
+    A loss on a tensor that the cell keeps, or that a hook inside it shows, leads here.
+    """
+
+    @staticmethod
+    def forward(ctx, name: str, x: Tensor, mark: Tensor, *weights: Tensor):
+        ctx.name = name
+        return x.detach(), mark.detach()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            f"a loss (or a gradient taken inside) uses a tensor that {ctx.name} keeps, or that a "
+            "hook inside it shows; expected a loss on its states or outputs, or Backprop()"
+        )
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    """Whether numbers of a are not those of b; nan counts as any number."""
+    return bool(((a != b) & ~a.isnan() & ~b.isnan()).any())
+
+
+@contextlib.contextmanager
+def _kept(cell: nn.Module) -> Iterator[None]:
+    """Restore buffers, attributes, and lists among these, on exit."""
+    attributes = [(vars(m), dict(vars(m))) for m in cell.modules()]
+    lists = [(v, list(v)) for _, old in attributes for v in old.values() if type(v) is list]
+    with kept_buffers(cell):
+        try:
+            yield
+        finally:
+            for now, old in attributes:
+                now.clear()
+                now.update(old)
+            for now, old in lists:
+                now[:] = old
+
+
+def run_cell(cell: nn.Module, layout: Layout, x: Tensor, start: Tensor) -> Tensor:
+    """s_1 .. s_L (L, B, S), one step after another."""
+    states, s = [], start
+    for x_t in x:
+        s = _step(cell, layout, x_t, s)
+        states.append(s)
+    return torch.stack(states)
+
+
+def _step(cell: nn.Module, layout: Layout, x: Tensor, s: Tensor) -> Tensor:
+    before = s.view_as(s)  # no loss goes through it: a hook set by the cell sees this step
+    parts = tensors_of(cell(x, layout.state(before)), f"what {type(cell).__name__} returns")
+    if (sizes := [part.shape[-1] for part in parts]) != layout.sizes:
+        raise ValueError(
+            f"{type(cell).__name__} returns a state whose parts have sizes {sizes}; expected "
+            f"{layout.sizes}, those of the state it gets"
+        )
+    return torch.cat(parts, -1)
+
+
+def _parts(state: object) -> Sequence:
+    return list(state) if isinstance(state, tuple) else [state]
+
+
+def tensors_of(state: object, what: str) -> Sequence[Tensor]:
+    parts = _parts(state)
+    for part in parts:
+        if not isinstance(part, Tensor):
+            place = "has" if isinstance(state, tuple) else "is"
+            kind = type(part).__name__
+            raise TypeError(f"{what} {place} a {kind}; expected a tensor or a tuple of tensors")
+    return parts
