@@ -79,7 +79,7 @@ def refuse_affine(segments: Sequence[Segment], why: str) -> None:
     """
     for segment in segments:
         v = segment.vjp(torch.zeros_like(segment.h_out))
-        if v is not None and not v.is_meta and ((v != 0) & ~v.isnan()).any():
+        if v is not None and not v.is_meta and not ((v == 0) | v.isnan()).all():
             raise RuntimeError(
                 f"{segment.calls[0].layer.name} adds to the gradient in its backward pass (a loss "
                 f"of its own?), which would be counted repeatedly with {why}; expected Backprop()"

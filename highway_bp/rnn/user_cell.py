@@ -203,7 +203,7 @@ class _Inside(torch.autograd.Function):
 
 def _differ(a: Tensor, b: Tensor) -> bool:
     """Whether numbers of a are not those of b; nan counts as any number."""
-    return bool(((a != b) & ~a.isnan() & ~b.isnan()).any())
+    return not ((a == b) | a.isnan() | b.isnan()).all()
 
 
 @contextlib.contextmanager
