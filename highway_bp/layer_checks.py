@@ -79,11 +79,16 @@ def refuse_affine(segments: Sequence[Segment], why: str) -> None:
     """
     for segment in segments:
         v = segment.vjp(torch.zeros_like(segment.h_out))
-        if v is not None and not v.is_meta and not ((v == 0) | v.isnan()).all():
+        if v is not None and not v.is_meta and has_nonzero(v):
             raise RuntimeError(
                 f"{segment.calls[0].layer.name} adds to the gradient in its backward pass (a loss "
                 f"of its own?), which would be counted repeatedly with {why}; expected Backprop()"
             )
+
+
+def has_nonzero(v: Tensor) -> bool:
+    """Whether v has another number than 0; nan is none."""
+    return not ((v == 0) | v.isnan()).all()
 
 
 def warn_without_residual(system: ModuleSystem) -> None:

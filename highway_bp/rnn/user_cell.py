@@ -13,6 +13,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.utils.stateless import _reparametrize_module  # of torch.func.functional_call
 
 from highway_bp.graph_check import nodes
+from highway_bp.layer_checks import has_nonzero
 from highway_bp.methods import Method
 from highway_bp.own_gradients import check_own_gradients, own_gradients
 from highway_bp.rnn.steps import Gradients, Rows, autocast
@@ -87,7 +88,7 @@ class RowsOfSteps:
             with self.autocast:
                 inside = run_cell(self.module, self.layout, x, start)
             self._check(inside, ends[where].flatten(0, 1), [x, start, *weights])
-            if _differ(start.detach(), starts[where].flatten(0, 1)):
+            if has_nonzero(start.detach() - starts[where].flatten(0, 1)):
                 raise RuntimeError(
                     f"{self.name} writes into the state that it gets; expected a copy, or "
                     "Backprop()"
@@ -143,7 +144,7 @@ class RowsOfSteps:
             return
         zeros = torch.zeros_like(inside)
         found = torch.autograd.grad(inside, known, zeros, retain_graph=True, allow_unused=True)
-        if any(g is not None and _differ(g, torch.zeros_like(g)) for g in found):
+        if any(g is not None and has_nonzero(g) for g in found):
             raise RuntimeError(
                 f"{self.name} adds to the gradient in its backward pass (a loss of its own?), "
                 "which would be counted repeatedly in a window; expected group_size=1, or "
@@ -199,11 +200,6 @@ class _Inside(torch.autograd.Function):
             f"a loss (or a gradient taken inside) uses a tensor that {ctx.name} keeps, or that a "
             "hook inside it shows; expected a loss on its states or outputs, or Backprop()"
         )
-
-
-def _differ(a: Tensor, b: Tensor) -> bool:
-    """Whether numbers of a are not those of b; nan counts as any number."""
-    return not ((a == b) | a.isnan() | b.isnan()).all()
 
 
 @contextlib.contextmanager
