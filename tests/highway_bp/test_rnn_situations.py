@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 import highway_bp as hb
 from tests.highway_bp import test_rnns
+from tests.highway_bp.test_recurrent_refuses import Decay
 from tests.highway_bp.test_rnns import KINDS, B, D, H, L, every_kind, flat
 
 EXACT = [hb.Backprop(), hb.Highway(L), hb.Highway(3, group_size=2)]
@@ -215,23 +216,6 @@ RNNS = {
 }
 
 
-class Decay(nn.Module):
-    """h' = h / 2 + more(tanh(x W)), with the carry 1/2."""
-
-    def __init__(self, inputs, hidden, more=None):
-        super().__init__()
-        self.project, self.more = nn.Linear(inputs, hidden), more or nn.Identity()
-
-    def forward(self, x, h):
-        return 0.5 * h + self.more(torch.tanh(self.project(x) + h))
-
-    def carry(self, x, before, after):
-        return torch.full_like(before, 0.5)
-
-    def initial_state(self, B):
-        return self.project.weight.new_zeros(B, self.project.out_features)
-
-
 @pytest.mark.parametrize("name", TRANSFORMS)
 @pytest.mark.parametrize("kind", RNNS)
 def test_transforms_are_refused_in_one_line(kind, name):
@@ -276,131 +260,3 @@ def test_lengths_are_copied_once(kind, packed, monkeypatch):
     monkeypatch.setattr(torch, "as_tensor", lambda t, **o: (copies.append(t), as_tensor(t, **o))[1])
     ours(given) if packed else ours(x, lengths=lengths)
     assert [t is lengths for t in copies] == ([] if packed else [True])
-
-
-# hb.Recurrent with a cell whose steps are no rows of one batch.
-
-
-class Noise(nn.Module):
-    def forward(self, h):
-        return h + 1e-9 * torch.randn_like(h)
-
-
-class Mean(nn.Module):
-    def forward(self, h):
-        return h - h.mean(0)
-
-
-class Captures(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.held = [torch.ones(H, requires_grad=True)]
-
-    def forward(self, h):
-        return h * self.held[0]
-
-
-@pytest.mark.parametrize(
-    ("more", "says"),
-    [
-        (nn.Dropout(0.1), r"Decay draws random numbers \(dropout\?\)"),
-        (Noise(), "Decay draws random numbers"),
-        (nn.BatchNorm1d(H), "Decay computes other states with all steps as rows of one batch"),
-        (Mean(), "Decay computes other states with all steps as rows of one batch"),
-        (Captures(), r"Decay uses a tensor of shape \[4\] that requires a gradient"),
-    ],
-    ids=lambda v: type(v).__name__,
-)
-@pytest.mark.parametrize("method", [hb.Highway(L), hb.Highway(3, group_size=2)], ids=str)
-def test_a_cell_that_cannot_run_as_rows_is_refused(more, says, method):
-    rnn = hb.Recurrent(Decay(D, H, more), method=method)
-    with pytest.raises(RuntimeError, match=says):
-        rnn(torch.randn(L, B, D))[0].square().sum().backward()
-    rnn.method = hb.Backprop()
-    rnn(torch.randn(L, B, D))[0].square().sum().backward()
-
-
-class AddLoss(torch.autograd.Function):
-    """Its backward pass adds the gradient of a loss on h; ``into``: it writes one, too."""
-
-    @staticmethod
-    def forward(ctx, h, into):
-        ctx.into = into
-        return h.clone()
-
-    @staticmethod
-    def backward(ctx, g):
-        if ctx.into is None:
-            return g + 1, None
-        ctx.into.grad = torch.ones_like(ctx.into)
-        return g, None
-
-
-class Adds(nn.Module):
-    def forward(self, h):
-        return AddLoss.apply(h, None)
-
-
-class WritesGradient(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(H))
-
-    def forward(self, h):
-        return AddLoss.apply(h, self.bias) + self.bias
-
-
-def test_a_cell_that_adds_losses_in_its_backward_pass():
-    found, x = [], torch.randn(L, B, D)
-    rnn = hb.Recurrent(Decay(D, H, Adds()))
-    for method in (hb.Backprop(), hb.Highway(L)):
-        rnn.method = method
-        found.append(torch.autograd.grad(rnn(x)[0].square().sum(), list(rnn.parameters())))
-    torch.testing.assert_close(*found)
-    rnn.method = hb.Highway(3, group_size=2)
-    with pytest.raises(RuntimeError, match="Decay adds to the gradient in its backward pass"):
-        rnn(x)[0].square().sum().backward()
-
-
-def test_a_cell_that_writes_gradients_in_its_backward_pass_is_refused():
-    rnn = hb.Recurrent(Decay(D, H, WritesGradient()), method=hb.Highway(1))
-    with pytest.raises(RuntimeError, match="Decay writes the gradients of parameters itself"):
-        rnn(torch.randn(L, B, D))[0].square().sum().backward()
-
-
-def test_a_frozen_cell_with_a_tensor_that_wants_a_gradient_is_refused():
-    rnn = hb.Recurrent(Decay(D, H, Captures()).requires_grad_(False), method=hb.Highway(1))
-    with pytest.raises(RuntimeError, match="Decay uses a tensor that requires a gradient and is"):
-        rnn(torch.randn(L, B, D))
-
-
-@pytest.mark.parametrize("group_size", [1, 2, 4])
-@pytest.mark.parametrize("values", [lambda h: h.detach(), lambda h: h.data])
-def test_a_cell_that_writes_into_its_state_is_refused(values, group_size):
-    class Clamps(Decay):
-        def forward(self, x, h):
-            values(h).clamp_(-0.1, 0.1)
-            return super().forward(x, h)
-
-    rnn = hb.Recurrent(Clamps(D, H, nn.Identity()), method=hb.Highway(1, group_size=group_size))
-    outputs, _ = rnn(torch.randn(L, B, D))
-    with pytest.raises(RuntimeError, match=r"Clamps (writes into the state|computes other states)"):
-        outputs.sum().backward()
-
-
-@pytest.mark.parametrize("more", [nn.Dropout(0.5), nn.BatchNorm1d(H)], ids=repr)
-@pytest.mark.parametrize("amp", [False, True])
-@pytest.mark.parametrize("batch", [B, 0])
-def test_a_cell_in_evaluation_is_exact(more, amp, batch):
-    torch.manual_seed(0)
-    rnn = hb.Recurrent(Decay(D, H, more)).eval()
-    x, found = torch.randn(L, batch, D), []
-    for method in (hb.Backprop(), hb.Highway(L)):
-        rnn.method = method
-        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            outputs = rnn(x)[0]
-        rnn.zero_grad()
-        outputs.square().sum().backward()
-        found.append([p.grad for p in rnn.parameters()])
-    tolerance = 0.02 if amp else 1e-5
-    torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=tolerance)
