@@ -171,8 +171,7 @@ def test_every_class_that_was_tried_is_exact_or_has_no_chain():
 @pytest.mark.parametrize("name", EXACT[1::40])
 @pytest.mark.filterwarnings("ignore")
 def test_the_recorded_outcome_is_that_of_today(name):
-    if RECORD["transformers"] != version("transformers"):
-        pytest.skip("recorded with another version of transformers")
+    """If not, and transformers is another version, the outcomes have to be recorded anew."""
     assert outcome(model_types()[name], name) == tuple(RECORD["outcomes"][name])
 
 
