@@ -120,23 +120,28 @@ class DiagonalScan:
         self.blocks, self.size = in_blocks(len(K))
         K = K * scale if scale != 1.0 else K
         K = _pad(K, self.blocks * self.size)
-        self._K = K.unflatten(0, (self.blocks, self.size))
-        self._P = self._K.clone()  # from the first state of the next block to here
+        K = K.unflatten(0, (self.blocks, self.size))
+        self._P = K.clone()  # from the first state of the next block to here
+        P = self._P.unbind(1)  # each slice is taken once: there are many, and they are small
         for j in reversed(range(self.size - 1)):
-            self._P[:, j].mul_(self._P[:, j + 1])
+            P[j].mul_(P[j + 1])
         if not (bounded or K.is_meta or self._P.isfinite().all()):
-            self.blocks, self.size = 1, len(K)
-            self._K = self._P = K[None]
+            self.blocks, self.size = 1, self.blocks * self.size
+            K = self._P = K.flatten(0, 1)[None]
+        self._K, self._P_0 = K.unbind(1), self._P[:, 0].unbind(0)
 
     def __call__(self, v: Tensor) -> Tensor:
         """Scan v (blocks * size, B, S), S >= C, in place; returns it."""
-        u = v[..., : self._K.shape[-1]].unflatten(0, (self.blocks, self.size))
-        for j in reversed(range(self.size - 1)):
-            u[:, j].addcmul_(u[:, j + 1], self._K[:, j])
-        for m in reversed(range(self.blocks - 1)):
-            u[m, 0].addcmul_(u[m + 1, 0], self._P[m, 0])
+        u = v[..., : self._P.shape[-1]].unflatten(0, (self.blocks, self.size))
+        _scan_(u.unbind(1), self._K)
+        _scan_(u[:, 0].unbind(0), self._P_0)
         u[:-1, 1:].addcmul_(u[1:, :1], self._P[:-1, 1:])
         return v
+
+
+def _scan_(u: Sequence[Tensor], K: Sequence[Tensor]) -> None:
+    for i in reversed(range(len(u) - 1)):
+        u[i].addcmul_(u[i + 1], K[i])
 
 
 class _Blocked(torch.autograd.Function):

@@ -96,21 +96,24 @@ class GRUJacobian:
 
     def __init__(self, rows: Rows):
         W_ih, W_hh, *biases = rows.weights
-        b_ih, b_hh = biases or (None, None)
         H, h, dtype = rows.states.shape[-1], rows.before, dtype_of_sums(rows.x)
-        a_i = F.linear(rows.x, W_ih, b_ih).to(dtype)  # (L, B, 3H)
-        a_h = F.linear(h, W_hh, b_hh).to(dtype)
-        m = a_h[..., 2 * H :]
-        r, z = a_i[..., : 2 * H].add_(a_h[..., : 2 * H]).sigmoid_().chunk(2, -1)
-        n = a_i[..., 2 * H :].addcmul_(r, m).tanh_()
-        self.z, self.slope_n = z, 1 - z
+        b_ih, b_hn = None, None
+        if biases:
+            b_ih, b_hn = biases[0].clone(), biases[1][2 * H :]
+            b_ih[: 2 * H].add_(biases[1][: 2 * H])
+        a = F.linear(rows.x, W_ih, b_ih)  # (L, B, 3H)
+        a.flatten(0, 1)[:, : 2 * H].addmm_(h.flatten(0, 1), W_hh[: 2 * H].T)
+        a, m = a.to(dtype), F.linear(h, W_hh[2 * H :], b_hn).to(dtype)
+        r, z, n = a.chunk(3, -1)
+        a[..., : 2 * H].sigmoid_()
+        n.addcmul_(r, m).tanh_()
+        self.z, self.slope_n = z.clone(), 1 - z
         tanh_slope(self.slope_n, n, grad_input=self.slope_n)
-        self.slopes = slopes = a_h.unflatten(-1, (3, H))  # reuses the memory of a_h
-        by_gate = self.slope_n * m
-        sigmoid_slope(by_gate, r, grad_input=slopes[..., 0, :])
-        sigmoid_slope(torch.sub(h, n, out=by_gate), z, grad_input=slopes[..., 1, :])
-        torch.mul(self.slope_n, r, out=slopes[..., 2, :])
-        self._W_hh = W_hh
+        # Each gate's slope takes the gate's place in a.
+        sigmoid_slope(torch.sub(h, n, out=n), z, grad_input=z)
+        torch.mul(self.slope_n, r, out=n)
+        sigmoid_slope(m.mul_(self.slope_n), r, grad_input=r)
+        self.slopes, self._W_hh = a.unflatten(-1, (3, H)), W_hh
 
     def through_gates(self, w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
         """Write b + w J (n, B, H) into out, which may overlap w; J goes through the gates."""

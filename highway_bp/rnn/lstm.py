@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,8 @@ class LSTMCell:
         h, _, c_n = _library_lstm(x, *start, weights)
         if ends is not None:
             before = torch.cat([start[0][None], h[:-1]])
-            c = cell_states(*_activations(x, before, weights)[:3], start[1])[1:]
+            i, f, g, _ = _activations(x, before, weights).chunk(4, -1)
+            c = cell_states(i, f, g, start[1])[1:]
             c_n = c[ends, torch.arange(len(ends), device=c.device)].to(h.dtype)
         return h, c_n
 
@@ -62,7 +63,7 @@ class LSTMCell:
             b = step.cotangents(rows)
             w = method.solve(TimeSystem(b, lambda: step.K, step.vjp, bounded=step.bounded))
             w = w[: len(rows.x) + 1]  # (L + 1, B, 2H)
-            a = step.gate_cotangents(*step.whole(w[1:]))  # (L, B, 4H)
+            a = step.gate_cotangents(*step.whole(w[1:]), out=step.slopes)  # (L, B, 4H)
             W_ih, *bias = weight_gradients(a, rows.x, len(rows.weights) == 4)
             by_hidden = weight_gradients(a, rows.before, False)
             grad_x = a.to(rows.x.dtype) @ rows.weights[0] if rows.wants_x else None
@@ -87,17 +88,19 @@ class LSTMJacobian:
     """
 
     def __init__(self, rows: Rows, carry: str):
-        i, f, g, o = _activations(rows.x, rows.before, rows.weights)
+        a = _activations(rows.x, rows.before, rows.weights)
+        i, f, g, o = a.chunk(4, -1)
         c = cell_states(i, f, g, rows.start[1])
         self.c_before, tanh_c = c[:-1], torch.tanh(c[1:])
-        self.q = tanh_slope(o, tanh_c)
-        self.slopes = slopes = i.new_empty(*i.shape[:2], 4, i.shape[-1])
-        sigmoid_slope(g, i, grad_input=slopes[..., 0, :])
-        sigmoid_slope(self.c_before, f, grad_input=slopes[..., 1, :])
-        tanh_slope(i, g, grad_input=slopes[..., 2, :])
-        sigmoid_slope(tanh_c, o, grad_input=slopes[..., 3, :])
+        self.q, self.K = tanh_slope(o, tanh_c), f.clone()
+        slope_g = tanh_slope(i, g)
+        sigmoid_slope(g, i, grad_input=i)  # each gate's slope takes the gate's place in a
+        sigmoid_slope(self.c_before, f, grad_input=f)
+        g.copy_(slope_g)
+        sigmoid_slope(tanh_c, o, grad_input=o)
+        self.slopes = slopes = a.unflatten(-1, (4, -1))
         self._W_hh, self.bounded = rows.weights[1], carry != "diagonal"
-        self.K, self._literal_q, self._own = f, None, None
+        self._literal_q, self._own = None, None
         if carry == "literal":
             self._literal_q, self.q = self.q, torch.zeros_like(self.q)
         self.q_before = torch.cat([torch.zeros_like(self.q[:1]), self.q[:-1]])
@@ -106,7 +109,7 @@ class LSTMJacobian:
             by_gate = slopes * W
             by_c = by_gate[..., :3, :].sum(-2) * self.q_before
             self._own = torch.cat([by_c, by_gate[..., 3, :]], -1)  # K's share of the gates' path
-            self.K = torch.cat([f + by_c, by_gate[..., 3, :]], -1)
+            self.K = torch.cat([self.K + by_c, by_gate[..., 3, :]], -1)
 
     def cotangents(self, rows: Rows) -> Tensor:
         """b_1 .. b_L (L, B, 2H), from losses on the outputs and on each row's last cell state."""
@@ -124,13 +127,13 @@ class LSTMJacobian:
             w_c = torch.addcmul(w_c, w_h, self._literal_q[steps])
         return w_c, w_h
 
-    def gate_cotangents(self, c: Tensor, h: Tensor, steps: slice = EVERY) -> Tensor:
-        """Cotangents of the gates' inputs (n, B, 4H), from the two that `whole` returns."""
+    def gate_cotangents(self, c: Tensor, h: Tensor, out: Tensor, steps: slice = EVERY) -> Tensor:
+        """Cotangents of the gates' inputs (n, B, 4H), from the two that `whole` returns; written
+        into out (n, B, 4, H), which may be the slopes."""
         slopes = self.slopes[steps]
-        a = slopes.new_empty(slopes.shape)
-        torch.mul(c.unsqueeze(-2), slopes[..., :3, :], out=a[..., :3, :])
-        torch.mul(h, slopes[..., 3, :], out=a[..., 3, :])
-        return a.flatten(-2)
+        torch.mul(c.unsqueeze(-2), slopes[..., :3, :], out=out[..., :3, :])
+        torch.mul(h, slopes[..., 3, :], out=out[..., 3, :])
+        return out.flatten(-2)
 
     def vjp(self, w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
         """Write b + w J (n, B, 2H) into out, which may overlap w."""
@@ -139,11 +142,20 @@ class LSTMJacobian:
         b_c, b_h = b.chunk(2, -1)
         if self._literal_q is not None:  # the path from h' to c is in the block
             b_c = b_c + w.chunk(2, -1)[1] * self._literal_q[steps] * self.K[steps]
-        a = self.gate_cotangents(*self.whole(w, steps), steps)
-        v_h = (a.to(self._W_hh.dtype) @ self._W_hh).to(w.dtype)
+        a, v_h = (buffer[: len(w)] for buffer in self._buffers)
+        a = self.gate_cotangents(*self.whole(w, steps), a, steps)
+        if a.dtype == self._W_hh.dtype:
+            torch.matmul(a, self._W_hh, out=v_h)
+        else:
+            v_h.copy_(a.to(self._W_hh.dtype) @ self._W_hh)
         out_c, out_h = out.chunk(2, -1)
         torch.addcmul(b_c, v_h, self.q_before[steps], out=out_c)
         torch.add(b_h, v_h, out=out_h)
+
+    @cached_property
+    def _buffers(self) -> tuple[Tensor, Tensor]:
+        """Memory for a (L, B, 4, H) and v_h (L, B, H), the same in all iterations."""
+        return torch.empty_like(self.slopes), torch.empty_like(self.q)
 
 
 def _windows(step: LSTMJacobian, rows: Rows, size: int) -> Windows:
@@ -163,13 +175,14 @@ def _windows(step: LSTMJacobian, rows: Rows, size: int) -> Windows:
     return Windows(size, starts, b_ends, K, run, weights, bounded=step.bounded)
 
 
-def _activations(x: Tensor, before: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """i, f, g, o (L, B, H) of all steps."""
+def _activations(x: Tensor, before: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """i, f, g, o of all steps, side by side (L, B, 4H)."""
     W_ih, W_hh, *biases = weights
     a = F.linear(x, W_ih, sum(biases) if biases else None).to(dtype_of_sums(x))
     a += F.linear(before, W_hh)
-    i, f, g, o = a.chunk(4, -1)
-    return [i.sigmoid_(), f.sigmoid_(), g.tanh_(), o.sigmoid_()]
+    i_f, g, o = a.split([2 * (H := a.shape[-1] // 4), H, H], -1)
+    i_f.sigmoid_(), g.tanh_(), o.sigmoid_()
+    return a
 
 
 def cell_states(i: Tensor, f: Tensor, g: Tensor, c_0: Tensor) -> Tensor:
