@@ -21,19 +21,24 @@ class ConvertedLayer:
             layer's own code makes of its class has none, and is an ordinary layer.
         _hb_class: the layer's class before conversion.
         _hb_forward: a forward that somebody has set on this instance.
-        _hb_was_set: whether another one had been set before.
     """
 
     _hb_trunk: Trunk | None = None
     _hb_name = ""
     _hb_class: type
     _hb_forward: Callable | None = None
-    _hb_was_set = False
 
     def __call__(self, *args, **kwargs):
-        if "forward" in self.__dict__:  # it would hide the class's forward
-            self._hb_was_set = self._hb_forward is not None
-            self.__dict__["_hb_forward"] = self.__dict__.pop("forward")
+        if "forward" not in self.__dict__:
+            return self._hb_call(*args, **kwargs)
+        own = self.__dict__["_hb_forward"] = self.__dict__.pop("forward")  # would hide the class's
+        try:
+            return self._hb_call(*args, **kwargs)
+        finally:
+            if self._hb_forward is own:  # it was not deleted in this call
+                self.__dict__.setdefault("forward", own)
+
+    def _hb_call(self, *args, **kwargs):
         if self._hb_is_checkpointed():  # `call._run_own` checkpoints the layer's own forward
             return nn.Module.__call__(self, *args, **kwargs)
         return super().__call__(*args, **kwargs)
@@ -47,15 +52,11 @@ class ConvertedLayer:
         )
 
     def __delattr__(self, name: str) -> None:
-        if name != "forward" or name in self.__dict__ or self._hb_forward is None:
-            super().__delattr__(name)
-        elif self._hb_was_set:
-            raise AttributeError(
-                f"forward of {self._hb_name} was set more than once; expected it set anew, not "
-                "deleted"
-            )
-        else:
+        if name == "forward" and self._hb_forward is not None:
             self._hb_forward = None
+            self.__dict__.pop("forward", None)
+        else:
+            super().__delattr__(name)
 
     def __init_subclass__(cls) -> None:
         """Not passed on: the layer's class may register its subclasses, or require arguments."""

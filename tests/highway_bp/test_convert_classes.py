@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 import threading
 from unittest import mock
 
@@ -88,13 +89,35 @@ def test_a_patch_of_forward_ends():
     assert_same(run, made)
 
 
-def test_the_second_of_two_forwards_is_not_deleted():
-    model = hb.convert(made(), EXACT)
-    for factor in (2, 3):
-        model.blocks[1].forward = lambda h, factor=factor: factor * h
-        model()
-    with pytest.raises(AttributeError, match=r"forward of blocks.1 was set more than once"):
-        del model.blocks[1].forward
+@pytest.mark.parametrize("convert_at", range(4))
+@pytest.mark.parametrize("seed", range(12))
+def test_forwards_set_in_turn(seed, convert_at):
+    """Forwards are wrapped, saved, put back and deleted, with passes and copies in between."""
+
+    def run(convert):
+        choose, model, found = random.Random(seed), made(), []
+        layer = model.blocks[1]
+        saved = layer.forward
+        for i in range(8):
+            if i == convert_at:
+                convert(model, EXACT)
+            action = choose.choice(["pass", "wrap", "wrap", "save", "put back", "delete"])
+            if action == "wrap":
+                factor, inner = choose.random(), layer.forward
+                layer.forward = lambda h, f=factor, inner=inner: inner(f * h).sin()
+            elif action == "save":
+                saved = layer.forward
+            elif action == "put back":
+                layer.forward = saved
+            elif action == "delete" and "forward" in vars(layer):
+                del layer.forward
+            elif action == "pass":
+                found.append(model())
+        found.append(model())
+        sum(found).backward()
+        return [*found, *(p.grad for p in model.parameters())]
+
+    torch.testing.assert_close(run(hb.convert), run(lambda model, method: None))
 
 
 class Registered(Shows):
