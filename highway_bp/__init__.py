@@ -12,7 +12,7 @@ from highway_bp import compiler as _compiler  # noqa: F401  has an effect
 from highway_bp import schedules
 from highway_bp.auto_gamma import AutoGamma
 from highway_bp.carry import Carry, Diagonal, Identity, LinearMap, Permutation, Scalar
-from highway_bp.chain import ResidualChain
+from highway_bp.chain import ResidualChain, ResidualLayer
 from highway_bp.diagnostics.advice import Advice
 from highway_bp.diagnostics.advise import advise
 from highway_bp.diagnostics.estimated_error import EstimatedError, estimated_error
@@ -52,6 +52,7 @@ __all__ = [
     "Permutation",
     "Recurrent",
     "ResidualChain",
+    "ResidualLayer",
     "Scalar",
     "ShardedChain",
     "TruncatedBPTT",

@@ -20,13 +20,12 @@ class ResidualChain(Chain, nn.ModuleList):
     The forward pass is exact whatever the method. The ``state_dict`` is that of an
     ``nn.Sequential`` of the same layers.
 
-    A layer is any ``nn.Module`` that maps one tensor to one tensor. It may have these methods:
+    A layer is any ``nn.Module`` that maps one tensor to one tensor, a `ResidualLayer` or not. It
+    may have these methods:
 
     - ``carry(h_in, h_out)``: its residual path's Jacobian K, as None (identity, the default), a
       number, a tensor (the diagonal) or an object with ``vecmat(w)`` (see ``highway_bp.carry``);
-    - ``with_carry(h, *args)``: returns forward(h) and K, for a K that needs values of forward;
-    - ``block(h, *args)`` and ``residual(h, z)`` with forward(h) = residual(h, block(h)): the chain
-      then differentiates the block alone and need not subtract w K.
+    - ``with_carry(h, *args)``: returns forward(h) and K, for a K that needs values of forward.
 
         >>> chain = hb.ResidualChain([nn.Linear(4, 4) for _ in range(3)], hb.Highway(k=3))
         >>> h = torch.randn(8, 4, requires_grad=True)
@@ -76,8 +75,8 @@ class ResidualChain(Chain, nn.ModuleList):
 
         Raises:
             TypeError: ``h`` is not a floating tensor, or a layer returns something else.
-            ValueError: the carry of a layer with ``block`` and ``residual`` is not its residual
-                path's (checked on the first pass).
+            ValueError: the carry of a `ResidualLayer` is not the Jacobian of ``residual(h, z)`` in
+                h (checked on the first pass).
             RuntimeError: a layer uses a tensor that needs a gradient and is neither a parameter
                 of the chain nor an argument.
         """
@@ -129,10 +128,11 @@ class ChainLayer:
 
     def run(self, h: Tensor, args: tuple, kwargs: dict) -> Ran:
         layer = self.module
-        if self.alone and offers_split(layer):
+        by_forward = _runs_forward_alone(layer)
+        if self.alone and by_forward and type(layer).forward is ResidualLayer.forward:
             carry, z = carry_of(self), layer.block(h, *args, **kwargs)
             return Ran(layer.residual(h.detach(), z), carry, z)
-        if hasattr(layer, "with_carry") and _is_plain(layer):
+        if by_forward and _has_with_carry(layer):
             out, K = layer.with_carry(h, *args, **kwargs)
             return Ran(out, lambda h_in, h_out: K)
         out = layer(h, *args, **kwargs)
@@ -144,22 +144,30 @@ class ChainLayer:
         return Ran(out, carry_of(self))
 
 
-def offers_split(layer: nn.Module) -> bool:
-    """Whether the layer can be run as residual(h, block(h)) with the same effect as calling it.
+class ResidualLayer(nn.Module):
+    """f(h) = residual(h, block(h)): a `ResidualChain` differentiates the block alone.
 
-    Not for a compiled layer or one with hooks on it, which would be bypassed, nor where a forward
-    was set on the layer or defined in a class derived from that of ``residual``.
+    So w K need not be subtracted from w (J + K). A subclass defines ``block(h, *args)``, a method
+    or a module. For another residual path it defines ``residual(h, z)`` and ``carry(h_in, h_out)``.
+    If it defines a forward pass, it is run by that, as any other module.
+
+        >>> class Layer(hb.ResidualLayer):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.block = nn.Linear(4, 4)
+        >>> chain = hb.ResidualChain([Layer(), Layer()], hb.Highway(k=1))
+        >>> chain(torch.randn(8, 4)).sum().backward()
     """
-    return (
-        callable(getattr(type(layer), "residual", None))
-        and callable(getattr(layer, "block", None))
-        and _is_plain(layer)
-        and _place(layer, "forward") >= _place(layer, "residual")
-    )
+
+    def residual(self, h: Tensor, z: Tensor) -> Tensor:
+        return h + z
+
+    def forward(self, h: Tensor, *args, **kwargs) -> Tensor:
+        return self.residual(h, self.block(h, *args, **kwargs))
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether nothing but its own forward runs when the layer is called."""
+def _runs_forward_alone(layer: nn.Module) -> bool:
+    """Whether nothing but its class's forward runs when the layer is called."""
     return (
         layer._compiled_call_impl is None
         and not layer._forward_hooks
@@ -170,6 +178,9 @@ def _is_plain(layer: nn.Module) -> bool:
     )
 
 
-def _place(layer: nn.Module, name: str) -> int:
-    """Of the class that defines ``name``, among the layer's class and its bases."""
-    return next(i for i, base in enumerate(type(layer).__mro__) if name in vars(base))
+def _has_with_carry(layer: nn.Module) -> bool:
+    """Whether the layer has it, and no class derived from its class has another forward."""
+    for base in type(layer).__mro__:
+        if "with_carry" in vars(base) or "forward" in vars(base):
+            return "with_carry" in vars(base)
+    return False

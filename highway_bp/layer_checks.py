@@ -53,7 +53,7 @@ def check_split(layer: nn.Module, name: str, h: Tensor, ran: Ran) -> None:
             wrong = "it has no carry, but the Jacobian of residual(h, z) in h is not the identity"
         raise ValueError(
             f"{name}: {wrong}; expected carry(h_in, h_out) to return this Jacobian, or a layer "
-            "without block and residual"
+            "with a forward pass of its own"
         )
 
 

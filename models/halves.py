@@ -14,21 +14,9 @@ import highway_bp as hb
 from models.pretrained import quiet_transformers
 
 
-class PreLN(nn.Module, ABC):
-    """h + block(h), K = I (Table 1)."""
+class GPT2Attention(hb.ResidualLayer):
+    """h + block(h) with h (B, L, d), K = I (Table 1)."""
 
-    @abstractmethod
-    def block(self, h: Tensor) -> Tensor:
-        """h (B, L, d) -> (B, L, d)."""
-
-    def residual(self, h: Tensor, z: Tensor) -> Tensor:
-        return h + z
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.residual(h, self.block(h))
-
-
-class GPT2Attention(PreLN):
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.ln_1, self.attn = layer.ln_1, layer.attn
@@ -37,7 +25,9 @@ class GPT2Attention(PreLN):
         return self.attn(self.ln_1(h))[0]
 
 
-class GPT2FeedForward(PreLN):
+class GPT2FeedForward(hb.ResidualLayer):
+    """See `GPT2Attention`."""
+
     def __init__(self, layer: nn.Module):
         super().__init__()
         self.ln_2, self.mlp = layer.ln_2, layer.mlp

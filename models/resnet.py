@@ -27,7 +27,7 @@ class Resized(nn.Module):
         return self.downsampling.up(z, self.s_out)
 
 
-class PreActLayer(nn.Module):
+class PreActLayer(hb.ResidualLayer):
     """f(h) = S h + Block(h); K = S. The shortcut S is the identity but at some stage entries."""
 
     def __init__(self, block: nn.Module, shortcut: nn.Module):
@@ -36,9 +36,6 @@ class PreActLayer(nn.Module):
 
     def residual(self, h: Tensor, z: Tensor) -> Tensor:
         return self.shortcut(h) + z
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.residual(h, self.block(h))
 
     def carry(self, h_in: Tensor, h_out: Tensor) -> hb.Carry:
         return shortcut_carry(self.shortcut, h_in)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.halves import PreLN
+import highway_bp as hb
 
 
-class Attention(PreLN):
+class Attention(hb.ResidualLayer):
     """h + Attention(LN(h)), causal."""
 
     def __init__(self, width: int, heads: int):
@@ -25,7 +25,7 @@ class Attention(PreLN):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
-class FeedForward(PreLN):
+class FeedForward(hb.ResidualLayer):
     """h + W2 GELU(W1 LN(h))."""
 
     def __init__(self, width: int):

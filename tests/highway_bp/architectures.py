@@ -1,7 +1,7 @@
 """Tiny float64 chains, one of each kind a user may bring.
 
 Every layer is written as f(h) = r(h, g(h)) so that the oracle can hold the block's output; the
-library sees only `forward`, `carry` and, in the split layers, `block` and `residual`.
+library sees only `forward`, `carry` and, in an `hb.ResidualLayer`, `block` and `residual`.
 """
 
 from collections.abc import Callable
@@ -32,8 +32,8 @@ class Plain(nn.Module):
         return self.r(h, self.g(h, *args, **kwargs))
 
 
-class Split:
-    """Mixed into a layer: offers the library the split protocol too."""
+class Split(hb.ResidualLayer):
+    """Mixed into a layer: makes it an `hb.ResidualLayer`."""
 
     def block(self, h: Tensor, *args, **kwargs) -> Tensor:
         return self.g(h, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Layers with ``block`` and ``residual``, whose residual path is cut."""
+"""`hb.ResidualLayer`: layers whose residual path is cut."""
 
 import types
 
@@ -82,7 +82,7 @@ class Overridden(Gated):
         return 3 * super().forward(h)
 
 
-def test_a_forward_or_hook_beside_block_and_residual_is_not_bypassed():
+def test_a_forward_or_hook_of_a_residual_layer_is_not_bypassed():
     torch.manual_seed(0)
     plain = nn.Sequential(Overridden(), Gated(), Gated()).double()
     plain[1].forward = types.MethodType(Overridden.forward, plain[1])
@@ -92,4 +92,42 @@ def test_a_forward_or_hook_beside_block_and_residual_is_not_bypassed():
     for model in (plain, hb.ResidualChain(list(plain), EXACT)):
         out = model(x)
         found.append([out, *torch.autograd.grad(out.square().sum(), [x, plain[0].gate])])
+    torch.testing.assert_close(*found)
+
+
+class ByThoseNames(Plain):
+    """Has a block and a residual, which its forward pass uses in a way of its own."""
+
+    def __init__(self):
+        super().__init__(tanh(6))
+        self.block = nn.Linear(6, 6)
+
+    def residual(self, h, z):
+        return h + self.block(z)
+
+    def forward(self, h):
+        return self.residual(h, self.inner(h))
+
+
+class KnowsItsCarry(Plain):
+    def with_carry(self, h):
+        return super().forward(h), None
+
+    def forward(self, h):
+        return self.with_carry(h)[0]
+
+
+class KnewItsCarry(KnowsItsCarry):
+    def forward(self, h):
+        return 3 * super().forward(h)
+
+
+@pytest.mark.parametrize("layer", [ByThoseNames, lambda: KnewItsCarry(tanh(6))])
+def test_only_the_layers_own_forward_counts(layer):
+    torch.manual_seed(0)
+    plain = nn.Sequential(layer(), layer()).double()
+    x, found = rows().requires_grad_(), []
+    for model in (plain, hb.ResidualChain(list(plain), EXACT)):
+        out = model(x)
+        found.append([out, *torch.autograd.grad(out.square().sum(), [x, *plain.parameters()])])
     torch.testing.assert_close(*found)
