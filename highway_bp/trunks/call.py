@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,11 @@ from highway_bp.trunks.carries import recorded_carry
 if TYPE_CHECKING:
     from highway_bp.trunks.converted import ConvertedLayer
 
-_own = threading.local()  # .layers: those whose `_hb_forward` is running in this thread
+_own = threading.local()  # .layers: those whose own forward is running in this thread
 
 
-def call_layer(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
-    """Call the layer, and return its output.
+def call_layer(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) -> Any:
+    """Run the layer's ``own`` forward pass, as a step of its chain if it can be one.
 
     Raises:
         RuntimeError: the layer cannot be a step of a chain in this use.
@@ -38,21 +38,22 @@ def call_layer(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     trunk = layer._hb_trunk
     if trunk is not None and trunk.method.group_size is not None:
         if torch.is_grad_enabled():
-            return _in_chain(layer, args, kwargs)
+            return _in_chain(layer, own, args, kwargs)
         if layer.training and _is_in_function():
             trunk.warn_once(
                 "function",
-                f"{TrunkLayer(layer).name} runs inside a torch.autograd.Function, which computes "
-                "its gradient itself: no chain",
+                f"{TrunkLayer(layer, own).name} runs inside a torch.autograd.Function, which "
+                "computes its gradient itself: no chain",
             )
-    return _run_own(layer, args, kwargs)
+    return _run_own(layer, own, args, kwargs)
 
 
 @dataclass(frozen=True)
 class TrunkLayer:
-    """A converted layer as its chain runs it."""
+    """A converted layer as a chain runs it: ``own`` is its forward pass at the time of the call."""
 
     module: nn.Module
+    own: Callable
 
     @property
     def name(self) -> str:
@@ -63,15 +64,15 @@ class TrunkLayer:
         return self.module._hb_name
 
     def run(self, h: Tensor, args: tuple, kwargs: dict) -> Ran:
-        out, carry = _run_own(self.module, (h, *args), kwargs), carry_of(self)
+        out, carry = _run_own(self.module, self.own, (h, *args), kwargs), carry_of(self)
         if carry is None and (state := state_of(out)) is not None:
             carry = recorded_carry(h, state)
         return Ran(out, carry)
 
 
-def _in_chain(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
-    trunk = layer._hb_trunk
-    if layer in getattr(_own, "layers", ()):  # its `_hb_forward` calls the class's forward
+def _in_chain(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) -> Any:
+    trunk, named = layer._hb_trunk, TrunkLayer(layer, own)
+    if layer in getattr(_own, "layers", ()):  # its own forward calls the one before it
         return layer._hb_class.forward(layer, *args, **kwargs)
     others = dict(kwargs)
     h = args[0] if args else others.pop(_first_argument(layer._hb_class), None)
@@ -81,40 +82,37 @@ def _in_chain(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
     if solving() or (in_backward and _is_recomputed()):
         if is_state and not h.requires_grad and _wants_gradient(layer, h, args[1:], others):
             x = h.detach().requires_grad_()  # as in the forward pass: the same tensors are saved
-            return replaced(_run_own(layer, (x, *args[1:]), others), {id(x): h})
-        return _run_own(layer, args, kwargs)
+            return replaced(_run_own(layer, own, (x, *args[1:]), others), {id(x): h})
+        return _run_own(layer, own, args, kwargs)
     if in_backward:
         raise RuntimeError(
-            f"{TrunkLayer(layer).name} is run inside a backward pass, as re-entrant checkpointing "
+            f"{named.name} is run inside a backward pass, as re-entrant checkpointing "
             "and reversible layers do; expected use_reentrant=False, or Backprop()"
         )
     if not is_state:
         trunk.warn_once(
             "state",
-            f"{TrunkLayer(layer).name} does not get a floating tensor as its first argument: it "
+            f"{named.name} does not get a floating tensor as its first argument: it "
             "runs as before, outside any chain",
         )
-        return _run_own(layer, args, kwargs)
+        return _run_own(layer, own, args, kwargs)
     if not _wants_gradient(layer, h, args[1:], others):
-        return _run_own(layer, args, kwargs)
-    _check_supported(layer)
+        return _run_own(layer, own, args, kwargs)
+    _check_supported(layer, named)
     is_new = trunk.add(layer._hb_name, layer)
     if not is_tap(h.grad_fn):
-        trunk.look_for_break(TrunkLayer(layer))
+        trunk.look_for_break(named)
     elif (other := h.grad_fn.one_pass.chain) is not trunk:
-        trunk.look_for_copy(TrunkLayer(layer), other)
-    return step(trunk, TrunkLayer(layer), h, args[1:], others, first=is_new)
+        trunk.look_for_copy(named, other)
+    return step(trunk, named, h, args[1:], others, first=is_new)
 
 
-def _run_own(layer: ConvertedLayer, args: tuple, kwargs: dict) -> Any:
+def _run_own(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) -> Any:
     """Run the forward pass that the layer would have without conversion."""
-    own = partial(layer._hb_class.forward, layer)
-    if layer._hb_forward is not None and layer not in getattr(_own, "layers", ()):
-        own = partial(_marked, layer, layer._hb_forward)
 
     def run(*args):  # checkpointing runs it again during a solve; buffers must not change then
         with kept_buffers(layer) if solving() else contextlib.nullcontext():
-            return own(*args, **kwargs)
+            return _marked(layer, own, *args, **kwargs)
 
     if not (layer._hb_is_checkpointed() and torch.is_grad_enabled()) or solving():
         return run(*args)
@@ -180,16 +178,16 @@ def _wants_gradient(layer: nn.Module, h: Tensor, args: tuple, kwargs: dict) -> b
     )
 
 
-def _check_supported(layer: ConvertedLayer) -> None:
+def _check_supported(layer: ConvertedLayer, named: TrunkLayer) -> None:
     if layer._backward_hooks or layer._backward_pre_hooks:
         raise RuntimeError(
-            f"{TrunkLayer(layer).name} has a module backward hook, which sees nothing of a chain; "
+            f"{named.name} has a module backward hook, which sees nothing of a chain; "
             "expected a hook on its output (a tensor), or Backprop()"
         )
     if any(m._backward_hooks or m._backward_pre_hooks for m in modules_of(layer)):
         layer._hb_trunk.warn_once(
             "hooks",
-            f"backward hooks of modules inside {TrunkLayer(layer).name} run once per iteration, "
+            f"backward hooks of modules inside {named.name} run once per iteration, "
             "each time with a share of the gradient; hooks on states and parameters see all of it",
         )
     if layer.__dict__.get("_is_replica"):

@@ -16,27 +16,33 @@ from highway_bp.trunks.trunk import Trunk
 class ConvertedLayer:
     """Mixed into a layer's class. The rest of the layer stays: weights, hooks, edits, isinstance.
 
+    Its forward is a step, which runs the layer's own: that of its class before conversion, unless
+    another one was set on the instance, or defined by a class that its class was changed to.
+
     Attributes:
         _hb_trunk, _hb_name: the layer's chain, and its name in the model. An instance that the
             layer's own code makes of its class has none, and is an ordinary layer.
         _hb_class: the layer's class before conversion.
-        _hb_forward: a forward that somebody has set on this instance.
     """
 
     _hb_trunk: Trunk | None = None
     _hb_name = ""
     _hb_class: type
-    _hb_forward: Callable | None = None
 
     def __call__(self, *args, **kwargs):
-        if "forward" not in self.__dict__:
+        own = self.forward
+        if _is_step(own):
             return self._hb_call(*args, **kwargs)
-        own = self.__dict__["_hb_forward"] = self.__dict__.pop("forward")  # would hide the class's
+        attributes = self.__dict__
+        before = attributes.get("forward")
+        step = attributes["forward"] = partial(_step, self, own)
         try:
             return self._hb_call(*args, **kwargs)
         finally:
-            if self._hb_forward is own:  # it was not deleted in this call
-                self.__dict__.setdefault("forward", own)
+            if attributes.get("forward") is step:  # else it was set or deleted in this call
+                attributes.pop("forward")
+                if before is not None:
+                    attributes["forward"] = before
 
     def _hb_call(self, *args, **kwargs):
         if self._hb_is_checkpointed():  # `call._run_own` checkpoints the layer's own forward
@@ -51,13 +57,6 @@ class ConvertedLayer:
             and getattr(self, "_gradient_checkpointing_func", None)
         )
 
-    def __delattr__(self, name: str) -> None:
-        if name == "forward" and self._hb_forward is not None:
-            self._hb_forward = None
-            self.__dict__.pop("forward", None)
-        else:
-            super().__delattr__(name)
-
     def __init_subclass__(cls) -> None:
         """Not passed on: the layer's class may register its subclasses, or require arguments."""
 
@@ -67,6 +66,8 @@ class ConvertedLayer:
             self._hb_trunk.add(self._hb_name, self)
 
     def __reduce_ex__(self, protocol):
+        if type(self) is not converted_class(self._hb_class):
+            return super().__reduce_ex__(protocol)
         return _blank, (self._hb_class,), self.__getstate__()
 
 
@@ -84,17 +85,24 @@ def converted_class(cls: type) -> type:
 
     @wraps(cls.forward)
     def forward(self, *args, **kwargs):
-        # Exported or traced: no chain. (is_exporting() is true within torch.compile in torch 2.11.)
-        if torch.compiler._is_exporting_flag or torch.jit.is_tracing():
-            own, self._hb_forward = self._hb_forward, None
-            try:
-                return (own or partial(cls.forward, self))(*args, **kwargs)
-            finally:
-                self._hb_forward = own
-        return call_layer(self, args, kwargs)
+        return _step(self, partial(cls.forward, self), *args, **kwargs)
 
-    own = {"__module__": cls.__module__, "_hb_class": cls, "forward": forward}
+    own = {"__module__": cls.__module__, "_hb_class": cls, "_hb_step": forward, "forward": forward}
     return type(cls.__name__, (ConvertedLayer, cls), own)
+
+
+def _step(layer: ConvertedLayer, own: Callable, *args, **kwargs):
+    # Exported or traced: no chain. (is_exporting() is true within torch.compile in torch 2.11.)
+    if torch.compiler._is_exporting_flag or torch.jit.is_tracing():
+        return own(*args, **kwargs)
+    return call_layer(layer, own, args, kwargs)
+
+
+def _is_step(forward: Callable) -> bool:
+    if isinstance(forward, partial):
+        return forward.func is _step
+    layer = getattr(forward, "__self__", None)
+    return isinstance(layer, ConvertedLayer) and forward.__func__ is layer._hb_step
 
 
 def _blank(cls: type) -> nn.Module:

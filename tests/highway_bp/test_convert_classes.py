@@ -89,10 +89,19 @@ def test_a_patch_of_forward_ends():
     assert_same(run, made)
 
 
+def derived(cls: type, factor: float) -> type:
+    class Derived(cls):
+        def forward(self, h):
+            return super().forward(factor * h).cos()
+
+    return Derived
+
+
 @pytest.mark.parametrize("convert_at", range(4))
 @pytest.mark.parametrize("seed", range(12))
 def test_forwards_set_in_turn(seed, convert_at):
-    """Forwards are wrapped, saved, put back and deleted, with passes and copies in between."""
+    """Forwards are wrapped, saved, put back, deleted and overridden by classes of the layer's own,
+    with passes and copies in between."""
 
     def run(convert):
         choose, model, found = random.Random(seed), made(), []
@@ -100,8 +109,10 @@ def test_forwards_set_in_turn(seed, convert_at):
         saved = layer.forward
         for i in range(8):
             if i == convert_at:
-                convert(model, EXACT)
-            action = choose.choice(["pass", "wrap", "wrap", "save", "put back", "delete"])
+                convert(model, EXACT, layers="blocks")
+            action = choose.choice(
+                ["pass", "wrap", "wrap", "save", "put back", "delete", "derive", "copy"]
+            )
             if action == "wrap":
                 factor, inner = choose.random(), layer.forward
                 layer.forward = lambda h, f=factor, inner=inner: inner(f * h).sin()
@@ -111,13 +122,18 @@ def test_forwards_set_in_turn(seed, convert_at):
                 layer.forward = saved
             elif action == "delete" and "forward" in vars(layer):
                 del layer.forward
+            elif action == "derive":
+                layer.__class__ = derived(type(layer), choose.random())
+            elif action == "copy" and "forward" not in vars(layer) and not found:
+                layer = model.blocks[1] = copy.deepcopy(layer)
+                saved = layer.forward
             elif action == "pass":
                 found.append(model())
         found.append(model())
         sum(found).backward()
         return [*found, *(p.grad for p in model.parameters())]
 
-    torch.testing.assert_close(run(hb.convert), run(lambda model, method: None))
+    torch.testing.assert_close(run(hb.convert), run(lambda *args, **kwargs: None))
 
 
 class Registered(Shows):
