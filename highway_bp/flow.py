@@ -129,13 +129,18 @@ def node_before(tap: Tap) -> Tap | Gate:
 
 def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
     """Let the Tap of a state and its extras find them, as long as somebody holds them."""
-    h.register_hook(_unchanged).remove()  # creates the dictionary that later hooks go into
     tap = h.grad_fn
-    tap.hooks, tap.state = h._backward_hooks, weakref.ref(h)
+    tap.hooks, tap.state = hooks_of(h), weakref.ref(h)
     tap.one_pass.all_taps.append(weakref.ref(tap))
     tap.returned_extras = list(map(weakref.ref, extras))
     if (leak := tap.segment.h_in.grad_fn) is not None:
         leak.taps.append(weakref.ref(tap))
+
+
+def hooks_of(t: Tensor) -> dict:
+    """The dictionary of the hooks on t, and of those that are added later."""
+    t.register_hook(_unchanged).remove()
+    return t._backward_hooks
 
 
 def _unchanged(g: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
 from highway_bp.auto_gamma import AutoGamma
-from highway_bp.flow import Gate, Tap, is_of_chain, is_tap, node_before
+from highway_bp.flow import Gate, Tap, hooks_of, is_of_chain, is_tap, node_before
 from highway_bp.graph_walk import edges_of, walk
 from highway_bp.has_method import Chain, Watched
 from highway_bp.looked_at import (
@@ -49,6 +49,7 @@ class Pass:
         taps: number of layers so far.
         made: ids of leaves that layers have made and returned.
         all_taps: weak references to the Taps of all layers so far.
+        hooks_behind: the dictionaries of the hooks on Gate's inputs that are no leaves.
         outer: ids of the backward passes within which a system is being solved that ends at this
             pass: its own, or one of a later pass.
         earlier: the passes whose chains lie behind Gate.
@@ -59,6 +60,7 @@ class Pass:
         self.chain, self.method = chain, Watched(chain.method, chain)
         self.taps, self.made = 0, set()
         self.all_taps: list[weakref.ref] = []
+        self.hooks_behind: list[dict] = []
         self.outer: list[int] = []
         self.earlier: list[Pass] = []
         self.functions_behind = False
@@ -76,7 +78,8 @@ class Pass:
         return any(outer != task for outer in self.outer)
 
     def look_behind(self, inputs: Sequence[Tensor]) -> None:
-        """Find the chains and custom functions that Gate's inputs come from."""
+        """Find the chains and custom functions that Gate's inputs come from, and their hooks."""
+        self.hooks_behind = [hooks_of(t) for t in inputs if t.grad_fn is not None]
         nearest, self.functions_behind = _behind(inputs)
         self.earlier = list(nearest | dict.fromkeys(e for one in nearest for e in one.earlier))
         self.functions_behind |= any(one.functions_behind for one in self.earlier)
@@ -176,6 +179,7 @@ class Pass:
             inside = [t for tap in taps if tap.place == 0 for t in tap.segment.retained]
             refs = itertools.chain(*(one.all_taps for one in passes))
             hooks = [tap.hooks for ref in refs if (tap := ref()) is not None]
+            hooks += itertools.chain(*(one.hooks_behind for one in passes))
             with emptied(hooks), kept_grads(inside):
                 yield
         finally:

@@ -66,6 +66,33 @@ def test_a_basic_block_with_one_module_more():
     assert_same(lambda model: model(images).sin().sum().backward(), make)
 
 
+class Scaled(nn.Module):
+    """Stands around a layer, and is no layer of the chain."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.by = inner, nn.Parameter(torch.tensor(1.5).double())
+
+    def forward(self, h):
+        return self.by * self.inner(h)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_hooks_on_what_stands_between_two_chains_run_once(at):
+    def run(model):
+        seen = []
+        model.blocks[at] = Scaled(model.blocks[at])
+
+        def hook(module, args, out):
+            out.register_hook(lambda g: seen.append(g) or g * 0.5)
+
+        model.blocks[at].register_forward_hook(hook)
+        backward(model)
+        return seen
+
+    assert_same(run, made)
+
+
 def test_adapters_and_hooks_inside_bert_layers():
     class Adapted(nn.Module):
         def __init__(self, inner):
