@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from highway_bp.has_method import Chain
 from highway_bp.layer_call import Ran, Returned, carry_of
@@ -169,7 +170,9 @@ class ResidualLayer(nn.Module):
 def _runs_forward_alone(layer: nn.Module) -> bool:
     """Whether nothing but its class's forward runs when the layer is called."""
     return (
-        layer._compiled_call_impl is None
+        type(layer).__call__ is nn.Module.__call__
+        and layer._compiled_call_impl is None
+        and not _has_any_global_hook()
         and not layer._forward_hooks
         and not layer._forward_pre_hooks
         and not layer._backward_hooks

@@ -5,6 +5,7 @@ import types
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 
 import highway_bp as hb
@@ -93,6 +94,21 @@ def test_a_forward_or_hook_of_a_residual_layer_is_not_bypassed():
         out = model(x)
         found.append([out, *torch.autograd.grad(out.square().sum(), [x, plain[0].gate])])
     torch.testing.assert_close(*found)
+
+
+class Called(Gated):
+    def __call__(self, h):
+        return 3 * super().__call__(h)
+
+
+def test_a_hook_of_all_modules_or_a_call_of_its_own_is_not_bypassed():
+    torch.manual_seed(0)
+    plain = nn.Sequential(Called(), Gated()).double()
+    hook = register_module_forward_hook(lambda m, _, out: 2 * out if isinstance(m, Gated) else out)
+    try:
+        torch.testing.assert_close(hb.ResidualChain(list(plain), EXACT)(rows()), plain(rows()))
+    finally:
+        hook.remove()
 
 
 class ByThoseNames(Plain):
