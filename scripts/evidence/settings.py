@@ -40,6 +40,11 @@ class Setting:
         return [row for rows in self.arms.values() for row in rows]
 
     @property
+    def settled(self) -> list[Arm]:
+        """The arms with enough seeds for a verdict."""
+        return [arm for arm, rows in self.arms.items() if len(rows) >= ENOUGH]
+
+    @property
     def margin(self) -> float:
         """How much worse a matching score may be, in the units of `error_score`."""
         paper = self.paper
@@ -100,7 +105,8 @@ def settings_of(paper: PaperRow, rows: Iterable[Row]) -> tuple[list[Setting], li
     """The settings of an experiment's rows, the best first, and why other rows belong to none.
 
     The paper's own setting comes first, then the reduced ones in their order. If a preset has rows
-    from several kinds of device, the setting with the most rows comes first.
+    from several kinds of device, the setting with the most arms of enough seeds comes first, then
+    that with the most rows.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     refused = []
@@ -114,7 +120,7 @@ def settings_of(paper: PaperRow, rows: Iterable[Row]) -> tuple[list[Setting], li
         else:
             groups.setdefault((preset, device), []).append(row)
     found = [Setting(paper, *which, by_arm(group)) for which, group in groups.items()]
-    found.sort(key=lambda s: (paper.presets.index(s.preset), -len(s.rows)))
+    found.sort(key=lambda s: (paper.presets.index(s.preset), -len(s.settled), -len(s.rows)))
     return found, refused
 
 

@@ -258,6 +258,9 @@ def test_devices_are_settings_of_their_own():
     rows = [*BP, *seeds("resnet32", "bp", None, [0.93] * 2, device="cuda")]
     found, _ = settings_of(paper_rows()["resnet32"], rows)
     assert [(s.device_kind, len(s.rows)) for s in found] == [("cpu", 3), ("cuda", 2)]
+    single = (seeds("resnet32", "highway", k, [0.9], device="cuda") for k in range(4))
+    found, _ = settings_of(paper_rows()["resnet32"], [*rows, *(r for s in single for r in s)])
+    assert [(s.device_kind, len(s.rows)) for s in found] == [("cpu", 3), ("cuda", 6)]
 
 
 def test_of_two_devices_the_one_with_more_seeds_of_the_arms_is_judged():
