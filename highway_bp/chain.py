@@ -77,7 +77,7 @@ class ResidualChain(Chain, nn.ModuleList):
         Raises:
             TypeError: ``h`` is not a floating tensor, or a layer returns something else.
             ValueError: the carry of a `ResidualLayer` is not the Jacobian of ``residual(h, z)`` in
-                h (checked on the first pass).
+                h (checked when the layer is first run as such).
             RuntimeError: a layer uses a tensor that needs a gradient and is neither a parameter
                 of the chain nor an argument.
         """
@@ -90,7 +90,6 @@ class ResidualChain(Chain, nn.ModuleList):
             h = run(i, layer, h, args, kwargs)
             if return_states:
                 states.append(h)
-        self.checked = self.checked or run == self._cut
         return states if return_states else h
 
     def _plain(self, i: int, layer: nn.Module, h: Tensor, args: tuple, kwargs: dict) -> Tensor:
@@ -101,8 +100,7 @@ class ResidualChain(Chain, nn.ModuleList):
         return step(self, named, h, args, kwargs, first=i == 0)
 
     def accepts(self, layer: ChainLayer, h: Tensor, returned: Returned) -> bool:
-        if not self.checked:
-            layer.check(h, returned.ran)
+        layer.check(h, returned.ran)
         return True
 
 
@@ -130,27 +128,33 @@ class ChainLayer:
     def run(self, h: Tensor, args: tuple, kwargs: dict) -> Ran:
         layer = self.module
         by_forward = _runs_forward_alone(layer)
-        if self.alone and by_forward and type(layer).forward is ResidualLayer.forward:
-            carry, z = carry_of(self), layer.block(h, *args, **kwargs)
-            return Ran(layer.residual(h.detach(), z), carry, z)
         if by_forward and _has_with_carry(layer):
             out, K = layer.with_carry(h, *args, **kwargs)
             return Ran(out, lambda h_in, h_out: K)
+        if self.alone and by_forward and type(layer).forward is ResidualLayer.forward:
+            carry, z = carry_of(self), layer.block(h, *args, **kwargs)
+            _check_tensor(z, f"block of {self.name}")
+            return Ran(layer.residual(h.detach(), z), carry, z)
         out = layer(h, *args, **kwargs)
-        if not isinstance(out, Tensor):
-            raise TypeError(
-                f"{self.name} returned a {type(out).__name__}; a layer of a ResidualChain maps one "
-                "tensor to one tensor: wrap it so that it returns the state alone"
-            )
+        _check_tensor(out, self.name)
         return Ran(out, carry_of(self))
+
+
+def _check_tensor(out: object, what: str) -> None:
+    if not isinstance(out, Tensor):
+        raise TypeError(
+            f"{what} returned a {type(out).__name__}; a layer of a ResidualChain maps one "
+            "tensor to one tensor: wrap it so that it returns the state alone"
+        )
 
 
 class ResidualLayer(nn.Module):
     """f(h) = residual(h, block(h)): a `ResidualChain` differentiates the block alone.
 
-    So w K need not be subtracted from w (J + K). A subclass defines ``block(h, *args)``, a method
-    or a module. For another residual path it defines ``residual(h, z)`` and ``carry(h_in, h_out)``.
-    If it defines a forward pass, it is run by that, as any other module.
+    That gives w J at once; other layers give w (J + K), and w K is subtracted. A subclass defines
+    ``block(h, *args)``, a method or a module. For another residual path it defines
+    ``residual(h, z)`` and ``carry(h_in, h_out)``. If it defines a forward pass, it is run by that,
+    as any other module.
 
         >>> class Layer(hb.ResidualLayer):
         ...     def __init__(self):
@@ -182,7 +186,7 @@ def _runs_forward_alone(layer: nn.Module) -> bool:
 
 
 def _has_with_carry(layer: nn.Module) -> bool:
-    """Whether the layer has it, and no class derived from its class has another forward."""
+    """Whether its class has with_carry, and no subclass further down defines another forward."""
     for base in type(layer).__mro__:
         if "with_carry" in vars(base) or "forward" in vars(base):
             return "with_carry" in vars(base)

@@ -52,7 +52,6 @@ class Chain(HasMethod):
     Attributes:
         parameters: a function that returns the parameters of all layers.
         gammas: the estimates of gamma for its layers.
-        checked: whether a first pass has gone through the chain.
         longest: most layer calls in one chain so far; a pass may call one layer several times.
     """
 
@@ -62,7 +61,7 @@ class Chain(HasMethod):
         self.gammas, self.iterations, self.method = GammaMemory(), [], method
         self._warned: set[str] = set()
         self._checked_methods: set[type | str] = set()
-        self.checked, self.longest = False, 0
+        self.longest = 0
 
     def cuts(self, h: Tensor, args: tuple, kwargs: dict) -> bool:
         """Whether a forward pass is to be cut: a gradient is wanted, and not from `Backprop`."""

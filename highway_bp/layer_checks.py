@@ -6,6 +6,7 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from highway_bp.module_system import ModuleSystem
     from highway_bp.segment import Segment
 
+_checked: WeakSet[nn.Module] = WeakSet()  # layers whose carry was compared
 TOLERANCE = 0.02  # relative; errors of half precision are below, those of a wrong carry far above
 CANCELLED = 0.95  # share of the carry that the block cancels
 ELEMENTS = 256  # a random probe with fewer elements says little
@@ -28,12 +30,13 @@ def check_split(layer: nn.Module, name: str, h: Tensor, ran: Ran) -> None:
     """Compare w K with the vector-Jacobian product through the residual path alone, for random w.
 
     The residual path is cut, so nothing else would reveal a wrong K: the gradient would be wrong
-    at every k, k = L included. The check costs no pass through the block.
+    at every k, k = L included. The check costs no pass through the block, and is made
+    once for every layer.
 
     Raises:
         ValueError: the two differ; the message names the layer.
     """
-    if h.is_meta:
+    if h.is_meta or layer in _checked:
         return
     h, z = h.detach().requires_grad_(), ran.z.detach()
     with (
@@ -55,6 +58,7 @@ def check_split(layer: nn.Module, name: str, h: Tensor, ran: Ran) -> None:
             f"{name}: {wrong}; expected carry(h_in, h_out) to return this Jacobian, or a layer "
             "with a forward pass of its own"
         )
+    _checked.add(layer)
 
 
 def _same(t: Tensor) -> Tensor:

@@ -73,6 +73,7 @@ class ShardedChain(Chain, nn.ModuleList):
         self.ranks, self.scan, self.micro_batches = Ranks(group), scan, micro_batches
         self.shares = shares_of(len(self), self.ranks.size, sizes)
         self.begin(Backprop() if method is None else method)
+        self.checked = False  # whether processes have agreed on a first state
         self.replicas: Ranks | None = None  # those with the same layers; set by `replicate`
         # Always needs a gradient: a process with no such tensor would skip the backward pass.
         self.token = torch.zeros((), requires_grad=True)
@@ -170,7 +171,7 @@ class ShardedChain(Chain, nn.ModuleList):
         for i in self.own:
             layer = ChainLayer(self[i], i, alone=len(self.own) == 1)
             call, returned = run_layer(layer, segment.end, args, kwargs, (args, kwargs))
-            if torch.is_grad_enabled() and not self.checked:
+            if torch.is_grad_enabled():
                 layer.check(segment.end, returned.ran)
             segment.add(call, returned)
         return segment
