@@ -50,10 +50,16 @@ def call_layer(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) 
 
 @dataclass(frozen=True)
 class TrunkLayer:
-    """A converted layer as a chain runs it: ``own`` is its forward pass at the time of the call."""
+    """A converted layer as a chain runs it.
+
+    Attributes:
+        own: its forward pass at the time of the call.
+        keyword: the name by which ``own`` gets the state; None by position.
+    """
 
     module: nn.Module
     own: Callable
+    keyword: str | None = None
 
     @property
     def name(self) -> str:
@@ -64,25 +70,30 @@ class TrunkLayer:
         return self.module._hb_name
 
     def run(self, h: Tensor, args: tuple, kwargs: dict) -> Ran:
-        out, carry = _run_own(self.module, self.own, (h, *args), kwargs), carry_of(self)
+        out, carry = self.run_own(h, args, kwargs), carry_of(self)
         if carry is None and (state := state_of(out)) is not None:
             carry = recorded_carry(h, state)
         return Ran(out, carry)
 
+    def run_own(self, h: Tensor, args: tuple, kwargs: dict) -> Any:
+        if self.keyword is None:
+            return _run_own(self.module, self.own, (h, *args), kwargs)
+        return _run_own(self.module, self.own, args, {self.keyword: h, **kwargs})
+
 
 def _in_chain(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) -> Any:
-    trunk, named = layer._hb_trunk, TrunkLayer(layer, own)
-    if layer in getattr(_own, "layers", ()):  # its own forward calls the one before it
-        return layer._hb_class.forward(layer, *args, **kwargs)
-    others = dict(kwargs)
-    h = args[0] if args else others.pop(_first_argument(layer._hb_class), None)
+    if layer in getattr(_own, "layers", ()):  # called within its own forward: no step of its own
+        return own(*args, **kwargs)
+    others, keyword = dict(kwargs), None if args else _first_argument(layer._hb_class)
+    h = args[0] if args else others.pop(keyword, None)
+    trunk, named = layer._hb_trunk, TrunkLayer(layer, own, keyword)
     is_state = isinstance(h, Tensor) and h.is_floating_point()
     in_backward = torch._C._current_graph_task_id() != -1
     # `torch.utils.checkpoint` around this layer, or around more than it, computes it again.
     if solving() or (in_backward and _is_recomputed()):
         if is_state and not h.requires_grad and _wants_gradient(layer, h, args[1:], others):
             x = h.detach().requires_grad_()  # as in the forward pass: the same tensors are saved
-            return replaced(_run_own(layer, own, (x, *args[1:]), others), {id(x): h})
+            return replaced(named.run_own(x, args[1:], others), {id(x): h})
         return _run_own(layer, own, args, kwargs)
     if in_backward:
         raise RuntimeError(

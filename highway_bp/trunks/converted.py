@@ -16,18 +16,20 @@ from highway_bp.trunks.trunk import Trunk
 class ConvertedLayer:
     """Mixed into a layer's class. The rest of the layer stays: weights, hooks, edits, isinstance.
 
-    Its forward is a step, which runs the layer's own: that of its class before conversion, unless
-    another one was set on the instance, or defined by a class that its class was changed to.
+    Calling it runs a step of a chain. The step runs the layer's own forward: the one set on the
+    instance if there is one, else that of a class derived since conversion, else `_hb_class`'s.
 
     Attributes:
         _hb_trunk, _hb_name: the layer's chain, and its name in the model. An instance that the
             layer's own code makes of its class has none, and is an ordinary layer.
         _hb_class: the layer's class before conversion.
+        _hb_step: the forward of the converted class.
     """
 
     _hb_trunk: Trunk | None = None
     _hb_name = ""
     _hb_class: type
+    _hb_step: Callable
 
     def __call__(self, *args, **kwargs):
         own = self.forward
@@ -67,7 +69,7 @@ class ConvertedLayer:
 
     def __reduce_ex__(self, protocol):
         if type(self) is not converted_class(self._hb_class):
-            return super().__reduce_ex__(protocol)
+            return super().__reduce_ex__(protocol)  # of a class derived since conversion
         return _blank, (self._hb_class,), self.__getstate__()
 
 

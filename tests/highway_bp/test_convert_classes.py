@@ -4,6 +4,7 @@ import copy
 import pickle
 import random
 import threading
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -97,8 +98,54 @@ def derived(cls: type, factor: float) -> type:
     return Derived
 
 
+def calls_itself(layer):
+    """Sets a forward that calls the layer."""
+    inner, calls = layer.forward, []
+
+    def forward(h):
+        calls.append(h)
+        return (layer(h.sin()) * 1.1 if len(calls) % 3 else inner(h)) + h
+
+    layer.forward = forward
+
+
+def derives_itself(layer):
+    class Recursive(type(layer)):
+        calls = 0
+
+        def forward(self, h):
+            self.calls += 1
+            return self(h.sin()) + h if self.calls % 3 else super().forward(h)
+
+    layer.__class__ = Recursive
+
+
+def wraps_in_a_hook(layer):
+    """Sets a forward in the layer's next call."""
+
+    def wrap(layer, args):
+        inner = layer.forward
+        layer.forward = lambda h: inner(h).cos() + h
+        hook.remove()
+
+    hook = layer.register_forward_pre_hook(wrap)
+
+
+def replaced_inside(layer):
+    inner = layer.forward
+
+    def forward(h):
+        with mock.patch.object(layer, "forward", lambda h: h.sin()):
+            return layer(h) + inner(h)
+
+    layer.forward = forward
+
+
+INSIDE = {f.__name__: f for f in (calls_itself, derives_itself, wraps_in_a_hook, replaced_inside)}
+
+
 @pytest.mark.parametrize("convert_at", range(4))
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(20))
 def test_forwards_set_in_turn(seed, convert_at):
     """Forwards are wrapped, saved, put back, deleted and overridden by classes of the layer's own,
     with passes and copies in between."""
@@ -111,7 +158,7 @@ def test_forwards_set_in_turn(seed, convert_at):
             if i == convert_at:
                 convert(model, EXACT, layers="blocks")
             action = choose.choice(
-                ["pass", "wrap", "wrap", "save", "put back", "delete", "derive", "copy"]
+                ["pass", "wrap", "wrap", "save", "put back", "delete", "derive", "copy", *INSIDE]
             )
             if action == "wrap":
                 factor, inner = choose.random(), layer.forward
@@ -129,11 +176,33 @@ def test_forwards_set_in_turn(seed, convert_at):
                 saved = layer.forward
             elif action == "pass":
                 found.append(model())
+            elif action in INSIDE:
+                INSIDE[action](layer)
         found.append(model())
         sum(found).backward()
         return [*found, *(p.grad for p in model.parameters())]
 
     torch.testing.assert_close(run(hb.convert), run(lambda *args, **kwargs: None))
+
+
+class ByKeyword(Shows):
+    def __call__(self, h):
+        return super().__call__(h=h)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda own, **given: own(**{name: 2 * t for name, t in given.items()}),
+        lambda own, other=None, h=None: own(2 * h if other is None else other),
+    ],
+)
+def test_a_state_given_by_keyword_reaches_any_forward_so(forward):
+    def run(model):
+        model.blocks[1].forward = partial(forward, model.blocks[1].forward)
+        backward(model)
+
+    assert_same(run, lambda: made(ByKeyword))
 
 
 class Registered(Shows):
