@@ -6,8 +6,9 @@
 On a CPU the program measures long sequences of small steps, then a grid over batch, length, hidden
 size and k. On CUDA, or with --parts paper, it measures the paper's four shapes (Tables 3 and 6)
 against torch's own kernel and against a loop over cells, the paper's baseline. Times are of forward
-and backward through the layers alone. scripts/benchmark.py explains how times and memory are
-measured. The record is written after every shape.
+and backward through the layers alone, medians over a few processes: ratios differ more between
+processes than within one. scripts/benchmark.py explains how times and memory are measured. The
+record is written after every shape.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,7 @@ from scripts import benchmark
 from scripts.benchmark import DEVICE
 from scripts.program import run
 
+PROCESSES = 3
 CELLS = {"GRU": (nn.GRU, hb.GRU, nn.GRUCell), "LSTM": (nn.LSTM, hb.LSTM, nn.LSTMCell)}
 
 
@@ -123,14 +126,21 @@ def step_of(shape: Shape, name: str, x: Tensor, cotangent: Tensor) -> Callable[[
     return once
 
 
-def compare(shape: Shape, names: Sequence[str], repeats: int) -> dict:
+def compare(shape: Shape, names: Sequence[str], repeats: int, tf32: bool) -> dict:
     """Median milliseconds of every network in ``names``, and its speedup over the first one."""
+    prepare_torch({"threads": None, "tf32": tf32, "deterministic": False})
     given = inputs(shape)
     steps = {name: step_of(shape, name, *given) for name in names}
     runs = {name: partial(benchmark.timed, step) for name, step in steps.items()}
     seconds = benchmark.interleaved(runs, repeats)
     faster = seconds.rdiv(seconds[names[0]], axis=0)
     return {"ms": (1000 * seconds).median().to_dict(), "speedup": faster.median().to_dict()}
+
+
+def in_processes(*arguments) -> dict:
+    """`compare` in a few new processes, one after the other; medians over them."""
+    found = [benchmark.in_a_fresh_process(compare, *arguments) for _ in range(PROCESSES)]
+    return {key: pd.DataFrame([one[key] for one in found]).median().to_dict() for key in found[0]}
 
 
 def megabytes(shape: Shape, name: str) -> float:
@@ -151,13 +161,12 @@ def main(argv: Sequence[str]) -> None:
         "--tf32", action="store_true", help="use TF32 on CUDA, in cuDNN and in our products"
     )
     args = parser.parse_args(argv)
-    record = benchmark.new_record(repeats=args.repeats, tf32=args.tf32)
-    prepare_torch({"threads": None, "tf32": args.tf32, "deterministic": False})
+    record = benchmark.new_record(processes=PROCESSES, repeats=args.repeats, tf32=args.tf32)
     keys = {shape: key for key, shape in PAPER.items()}
     for part in args.parts:
         for shape in SHAPES[part]:
             about = {"row": keys.get(shape), "shape": str(shape)}
-            times = compare(shape, NAMES[part], args.repeats)
+            times = in_processes(shape, NAMES[part], args.repeats, args.tf32)
             record.setdefault(part, []).append(about | times)
             if part != "grid":
                 record.setdefault("memory", []).append(about | memory(shape))

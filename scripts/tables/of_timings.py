@@ -94,7 +94,7 @@ def described(record: dict) -> str:
     precision = "TF32" if record.get("tf32") else "float32"
     return (
         f"{where['device']}, {precision}, torch {where['torch']}, commit {where['commit'][:10]}, "
-        f"median of {record['repeats']}"
+        f"median of {record['repeats']} in {record.get('processes', 1)} process(es)"
     )
 
 

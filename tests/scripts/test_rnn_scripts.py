@@ -38,6 +38,7 @@ def test_a_record_has_times_relative_to_the_first_and_memory(monkeypatch, tmp_pa
     monkeypatch.setitem(bench_rnn.NAMES, "paper", ["nn", "loop", "k1"])
     monkeypatch.setitem(bench_rnn.PAPER, "lstm_chars", TINY)
     monkeypatch.setattr(bench_rnn, "memory", partial(bench_rnn.memory, names=["k0"]))
+    monkeypatch.setattr(bench_rnn, "PROCESSES", 1)
     out = tmp_path / "results" / "bench_rnn.json"
     bench_rnn.main(["--parts", "paper", "--repeats", "3", "--out", str(out)])
     record = json.loads(out.read_text())
