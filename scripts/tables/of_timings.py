@@ -92,9 +92,10 @@ def milliseconds(shapes: Mapping[str, dict]) -> Lines:
 def described(record: dict) -> str:
     where = record["environment"]
     precision = "TF32" if record.get("tf32") else "float32"
+    processes = f" in each of {n} processes" if (n := record.get("processes")) else ""
     return (
         f"{where['device']}, {precision}, torch {where['torch']}, commit {where['commit'][:10]}, "
-        f"median of {record['repeats']} in {record.get('processes', 1)} process(es)"
+        f"median of {record['repeats']}{processes}"
     )
 
 
