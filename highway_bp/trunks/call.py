@@ -84,7 +84,8 @@ class TrunkLayer:
 def _in_chain(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) -> Any:
     if layer in getattr(_own, "layers", ()):  # called within its own forward: no step of its own
         return own(*args, **kwargs)
-    others, keyword = dict(kwargs), None if args else _first_argument(layer._hb_class)
+    others = dict(kwargs)
+    keyword = None if args else _first_argument(layer._hb_class)
     h = args[0] if args else others.pop(keyword, None)
     trunk, named = layer._hb_trunk, TrunkLayer(layer, own, keyword)
     is_state = isinstance(h, Tensor) and h.is_floating_point()
@@ -109,7 +110,7 @@ def _in_chain(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) -
         return _run_own(layer, own, args, kwargs)
     if not _wants_gradient(layer, h, args[1:], others):
         return _run_own(layer, own, args, kwargs)
-    _check_supported(layer, named)
+    _check_supported(named)
     is_new = trunk.add(layer._hb_name, layer)
     if not is_tap(h.grad_fn):
         trunk.look_for_break(named)
@@ -189,7 +190,8 @@ def _wants_gradient(layer: nn.Module, h: Tensor, args: tuple, kwargs: dict) -> b
     )
 
 
-def _check_supported(layer: ConvertedLayer, named: TrunkLayer) -> None:
+def _check_supported(named: TrunkLayer) -> None:
+    layer = named.module
     if layer._backward_hooks or layer._backward_pre_hooks:
         raise RuntimeError(
             f"{named.name} has a module backward hook, which sees nothing of a chain; "
