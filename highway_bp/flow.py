@@ -27,16 +27,12 @@ from highway_bp.first_order import first_order
 from highway_bp.segment import add
 from highway_bp.shared import shared_memory
 
-# An input of every Gate. Autograd reaches this leaf unless it computes chosen gradients only.
-SENTINEL = torch.zeros((), requires_grad=True)
-_SENTINEL_NODE = SENTINEL.expand_as(SENTINEL).grad_fn.next_functions[0][0]
-
 
 class Gate(torch.autograd.Function):
     """(h_0, arguments, parameters) -> h_0 and the arguments, as the layers see them."""
 
     @staticmethod
-    def forward(ctx, one_pass, n_arguments, sentinel, h, *rest):
+    def forward(ctx, one_pass, n_arguments, h, *rest):
         ctx.one_pass, ctx.n, ctx.parameters = one_pass, n_arguments, rest[n_arguments:]
         ctx.h = h.detach()
         ctx.set_materialize_grads(False)
@@ -46,11 +42,11 @@ class Gate(torch.autograd.Function):
     def backward(ctx, leak, *leaks):
         w_0, grads = None, [None] * (ctx.n + len(ctx.parameters))
         if ctx.one_pass.inside:
-            return None, None, None, w_0, *grads
+            return None, None, w_0, *grads
         if ctx.one_pass.is_reached:
             w_0, grads = ctx.one_pass.solve(ctx)
         grads[: ctx.n] = [add(g, leak_) for g, leak_ in zip(grads, leaks, strict=False)]
-        return None, None, None, add(w_0, leak), *grads
+        return None, None, add(w_0, leak), *grads
 
 
 class Leak(torch.autograd.Function):
@@ -73,7 +69,11 @@ class Leak(torch.autograd.Function):
 
 
 class Tap(torch.autograd.Function):
-    """Passes on a segment's last state and its last layer's extras, without the local graph."""
+    """Passes on a segment's last state and its last layer's extras, without the local graph.
+
+    Behind extras there is one more output, which nobody uses. Its hook runs whenever a gradient
+    reaches one of the others, also where autograd does not go on to this node.
+    """
 
     @staticmethod
     def forward(ctx, one_pass, segment, extras, before):
@@ -85,10 +85,12 @@ class Tap(torch.autograd.Function):
         ctx.shared = shared_memory(segment, extras)
         ctx.b_extras = ()
         ctx.set_materialize_grads(False)
-        return segment.h_out.detach(), *(t.detach() for t in extras)
+        last = [segment.h_out.new_empty(0)] if extras else []
+        return segment.h_out.detach(), *(t.detach() for t in extras), *last
 
     @first_order
     def backward(ctx, b, *b_extras):
+        b_extras = b_extras[:-1]
         is_empty = b is None and all(b_extra is None for b_extra in b_extras)
         if ctx.one_pass.inside or (is_empty and not ctx.one_pass.is_reached):
             return None, None, None, None
@@ -104,7 +106,7 @@ class Tap(torch.autograd.Function):
         if not is_tap(before):
             return None, None, None, None
         before.returned = None
-        if _is_looked_at(before):
+        if before.hooks or ctx.one_pass.gives_out(before, 0):
             before.returned = ctx.one_pass.from_later_layers(before)
             if before.returned is None:  # no path leads there; autograd would show a hook zeros
                 before.returned = torch.zeros_like(before.segment.states[before.place])
@@ -130,6 +132,10 @@ def node_before(tap: Tap) -> Tap | Gate:
 def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
     """Let the Tap of a state and its extras find them, as long as somebody holds them."""
     tap = h.grad_fn
+    if extras:
+        *extras, last = extras
+        ref = weakref.ref(tap)
+        last.register_hook(lambda _: ref().one_pass.check_given(ref()))
     tap.hooks, tap.state = hooks_of(h), weakref.ref(h)
     tap.one_pass.all_taps.append(weakref.ref(tap))
     tap.returned_extras = list(map(weakref.ref, extras))
@@ -159,12 +165,3 @@ def refuse_inside_group() -> NoReturn:
         "no gradient for a state inside a group of layers if a loss uses a tensor inside these "
         "layers; expected group_size=1, or Backprop()"
     )
-
-
-def _is_looked_at(tap: Tap) -> bool:
-    """Whether autograd may show the state's gradient to the user, who must then see w.
-
-    The state may have hooks, or be a tensor that `torch.autograd.grad` was asked for.
-    """
-    explicit = not torch._C._will_engine_execute_node(_SENTINEL_NODE)
-    return bool(tap.hooks) or (explicit and tap.state() is not None)

@@ -1,4 +1,4 @@
-"""Gradients of tensors that somebody looks at, by `retain_grad` or by a hook on a state.
+"""Gradients of tensors that somebody looks at, by `retain_grad`, a hook or `autograd.grad`.
 
 Autograd brings a layer's result (its state, its extras) the share of the losses that use it, b. The
 rest comes from the local graphs: the layer's own, and those of other layers that get an extra.
@@ -7,6 +7,7 @@ rest comes from the local graphs: the layer's own, and those of other layers tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -83,6 +84,14 @@ def check_extra(tap: Tap, j: int) -> None:
     refuse_if_used(tap, tap.extras[j])
     if is_of_chain(tap.extras[j].grad_fn):
         _refuse(tap, "comes from a chain inside the layer")
+
+
+def refuse_extra(tap: Tap) -> NoReturn:
+    raise RuntimeError(
+        f"autograd.grad of what {tap.segment.calls[tap.place].layer.name} returned beside its "
+        "state would be a part of its gradient; expected retain_grad on it and loss.backward(), or "
+        "Backprop()"
+    )
 
 
 def refuse_if_used(tap: Tap, inner: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
+from highway_bp.asked import asked_for
 from highway_bp.auto_gamma import AutoGamma
 from highway_bp.flow import Gate, Tap, hooks_of, is_of_chain, is_tap, node_before
 from highway_bp.graph_walk import edges_of, walk
@@ -22,6 +23,7 @@ from highway_bp.looked_at import (
     check_known,
     check_last,
     complete_retained,
+    refuse_extra,
     refuse_if_used,
 )
 from highway_bp.module_system import ModuleSystem, States
@@ -67,6 +69,8 @@ class Pass:
         self._task: int | None = None  # id of the backward pass that all notes are from
         self._top: weakref.ref | None = None  # of the Taps reached, the last in forward order
         self._gammas: dict[str, float] | None = None  # by layer, for gamma="auto"
+        self._asked: set[tuple[int, int]] = set()  # (number of a Tap, number of its output)
+        self._asked_in: int | None = None  # id of the backward pass that was asked for them
 
     @property
     def inside(self) -> bool:
@@ -101,6 +105,30 @@ class Pass:
             if tap.hooks:
                 check_last(tap)
 
+    def gives_out(self, tap: Tap, i: int) -> bool:
+        """Whether autograd gives out the gradient at the i-th output of ``tap`` on its way.
+
+        It was asked for it, or puts it into a .grad that no solve will complete.
+        """
+        task = torch._C._current_graph_task_id()
+        if self._asked_in != task:
+            own = ((node, i) for node, i in asked_for() if is_tap(node) and node.one_pass is self)
+            self._asked_in, self._asked = task, {(node.number, i) for node, i in own}
+        if (tap.number, i) in self._asked:
+            return True
+        t = [tap.state, *tap.returned_extras][i]()
+        solves = torch._C._will_engine_execute_node(tap.scope.gate)
+        return t is not None and t.retains_grad and not solves
+
+    def check_given(self, tap: Tap) -> None:
+        """Raise RuntimeError if autograd gives out a gradient at ``tap`` of which it has a part."""
+        if self.inside:
+            return
+        if any(self.gives_out(tap, 1 + j) for j in range(len(tap.extras))):
+            refuse_extra(tap)
+        if not self.is_reached and self.gives_out(tap, 0):  # no later layers
+            check_known(tap, tap.extras)
+
     def solve(self, gate: Gate) -> tuple[Tensor | None, list[Tensor | None]]:
         """Solve the system. Returns w_0 and the gradients of Gate's other inputs."""
         leaves, taps = _leaves(gate), self._taps_after(None)
@@ -122,7 +150,7 @@ class Pass:
         for t, g in inside:
             t.grad = add(t.grad, None if g is None else g.clone())
         w_0 = w[0]
-        if w_0 is None and gate.needs_input_grad[3]:  # no path has reached h_0
+        if w_0 is None and gate.needs_input_grad[2]:  # no path has reached h_0
             w_0 = torch.zeros_like(gate.h)
         for i, t in enumerate(leaves):
             if grads[i] is None and id(t) in unreached:

@@ -13,7 +13,7 @@ from torch import Tensor
 from highway_bp.caches import held_tensors, is_cache, is_filled
 from highway_bp.containers import copied, leaves, replaced
 from highway_bp.first_order import refuse_transforms
-from highway_bp.flow import SENTINEL, Gate, Leak, Tap, is_of_chain, is_tap, watch
+from highway_bp.flow import Gate, Leak, Tap, is_of_chain, is_tap, watch
 from highway_bp.graph_check import check_computed, check_graph, nodes
 from highway_bp.has_method import Chain
 from highway_bp.layer_call import Layer, run_layer
@@ -107,7 +107,7 @@ def _passed_on(scope: Scope, segment: Segment, before: Tensor) -> dict[int, Tens
     state, *extras = Tap.apply(scope.one_pass, segment, segment.extras[-1], before)
     state.grad_fn.scope = scope
     watch(state, extras)
-    return {id(t): o for t, o in zip(results, [state, *extras], strict=True)}
+    return {id(t): o for t, o in zip(results, [state, *extras], strict=False)}
 
 
 def _begin_chain(
@@ -125,13 +125,13 @@ def _begin_chain(
         held = [p for p in held if is_of_chain(p[2].grad_fn)]
     filled = bool(held) or (not goes_on and any(map(is_filled, caches)))
     given = list({id(t): t for t in [*given, *(t for _, _, t in held)]}.values())
-    before, *aliases = Gate.apply(one_pass, len(given), SENTINEL, h, *given, *parameters)
+    before, *aliases = Gate.apply(one_pass, len(given), h, *given, *parameters)
     computed = [p for p in parameters if p.grad_fn is not None]
     one_pass.look_behind([h, *given, *computed])
     arguments = {id(t): (t, a, t._version) for t, a in zip(given, aliases, strict=True)}
     inner = [(p.grad_fn, p.output_nr) for p in computed]
     check_computed(inner, parameters)
-    ends = frozenset([before.grad_fn, *inner, *map(id, [SENTINEL, *parameters])])
+    ends = frozenset([before.grad_fn, *inner, *map(id, parameters)])
     for container, key, t in held:
         container[key] = arguments[id(t)][1]
     return Scope(one_pass, before.grad_fn, arguments, ends, filled), before, None

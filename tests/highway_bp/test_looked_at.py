@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd.graph import get_gradient_edge
 
 import highway_bp as hb
 from highway_bp.recorded import recorded, recording
@@ -114,17 +115,92 @@ def test_a_hook_on_a_state_with_an_extra_computed_from_it_is_refused(layer, at):
 
 
 def test_gradients_of_parameters_alone_beside_such_an_extra():
-    class KeepsLast(WithExtras):
-        def forward(self, x=None):
-            loss = super().forward(x)
-            del self.states[:3]
-            return loss
-
     def run(model):
         backward(model)
         return torch.autograd.grad(model(), list(model.emb.parameters()))
 
-    assert_same(run, lambda: made(AfterState, KeepsLast))
+    assert_same(run, lambda: made(AfterState, WithExtras))
+
+
+class Inside(Shows):
+    """An extra that the state depends on, as attention weights are."""
+
+    def forward(self, h):
+        z = self.inside(h)
+        return h + self.g(z), z
+
+
+def asked(model, t, how):
+    """The gradient of a result, t(model), by one of the ways to ask autograd for it."""
+    loss, t = model(), t(model)
+    if how == "backward":
+        loss.backward(inputs=[t])
+        return [t.grad]
+    if how == "with parameters":
+        return torch.autograd.grad(loss, [t, *model.emb.parameters()])
+    return torch.autograd.grad(loss, get_gradient_edge(t) if how == "edge" else t)
+
+
+WAYS = ["grad", "edge", "backward", "with parameters"]
+
+
+@both_methods
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("at", [0, 2, 3])
+@pytest.mark.parametrize("layer", [Inside, Bias])
+def test_autograd_grad_of_a_state(method, layer, at, how):
+    def run(model):
+        backward(model)
+        return asked(model, lambda model: model.states[at], how)
+
+    assert_same(run, lambda: made(layer, WithExtras), method)
+
+
+@both_methods
+def test_retain_grad_behind_the_state_that_is_asked_for(method):
+    """No solve runs, so none completes what is retained."""
+
+    def run(model):
+        backward(model)
+        loss = model()
+        for state in model.states:
+            state.retain_grad()
+        torch.autograd.grad(loss, model.states[1])
+        return [state.grad for state in model.states[1:]]
+
+    assert_same(run, lambda: made(Inside, WithExtras), method)
+
+
+def test_retain_grad_of_an_extra_behind_the_state_that_is_asked_for_is_refused():
+    def run(model):
+        loss = model()
+        model.extras[2].retain_grad()
+        torch.autograd.grad(loss, model.states[1])
+
+    line = r"autograd.grad of what blocks.2 \(Inside\) returned beside its state"
+    assert_refused(lambda: made(Inside, WithExtras), line, run)
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize("layer", [Inside, Bias, AfterState])
+def test_autograd_grad_of_an_extra_is_refused(layer, at, how):
+    def run(model):
+        asked(model, lambda model: model.extras[at], how)
+
+    net = HandsOn if layer is Bias else WithExtras
+    line = rf"autograd.grad of what blocks.{at} \({layer.__name__}\) returned beside its state"
+    assert_refused(lambda: made(layer, net), line, run)
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("at", [1, 3])
+def test_autograd_grad_of_a_state_with_an_extra_computed_from_it_is_refused(at, how):
+    def run(model):
+        asked(model, lambda model: model.states[at], how)
+
+    line = rf"blocks.{at} \(AfterState\) returns a tensor that it has computed from its state"
+    assert_refused(lambda: made(AfterState, WithExtras), line, run)
 
 
 class KeepsExit(Shows):
