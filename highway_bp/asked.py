@@ -1,35 +1,36 @@
 """Whose gradients `torch.autograd.grad` or ``backward(inputs=...)`` was asked for.
 
-Autograd hands these out on the way, without a word to the nodes that they belong to.
+Autograd gives these out on the way, before the nodes run that they belong to.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from types import FrameType
 
-from torch.autograd import graph
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.utils import _pytree as pytree
 
-_CALL = graph._engine_run_backward.__code__  # every backward pass that Python starts
-_INPUTS = 3  # where this function has them among its arguments behind the first
-
-
-def asked_for() -> list[tuple[object, int]]:
-    """(node, number of its output) of all tensors that the backward passes in progress were asked
-    for, those of other threads as well: on a GPU, nodes run in a thread of the engine."""
-    inputs = (t for frame in _frames() if frame.f_code is _CALL for t in _inputs(frame))
-    return [
-        (t.node if isinstance(t, graph.GradientEdge) else t.grad_fn, t.output_nr) for t in inputs
-    ]
+_CALLS = torch.autograd.grad.__code__, torch.autograd.backward.__code__
 
 
-def _inputs(call: FrameType) -> tuple:
-    return call.f_locals["args"][_INPUTS]
-
-
-def _frames() -> Iterator[FrameType]:
+def asked_for() -> Iterator[GradientEdge]:
+    """What the calls in progress were asked for, those of other threads as well: on a GPU, nodes
+    run in a thread of the engine."""
     for frame in sys._current_frames().values():
         while frame is not None:
-            yield frame
+            if frame.f_code in _CALLS:
+                # Also inputs_tuple: inputs may be a generator that has run out.
+                inputs = [v for name, v in frame.f_locals.items() if "inputs" in name]
+                yield from _edges(inputs)
             frame = frame.f_back
+
+
+def _edges(inputs: object) -> Iterator[GradientEdge]:
+    for t in pytree.tree_leaves(inputs, is_leaf=lambda t: isinstance(t, GradientEdge)):
+        if isinstance(t, Tensor):
+            yield GradientEdge(t.grad_fn, t.output_nr)
+        elif isinstance(t, GradientEdge):
+            yield t

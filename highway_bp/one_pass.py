@@ -112,8 +112,8 @@ class Pass:
         """
         task = torch._C._current_graph_task_id()
         if self._asked_in != task:
-            own = ((node, i) for node, i in asked_for() if is_tap(node) and node.one_pass is self)
-            self._asked_in, self._asked = task, {(node.number, i) for node, i in own}
+            own = [e for e in asked_for() if is_tap(e.node) and e.node.one_pass is self]
+            self._asked_in, self._asked = task, {(e.node.number, e.output_nr) for e in own}
         if (tap.number, i) in self._asked:
             return True
         t = [tap.state, *tap.returned_extras][i]()

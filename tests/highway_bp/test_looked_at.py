@@ -138,10 +138,11 @@ def asked(model, t, how):
         return [t.grad]
     if how == "with parameters":
         return torch.autograd.grad(loss, [t, *model.emb.parameters()])
-    return torch.autograd.grad(loss, get_gradient_edge(t) if how == "edge" else t)
+    inputs = {"grad": t, "edge": get_gradient_edge(t), "generator": (t for t in [t])}[how]
+    return torch.autograd.grad(loss, inputs)
 
 
-WAYS = ["grad", "edge", "backward", "with parameters"]
+WAYS = ["grad", "edge", "generator", "backward", "with parameters"]
 
 
 @both_methods
