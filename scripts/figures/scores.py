@@ -18,7 +18,12 @@ from scripts.figures.style import PUBLISHED, SMALL, look
 
 def draw(number: int, title: str, columns: int, results: Results) -> Drawing:
     shown = [(paper, setting) for paper, setting in results.chosen if paper.figure == number]
-    figure, axes = one_each(title, shown, columns, draw_panel, published_in_full)
+
+    def notes(paper: PaperRow, setting: Setting | None) -> list[str]:
+        others = results.settings[paper.key][1:]
+        return [*published_in_full(paper, setting), *not_drawn(setting, others)]
+
+    figure, axes = one_each(title, shown, columns, draw_panel, notes)
     sources = [f"{p.title}: {p.published['source']}" for p, _ in shown if p.published]
     notes = [f"small dots: single runs; {INTERVALS}", f"values of the paper: {'. '.join(sources)}"]
     footer(figure, axes, notes)
@@ -72,6 +77,18 @@ def draw_published(axes: Axes, published: dict) -> None:
     if scores := published.get("highway"):
         style = {"mfc": "none", "color": PUBLISHED, "zorder": 4}
         axes.plot(list(scores), list(scores.values()), "o", **style, label="paper, Highway")
+
+
+def not_drawn(setting: Setting | None, others: Sequence[Setting]) -> list[str]:
+    """Notes with the scores of methods that ran on another device only, and of BP there."""
+    found = []
+    for other in others:
+        lacking = [arm for arm in other.plain() if arm.k is not None and arm not in setting.arms]
+        if lacking and other.preset == setting.preset:
+            arms = [*other.plain("bp"), *lacking]
+            scores = (f"{other.label(a)} {fmean(map(score, other.arms[a])):.4g}" for a in arms)
+            found.append(f"{other.device}: {', '.join(scores)}")
+    return found
 
 
 def published_in_full(paper: PaperRow, setting: Setting | None) -> list[str]:
