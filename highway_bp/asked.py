@@ -1,6 +1,8 @@
-"""Whose gradients `torch.autograd.grad` or ``backward(inputs=...)`` was asked for.
+"""The calls of `torch.autograd.grad` and ``backward()`` in progress: their losses, and the tensors
+whose gradients they were asked for.
 
-Autograd gives these out on the way, before the nodes run that they belong to.
+Autograd gives a gradient out before the node runs that it belongs to, and leaves out whatever does
+not lead to one. A chain finds neither in what autograd brings it.
 """
 
 from __future__ import annotations
@@ -17,19 +19,27 @@ _CALLS = torch.autograd.grad.__code__, torch.autograd.backward.__code__
 
 
 def asked_for() -> Iterator[GradientEdge]:
-    """What the calls in progress were asked for, those of other threads as well: on a GPU, nodes
-    run in a thread of the engine."""
+    """The tensors whose gradients were asked for."""
+    return _arguments("inputs")  # also inputs_tuple: inputs may be a generator that has run out
+
+
+def losses() -> Iterator[GradientEdge]:
+    """The tensors that the calls began with."""
+    return _arguments("outputs", "tensors")
+
+
+def _arguments(*names: str) -> Iterator[GradientEdge]:
+    """From the frames of all threads, as a GPU's nodes run in a thread of the engine."""
     for frame in sys._current_frames().values():
         while frame is not None:
             if frame.f_code in _CALLS:
-                # Also inputs_tuple: inputs may be a generator that has run out.
-                inputs = [v for name, v in frame.f_locals.items() if "inputs" in name]
-                yield from _edges(inputs)
+                given = frame.f_locals.items()
+                yield from _edges([v for key, v in given if any(name in key for name in names)])
             frame = frame.f_back
 
 
-def _edges(inputs: object) -> Iterator[GradientEdge]:
-    for t in pytree.tree_leaves(inputs, is_leaf=lambda t: isinstance(t, GradientEdge)):
+def _edges(given: object) -> Iterator[GradientEdge]:
+    for t in pytree.tree_leaves(given, is_leaf=lambda t: isinstance(t, GradientEdge)):
         if isinstance(t, Tensor):
             yield GradientEdge(t.grad_fn, t.output_nr)
         elif isinstance(t, GradientEdge):

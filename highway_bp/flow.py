@@ -69,11 +69,7 @@ class Leak(torch.autograd.Function):
 
 
 class Tap(torch.autograd.Function):
-    """Passes on a segment's last state and its last layer's extras, without the local graph.
-
-    Behind extras there is one more output, which nobody uses. Its hook runs whenever a gradient
-    reaches one of the others, also where autograd does not go on to this node.
-    """
+    """Passes on a segment's last state and its last layer's extras, without the local graph."""
 
     @staticmethod
     def forward(ctx, one_pass, segment, extras, before):
@@ -85,12 +81,10 @@ class Tap(torch.autograd.Function):
         ctx.shared = shared_memory(segment, extras)
         ctx.b_extras = ()
         ctx.set_materialize_grads(False)
-        last = [segment.h_out.new_empty(0)] if extras else []
-        return segment.h_out.detach(), *(t.detach() for t in extras), *last
+        return segment.h_out.detach(), *(t.detach() for t in extras)
 
     @first_order
     def backward(ctx, b, *b_extras):
-        b_extras = b_extras[:-1]
         is_empty = b is None and all(b_extra is None for b_extra in b_extras)
         if ctx.one_pass.inside or (is_empty and not ctx.one_pass.is_reached):
             return None, None, None, None
@@ -106,7 +100,7 @@ class Tap(torch.autograd.Function):
         if not is_tap(before):
             return None, None, None, None
         before.returned = None
-        if before.hooks or ctx.one_pass.gives_out(before, 0):
+        if has_hooks(before) or ctx.one_pass.gives_out(before, 0):
             before.returned = ctx.one_pass.from_later_layers(before)
             if before.returned is None:  # no path leads there; autograd would show a hook zeros
                 before.returned = torch.zeros_like(before.segment.states[before.place])
@@ -132,11 +126,10 @@ def node_before(tap: Tap) -> Tap | Gate:
 def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
     """Let the Tap of a state and its extras find them, as long as somebody holds them."""
     tap = h.grad_fn
-    if extras:
-        *extras, last = extras
-        ref = weakref.ref(tap)
-        last.register_hook(lambda _: ref().one_pass.check_given(ref()))
-    tap.hooks, tap.state = hooks_of(h), weakref.ref(h)
+    ref = weakref.ref(tap)
+    # Autograd runs it for any of the Tap's outputs, also where it does not run the Tap itself.
+    h.register_hook(lambda _: ref().one_pass.check_given(ref()))
+    tap.hooks, tap.state = h._backward_hooks, weakref.ref(h)
     tap.one_pass.all_taps.append(weakref.ref(tap))
     tap.returned_extras = list(map(weakref.ref, extras))
     if (leak := tap.segment.h_in.grad_fn) is not None:
@@ -153,11 +146,16 @@ def _unchanged(g: Tensor) -> Tensor:
     return g
 
 
+def has_hooks(tap: Tap) -> bool:
+    """Whether its state has hooks beside that of `watch`."""
+    return len(tap.hooks) > 1
+
+
 def _has_looked_at_state(ref: weakref.ref) -> bool:
     """Whether the state of a Tap has a hook or `retain_grad`."""
     tap = ref()
     state = None if tap is None else tap.state()
-    return state is not None and bool(tap.hooks or state.retains_grad)
+    return state is not None and (has_hooks(tap) or state.retains_grad)
 
 
 def refuse_inside_group() -> NoReturn:

@@ -12,7 +12,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from highway_bp.flow import Tap, is_of_chain, refuse_inside_group
+from highway_bp.asked import losses
+from highway_bp.flow import Tap, is_of_chain
 from highway_bp.graph_walk import edges_of, walk
 from highway_bp.segment import Cotangents, Segment, gradient_at
 
@@ -52,10 +53,7 @@ def at_state(tap: Tap, segment: Segment, b: Cotangents, w_end: Tensor | None) ->
     """
     state = segment.states[tap.place]
     refuse_if_used(tap, tap.segment.states[tap.place])
-    is_end = tap.place == len(segment.states) - 1
-    if not is_end and tap.segment.is_used:
-        refuse_inside_group()
-    if is_end and not segment.extras[tap.place]:
+    if state is segment.h_out and not segment.extras[tap.place]:
         return w_end
     return gradient_at(state, [segment], [b], [w_end])
 
@@ -95,8 +93,14 @@ def refuse_extra(tap: Tap) -> NoReturn:
 
 
 def refuse_if_used(tap: Tap, inner: Tensor) -> None:
-    """Refuse a look at a result that autograd's own pass through the local graph reaches."""
-    if inner.grad_fn is not None and torch._C._will_engine_execute_node(inner.grad_fn):
+    """Refuse a look at a result that losses reach through the local graph as well."""
+    node, runs = inner.grad_fn, torch._C._will_engine_execute_node
+    if node is None:
+        return
+    is_used = runs(node)
+    if not is_used and not runs(tap.scope.gate):  # autograd leaves out what leads to no gradient
+        is_used = node in walk(losses(), lambda edge: False)
+    if is_used:
         _refuse(tap, "leads to a tensor inside the layer that a loss uses")
 
 

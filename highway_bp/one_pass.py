@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge
 
 from highway_bp.asked import asked_for
 from highway_bp.auto_gamma import AutoGamma
-from highway_bp.flow import Gate, Tap, hooks_of, is_of_chain, is_tap, node_before
+from highway_bp.flow import Gate, Tap, has_hooks, hooks_of, is_of_chain, is_tap, node_before
 from highway_bp.graph_walk import edges_of, walk
 from highway_bp.has_method import Chain, Watched
 from highway_bp.looked_at import (
@@ -102,7 +102,7 @@ class Pass:
             self._task = torch._C._current_graph_task_id()
             self._top, self._gammas = weakref.ref(tap), None
             tap.returned = None  # set by an earlier backward pass that also reached later Taps
-            if tap.hooks:
+            if has_hooks(tap):
                 check_last(tap)
 
     def gives_out(self, tap: Tap, i: int) -> bool:
@@ -127,6 +127,7 @@ class Pass:
         if any(self.gives_out(tap, 1 + j) for j in range(len(tap.extras))):
             refuse_extra(tap)
         if not self.is_reached and self.gives_out(tap, 0):  # no later layers
+            refuse_if_used(tap, tap.segment.states[tap.place])
             check_known(tap, tap.extras)
 
     def solve(self, gate: Gate) -> tuple[Tensor | None, list[Tensor | None]]:

@@ -107,7 +107,7 @@ def _passed_on(scope: Scope, segment: Segment, before: Tensor) -> dict[int, Tens
     state, *extras = Tap.apply(scope.one_pass, segment, segment.extras[-1], before)
     state.grad_fn.scope = scope
     watch(state, extras)
-    return {id(t): o for t, o in zip(results, [state, *extras], strict=False)}
+    return {id(t): o for t, o in zip(results, [state, *extras], strict=True)}
 
 
 def _begin_chain(

@@ -1,5 +1,7 @@
 """`retain_grad` and hooks on what layers return: the whole gradient, or a refusal in one line."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.autograd.graph import get_gradient_edge
@@ -223,6 +225,47 @@ def test_a_hook_on_the_last_state_is_refused_where_a_loss_uses_what_follows_it()
 
     line = r"blocks.3 \(KeepsExit\) returned, which leads to a tensor inside the layer"
     assert_refused(lambda: made(KeepsExit), line, run)
+
+
+@pytest.mark.parametrize("look", ["grad", "retain_grad", "hook"])
+@pytest.mark.parametrize("at", [0, 2, 3])
+@both_methods
+def test_autograd_grad_of_a_state_is_refused_where_a_loss_uses_what_follows_it(method, at, look):
+    """Autograd does not run that path, as it leads to nothing that was asked for."""
+    model, states = hb.convert(made(KeepsExit), method), []
+    h = model.emb(rows())
+    for block in model.blocks:
+        states.append(h := block(h))
+    if look == "retain_grad":
+        states[at].retain_grad()
+    elif look == "hook":
+        states[at].register_hook(lambda g: None)
+    loss = model.head(h).sin().sum() + sum(block.exit.sum() for block in model.blocks)
+    with pytest.raises(RuntimeError, match="leads to a tensor inside the layer that a loss uses"):
+        torch.autograd.grad(loss, states[at if look == "grad" else 0])
+
+
+class KeepsInside(Shows):
+    def forward(self, h):
+        self.kept = self.inside(h)
+        return h + self.g(self.kept)
+
+
+def test_autograd_grad_of_a_state_beside_a_loss_inside_its_group():
+    def run(model, at, inside):
+        h, states = model.emb(rows()), []
+        for block in model.blocks:
+            states.append(h := block(h))
+        loss = model.head(h).sin().sum() + model.blocks[inside].kept.sum()
+        backward(model)
+        return torch.autograd.grad(loss, states[at])
+
+    in_groups = hb.Highway(99, group_size=2)
+    for at, inside in ((0, 0), (0, 2), (1, 1), (2, 1), (3, 1)):
+        asked_at = partial(run, at=at, inside=inside)
+        assert_same(asked_at, lambda: made(KeepsInside), in_groups)
+    with pytest.raises(RuntimeError, match="leads to a tensor inside the layer that a loss uses"):
+        run(hb.convert(made(KeepsInside), in_groups), 0, 1)
 
 
 @both_methods

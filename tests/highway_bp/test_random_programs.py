@@ -94,7 +94,7 @@ class Program(nn.Module):
             r.shuffle(order)
         self.given = r.choice(["nothing", "nothing", "side", "list"])
         self.checkpointed, self.keeps = r.random() < 0.15, r.random() < 0.25
-        self.twice = r.random() < 0.25
+        self.twice, self.asked = r.random() < 0.25, r.randint(1, 9)
         self.plan = [
             (i, *map(self.draw, (BETWEEN, LOSSES, {} if self.checkpointed else LOOKS)))
             for i in order
@@ -128,16 +128,20 @@ class Program(nn.Module):
             loss = loss + LOSSES[more](h, first)
             states.append(h)
             h = BETWEEN[between](h, states[len(states) // 2])
-        return loss + self.head(h).square().sum() + sum(t.sum() for t in written), seen
+        return loss + self.head(h).square().sum() + sum(t.sum() for t in written), seen, states
 
 
 def run(model):
     x = torch.arange(9).double().cos().view(3, 3).requires_grad_()
-    loss, seen = model(x)
+    loss, seen, _ = model(x)
     loss.backward(retain_graph=model.twice)
     if model.twice:
         (loss * loss).backward()
-    return [x.grad, *(torch.stack(seen).sort().values if seen else ())]
+    shown = [x.grad, *(torch.stack(seen).sort().values if seen else ())]
+    loss, _, states = model(x)
+    h = states[model.asked % len(states)]
+    asked = h if h.requires_grad and model.given != "list" else x
+    return [*shown, *torch.autograd.grad(loss, asked, allow_unused=True)]
 
 
 @pytest.mark.filterwarnings("ignore")
