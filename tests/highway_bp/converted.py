@@ -120,16 +120,15 @@ def made(layer=Shows, net=Net):
     return net(layer).double()
 
 
-class AddLoss(torch.autograd.Function):
-    """x, and in the backward pass the gradient 1 for a loss of its own."""
+def function(forward, backward, **more):
+    """The ``apply`` of a torch.autograd.Function."""
+    methods = {"forward": forward, "backward": backward, **more}
+    static = {name: staticmethod(method) for name, method in methods.items()}
+    return type("Function", (torch.autograd.Function,), static).apply
 
-    @staticmethod
-    def forward(ctx, x, loss):
-        return x.view_as(x)
 
-    @staticmethod
-    def backward(ctx, g):
-        return g, g.new_ones(())
+# x, and in the backward pass the gradient 1 for a loss of its own.
+add_loss = function(lambda ctx, x, loss: x.view_as(x), lambda ctx, g: (g, g.new_ones(())))
 
 
 class Loop(Net):
@@ -144,6 +143,11 @@ class Loop(Net):
 def looping(layer, loop):
     torch.manual_seed(0)
     return lambda: type("Looping", (Loop,), {"loop": staticmethod(loop)})(layer).double()
+
+
+def seen_in_loss(model, **how):
+    loss = model()
+    (loss + sum(block.seen.square().sum() for block in model.blocks)).backward(**how)
 
 
 def assert_refused(make, line, run=backward, method=EXACT):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import highway_bp as hb
-from tests.highway_bp.converted import Net, Shows, assert_same, backward, rows
+from tests.highway_bp.converted import Net, Shows, assert_same, backward, function, rows
 
 
 class StateSecond(Shows):
@@ -117,41 +117,21 @@ def test_a_chain_of_two_layers_is_none_of_one():
     assert told(converted(Calls(frozen=3)), passes=1) == []
 
 
-class Reversible(torch.autograd.Function):
-    """Runs its layers in ``forward``; the gradient is its own affair."""
-
-    @staticmethod
-    def forward(ctx, h, blocks):
-        for block in blocks:
-            h = block(h)
-        return h
-
-    @staticmethod
-    def backward(ctx, g):
-        return g, None
+def reversible(*ctx_state_and_blocks):
+    *_, h, blocks = ctx_state_and_blocks
+    for block in blocks:
+        h = block(h)
+    return h
 
 
-class ReversibleWithSetup(torch.autograd.Function):
-    """The same in torch's newer form: ``forward`` has no ctx."""
+@pytest.mark.parametrize("setup", [{}, {"setup_context": lambda ctx, inputs, output: None}])
+def test_layers_within_a_function_of_its_own(setup):
+    """Also in torch's newer form, in which the forward pass has no ctx."""
 
-    @staticmethod
-    def forward(h, blocks):
-        for block in blocks:
-            h = block(h)
-        return h
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    backward = Reversible.backward
-
-
-@pytest.mark.parametrize("function", [Reversible, ReversibleWithSetup])
-def test_layers_within_a_function_of_its_own(function):
     class Runs(Net):
         def forward(self, x=None):
-            return self.head(function.apply(self.emb(rows()), self.blocks)).sum()
+            run = function(reversible, lambda ctx, g: (g, None), **setup)
+            return self.head(run(self.emb(rows()), self.blocks)).sum()
 
     model = converted(Runs())
     assert told(model, passes=2) == [

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import highway_bp as hb
 from models.cells import MinimalGatedCell, SLSTMCell
+from tests.highway_bp.converted import function
 
 L, B, D, H = 7, 3, 2, 4
 CELLS = {"minimal gated": MinimalGatedCell, "sLSTM": SLSTMCell}
@@ -246,21 +247,13 @@ def test_a_loss_on_what_a_cell_keeps_of_its_weights(function, before):
 
 
 def test_the_graph_of_a_step_is_freed_with_the_step():
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, h):
-            return h.clone()
-
-        @staticmethod
-        def backward(ctx, g):
-            return g
-
+    clone = function(lambda ctx, h: h.clone(), lambda ctx, g: g)
     nodes, alive = [], []
 
     class Notes(MinimalGatedCell):
         def forward(self, x, h):
             alive.append(sum(ref() is not None for ref in nodes))
-            h = Function.apply(h)
+            h = clone(h)
             nodes.append(weakref.ref(h.grad_fn))
             return super().forward(x, h)
 

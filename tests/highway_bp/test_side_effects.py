@@ -14,13 +14,14 @@ from tests.highway_bp.architectures import PlainSplit
 from tests.highway_bp.converted import (
     EXACT,
     IN_GROUPS,
-    AddLoss,
     Net,
     Shows,
+    add_loss,
     assert_refused,
     assert_same,
     backward,
     both_methods,
+    function,
     looping,
     made,
     rows,
@@ -30,55 +31,35 @@ from tests.highway_bp.converted import (
 
 
 class Keeps(Shows):
-    """Keeps its input, and containers of what is inside."""
-
-    def forward(self, h):
-        self.given, self.kept, self.named = h, [self.inside(h)], {"twice": 2 * h}
-        return h + self.g(self.kept[0]) + self.named["twice"].sin()
-
-
-@both_methods
-def test_retain_grad_of_what_hooks_are_given_and_lists_hold(method):
-    def run(model):
-        seen = []
-        for block in model.blocks:
-            block.g.register_forward_hook(lambda module, args, out: seen.append(args[0]))
-            block.f.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        loss = model()
-        seen += [t for block in model.blocks for t in (block.kept[0], block.named["twice"])]
-        for t in seen:
-            t.retain_grad()
-        loss.backward()
-        return [t.grad for t in seen]
-
-    assert_same(run, lambda: made(Keeps), method)
-
-
-class Shares(Shows):
-    """Keeps what is inside in one list of all layers."""
+    """Keeps its input, and containers of what is inside, one of them for all layers."""
 
     def __init__(self):
         super().__init__()
         self.all_kept = []
 
     def forward(self, h):
-        self.all_kept.append(z := self.inside(h))
-        return h + self.g(z)
+        self.given, self.kept, self.named = h, [self.inside(h)], {"twice": 2 * h}
+        self.all_kept.append(z := self.named["twice"].sin())
+        return h + self.g(self.kept[0]) + z
 
 
 @both_methods
-def test_retain_grad_of_what_layers_keep_in_one_list(method):
+def test_retain_grad_of_what_hooks_are_given_and_lists_hold(method):
     def run(model):
-        kept = model.blocks[0].all_kept
+        seen, all_kept = [], []
         for block in model.blocks:
-            block.all_kept = kept
+            block.all_kept = all_kept
+            block.g.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+            block.f.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
         loss = model()
-        for t in kept:
+        seen += [t for block in model.blocks for t in (block.kept[0], block.named["twice"])]
+        seen += all_kept
+        for t in seen:
             t.retain_grad()
         loss.backward()
-        return [t.grad for t in kept]
+        return [t.grad for t in seen]
 
-    assert_same(run, lambda: made(Shares), method)
+    assert_same(run, lambda: made(Keeps), method)
 
 
 def test_retain_grad_of_a_kept_input_is_refused():
@@ -139,7 +120,7 @@ class WithLoss(Shows):
 def test_losses_added_between_layers(method):
     def loop(blocks, h):
         for block in blocks:
-            h = AddLoss.apply(*block(h))
+            h = add_loss(*block(h))
         return h
 
     with pytest.warns(UserWarning, match="a new chain begins there"):
@@ -152,7 +133,7 @@ def test_losses_added_in_front():
     class Front(Net):
         def forward(self, x=None):
             penalty = sum(p.square().sum() for p in self.blocks.parameters())
-            h = AddLoss.apply(self.emb(rows()), penalty)
+            h = add_loss(self.emb(rows()), penalty)
             for block in self.blocks:
                 h = block(h)
             return self.head(h).sin().sum()
@@ -175,20 +156,11 @@ def test_hooks_on_states_of_several_chains(method):
 
 def test_functions_between_layers_cost_no_power_of_two():
     calls = []
-
-    class Counts(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, g):
-            calls.append(1)
-            return g
+    counted = function(lambda ctx, x: x.clone(), lambda ctx, g: calls.append(1) or g)
 
     def loop(blocks, h):
         for block in [*blocks, *blocks, *blocks]:
-            h = Counts.apply(block(h))
+            h = counted(block(h))
         return h
 
     with warnings.catch_warnings():
@@ -202,19 +174,19 @@ class AddsInside(Shows):
 
     def forward(self, h):
         z = self.inside(h)
-        return h + AddLoss.apply(self.g(z), self.weight * z.square().mean())
+        return h + add_loss(self.g(z), self.weight * z.square().mean())
+
+
+def states(model):
+    loss, h = 0.0, model.emb(rows())
+    for block in model.blocks:
+        h = block(h)
+        loss = loss + h.square().sum()
+    loss.backward()
 
 
 def test_losses_added_inside_layers():
     """Exact with losses on states, but not where two products go through one graph."""
-
-    def states(model):
-        loss, h = 0.0, model.emb(rows())
-        for block in model.blocks:
-            h = block(h)
-            loss = loss + h.square().sum()
-        loss.backward()
-
     assert_same(states, lambda: made(AddsInside))
     for method in (IN_GROUPS, hb.MGRIT(4, 2)):
         assert_refused(
@@ -236,13 +208,6 @@ def test_losses_added_inside_layers():
 
 @both_methods
 def test_a_network_that_has_diverged_has_nan_gradients(method):
-    def states(model):
-        h, loss = model.emb(rows()), 0.0
-        for block in model.blocks:
-            h = block(h)
-            loss = loss + h.square().sum()
-        loss.backward()
-
     model = hb.convert(made(Shows), method)
     torch.nn.init.constant_(model.blocks[1].g.weight, torch.inf)
     states(model)
@@ -250,42 +215,28 @@ def test_a_network_that_has_diverged_has_nan_gradients(method):
 
 
 def test_gradients_written_by_a_backward_pass_are_refused():
-    class Fused(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x, linear):
-            ctx.linear, ctx.x = linear, x
-            return x @ linear.weight.detach().T
-
-        @staticmethod
-        def backward(ctx, g):
-            ctx.linear.weight.main_grad += g.T @ ctx.x
-            return g @ ctx.linear.weight.detach(), None
-
     class Accumulates(Shows):
         def __init__(self):
             super().__init__()
             self.g.weight.main_grad = torch.zeros(6, 6).double()
 
         def forward(self, h):
-            return h + Fused.apply(self.inside(h), self.g)
+            x, weight = self.inside(h), self.g.weight
+
+            def backward(ctx, g):
+                weight.main_grad += g.T @ x.detach()
+                return g @ weight.detach()
+
+            return h + function(lambda ctx, x: x @ weight.detach().T, backward)(x)
 
     assert_refused(lambda: made(Accumulates), "writes the gradients of parameters itself")
 
 
 def test_a_gradient_that_a_function_keeps_is_not_written_into():
-    class Kept(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.g = torch.full_like(x, 0.3)
-            return 0.3 * x
-
-        @staticmethod
-        def backward(ctx, w):
-            return ctx.g
-
     class Constant(PlainSplit):
         def g(self, h):
-            return Kept.apply(h)
+            kept = torch.full_like(h, 0.3)
+            return function(lambda ctx, h: 0.3 * h, lambda ctx, w: kept)(h)
 
     chain, x = (
         hb.ResidualChain([Constant(nn.Linear(6, 6)) for _ in range(4)]),
