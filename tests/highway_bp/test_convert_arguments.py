@@ -1,4 +1,4 @@
-"""What converted layers write, are given and count: arguments in place, lists, second runs."""
+"""What converted layers write, are given and count: in place, into lists, in second runs."""
 
 import random
 import warnings
@@ -14,11 +14,14 @@ from tests.highway_bp.converted import (
     IN_GROUPS,
     Net,
     Shows,
+    assert_refused,
     assert_same,
     backward,
     both_methods,
+    looping,
     made,
     rows,
+    seen_in_loss,
 )
 
 
@@ -159,8 +162,76 @@ def test_an_argument_changed_in_place(layer, wants_gradient):
         assert_same(backward, lambda: made(layer, Given))
     else:
         told = r"blocks.0 \(\w+\) changes an argument in place, whose"
-        with pytest.raises(RuntimeError, match=told):
-            backward(hb.convert(made(layer, Given), EXACT))
+        assert_refused(lambda: made(layer, Given), told)
+
+
+# -- memory that outputs share --------------------------------------------------------------------
+
+
+class WithView(Shows):
+    def forward(self, h):
+        out = super().forward(h)
+        return out, out[:, 0]
+
+
+class MaySkip(Shows):
+    skips = False
+
+    def forward(self, h):
+        return h if self.skips else super().forward(h)
+
+
+def doubles_views(blocks, h):
+    for block in blocks:
+        h, first = block(h)
+        first.mul_(2)
+    return h
+
+
+def reads_views_after(blocks, h):
+    total = 0.0
+    for block in blocks:
+        h, first = block(h)
+        h += 1
+        total = total + first.sum()
+    return h + total
+
+
+def writes_into_a_skipped_state(blocks, h):
+    states = []
+    for i, block in enumerate(blocks):
+        block.skips = i == 2
+        h = block(h)
+        h = h.add_(1) if block.skips else h
+        states.append(h)
+    return sum(states)
+
+
+@pytest.mark.parametrize("loop", [doubles_views, reads_views_after])
+def test_writing_into_shared_memory_is_refused(loop):
+    assert_refused(looping(WithView, loop), "returned tensors that share memory")
+
+
+@both_methods
+def test_a_skipped_layer_returns_its_input_itself(method):
+    with pytest.warns(UserWarning, match="a new chain begins there"):
+        assert_same(backward, looping(MaySkip, writes_into_a_skipped_state), method)
+
+
+# -- a second run ---------------------------------------------------------------------------------
+
+
+def test_a_second_run_where_the_state_was_changed_is_refused():
+    def loop(blocks, h):
+        for block in blocks:
+            h = block(h)
+            with torch.no_grad():
+                h.clamp_(-2, 2)
+        return h
+
+    assert_refused(
+        looping(Shows, loop), "what it returned was changed in place since", seen_in_loss
+    )
 
 
 def test_a_counter_changed_in_place_by_a_layer_that_has_to_run_again_is_refused():
@@ -177,9 +248,11 @@ def test_a_counter_changed_in_place_by_a_layer_that_has_to_run_again_is_refused(
             assert count == 4
             return sum(block.seen.sum() for block in self.blocks)
 
-    with pytest.raises(RuntimeError, match="changes an argument in place; expected backward"):
-        hb.convert(made(Counts, Counted), EXACT)().backward()
-    assert_same(lambda model: model().backward(retain_graph=True), lambda: made(Counts, Counted))
+    def make():
+        return made(Counts, Counted)
+
+    assert_refused(make, "changes an argument in place; expected backward")
+    assert_same(lambda model: model().backward(retain_graph=True), make)
 
 
 def test_a_second_run_that_returns_something_else_beside_the_state_is_refused():
@@ -195,8 +268,7 @@ def test_a_second_run_that_returns_something_else_beside_the_state_is_refused():
                 more = more + extra + block.seen.sum()
             return self.head(h).sum() + more
 
-    with pytest.raises(RuntimeError, match="was run once more for its gradient and gave other"):
-        hb.convert(made(Noisy, Beside), EXACT)().backward()
+    assert_refused(lambda: made(Noisy, Beside), "was run once more for its gradient and gave other")
 
 
 def test_a_buffer_that_is_assigned_anew_counts_one_run():

@@ -19,6 +19,7 @@ from tests.highway_bp.converted import (
     logits_loss,
     made,
     rows,
+    seen_in_loss,
     with_states,
 )
 from tests.highway_bp.families import build
@@ -177,11 +178,6 @@ class ShowsCount(Shows):
     def inside(self, h):
         self.calls = getattr(self, "calls", 0) + 1
         return self.calls * super().inside(h)
-
-
-def seen_in_loss(model, **how):
-    loss = model()
-    (loss + sum(block.seen.square().sum() for block in model.blocks)).backward(**how)
 
 
 @both_methods
