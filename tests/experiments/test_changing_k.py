@@ -37,12 +37,6 @@ def test_the_k_in_force_is_recorded_and_counted(train, runs, schedule, ks):
     assert row["k"] is None and row["schedule"].startswith(schedule.split()[0])
 
 
-def test_a_row_of_one_k_has_no_schedule(train, runs):
-    train(*TEXT, "k=2")
-    row = row_of(only_run(runs))
-    assert (row["k"], row["schedule"], row["block_passes"]) == (2, None, 16)
-
-
 def test_layers_of_a_group_follow_each_other(train, runs):
     train("steps=2", "k=1", "grad.group_size=2")  # L = 3 residual blocks
     row = row_of(only_run(runs))

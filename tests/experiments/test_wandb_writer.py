@@ -97,7 +97,6 @@ def test_an_offline_run_is_whole_and_quiet(tmp_path, monkeypatch, capfd):
     assert found["exit"][0].exit_code == 0
 
 
-@pytest.mark.slow
 def test_what_is_synced_later_has_group_name_and_row(train, runs):
     """The whole way, from train.py to the file that `wandb sync` uploads."""
     wandb = pytest.importorskip("wandb")
