@@ -97,6 +97,7 @@ PRINTED = {  # by train.py: its arguments, and which line of the output, or None
     ),
     "image folders without a place": ("experiment=resnet50_image_folder", None),
     "a run folder that cannot be written": ("run_root=/dev/null/runs", None),
+    "a failing run in a sweep": ("--multirun model.depth=9,8 steps=1", None),
     "an unknown value in a sweep": ("--multirun grad=higway,bp seed=0,1 steps=1", None),
 }
 
@@ -195,13 +196,6 @@ def a_file_that_cannot_grow(train, runs, tmp_path):
     assert seen.code == 1
     assert train("steps=2").code == 0  # with room again, the same command ends well
     return seen.err
-
-
-@situation
-def a_failing_run_in_a_sweep(train, runs, _):
-    seen = train("--multirun", "model.depth=9,8", "steps=1")
-    assert (only_run(runs) / "DONE").exists()  # the other one goes on
-    return in_one_line(seen.err)
 
 
 @situation

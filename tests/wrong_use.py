@@ -8,6 +8,7 @@ from experiments.errors import UserError
 from models.cells import MinimalGatedCell
 from scripts import run_plan
 from tests.highway_bp.families import build
+from tests.highway_bp.test_recurrent_refuses import Decay
 
 
 class Add(nn.Module):
@@ -51,15 +52,6 @@ class Captures(nn.Module):
 
     def forward(self, h):
         return h + h * self.weights[0]
-
-
-class Around(MinimalGatedCell):
-    def __init__(self, after: nn.Module):
-        super().__init__(3, 4)
-        self.after = after
-
-    def forward(self, x, h):
-        return self.after(super().forward(x, h))
 
 
 class Unused(nn.Module):
@@ -201,8 +193,8 @@ RAISED = {
         "a layer that uses what was computed outside": lambda: backward(
             Add(None), Captures(2 * OUTSIDE)
         ),
-        "a cell with dropout": lambda: backward_of_cell(Around(nn.Dropout(0.5))),
-        "a cell with batch normalisation": lambda: backward_of_cell(Around(nn.BatchNorm1d(4))),
+        "a cell with dropout": lambda: backward_of_cell(Decay(3, 4, nn.Dropout(0.5))),
+        "a cell with batch normalisation": lambda: backward_of_cell(Decay(3, 4, nn.BatchNorm1d(4))),
         "a recurrent layer in a transform": lambda: torch.func.grad(lambda x: total(gru(), x))(X),
         "batched gradients": batched_gradients,
         "a second derivative through a chain": second_derivative,

@@ -175,7 +175,6 @@ REFUSED = {  # other lines are in tests/errors.md
     "tolerance=0; expected a number between 0 and 1": lambda: Adaptive(BASE, tolerance=0),
     "tolerance='low'; expected a number between 0 and 1": lambda: Adaptive(BASE, tolerance="low"),
     "ks=[3, 1]; expected at least two increasing numbers": lambda: Adaptive(BASE, ks=(3, 1)),
-    "ks=3; expected a list": lambda: Adaptive(BASE, ks=3),
 }
 
 
