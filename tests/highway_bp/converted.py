@@ -71,6 +71,15 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
+def relative_error(found, exact) -> float:
+    """Of the whole gradient; inf for gradients of other parameters."""
+    if [g is None for g in found] != [g is None for g in exact]:
+        return float("inf")
+    pairs = [(f, e) for f, e in zip(found, exact, strict=True) if e is not None]
+    wrong = sum((f - e).square().sum() for f, e in pairs)
+    return (wrong / sum(e.square().sum() for _, e in pairs)).sqrt().item()
+
+
 def rows():
     return torch.arange(30).double().sin().view(5, 6)
 

@@ -95,7 +95,7 @@ def state_of(model):
     """Weights, buffers, gradients, the random stream, estimates of gamma, the method."""
     grads = [p.grad for p in model.parameters()]
     tensors = [*model.state_dict().values(), *grads, torch.get_rng_state()]
-    values = [None if t is None else t.tolist() for t in tensors]
+    values = [None if t is None or t.is_meta else t.tolist() for t in tensors]
     return values, hb.method_state(model), hb.current_method(model)
 
 

@@ -31,6 +31,16 @@ class Gated(Split, Plain):
         return self.factor().detach()
 
 
+def assert_as_in_sequence(plain: nn.Sequential) -> None:
+    """A chain of the same layers has the same output and gradients."""
+    x, found = rows().requires_grad_(), []
+    for model in (plain.double(), hb.ResidualChain(plain, EXACT)):
+        torch.manual_seed(1)
+        out = model(x)
+        found.append([out, *torch.autograd.grad(out.square().sum(), [x, *plain.parameters()])])
+    torch.testing.assert_close(*found)
+
+
 def in_place(chain, loss):
     with torch.no_grad():
         chain[1].gate.mul_(-1)
@@ -72,11 +82,7 @@ class DropsOut(Gated):
 
 def test_the_checks_of_the_first_pass_draw_no_random_numbers():
     torch.manual_seed(0)
-    layers, found = [DropsOut().double() for _ in range(3)], []
-    for model in (nn.Sequential(*layers), hb.ResidualChain(layers, EXACT)):
-        torch.manual_seed(1)
-        found.append(model(rows()))
-    torch.testing.assert_close(*found)
+    assert_as_in_sequence(nn.Sequential(*(DropsOut() for _ in range(3))))
 
 
 class Overridden(Gated):
@@ -86,15 +92,11 @@ class Overridden(Gated):
 
 def test_a_forward_or_hook_of_a_residual_layer_is_not_bypassed():
     torch.manual_seed(0)
-    plain = nn.Sequential(Overridden(), Gated(), Gated()).double()
+    plain = nn.Sequential(Overridden(), Gated(), Gated())
     plain[1].forward = types.MethodType(Overridden.forward, plain[1])
     plain[1].__class__ = Overridden
     plain[2].register_full_backward_hook(lambda module, grad_in, grad_out: (2 * grad_in[0],))
-    x, found = rows().requires_grad_(), []
-    for model in (plain, hb.ResidualChain(list(plain), EXACT)):
-        out = model(x)
-        found.append([out, *torch.autograd.grad(out.square().sum(), [x, plain[0].gate])])
-    torch.testing.assert_close(*found)
+    assert_as_in_sequence(plain)
 
 
 class Called(Gated):
@@ -104,10 +106,9 @@ class Called(Gated):
 
 def test_a_hook_of_all_modules_or_a_call_of_its_own_is_not_bypassed():
     torch.manual_seed(0)
-    plain = nn.Sequential(Called(), Gated()).double()
     hook = register_module_forward_hook(lambda m, _, out: 2 * out if isinstance(m, Gated) else out)
     try:
-        torch.testing.assert_close(hb.ResidualChain(list(plain), EXACT)(rows()), plain(rows()))
+        assert_as_in_sequence(nn.Sequential(Called(), Gated()))
     finally:
         hook.remove()
 
@@ -142,12 +143,7 @@ class KnewItsCarry(KnowsItsCarry):
 @pytest.mark.parametrize("layer", [ByThoseNames, lambda: KnewItsCarry(tanh(6))])
 def test_only_the_layers_own_forward_counts(layer):
     torch.manual_seed(0)
-    plain = nn.Sequential(layer(), layer()).double()
-    x, found = rows().requires_grad_(), []
-    for model in (plain, hb.ResidualChain(list(plain), EXACT)):
-        out = model(x)
-        found.append([out, *torch.autograd.grad(out.square().sum(), [x, *plain.parameters()])])
-    torch.testing.assert_close(*found)
+    assert_as_in_sequence(nn.Sequential(layer(), layer()))
 
 
 class WrongCarry(Gated):

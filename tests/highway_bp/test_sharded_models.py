@@ -19,6 +19,7 @@ from models.resnet import ResNet
 from tests.highway_bp.architectures import Plain, ReluAfterSum, tanh
 from tests.highway_bp.families import build
 from tests.highway_bp.on_ranks import on_ranks
+from tests.highway_bp.test_advise import state_of
 
 pytestmark = pytest.mark.slow
 
@@ -133,18 +134,10 @@ def errors(model: nn.Module, x, y, method: hb.Highway) -> list[dict]:
     """Errors at k = 0 and 1, in a model that has trained one step and is as it was afterwards."""
     hb.set_method(model, method)
     loss_of(x, y)(model).backward()
-    before = trace(model)
+    before = state_of(model)
     found = [asdict(e) for e in hb.gradient_error(model, loss_of(x, y), (0, 1), method)]
-    for a, b in zip(before, trace(model), strict=True):
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    assert state_of(model) == before
     return [*found, hb.method_state(model)]
-
-
-def trace(model: nn.Module) -> list:
-    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
-    buffers = [b.clone() for b in model.buffers() if not b.is_meta]
-    remembered = [hb.method_state(model), hb.current_method(model)]
-    return [*gradients, *buffers, torch.get_rng_state(), *remembered]
 
 
 def adaptive_ks(model: nn.Module, x, y, method: hb.Highway) -> list:
