@@ -90,7 +90,7 @@ def test_it_is_the_error_of_a_positive_scalar_recurrence():
 
 
 def test_gamma_may_be_estimated_and_the_model_is_left_as_it_was():
-    model = hb.ResidualChain(Scaling(s) for s in (0.5, 0.2, 0.9))
+    model = hb.ResidualChain(Scaling(s) for s in (0.5, -0.2, 0.9))
     x = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
     plain, auto = (
         estimates(model, lambda model: model(x).sum(), range(2), hb.Highway(0, gamma))

@@ -97,11 +97,6 @@ def assert_equal(found: list[Tensor], expected: list[Tensor], what: str) -> None
         )
 
 
-def test_zoo_is_large_and_covers_every_length():
-    assert len(ARCHITECTURES) >= 30
-    assert {reference(name).L for name in ARCHITECTURES} == {1, 2, 3, 4, 5, 6}
-
-
 @every_architecture
 @both_losses
 def test_all_paths_together_are_autograd(name, losses):

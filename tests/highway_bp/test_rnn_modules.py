@@ -64,12 +64,6 @@ def as_torch(plain, ours, sample):
     torch.testing.assert_close(results(ours, args), results(plain, args))
 
 
-def as_its_reference(plain, ours, sample):
-    args = sample.forward_input.args
-    wanted = sample.reference_fn(ours, *args)
-    torch.testing.assert_close(tensors(ours(*args)), tensors(wanted))
-
-
 def from_non_contiguous_input(plain, ours, sample):
     def spread(t):
         return torch.stack([t, t], -1)[..., 0].detach().requires_grad_()
@@ -110,7 +104,7 @@ def gradgradcheck(plain, ours, sample):
         gradcheck(plain, ours, sample, torch.autograd.gradgradcheck)
 
 
-CHECKS = [as_torch, as_its_reference, from_non_contiguous_input, after_copies]
+CHECKS = [as_torch, from_non_contiguous_input, after_copies]
 CHECKS += [after_the_meta_device, gradcheck, gradgradcheck]
 REFUSED = pytest.mark.xfail(raises=RuntimeError, reason="no second derivative, see Limits")
 
@@ -131,20 +125,6 @@ def test_module(entries, kind, check, method):
             check(*sample)
             seen += 1
     assert seen == 32 if kind == "GRU" or method == "Highway" else 64
-
-
-@every_kind
-@pytest.mark.parametrize("method", METHODS)
-def test_errors(entries, kind, method):
-    entry, errors = entries[kind], 0
-    for bad in entry.module_error_inputs_func(entry, "cpu", torch.float64, False, True):
-        sample = bad.module_error_input
-        given = sample.constructor_input
-        with pytest.raises(bad.error_type, match=bad.error_regex):
-            ours = KINDS[kind][1](*given.args, **given.kwargs, method=METHODS[method])
-            ours(*sample.forward_input.args)
-        errors += 1
-    assert errors > 10
 
 
 X = torch.randn(3, 2, 4)

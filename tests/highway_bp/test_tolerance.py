@@ -26,15 +26,6 @@ def test_it_is_the_gradient_of_as_many_iterations_as_it_took(name, tolerance):
 def test_it_stops_after_the_first_iteration_that_changes_less():
     torch.manual_seed(0)
     model, batch = hb.convert(build_family("gpt2", layers=8), hb.Backprop()), inputs("gpt2")
-    states = {}
-    for k in range(9):
-        hb.set_method(model, hb.Highway(k))
-        hidden = model(**batch, output_hidden_states=True)
-        w = torch.autograd.grad(hidden.loss, hidden.hidden_states[0])[0]
-        states[k] = w
-    # of one state: what changes w_0 least at the end changes all states little too
-    steps = [((states[k] - states[k - 1]).norm() / states[k].norm()).item() for k in range(1, 9)]
-    assert steps[0] > 0.05 > steps[-1]
     taken = {}
     for tolerance in (0.5, 0.2, 1e-6):
         hb.set_method(model, hb.Highway(8, tolerance=tolerance))

@@ -60,13 +60,3 @@ def test_the_pixel_gru_reads_row_by_row_and_has_one_bias_per_gate():
     hb.set_method(model, hb.Highway(2))
     model(x).sum().backward()
     assert model.rnn.bias_hh_l0.grad is None and model.rnn.bias_ih_l0.grad is not None
-
-
-def test_the_printed_numbers_of_parameters():
-    def count(model):
-        return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-    assert count(RNNLanguageModel(210, "lstm")) == 2_317_010
-    assert count(RNNLanguageModel(210, "gru")) == 1_791_698
-    assert count(RNNLanguageModel(16000, "gru", layers=3)) == 21_128_320
-    assert count(PixelGRU(10)) == 29_834

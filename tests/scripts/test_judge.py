@@ -69,18 +69,12 @@ def test_gammas_are_never_pooled():
     assert matches(found, found.arm("highway", 5, 0.2)).outcome is Outcome.HOLDS
 
 
-@pytest.mark.parametrize("change", [{"group_size": 4}, {"tolerance": 0.1}, {"schedule": "linear"}])
+@pytest.mark.parametrize(
+    "change", [{"group_size": 4}, {"tolerance": 0.1}, {"schedule": "linear"}, {"carry": "literal"}]
+)
 def test_other_settings_of_a_method_are_other_arms(change):
     rows = [*BP, *seeds("resnet32", "highway", 3, [0.9] * 3, **change)]
     assert setting(rows).arm("highway", 3) == []
-
-
-def test_another_carry_is_another_arm():
-    rows = [
-        *seeds("lstm_chars", "bp", None, [2.5] * 3),
-        *seeds("lstm_chars", "highway", 1, [2.6] * 3, carry="literal"),
-    ]
-    assert setting(rows).arm("highway", 1) == []
 
 
 def test_a_hair_decides_nothing():
