@@ -41,8 +41,8 @@ class Setting:
 
     @property
     def settled(self) -> list[Arm]:
-        """The arms with enough seeds for a verdict."""
-        return [arm for arm, rows in self.arms.items() if len(rows) >= ENOUGH]
+        """The arms of plain methods with enough seeds for a verdict."""
+        return [arm for arm in self.plain() if len(self.arms[arm]) >= ENOUGH]
 
     @property
     def margin(self) -> float:
@@ -105,8 +105,8 @@ def settings_of(paper: PaperRow, rows: Iterable[Row]) -> tuple[list[Setting], li
     """The settings of an experiment's rows, the best first, and why other rows belong to none.
 
     The paper's own setting comes first, then the reduced ones in their order. If a preset has rows
-    from several kinds of device, the setting with the most arms of enough seeds comes first, then
-    that with the most rows.
+    from several kinds of device, the setting with the most plain methods of enough seeds comes
+    first, then that with the most rows.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     refused = []
