@@ -1,8 +1,7 @@
-"""The calls of `torch.autograd.grad` and ``backward()`` in progress: their losses, and the tensors
-whose gradients they were asked for.
+"""What the running calls of `torch.autograd.grad` and ``backward()`` were given: losses and inputs.
 
-Autograd gives a gradient out before the node runs that it belongs to, and leaves out whatever does
-not lead to one. A chain finds neither in what autograd brings it.
+Autograd shows a node neither. A chain needs both: the gradient of an input is given out before the
+node behind it runs, and paths from the losses that lead to no input are not run at all.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ _CALLS = torch.autograd.grad.__code__, torch.autograd.backward.__code__
 
 
 def asked_for() -> Iterator[GradientEdge]:
-    """The tensors whose gradients were asked for."""
+    """The inputs: the tensors whose gradients the calls were asked for."""
     return _arguments("inputs")  # also inputs_tuple: inputs may be a generator that has run out
 
 
 def losses() -> Iterator[GradientEdge]:
-    """The tensors that the calls began with."""
+    """The tensors that the calls begin with."""
     return _arguments("outputs", "tensors")
 
 
