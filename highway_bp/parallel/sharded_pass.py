@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from highway_bp.asked import asked_for
 from highway_bp.caches import is_no_container
 from highway_bp.first_order import first_order
 from highway_bp.has_method import Watched
@@ -31,8 +34,25 @@ def through_ranks(
     flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=is_no_container)
     wanted = {id(t): t for t in flat if isinstance(t, Tensor) and t.requires_grad}
     with keep_buffers():
-        return list(
+        states = list(
             _ShardedPass.apply(chain, (flat, spec, [*wanted]), every, h, *wanted.values(), *params)
+        )
+    for state in states[:-1]:
+        state.register_hook(partial(_refuse_look, weakref.ref(state)))
+    return states
+
+
+def _refuse_look(ref: weakref.ref, _: Tensor) -> None:
+    """Raise RuntimeError if somebody looks at the gradient of a state before the last one: autograd
+    brings it the losses' share alone."""
+    state = ref()
+    if state is None:
+        return
+    asked = any(e.node is state.grad_fn and e.output_nr == state.output_nr for e in asked_for())
+    if asked or state.retains_grad or len(state._backward_hooks) > 1:
+        raise RuntimeError(
+            "a look at the gradient of a state inside a ShardedChain: autograd has a part of it; "
+            "expected a look at the chain's input or last state, or a ResidualChain"
         )
 
 

@@ -175,7 +175,29 @@ def assorted(rank: int) -> dict:
         "unwanted": unwanted_input(),
         "captured": captured(),
         "written": written(),
+        "looked at": looked_at(),
     }
+
+
+def looked_at() -> list[str]:
+    """What is said to a look at a state before the last one; one at the last state is exact."""
+
+    def states():
+        return hb.ShardedChain(layers_of("relu"), hb.Highway(1))(data("relu"), return_states=True)
+
+    looks = (
+        lambda h, loss: (h.register_hook(lambda g: None), loss.backward()),
+        lambda h, loss: (h.retain_grad(), loss.backward()),
+        lambda h, loss: torch.autograd.grad(loss, h),
+    )
+    lines = []
+    for look, at in itertools.product(looks, (0, 3)):
+        with pytest.raises(RuntimeError) as told:
+            look((found := states())[at], loss_on(found))
+        lines.append(str(told.value))
+    (g,) = torch.autograd.grad((found := states())[-1].square().sum(), found[-1])
+    assert torch.equal(g, 2 * found[-1])
+    return lines
 
 
 def in_half_precision() -> list[float]:
@@ -313,6 +335,10 @@ def test_what_else_there_is_to_see(tmp_path):
         assert rank["twice"][0] and "second time: the graphs of its layers" in rank["twice"][1]
         assert rank["captured"].startswith(tuple(f"layer {i} (Captures) uses a" for i in (0, 1)))
         assert "(Writes) writes into a list or dictionary that it is given" in rank["written"]
+        assert len(rank["looked at"]) == 6
+        assert all(
+            "gradient of a state inside a ShardedChain" in said for said in rank["looked at"]
+        )
     assert first["alone"] == second["alone"] and first["alone"][0] and first["alone"][2]
     assert first["disagreeing"] == second["disagreeing"]
     small, shape, method, state = first["disagreeing"]
