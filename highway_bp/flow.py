@@ -22,6 +22,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import unserializable_hook
 
 from highway_bp.first_order import first_order
 from highway_bp.segment import add
@@ -128,7 +129,7 @@ def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
     tap = h.grad_fn
     ref = weakref.ref(tap)
     # Autograd runs it for any of the Tap's outputs, also where it does not run the Tap itself.
-    h.register_hook(lambda _: ref().one_pass.check_given(ref()))
+    h.register_hook(unserializable_hook(lambda _: ref().one_pass.check_given(ref())))
     tap.hooks, tap.state = h._backward_hooks, weakref.ref(h)
     tap.one_pass.all_taps.append(weakref.ref(tap))
     tap.returned_extras = list(map(weakref.ref, extras))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.hooks import unserializable_hook
 
 from highway_bp.asked import asked_for
 from highway_bp.caches import is_no_container
@@ -38,7 +39,7 @@ def through_ranks(
             _ShardedPass.apply(chain, (flat, spec, [*wanted]), every, h, *wanted.values(), *params)
         )
     for state in states[:-1]:
-        state.register_hook(partial(_refuse_look, weakref.ref(state)))
+        state.register_hook(unserializable_hook(partial(_refuse_look, weakref.ref(state))))
     return states
 
 

@@ -1,5 +1,7 @@
 """`retain_grad` and hooks on what layers return: the whole gradient, or a refusal in one line."""
 
+import io
+import warnings
 from functools import partial
 
 import pytest
@@ -243,6 +245,14 @@ def test_autograd_grad_of_a_state_is_refused_where_a_loss_uses_what_follows_it(m
     loss = model.head(h).sin().sum() + sum(block.exit.sum() for block in model.blocks)
     with pytest.raises(RuntimeError, match="leads to a tensor inside the layer that a loss uses"):
         torch.autograd.grad(loss, states[at if look == "grad" else 0])
+
+
+def test_a_state_is_saved_without_a_warning():
+    model = hb.convert(made(Inside, WithExtras), EXACT)
+    model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.save(model.states, io.BytesIO())
 
 
 class KeepsInside(Shows):
