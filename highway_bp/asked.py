@@ -1,45 +1,57 @@
-"""What the running calls of `torch.autograd.grad` and ``backward()`` were given: losses and inputs.
+"""What the running call of `torch.autograd.grad` or ``backward()`` was given: losses and inputs.
 
 Autograd shows a node neither. A chain needs both: the gradient of an input is given out before the
-node behind it runs, and paths from the losses that lead to no input are not run at all.
+node behind it runs, and paths from the losses that lead to no input are not run at all. So they are
+read from the Python frame of the call; calls from C++ have none.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Iterator
+import threading
+from types import FrameType
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.utils import _pytree as pytree
 
-_CALLS = torch.autograd.grad.__code__, torch.autograd.backward.__code__
+from highway_bp.graph_walk import Edge, walk
 
 
-def asked_for() -> Iterator[GradientEdge]:
-    """The inputs: the tensors whose gradients the calls were asked for."""
-    return _arguments("inputs")  # also inputs_tuple: inputs may be a generator that has run out
+def asked_for() -> list[Edge] | None:
+    """The inputs: the tensors whose gradients were asked for; None if no call is found."""
+    calls = _calls()
+    # inputs may be a generator that has run out
+    return _edges(calls, "inputs", "inputs_tuple") if calls else None
 
 
-def losses() -> Iterator[GradientEdge]:
-    """The tensors that the calls begin with."""
-    return _arguments("outputs", "tensors")
+def used() -> dict[Edge, None]:
+    """All edges of the losses' graph."""
+    begin = _edges(_calls(), "outputs", "tensors")
+    graph = walk(begin, lambda edge: False)
+    return dict.fromkeys(itertools.chain(begin, *graph.values()))
 
 
-def _arguments(*names: str) -> Iterator[GradientEdge]:
-    """From the frames of all threads, as a GPU's nodes run in a thread of the engine."""
-    for frame in sys._current_frames().values():
-        while frame is not None:
-            if frame.f_code in _CALLS:
-                given = frame.f_locals.items()
-                yield from _edges([v for key, v in given if any(name in key for name in names)])
-            frame = frame.f_back
+def _calls() -> list[FrameType]:
+    """The innermost call of this thread. A GPU's nodes run in a thread of the engine: then those of
+    all threads."""
+    frames = sys._current_frames()
+    own = _innermost_call(frames.pop(threading.get_ident()))
+    return [own] if own else [call for f in frames.values() if (call := _innermost_call(f))]
 
 
-def _edges(given: object) -> Iterator[GradientEdge]:
-    for t in pytree.tree_leaves(given, is_leaf=lambda t: isinstance(t, GradientEdge)):
-        if isinstance(t, Tensor):
-            yield GradientEdge(t.grad_fn, t.output_nr)
-        elif isinstance(t, GradientEdge):
-            yield t
+def _innermost_call(frame: FrameType | None) -> FrameType | None:
+    while frame is not None:
+        name = frame.f_code.co_name
+        if name in ("grad", "backward") and frame.f_globals.get("__name__") == "torch.autograd":
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def _edges(calls: list[FrameType], *names: str) -> list[Edge]:
+    given = [call.f_locals.get(name) for call in calls for name in names]
+    found = pytree.tree_leaves(given, is_leaf=lambda t: isinstance(t, GradientEdge))
+    edges = [(t.grad_fn, t.output_nr) for t in found if isinstance(t, Tensor)]
+    return edges + [(e.node, e.output_nr) for e in found if isinstance(e, GradientEdge)]

@@ -90,10 +90,7 @@ class Tap(torch.autograd.Function):
         if ctx.one_pass.inside or (is_empty and not ctx.one_pass.is_reached):
             return None, None, None, None
         if ctx.segment is None:
-            raise RuntimeError(
-                "Trying to backward through a chain of layers a second time: their graphs are "
-                "freed. Call the first backward() with retain_graph=True"
-            )
+            refuse_freed()
         ctx.b_extras = b_extras
         ctx.one_pass.note(ctx)
         ctx.b = b if ctx.returned is None else b - ctx.returned
@@ -128,7 +125,7 @@ def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
     """Let the Tap of a state and its extras find them, as long as somebody holds them."""
     tap = h.grad_fn
     ref = weakref.ref(tap)
-    # Autograd runs it for any of the Tap's outputs, also where it does not run the Tap itself.
+    # Autograd runs this hook for any of the Tap's outputs, also where it does not run the Tap.
     h.register_hook(unserializable_hook(lambda _: ref().one_pass.check_given(ref())))
     tap.hooks, tap.state = h._backward_hooks, weakref.ref(h)
     tap.one_pass.all_taps.append(weakref.ref(tap))
@@ -147,6 +144,11 @@ def _unchanged(g: Tensor) -> Tensor:
     return g
 
 
+def will_solve(tap: Tap) -> bool:
+    """Whether the backward pass in progress goes as far as the Gate of the Tap's chain."""
+    return torch._C._will_engine_execute_node(tap.scope.gate)
+
+
 def has_hooks(tap: Tap) -> bool:
     """Whether its state has hooks beside that of `watch`."""
     return len(tap.hooks) > 1
@@ -157,6 +159,13 @@ def _has_looked_at_state(ref: weakref.ref) -> bool:
     tap = ref()
     state = None if tap is None else tap.state()
     return state is not None and (has_hooks(tap) or state.retains_grad)
+
+
+def refuse_freed() -> NoReturn:
+    raise RuntimeError(
+        "Trying to backward through a chain of layers a second time: their graphs are freed. Call "
+        "the first backward() with retain_graph=True"
+    )
 
 
 def refuse_inside_group() -> NoReturn:

@@ -7,13 +7,12 @@ rest comes from the local graphs: the layer's own, and those of other layers tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from highway_bp.asked import losses
-from highway_bp.flow import Tap, is_of_chain
+from highway_bp.asked import used
+from highway_bp.flow import Tap, is_of_chain, is_tap, will_solve
 from highway_bp.graph_walk import edges_of, walk
 from highway_bp.segment import Cotangents, Segment, gradient_at
 
@@ -84,22 +83,36 @@ def check_extra(tap: Tap, j: int) -> None:
         _refuse(tap, "comes from a chain inside the layer")
 
 
-def refuse_extra(tap: Tap) -> NoReturn:
-    raise RuntimeError(
-        f"autograd.grad of what {tap.segment.calls[tap.place].layer.name} returned beside its "
-        "state would be a part of its gradient; expected retain_grad on it and loss.backward(), or "
-        "Backprop()"
-    )
+def used_extras(tap: Tap) -> list[Tensor]:
+    """The extras of ``tap`` that the losses use."""
+    edges = used()
+    return [extra for j, extra in enumerate(tap.extras) if (tap, 1 + j) in edges]
+
+
+def check_given_extra(tap: Tap, j: int) -> None:
+    """Raise RuntimeError if other results that the losses use depend on the j-th extra of ``tap``:
+    autograd, which gives its gradient out, lacks their share."""
+    check_extra(tap, j)
+    own, others = tap.one_pass, []
+    for node, i in used():
+        if is_tap(node) and node.one_pass is own and (node, i) != (tap, 1 + j):
+            others.append(node.extras[i - 1] if i else node.segment.states[node.place])
+    if tap.extras[j].grad_fn in walk(edges_of(others), lambda edge: is_of_chain(edge[0])):
+        raise RuntimeError(
+            f"the gradient of what {tap.segment.calls[tap.place].layer.name} returned beside its "
+            "state is wanted of autograd alone, which has a part of it; expected retain_grad and "
+            "loss.backward(), or Backprop()"
+        )
 
 
 def refuse_if_used(tap: Tap, inner: Tensor) -> None:
     """Refuse a look at a result that losses reach through the local graph as well."""
-    node, runs = inner.grad_fn, torch._C._will_engine_execute_node
+    node = inner.grad_fn
     if node is None:
         return
-    is_used = runs(node)
-    if not is_used and not runs(tap.scope.gate):  # autograd leaves out what leads to no gradient
-        is_used = node in walk(losses(), lambda edge: False)
+    is_used = torch._C._will_engine_execute_node(node)
+    if not is_used and not will_solve(tap):  # autograd leaves out what leads to no gradient
+        is_used = any(node is other for other, _ in used())
     if is_used:
         _refuse(tap, "leads to a tensor inside the layer that a loss uses")
 

@@ -15,16 +15,27 @@ from torch.autograd.graph import GradientEdge
 
 from highway_bp.asked import asked_for
 from highway_bp.auto_gamma import AutoGamma
-from highway_bp.flow import Gate, Tap, has_hooks, hooks_of, is_of_chain, is_tap, node_before
+from highway_bp.flow import (
+    Gate,
+    Tap,
+    has_hooks,
+    hooks_of,
+    is_of_chain,
+    is_tap,
+    node_before,
+    refuse_freed,
+    will_solve,
+)
 from highway_bp.graph_walk import edges_of, walk
 from highway_bp.has_method import Chain, Watched
 from highway_bp.looked_at import (
     at_state,
+    check_given_extra,
     check_known,
     check_last,
     complete_retained,
-    refuse_extra,
     refuse_if_used,
+    used_extras,
 )
 from highway_bp.module_system import ModuleSystem, States
 from highway_bp.own_gradients import (
@@ -67,9 +78,10 @@ class Pass:
         self.earlier: list[Pass] = []
         self.functions_behind = False
         self._task: int | None = None  # id of the backward pass that all notes are from
+        self._tasks: set[int] = set()  # ids of all that have left notes
         self._top: weakref.ref | None = None  # of the Taps reached, the last in forward order
         self._gammas: dict[str, float] | None = None  # by layer, for gamma="auto"
-        self._asked: set[tuple[int, int]] = set()  # (number of a Tap, number of its output)
+        self._asked: set[tuple[int, int]] | None = None  # (number of a Tap, of its output)
         self._asked_in: int | None = None  # id of the backward pass that was asked for them
 
     @property
@@ -93,13 +105,23 @@ class Pass:
         """Whether the backward pass in progress has brought a gradient to one of the Taps.
 
         Solving another pass may also run a Tap, without a gradient, on the way to a parameter.
+
+        Raises:
+            RuntimeError: it has, but another backward pass has come in between.
         """
-        return self._task == torch._C._current_graph_task_id()
+        task = torch._C._current_graph_task_id()
+        if task != self._task and task in self._tasks:
+            raise RuntimeError(
+                "a backward pass through a chain was interrupted by another one through the same "
+                "chain, from a hook, say; expected one after the other, or Backprop()"
+            )
+        return task == self._task
 
     def note(self, tap: Tap) -> None:
         """Note that a backward pass has reached this Tap. It reaches the last Tap first."""
         if not self.is_reached:
             self._task = torch._C._current_graph_task_id()
+            self._tasks.add(self._task)
             self._top, self._gammas = weakref.ref(tap), None
             tap.returned = None  # set by an earlier backward pass that also reached later Taps
             if has_hooks(tap):
@@ -108,27 +130,37 @@ class Pass:
     def gives_out(self, tap: Tap, i: int) -> bool:
         """Whether autograd gives out the gradient at the i-th output of ``tap`` on its way.
 
-        It was asked for it, or puts it into a .grad that no solve will complete.
+        The user has asked for it, or has called `retain_grad` and no solve will complete it. If
+        autograd was called from C++, any state that somebody holds may have been asked for.
         """
         task = torch._C._current_graph_task_id()
         if self._asked_in != task:
-            own = [e for e in asked_for() if is_tap(e.node) and e.node.one_pass is self]
-            self._asked_in, self._asked = task, {(e.node.number, e.output_nr) for e in own}
-        if (tap.number, i) in self._asked:
-            return True
+            self._asked_in, asked = task, asked_for()
+            self._asked = None
+            if asked is not None:
+                own = [(node, i) for node, i in asked if is_tap(node) and node.one_pass is self]
+                self._asked = {(node.number, i) for node, i in own}
         t = [tap.state, *tap.returned_extras][i]()
-        solves = torch._C._will_engine_execute_node(tap.scope.gate)
-        return t is not None and t.retains_grad and not solves
+        if self._asked is None and i == 0:
+            return t is not None
+        if self._asked and (tap.number, i) in self._asked:
+            return True
+        return t is not None and t.retains_grad and not will_solve(tap)
 
     def check_given(self, tap: Tap) -> None:
         """Raise RuntimeError if autograd gives out a gradient at ``tap`` of which it has a part."""
         if self.inside:
             return
-        if any(self.gives_out(tap, 1 + j) for j in range(len(tap.extras))):
-            refuse_extra(tap)
+        if tap.segment is None:  # freed; a state alone needs no graph behind it
+            if tap.returned_extras:
+                refuse_freed()
+            return
+        for j in range(len(tap.extras)):
+            if self.gives_out(tap, 1 + j):
+                check_given_extra(tap, j)
         if not self.is_reached and self.gives_out(tap, 0):  # no later layers
             refuse_if_used(tap, tap.segment.states[tap.place])
-            check_known(tap, tap.extras)
+            check_known(tap, used_extras(tap))
 
     def solve(self, gate: Gate) -> tuple[Tensor | None, list[Tensor | None]]:
         """Solve the system. Returns w_0 and the gradients of Gate's other inputs."""
@@ -166,6 +198,8 @@ class Pass:
     def from_later_layers(self, tap: Tap) -> Tensor | None:
         """Return w - b at the state of ``tap``, which the backward pass has not reached yet."""
         taps = self._taps_after(tap)
+        freed = not torch._C._autograd._get_current_graph_task_keep_graph()
+        _check_untouched(taps, freed)
         with self._inside():
             segments, b = _segments(taps)
             check_known(tap, tap.extras)
@@ -249,7 +283,8 @@ def _check_untouched(taps: Sequence[Tap], freed: bool) -> None:
     for tap in taps:
         call = tap.segment.calls[tap.place]
         check_shared(tap.shared, call.layer.name)
-        check_shown(call.shown, tap.returned_extras, call.layer.name, freed and tap.segment.is_used)
+        is_used = (freed and tap.segment.is_used) or not will_solve(tap)
+        check_shown(call.shown, tap.returned_extras, call.layer.name, is_used)
 
 
 def _unreached(segments, b, w_ends) -> set[int]:

@@ -49,7 +49,7 @@ def _refuse_look(ref: weakref.ref, _: Tensor) -> None:
     state = ref()
     if state is None:
         return
-    asked = any(e.node is state.grad_fn and e.output_nr == state.output_nr for e in asked_for())
+    asked = (state.grad_fn, state.output_nr) in (asked_for() or ())
     if asked or state.retains_grad or len(state._backward_hooks) > 1:
         raise RuntimeError(
             "a look at the gradient of a state inside a ShardedChain: autograd has a part of it; "

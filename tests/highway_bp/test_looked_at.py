@@ -1,12 +1,7 @@
 """`retain_grad` and hooks on what layers return: the whole gradient, or a refusal in one line."""
 
-import io
-import warnings
-from functools import partial
-
 import pytest
 import torch
-from torch.autograd.graph import get_gradient_edge
 
 import highway_bp as hb
 from highway_bp.recorded import recorded, recording
@@ -126,88 +121,6 @@ def test_gradients_of_parameters_alone_beside_such_an_extra():
     assert_same(run, lambda: made(AfterState, WithExtras))
 
 
-class Inside(Shows):
-    """An extra that the state depends on, as attention weights are."""
-
-    def forward(self, h):
-        z = self.inside(h)
-        return h + self.g(z), z
-
-
-def asked(model, t, how):
-    """The gradient of a result, t(model), by one of the ways to ask autograd for it."""
-    loss, t = model(), t(model)
-    if how == "backward":
-        loss.backward(inputs=[t])
-        return [t.grad]
-    if how == "with parameters":
-        return torch.autograd.grad(loss, [t, *model.emb.parameters()])
-    inputs = {"grad": t, "edge": get_gradient_edge(t), "generator": (t for t in [t])}[how]
-    return torch.autograd.grad(loss, inputs)
-
-
-WAYS = ["grad", "edge", "generator", "backward", "with parameters"]
-
-
-@both_methods
-@pytest.mark.parametrize("how", WAYS)
-@pytest.mark.parametrize("at", [0, 2, 3])
-@pytest.mark.parametrize("layer", [Inside, Bias])
-def test_autograd_grad_of_a_state(method, layer, at, how):
-    def run(model):
-        backward(model)
-        return asked(model, lambda model: model.states[at], how)
-
-    assert_same(run, lambda: made(layer, WithExtras), method)
-
-
-@both_methods
-def test_retain_grad_behind_the_state_that_is_asked_for(method):
-    """No solve runs, so none completes what is retained."""
-
-    def run(model):
-        backward(model)
-        loss = model()
-        for state in model.states:
-            state.retain_grad()
-        torch.autograd.grad(loss, model.states[1])
-        return [state.grad for state in model.states[1:]]
-
-    assert_same(run, lambda: made(Inside, WithExtras), method)
-
-
-def test_retain_grad_of_an_extra_behind_the_state_that_is_asked_for_is_refused():
-    def run(model):
-        loss = model()
-        model.extras[2].retain_grad()
-        torch.autograd.grad(loss, model.states[1])
-
-    line = r"autograd.grad of what blocks.2 \(Inside\) returned beside its state"
-    assert_refused(lambda: made(Inside, WithExtras), line, run)
-
-
-@pytest.mark.parametrize("how", WAYS)
-@pytest.mark.parametrize("at", [0, 3])
-@pytest.mark.parametrize("layer", [Inside, Bias, AfterState])
-def test_autograd_grad_of_an_extra_is_refused(layer, at, how):
-    def run(model):
-        asked(model, lambda model: model.extras[at], how)
-
-    net = HandsOn if layer is Bias else WithExtras
-    line = rf"autograd.grad of what blocks.{at} \({layer.__name__}\) returned beside its state"
-    assert_refused(lambda: made(layer, net), line, run)
-
-
-@pytest.mark.parametrize("how", WAYS)
-@pytest.mark.parametrize("at", [1, 3])
-def test_autograd_grad_of_a_state_with_an_extra_computed_from_it_is_refused(at, how):
-    def run(model):
-        asked(model, lambda model: model.states[at], how)
-
-    line = rf"blocks.{at} \(AfterState\) returns a tensor that it has computed from its state"
-    assert_refused(lambda: made(AfterState, WithExtras), line, run)
-
-
 class KeepsExit(Shows):
     """Keeps a tensor that is computed from the new state."""
 
@@ -227,55 +140,6 @@ def test_a_hook_on_the_last_state_is_refused_where_a_loss_uses_what_follows_it()
 
     line = r"blocks.3 \(KeepsExit\) returned, which leads to a tensor inside the layer"
     assert_refused(lambda: made(KeepsExit), line, run)
-
-
-@pytest.mark.parametrize("look", ["grad", "retain_grad", "hook"])
-@pytest.mark.parametrize("at", [0, 2, 3])
-@both_methods
-def test_autograd_grad_of_a_state_is_refused_where_a_loss_uses_what_follows_it(method, at, look):
-    """Autograd does not run that path, as it leads to nothing that was asked for."""
-    model, states = hb.convert(made(KeepsExit), method), []
-    h = model.emb(rows())
-    for block in model.blocks:
-        states.append(h := block(h))
-    if look == "retain_grad":
-        states[at].retain_grad()
-    elif look == "hook":
-        states[at].register_hook(lambda g: None)
-    loss = model.head(h).sin().sum() + sum(block.exit.sum() for block in model.blocks)
-    with pytest.raises(RuntimeError, match="leads to a tensor inside the layer that a loss uses"):
-        torch.autograd.grad(loss, states[at if look == "grad" else 0])
-
-
-def test_a_state_is_saved_without_a_warning():
-    model = hb.convert(made(Inside, WithExtras), EXACT)
-    model()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        torch.save(model.states, io.BytesIO())
-
-
-class KeepsInside(Shows):
-    def forward(self, h):
-        self.kept = self.inside(h)
-        return h + self.g(self.kept)
-
-
-def test_autograd_grad_of_a_state_beside_a_loss_inside_its_group():
-    def run(model, at, inside):
-        h, states = model.emb(rows()), []
-        for block in model.blocks:
-            states.append(h := block(h))
-        loss = model.head(h).sin().sum() + model.blocks[inside].kept.sum()
-        backward(model)
-        return torch.autograd.grad(loss, states[at])
-
-    in_groups = hb.Highway(99, group_size=2)
-    for at, inside in ((0, 0), (0, 2), (1, 1), (2, 1), (3, 1)):
-        asked_at = partial(run, at=at, inside=inside)
-        assert_same(asked_at, lambda: made(KeepsInside), in_groups)
-    with pytest.raises(RuntimeError, match="leads to a tensor inside the layer that a loss uses"):
-        run(hb.convert(made(KeepsInside), in_groups), 0, 1)
 
 
 @both_methods
