@@ -93,15 +93,17 @@ def check_given_extra(tap: Tap, j: int) -> None:
     """Raise RuntimeError if other results that the losses use depend on the j-th extra of ``tap``:
     autograd, which gives its gradient out, lacks their share."""
     check_extra(tap, j)
-    own, others = tap.one_pass, []
-    for node, i in used():
-        if is_tap(node) and node.one_pass is own and (node, i) != (tap, 1 + j):
-            others.append(node.extras[i - 1] if i else node.segment.states[node.place])
+    results = ((node, i) for node, i in used() if is_tap(node) and node.one_pass is tap.one_pass)
+    others = [
+        node.extras[i - 1] if i else node.segment.states[node.place]
+        for node, i in results
+        if node.number >= tap.number and (node, i) != (tap, 1 + j)
+    ]
     if tap.extras[j].grad_fn in walk(edges_of(others), lambda edge: is_of_chain(edge[0])):
         raise RuntimeError(
-            f"the gradient of what {tap.segment.calls[tap.place].layer.name} returned beside its "
-            "state is wanted of autograd alone, which has a part of it; expected retain_grad and "
-            "loss.backward(), or Backprop()"
+            "autograd alone has a part of the gradient of what "
+            f"{tap.segment.calls[tap.place].layer.name} returned beside its state; expected "
+            "retain_grad and loss.backward(), or Backprop()"
         )
 
 

@@ -148,6 +148,15 @@ def test_a_gradient_of_outputs_is_no_loss(method):
     assert_same(run, lambda: made(KeepsExit), method)
 
 
+def test_autograd_grad_of_an_extra_behind_layers_whose_graphs_are_freed():
+    def run(model):
+        model()
+        model.states[1].sum().backward()
+        return torch.autograd.grad(model.extras[3].sin().sum(), model.extras[3])
+
+    assert_same(run, lambda: made(Inside, WithExtras))
+
+
 LOOKS = {  # behind the state that is asked for
     "hook inside": lambda model: model.blocks[2].kept.register_hook(lambda g: None),
     "retain_grad inside": lambda model: model.blocks[2].kept.retain_grad(),
