@@ -25,8 +25,8 @@ def draw(number: int, title: str, columns: int, results: Results) -> Drawing:
 
     figure, axes = one_each(title, shown, columns, draw_panel, notes)
     sources = [f"{p.title}: {p.published['source']}" for p, _ in shown if p.published]
-    notes = [f"small dots: single runs; {INTERVALS}", f"values of the paper: {'. '.join(sources)}"]
-    footer(figure, axes, notes)
+    lines = [f"small dots: single runs; {INTERVALS}", f"values of the paper: {'. '.join(sources)}"]
+    footer(figure, axes, lines)
     return Drawing(figure, [row for _, setting in shown if setting for row in setting.rows])
 
 
