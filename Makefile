@@ -44,10 +44,10 @@ status: setup ## which planned runs are done, running, missing: ARGS="-v --devic
 	@$(BIN)/python scripts/status.py $(ARGS)
 
 figures: setup ## results/*.jsonl -> results/figures, PNG, PDF and SVG
-	$(BIN)/python scripts/make_figures.py results
+	$(BIN)/python scripts/make_results.py figures results
 
 tables: setup ## results/*.jsonl, bench_rnn*.json -> results/tables, Markdown and LaTeX
-	$(BIN)/python scripts/make_tables.py results
+	$(BIN)/python scripts/make_results.py tables results
 
 report: figures tables ## everything on one static page, results/report.html
 	$(BIN)/python scripts/make_report.py results

@@ -1,11 +1,9 @@
-"""Read a results folder, and run the programs that make its figures and tables."""
+"""Read a results folder: rows and the records of benchmarks."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,28 +93,3 @@ def read_results(folder: Path) -> Results:
     for line in left_out:
         print(f"error: {line}", file=sys.stderr)
     return Results(folder, found, left_out)
-
-
-# Each returns an object whose write(folder, name) writes files NAME.*, or None without data for it.
-Makers = Mapping[str, Callable[[Results], Any]]
-
-
-def make_all(description: str, outputs: str, makers: Makers, argv: Sequence[str]) -> None:
-    """Run a program that makes files from a results folder, and print the paths of the files.
-
-    The files go to the folder ``outputs`` below the results folder.
-
-    Raises:
-        UserError: at the end, if rows were left out.
-    """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("results", type=Path, help="folder with KEY.jsonl files")
-    parser.add_argument("--only", nargs="+", choices=makers, metavar="NAME", default=list(makers))
-    args = parser.parse_args(argv)
-    results, folder = read_results(args.results), args.results / outputs
-    folder.mkdir(exist_ok=True)
-    for name in args.only:
-        if made := makers[name](results):
-            print(made.write(folder, name))
-    if results.left_out:
-        raise UserError("some rows were left out; all files are made of the others")

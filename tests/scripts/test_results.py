@@ -8,7 +8,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from experiments.errors import UserError
-from scripts import make_figures, make_report, make_tables
+from scripts import make_report, make_results
 from scripts.evidence.paper import paper_rows
 from scripts.evidence.results import Results
 from scripts.evidence.rows import by_arm, curve
@@ -36,8 +36,8 @@ def rows(tmp_path) -> Path:
 def results(tmp_path_factory) -> Path:
     """Rows, and what is made of them."""
     folder = write_results(tmp_path_factory.mktemp("results"))
-    make_figures.main([str(folder)])
-    make_tables.main([str(folder)])
+    make_results.main(["figures", str(folder)])
+    make_results.main(["tables", str(folder)])
     return folder
 
 
@@ -106,14 +106,14 @@ def texts(picture: Path) -> str:
 
 def test_the_same_rows_give_the_same_bytes(results):
     before = {p: p.read_bytes() for p in (results / "figures").iterdir()}
-    make_figures.main([str(results), "--only", "figure4", "figure6"])
+    make_results.main(["figures", str(results), "--only", "figure4", "figure6"])
     assert before == {p: p.read_bytes() for p in (results / "figures").iterdir()}
 
 
 def test_an_experiment_with_schedules_alone_has_a_panel(tmp_path):
     only = seeds("gru_pixels", "highway", None, [0.47], schedule="linear start=0")
     write_rows(tmp_path, "gru_pixels", only)
-    make_figures.main([str(tmp_path), "--only", "figure4"])
+    make_results.main(["figures", str(tmp_path), "--only", "figure4"])
     assert "no run of backpropagation" in texts(tmp_path / "figures" / "figure4.svg")
 
 
@@ -157,7 +157,7 @@ def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_made(rows, ca
     with pytest.raises(
         UserError, match="some rows were left out; all files are made of the others"
     ):
-        make_tables.main([str(rows)])
+        make_results.main(["tables", str(rows)])
     assert "gru_words.jsonl line 1 is not a JSON object" in capsys.readouterr().err
     assert (rows / "tables" / "gru_pixels.md").exists()
     with pytest.raises(UserError, match="some rows were left out"):
@@ -167,9 +167,9 @@ def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_made(rows, ca
 
 def test_wrong_names_and_folders_are_reported_in_one_line(rows, tmp_path):
     with pytest.raises(SystemExit):
-        make_figures.main([str(rows), "--only", "figure9"])
+        make_results.main(["figures", str(rows), "--only", "figure9"])
     with pytest.raises(UserError, match=r"no KEY\.jsonl in"):
-        make_figures.main([str(tmp_path / "nowhere")])
+        make_results.main(["figures", str(tmp_path / "nowhere")])
 
 
 def test_a_shorter_training_has_the_steps_of_the_longer_one(tmp_path):
