@@ -1,10 +1,10 @@
 """README: its blocks run as they stand, its links lead somewhere, its numbers are the rows'."""
 
-import json
 import multiprocessing
 import os
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from statistics import mean
 
@@ -14,8 +14,9 @@ import torch
 import highway_bp as hb
 from scripts.evidence.claims import CLAIMS
 from scripts.evidence.judge import Outcome, Verdict, difference, matches
-from scripts.evidence.results import read_results
+from scripts.evidence.results import Results, read_results
 from scripts.evidence.rows import score
+from scripts.evidence.settings import Setting
 from tests.train_cli import ROOT, into_file
 
 pytestmark = pytest.mark.slow
@@ -109,16 +110,18 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
-def gpu_setting(key):
-    return next(s for s in read_results(ROOT / "results").settings[key] if "GPU" in s.device)
+@cache
+def results() -> Results:
+    return read_results(ROOT / "results")
+
+
+def setting_on(device: str, key: str) -> Setting:
+    return next(s for s in results().settings[key] if s.device == device)
 
 
 def test_the_table_of_the_pixels_is_that_of_the_rows():
-    text, of_pixels = (
-        README.replace("\n", " "),
-        read_results(ROOT / "results").settings["gru_pixels"],
-    )
-    setting, on_cpus = sorted(of_pixels, key=lambda s: "GPU" not in s.device)
+    text = README.replace("\n", " ")
+    setting, on_cpus = (setting_on(device, "gru_pixels") for device in ("one GPU", "CPU"))
     arms = [setting.arm("bp"), *(setting.arm("highway", k) for k in (0, 1, 3, 5, 10))]
     arms += [setting.arm("fixed_point", k) for k in (5, 10)]
     assert setting.full and all(len(rows) == 3 for rows in arms)
@@ -132,7 +135,7 @@ def test_the_table_of_the_pixels_is_that_of_the_rows():
     found = difference(ours, exact, on_cpus.paper.paired)
     assert f"on CPUs: {found.mean:.2f} points, {found.low:.1f} to {found.high:.1f};" in text
     assert len(ours) == len(exact) == 5 and matches(on_cpus, ours).outcome is Outcome.HOLDS
-    seconds = json.loads((ROOT / "results" / "steps_gru_cifar10_pixels.cuda.json").read_text())
+    seconds = results().record("steps_gru_cifar10_pixels.cuda")
     names = ("bp", "k0", "k1", "k3", "k5", "k10", "fp5", "fp10")
     cells = " | ".join(f"{1000 * seconds['seconds'][name]:.1f}" for name in names)
     assert f"| step, ms (BP: cuDNN) | {cells} |" in README
@@ -150,7 +153,7 @@ REDUCED = [  # experiment, device, gamma, digits, name
 
 @pytest.mark.parametrize(("key", "device", "gamma", "digits", "name"), REDUCED)
 def test_a_row_of_the_reduced_settings_is_that_of_the_runs(key, device, gamma, digits, name):
-    setting = next(s for s in read_results(ROOT / "results").settings[key] if s.device == device)
+    setting = setting_on(device, key)
     arms = [setting.arm("bp"), *(setting.arm("highway", k, gamma) for k in range(4))]
     cells = [f"{mean(map(score, rows)):.{digits}f}" if rows else "-" for rows in arms]
     seeds = [
@@ -163,9 +166,7 @@ def test_a_row_of_the_reduced_settings_is_that_of_the_runs(key, device, gamma, d
 def test_k_3_matches_backpropagation_where_it_is_said():
     matching = []
     for key, device, gamma, *_ in REDUCED:
-        setting = next(
-            s for s in read_results(ROOT / "results").settings[key] if s.device == device
-        )
+        setting = setting_on(device, key)
         ours = setting.arm("highway", 3, gamma)
         if ours and matches(setting, ours).outcome is Outcome.HOLDS:
             matching.append(key)
@@ -175,7 +176,7 @@ def test_k_3_matches_backpropagation_where_it_is_said():
 
 def test_the_perplexities_of_gpt2_are_those_of_the_rows():
     page = (ROOT / "docs" / "choosing_k.md").read_text().replace("\n", " ")
-    setting = gpu_setting("gpt2")
+    setting = setting_on("one GPU", "gpt2")
 
     def shown(grad, *which):
         return f"{mean(map(score, setting.arm(grad, *which))):.1f}"
@@ -192,7 +193,7 @@ def test_the_perplexities_of_gpt2_are_those_of_the_rows():
 
 def test_the_differences_of_the_characters_are_those_of_the_rows():
     page = (ROOT / "docs" / "choosing_k.md").read_text().replace("\n", " ")
-    setting = read_results(ROOT / "results").settings["gru_chars"][0]
+    setting = results().settings["gru_chars"][0]
     assert f"{setting.device}; paired" in page and setting.paper.paired
     for text, k, of in (
         ("at k = 0 less backpropagation", 0, ("bp",)),
@@ -211,11 +212,11 @@ def test_the_differences_of_the_characters_are_those_of_the_rows():
 
 def test_the_times_of_the_method_page_are_those_of_the_benchmarks():
     page = (ROOT / "docs" / "method.md").read_text().replace("\n", " ")
-    grid = json.loads((ROOT / "results" / "bench_rnn.json").read_text())["grid"]
+    grid = results().record("bench_rnn")["grid"]
     narrow = [run for run in grid if run["shape"].endswith(("hidden 32", "hidden 64"))]
     at_k0 = [run["speedup"]["k0"] for run in narrow if "L 1024" in run["shape"]]
     assert len(at_k0) == 6
-    cuda = json.loads((ROOT / "results" / "bench_rnn_cuda.json").read_text())["paper"]
+    cuda = results().record("bench_rnn_cuda")["paper"]
     faster = {run["row"]: [f"{run['speedup'][name]:.2f}" for name in ("k0", "k5")] for run in cuda}
     k0, k5 = faster["gru_pixels"]
     assert f"{k0} at k = 0 and {k5} at k = 5 with L = 1024" in page
@@ -223,11 +224,9 @@ def test_the_times_of_the_method_page_are_those_of_the_benchmarks():
     assert f"on the H200 {' and '.join(faster['lstm_chars'])}" in page
     expected = f"{min(at_k0):.2f} to {max(at_k0):.2f} times as fast as `nn.GRU`"
     assert expected in page
-    trunk = json.loads((ROOT / "results" / "bench_trunk.json").read_text())["ratios"]
-    bp, k0, k1, k3 = (
-        f"{trunk[name]:.2f}"
-        for name in ("converted_bp_over_plain", "k0_over_plain", "k1_over_plain", "k3_over_plain")
-    )
+    trunk = results().record("bench_trunk")["ratios"]
+    names = ("converted_bp", "k0", "k1", "k3")
+    bp, k0, k1, k3 = (f"{trunk[f'{name}_over_plain']:.2f}" for name in names)
     assert f"a converted model takes {bp} of the untouched model's step" in page
     assert f"{k0} at `k = 0`, {k1} at `k = 1`, {k3} at `k = 3`" in page
 
@@ -236,15 +235,14 @@ def test_the_times_of_the_method_page_are_those_of_the_benchmarks():
     ("experiment", "device", "label"),
     [
         ("gru_chars", "CPU", "GRU, characters, L = 256, five seeds"),
-        ("gru_words", "NVIDIA", "three-layer GRU, byte pairs, L = 256, three seeds"),
-        ("lstm_chars", "NVIDIA", "LSTM, characters, L = 256, three seeds"),
-        ("gru_pixels", "NVIDIA", "GRU, pixels, L = 1024, one loss at the end, three seeds"),
+        ("gru_words", "one GPU", "three-layer GRU, byte pairs, L = 256, three seeds"),
+        ("lstm_chars", "one GPU", "LSTM, characters, L = 256, three seeds"),
+        ("gru_pixels", "one GPU", "GRU, pixels, L = 1024, one loss at the end, three seeds"),
     ],
 )
 def test_the_errors_at_the_end_of_training_are_those_of_the_rows(experiment, device, label):
-    lines = (ROOT / "results" / f"{experiment}.jsonl").read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if row["grad"] == "bp"]
-    last = [row["curve"]["gradient_error"][-1] for row in rows if device in row["device"]]
+    runs = setting_on(device, experiment).with_moments
+    last = [row["curve"]["gradient_error"][-1] for row in runs]
     assert all(moment["k"] == [0, 1, 2, 3, 5] for moment in last)
     means = map(mean, zip(*(moment["relative_error"] for moment in last), strict=True))
     cells = " | ".join(f"{e:.2f}" if e >= 0.1 else f"{e:.3f}" for e in means)
@@ -252,9 +250,7 @@ def test_the_errors_at_the_end_of_training_are_those_of_the_rows(experiment, dev
 
 
 def test_the_times_are_those_of_the_benchmarks():
-    def record(name):
-        return json.loads((ROOT / "results" / f"{name}.json").read_text())
-
+    record = results().record
     plain, graph = (record(f"steps_resnet32_cifar10.{kind}") for kind in ("cuda", "cuda_graph"))
     page = (ROOT / "docs" / "reproduce.md").read_text().replace("\n", " ")
     for name, method in (("bp", "backpropagation"), ("k3", "k = 3")):
@@ -270,7 +266,6 @@ def test_the_times_are_those_of_the_benchmarks():
 
 
 def test_the_tally_of_claims_is_the_reports():
-    results = read_results(ROOT / "results")
-    found = Counter(claim.judge(results).verdict for claim in CLAIMS.values())
+    found = Counter(claim.judge(results()).verdict for claim in CLAIMS.values())
     tally = ", ".join(f"{verdict} {n}" for verdict in Verdict if (n := found[verdict]))
     assert f"Of {len(CLAIMS)} claims of the paper: {tally}." in README.replace("\n", " ")
