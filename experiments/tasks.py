@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,29 +14,19 @@ from torch.nn import functional as F
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
-class Task(Protocol):
-    """``metric`` names the score that stands for a run."""
-
-    metric: str
-
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss (a scalar with gradient) and further training scores."""
-
-    def evaluate(self, model: nn.Module, batches: Batches) -> dict[str, float]:
-        """Scores over all batches, in evaluation mode, ``eval_loss`` and ``metric`` among them."""
-
-
 class Classification:
     """Cross-entropy of logits (B, C) and labels y (B,)."""
 
     metric: ClassVar[str] = "eval_accuracy"
 
-    def loss(self, model, x, y):
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the training loss, a scalar with a gradient, and further training scores."""
         logits = model(x).float()
         accuracy = (logits.argmax(1) == y).float().mean()
         return F.cross_entropy(logits, y), {"train_accuracy": accuracy}
 
-    def evaluate(self, model, batches):
+    def evaluate(self, model: nn.Module, batches: Batches) -> dict[str, float]:
+        """Return scores over all batches; ``metric`` names the one that stands for a run."""
         loss, correct = _mean_per_target(model, batches)
         return {"eval_loss": loss, "eval_accuracy": correct}
 
@@ -66,6 +56,9 @@ class LanguageModelling:
             "eval_perplexity": math.exp(min(loss, 700.0)),  # exp of more overflows a float
             "eval_bits_per_char": loss / math.log(2) / self.characters_per_token,
         }
+
+
+Task = Classification | LanguageModelling
 
 
 @torch.no_grad()
