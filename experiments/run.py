@@ -148,7 +148,7 @@ def _train(plan: Plan, folder: RunFolder, objective: Objective, model: nn.Module
 def _trained(trainer: Trainer, beginning: dict[str, Any]) -> Diverged | None:
     """Train to the end, and save a model of transformers; return Diverged if training diverged."""
     model, folder, plan = trainer.model, trainer.folder, trainer.plan
-    _report_large_k(trainer)
+    _report_large_k(plan, model)
     if beginning:
         place = folder.path if "method" in beginning else f"continue_from={plan.cfg.continue_from}"
         wrong = f"{place}: its checkpoint is of another model or optimiser, or version"
@@ -202,12 +202,9 @@ def _outcome(trainer: Trainer, diverged: Diverged | None) -> dict[str, Any]:
     }
 
 
-def _report_large_k(trainer: Trainer) -> None:
-    """Say before training that k exceeds L; the library would say it in the backward pass."""
-    method, schedule = trainer.plan.method, trainer.plan.choices["schedule"]
-    L = max((chain.length for chain in hb.chains(trainer.model)), default=0)
-    if not L or method.group_size is None:  # a recurrent network's L is its input's length
-        return
-    L = -(-L // method.group_size)
-    if schedule == "constant" and getattr(method, "k", 0) > L:
-        print(f"k={method.k} is larger than L={L}: exact, but grad=bp is faster")
+def _report_large_k(plan: Plan, model: nn.Module) -> None:
+    """Say before training that k exceeds L, in groups; a recurrent network's L is not known yet."""
+    if plan.choices["schedule"] == "constant" and hasattr(plan.method, "k"):
+        L = len(group_sizes(model, plan.method))
+        if 0 < L < plan.method.k:
+            print(f"k={plan.method.k} is larger than L={L}: exact, but grad=bp is faster")
