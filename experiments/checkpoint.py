@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from experiments.atomic import write_atomically
 from experiments.errors import UserError
+from experiments.files import write_atomically
 
 LATEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 NEEDED = {"step", "method", "config_hash"}  # a checkpoint of any version has these

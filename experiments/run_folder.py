@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from experiments import checkpoint, json_lines
-from experiments.atomic import write_atomically, write_text
+from experiments import checkpoint
 from experiments.errors import UserError
+from experiments.files import read_json_lines, write_atomically, write_text
 
 LOCK, STARTED = "lock", "started.json"
 PATIENCE = 0.1  # seconds; `is_busy` of another process may hold the lock for an instant
@@ -113,11 +113,7 @@ class RunFolder:
         Raises:
             UserError: a complete line is damaged.
         """
-        if not self._metrics.exists():
-            return []
-        lines = self._metrics.read_text(errors="replace").splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith("\n")]
-        return json_lines.parse(whole, self._metrics, "step")
+        return read_json_lines(self._metrics, "step") if self._metrics.exists() else []
 
     def keep_until(self, step: int) -> list[dict[str, Any]]:
         """Drop the records after ``step``: training will compute them again.

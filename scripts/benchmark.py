@@ -24,8 +24,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import highway_bp as hb
-from experiments.atomic import write_text
 from experiments.errors import UserError
+from experiments.files import write_text
 from experiments.provenance import environment
 from scripts.program import at_least_one
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from experiments.atomic import write_text
 from experiments.errors import UserError
+from experiments.files import write_text
 from experiments.row import key_of
 from scripts.evidence.paper import PaperRow, paper_rows
 from scripts.evidence.rows import curve, finished_runs, name_of_run, read_rows

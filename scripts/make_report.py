@@ -23,8 +23,8 @@ from jinja2 import Environment, FileSystemLoader
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from experiments.atomic import write_text
 from experiments.errors import UserError
+from experiments.files import write_text
 from experiments.provenance import environment
 from experiments.row import command
 from scripts.evidence.claims import CLAIMS, Claim

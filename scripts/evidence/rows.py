@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import json_lines
 from experiments.errors import UserError
+from experiments.files import read_json_lines
 from experiments.row import check_row, key_of
 
 Row = dict[str, Any]
@@ -114,7 +114,7 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         UserError: a line is not a row of the present schema, or two rows belong to one run.
     """
-    rows = json_lines.read(path) if path.exists() else []
+    rows = read_json_lines(path) if path.exists() else []
     lines: dict[tuple, int] = {}
     for number, row in enumerate(rows, start=1):
         check_row(row, f"{path} line {number}")
@@ -168,7 +168,7 @@ def finished_runs(root: Path) -> list[tuple[Row, list[dict]]]:
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}/row.json cannot be read; run it again") from error
         check_row(row, f"{folder}/row.json")
-        runs.append((row, json_lines.read(folder / "metrics.jsonl", "step")))
+        runs.append((row, read_json_lines(folder / "metrics.jsonl", "step")))
     if not runs:
         raise UserError(f"no finished runs under {root}; expected run folders that contain DONE")
     return sorted(runs, key=lambda run: (arm_of(run[0]).order, run[0]["seed"]))

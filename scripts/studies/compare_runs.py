@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import pandas as pd
 
-from experiments import json_lines
 from experiments.errors import UserError
+from experiments.files import read_json_lines
 from scripts.benchmark import save
 from scripts.program import run
 
@@ -27,7 +27,7 @@ COMPARED = ["train_loss", "grad_norm", "eval_loss"]
 
 def records(folder: Path) -> pd.DataFrame:
     """What a run has recorded, by step."""
-    return pd.DataFrame(json_lines.read(folder / "metrics.jsonl", "step")).groupby("step").first()
+    return pd.DataFrame(read_json_lines(folder / "metrics.jsonl", "step")).groupby("step").first()
 
 
 def differences(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, dict]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import atomic, checkpoint
+from experiments import checkpoint, files
 from experiments.checkpoint import FRESH, LATEST, PREVIOUS
 from experiments.errors import UserError
 
@@ -84,9 +84,9 @@ def test_a_full_disk_is_told_and_the_last_good_one_stays(tmp_path, monkeypatch, 
     checkpoint.save(tmp_path, state(2))
     with monkeypatch.context() as patch:
         if broken == "write":
-            patch.setattr(atomic, "open", FullDisk, raising=False)
+            patch.setattr(files, "open", FullDisk, raising=False)
         else:
-            patch.setattr(atomic.os, "fsync", raise_full)
+            patch.setattr(files.os, "fsync", raise_full)
         with pytest.raises(UserError, match="disk") as told:
             checkpoint.save(tmp_path, state(3))
     assert str(tmp_path) in str(told.value)

@@ -1,12 +1,13 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and files of JSON records, one in a line."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from experiments.errors import UserError
 
@@ -34,3 +35,27 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write text atomically."""
     write_atomically(path, lambda f: f.write(text.encode()))
+
+
+def read_json_lines(path: Path, key: str | None = None) -> list[dict[str, Any]]:
+    """The records of a file.
+
+    key: of a whole number in each record, for files that grow by a line at a time. A last line of
+    theirs that was cut off by a crash is left out.
+
+    Raises:
+        UserError: a line is no JSON object, or has no whole number under this key.
+    """
+    lines, records = path.read_text(errors="replace").splitlines(keepends=True), []
+    if key and lines and not lines[-1].endswith("\n"):
+        del lines[-1]
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or (key and type(record.get(key)) is not int):
+            expected = f"a JSON object with a whole number {key!r}" if key else "a JSON object"
+            raise UserError(f"{path} line {number} is not {expected}; mend or delete this line")
+        records.append(record)
+    return records
