@@ -17,8 +17,8 @@ from torch import nn
 import highway_bp as hb
 from experiments.config import LENGTHS, READ_BY, check, signature
 from experiments.data.batches import Data
+from experiments.devices import take_one_gpu
 from experiments.errors import UserError, as_user_error
-from experiments.gpus import take_one_gpu
 from experiments.identity import config_hash, flat, identity, precision_of, setup_hash
 from experiments.processes import OneProcess, processes_of
 from experiments.row import SCHEMA, method_fields, method_name, stored_config, stored_overrides

@@ -13,6 +13,7 @@ from torch import nn
 
 import highway_bp as hb
 from experiments import checkpoint
+from experiments.devices import prepare_torch
 from experiments.errors import UserError, as_user_error
 from experiments.nonfinite import Diverged
 from experiments.objective import Objective
@@ -20,7 +21,6 @@ from experiments.passes import group_sizes
 from experiments.plan import Plan, build
 from experiments.provenance import environment
 from experiments.run_folder import BeingTrained, RunFolder, is_busy
-from experiments.torch_settings import prepare_torch
 from experiments.trainer import Trainer
 from experiments.wandb_writer import NoWriter
 

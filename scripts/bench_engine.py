@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import highway_bp as hb
-from experiments.torch_settings import keep_freed_memory
+from experiments.devices import keep_freed_memory
 from models.resnet import ResNet
 from scripts import benchmark
 from scripts.benchmark import DEVICE

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import highway_bp as hb
-from experiments.torch_settings import prepare_torch
+from experiments.devices import prepare_torch
 from scripts import benchmark
 from scripts.benchmark import DEVICE
 from scripts.program import run

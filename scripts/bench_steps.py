@@ -25,12 +25,12 @@ from torch import Tensor, nn
 import highway_bp as hb
 from experiments.config import composed
 from experiments.cuda_graphs import EAGER, GraphedPasses, Passed
+from experiments.devices import prepare_torch
 from experiments.errors import UserError
 from experiments.identity import precision_of
 from experiments.objective import Objective
 from experiments.optimizer import build_optimizer
 from experiments.processes import OneProcess
-from experiments.torch_settings import prepare_torch
 from scripts import benchmark
 from scripts.benchmark import DEVICE
 from scripts.program import run

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import highway_bp as hb
 from experiments.config import composed
 from experiments.cuda_graphs import EAGER, GraphedPasses, Passed
+from experiments.devices import prepare_torch
 from experiments.errors import UserError
-from experiments.torch_settings import prepare_torch
 from scripts.benchmark import DEVICE
 from scripts.surrogate import one_pass, surrogate, training_step
 from tests.train_cli import assert_same, only_run

@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from experiments import checkpoint, gpus
+from experiments import checkpoint, devices
 from experiments.run_folder import LOCK, is_busy
 from tests.train_cli import (
     ROOT,
@@ -281,10 +281,10 @@ def test_without_locks_a_run_says_so_and_goes_on(train, runs, monkeypatch):
 
 def test_gpus_are_shared_evenly(tmp_path):
     names = ["0", " 3", "GPU-a/1"]
-    taken = [gpus.first_free(names, tmp_path) for _ in range(7)]
+    taken = [devices.first_free(names, tmp_path) for _ in range(7)]
     assert [name for name, _ in taken] == ["0", "3", "GPU-a/1", "0", "3", "GPU-a/1", "0"]
     taken[1][1].release()
-    assert gpus.first_free(names, tmp_path)[0] == "3"
+    assert devices.first_free(names, tmp_path)[0] == "3"
     for _, lock in taken:
         lock.release()
 
@@ -296,11 +296,11 @@ def test_gpus_are_shared_evenly(tmp_path):
 def test_a_process_takes_one_of_several_gpus(tmp_path, monkeypatch, count, given, seen):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    monkeypatch.setenv(gpus.VISIBLE, "" if given is None else given)
+    monkeypatch.setenv(devices.VISIBLE, "" if given is None else given)
     if given is None:
-        monkeypatch.delenv(gpus.VISIBLE)
-    monkeypatch.setattr(gpus, "_held", [])
-    gpus.take_one_gpu()
-    assert os.environ.get(gpus.VISIBLE) == seen
-    for lock in gpus._held:
+        monkeypatch.delenv(devices.VISIBLE)
+    monkeypatch.setattr(devices, "_held", [])
+    devices.take_one_gpu()
+    assert os.environ.get(devices.VISIBLE) == seen
+    for lock in devices._held:
         lock.release()
