@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,9 +22,11 @@ from experiments.objective import Objective
 from experiments.optimizer import build_optimizer, learning_rate
 from experiments.passes import Passes
 from experiments.plan import Plan
-from experiments.progress import progress_bar
 from experiments.provenance import peak_memory_mb
 from experiments.run_folder import RunFolder
+
+MINUTE = 60.0  # seconds between two lines of progress where there is no terminal
+LINE = "{desc}: step {n_fmt} of {total_fmt}{postfix}\n"
 
 
 @dataclass(frozen=True)
@@ -301,8 +304,14 @@ class Trainer:
         )
 
     def _progress(self) -> tqdm:
+        """Return a bar on a terminal, elsewhere a line a minute."""
         wanted = self.folder.writes and self.plan.cfg.trainer.progress
-        return progress_bar(self.folder.path.name, self.total_steps, self.step, wanted)
+        if wanted == "auto" and not sys.stderr.isatty():
+            look = {"file": sys.stdout, "bar_format": LINE, "delay": MINUTE}
+            look |= {"mininterval": MINUTE, "maxinterval": MINUTE, "miniters": 1}
+        else:
+            look = {"disable": not wanted, "unit": "step", "mininterval": 0.5}
+        return tqdm(total=self.total_steps, initial=self.step, desc=self.folder.path.name, **look)
 
     def _shown(self) -> str:
         metric = self.objective.task.metric

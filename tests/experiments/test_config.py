@@ -55,7 +55,7 @@ def test_help_says_what_every_key_is_for_and_its_examples_compose(train):
 def test_off_a_terminal_training_prints_a_line_a_minute(
     train, monkeypatch, progress, minute, lines
 ):
-    monkeypatch.setattr("experiments.progress.MINUTE", minute)
+    monkeypatch.setattr("experiments.trainer.MINUTE", minute)
     out = train(f"trainer.progress={progress}").out
     assert out.count(" of 6, loss ") == lines
     assert (", eval_accuracy 0." in out) == (lines > 0)
