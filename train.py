@@ -11,7 +11,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from experiments.arguments import options_first
+from experiments.command_line import options_first
 from experiments.config import register_help
 from experiments.errors import COMPOSING, UserError
 from experiments.jobs import attempt, leave, report

@@ -18,9 +18,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.command_line import CONFIGS, GROUPS, usage
 from experiments.errors import UserError
 from experiments.identity import KINDS, flat
-from experiments.usage import CONFIGS, GROUPS, usage
 
 HELP = "python train.py --cfg job shows all keys"
 

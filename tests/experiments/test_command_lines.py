@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments.arguments import check_choices, options_first
+from experiments.command_line import check_choices, options_first
 from experiments.config import CONFIGS, GROUPS, composed, register_help, signature
 from experiments.errors import COMPOSING, UserError, one_line
 from experiments.plan import Plan, build

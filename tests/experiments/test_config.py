@@ -3,9 +3,9 @@
 import pytest
 from hydra.utils import instantiate
 
+from experiments.command_line import EXAMPLES
 from experiments.config import RANGES, composed
 from experiments.identity import identity
-from experiments.usage import EXAMPLES
 from tests.experiments.test_presets import LAUNCHES
 from tests.train_cli import ROOT
 
