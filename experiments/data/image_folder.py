@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import models.torchvision_ops  # noqa: F401, before torchvision
-from experiments.data.augment import normalised
 from experiments.data.batches import Batch, Device, TrainBatches, generator_for
+from experiments.data.images import normalised
 from experiments.errors import UserError
 from experiments.tasks import Classification
 

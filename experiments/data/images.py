@@ -1,16 +1,17 @@
-"""Small images for classification, and their loader for data sets in the hub's layout."""
+"""Small images for classification: their batches, augmented as in He et al. (2016), and loaders."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from experiments.data.augment import draw, mirror_and_crop, normalised
 from experiments.data.batches import Batch, Device, TensorData
 from experiments.data.source import flat, load_rows, map_cached
 from experiments.errors import UserError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 SIZE = 32  # pixels a side
 SPLIT_SEED = 2023  # of the validation split: the same images for every run's seed
 CHUNK = 2048  # images counted at a time
+TEST_DIGITS, DIGITS_SEED = 360, 1998  # of 1797 digits; of their split
+PADDING = 4  # pixels on every side of an image that is cropped at random
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,26 @@ def load_hub_images(
     return image_data(name, *found, classes, validation, augment, flip)
 
 
+def load_digits(augment: bool = False, validation: int = 0) -> ImageData:
+    """The 1797 digits, 8x8 grey, enlarged bilinearly to three equal channels of 32x32.
+
+    A fixed split: 1437 to train, 360 to test. augment: random crops (digits are never mirrored).
+    Raises UserError if `validation` is not smaller than the training set.
+    """
+    from sklearn.datasets import load_digits as load_sklearn_digits
+
+    digits = load_sklearn_digits()
+    grey = torch.from_numpy(digits.images.astype(np.float32)) * (255 / 16)  # (N, 8, 8), 0..255
+    large = F.interpolate(grey[:, None], size=(SIZE, SIZE), mode="bilinear")  # (N, 1, 32, 32)
+    images = large.round().to(torch.uint8).repeat(1, 3, 1, 1)  # (N, 3, 32, 32)
+    labels = torch.from_numpy(digits.target.astype(np.int64))  # (N,)
+
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(DIGITS_SEED))
+    train, test = order[:-TEST_DIGITS], order[-TEST_DIGITS:]
+    splits = [(images[rows], labels[rows]) for rows in (train, test)]
+    return image_data("digits", *splits, 10, validation, augment, False)
+
+
 def image_data(
     name: str, train: Batch, test: Batch, classes: int, validation: int, augment: bool, flip: bool
 ) -> ImageData:
@@ -129,6 +152,35 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     mean = share @ values
     std = (share @ values.square() - mean.square()).sqrt()
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 (B, C, H, W) -> float32; mean, std: of each channel, in units where white is 1."""
+    mean, std = _pixel_statistics(mean, std, images.device)
+    return images.float().sub_(mean).div_(std)
+
+
+@cache  # so that only the first batch waits for a transfer
+def _pixel_statistics(mean: tuple, std: tuple, device: torch.device) -> Tensor:
+    """Return float32 (2, C, 1, 1), in units where white is 255."""
+    return (255 * torch.tensor([mean, std])).to(device)[..., None, None]
+
+
+def draw(size: int, generator: torch.Generator, flip: bool) -> Tensor:
+    """Draw int64 (3, B), always on the CPU: mirrored (0 or 1), top and left (0..8)."""
+    offsets = torch.randint(2 * PADDING + 1, (2, size), generator=generator)
+    return torch.cat([torch.randint(2, (1, size), generator=generator) * int(flip), offsets])
+
+
+def mirror_and_crop(x: Tensor, drawn: Tensor) -> Tensor:
+    """Normalised images (B, C, H, W), mirrored, padded with the mean colour and cropped back."""
+    height, width = x.shape[-2:]
+    mirrored, top, left = drawn.to(x.device, non_blocking=True)  # one transfer
+    x = torch.where(mirrored.bool()[:, None, None, None], x.flip(-1), x)
+    padded = F.pad(x, (PADDING,) * 4)  # (B, C, H+8, W+8)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 9, 9, H, W), a view
+    samples = torch.arange(len(x), device=x.device)
+    return windows[samples, :, top, left]  # (B, C, H, W)
 
 
 def _labels(labels: list, classes: int) -> Tensor:

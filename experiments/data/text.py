@@ -1,4 +1,4 @@
-"""Text for language models, and its loader for data sets in the hub's layout."""
+"""Text for language models: data sets in the hub's layout, and one without a download."""
 
 from __future__ import annotations
 
@@ -109,6 +109,27 @@ def load_hub_text(
     characters = round(sum(encoded[1]["characters"]) * share)
     name, size = ", ".join(dict.fromkeys((train["name"], test["name"]))), tokens_of(learned).size
     return TextData(name, train_tokens[:train_limit], kept, size, length, characters)
+
+
+def load_topics(tokenizer: str, vocabulary: int, length: int) -> TextData:
+    """`pydoc_data.topics`, about 700 thousand characters; the last tenth is the test text.
+
+    The text differs a little between Python versions, and so do scores. It is tokenised at every
+    start, which takes a second. Raises UserError as `load_hub_text` does.
+    """
+    from pydoc_data import topics
+
+    tokens_of = tokenizer_named(tokenizer)
+    text = "".join(topics.topics[name] for name in sorted(topics.topics))
+    lines = text.splitlines(keepends=True)
+    split = len(lines) * 9 // 10
+    learned = tokens_of.learn(lines[:split], vocabulary)
+    train, test = (
+        encode({"text": part}, "text", tokenizer, learned)
+        for part in (lines[:split], lines[split:])
+    )
+    tokens = (torch.from_numpy(part["tokens"][0]) for part in (train, test))
+    return TextData("topics", *tokens, tokens_of(learned).size, length, test["characters"][0])
 
 
 def learn(batch: Mapping[str, Sequence[str]], column: str, tokenizer: str, vocabulary: int) -> dict:

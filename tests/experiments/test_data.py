@@ -13,9 +13,16 @@ from hypothesis import strategies as st
 
 from experiments.config import composed
 from experiments.data import images as images_module
-from experiments.data.augment import PADDING, draw, mirror_and_crop
-from experiments.data.digits import load_digits
-from experiments.data.images import ImageData, channel_statistics, image_data, load_hub_images
+from experiments.data.images import (
+    PADDING,
+    ImageData,
+    channel_statistics,
+    draw,
+    image_data,
+    load_digits,
+    load_hub_images,
+    mirror_and_crop,
+)
 from experiments.errors import UserError
 from tests.experiments.hub_layout import png, write_split
 

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from experiments.data.text import TextData, load_hub_text, windows
+from experiments.data.text import TextData, load_hub_text, load_topics, windows
 from experiments.data.tokens import BytePairs, Characters
-from experiments.data.topics import load_topics
 from experiments.errors import UserError
 from tests.experiments.hub_layout import write_split
 
