@@ -58,7 +58,7 @@ def one_line(error: BaseException) -> str:
         text = f"{key}: {text}"
     if unknown_key:
         text = text.rstrip() + "; python train.py --cfg job shows all keys"
-    return " ".join(text.split())
+    return " ".join(text.split()) or type(error).__name__
 
 
 def wait_for_first_rank() -> str:

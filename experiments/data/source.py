@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 
 if TYPE_CHECKING:  # importing datasets takes seconds, and embedded data does not need it
     from datasets import Dataset
@@ -70,9 +70,10 @@ def load_rows(
         )
     except (DatasetsError, ValueError, OSError) as error:
         cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+        why = one_line(cause)[:200]
         where = "incomplete in" if folder.is_dir() else "not on the hub, nor in"
         raise UserError(
-            f"data set {name!r}, split {split!r}: {where} {folder} ({_line(cause)}); download "
+            f"data set {name!r}, split {split!r}: {where} {folder} ({why}); download "
             f"{split}-*.parquet from the hub into that folder (data.root or HIGHWAY_BP_DATA)"
         ) from error
     if rows not in (None, len(found)):
@@ -136,9 +137,9 @@ def map_cached(
             new_fingerprint=key,
         )
     except (ValueError, OSError, SyntaxError) as error:  # PIL raises all three
-        place = Path(rows.cache_files[0]["filename"]).parent
+        why, place = one_line(error)[:200], Path(rows.cache_files[0]["filename"]).parent
         raise UserError(
-            f"{doing}: {_line(error)}; the data are damaged, or {place} is or cannot be written: "
+            f"{doing}: {why}; the data are damaged, or {place} is or cannot be written: "
             "download the data again, delete that folder, or make room"
         ) from error
 
@@ -147,7 +148,3 @@ def flat(rows: Dataset, column: str) -> Tensor:
     """Return all numbers of a column of lists, concatenated and copied: (N,)."""
     chunks = rows.data.column(column).chunks
     return torch.from_numpy(np.concatenate([chunk.flatten().to_numpy() for chunk in chunks]))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
