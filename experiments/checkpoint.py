@@ -20,8 +20,7 @@ FRESH = "checkpoint.new.pt"  # complete; stays only after a crash before the las
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Write ``state`` as the latest checkpoint; the one before is kept as the previous.
 
-    Raises:
-        UserError: disk full or folder unwritable; the last good checkpoint stays.
+    If that fails, it raises UserError, and the last good checkpoint stays.
     """
     latest, fresh = folder / LATEST, folder / FRESH
     for left_over in folder.glob(f".{FRESH}.*.partial"):  # of a process killed while it wrote
@@ -36,10 +35,9 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load(folder: Path) -> dict[str, Any] | None:
-    """Return the newest checkpoint that is not damaged, or None; say if it is not the newest.
+    """Return the newest checkpoint that is not damaged, and say if it is not the newest.
 
-    Raises:
-        UserError: there are checkpoints, but all are damaged.
+    None if there is no checkpoint; UserError if all are damaged.
     """
     found = [folder / name for name in (FRESH, LATEST, PREVIOUS) if (folder / name).exists()]
     damage: Exception | None = None

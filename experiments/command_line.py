@@ -75,9 +75,8 @@ def _keys(files: Sequence[Path]) -> str:
 def options_first(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with options such as ``-m`` before the overrides, as Hydra wants them.
 
-    Raises:
-        UserError: an option is unknown, or a group's choice is not a name.
-        OverrideParseException: an argument is neither an option nor KEY=VALUE.
+    Raises UserError for an unknown option or a choice that is no name, OverrideParseException for
+    an argument that is neither an option nor KEY=VALUE.
     """
     parser = get_args_parser()
     parser.error = _refuse

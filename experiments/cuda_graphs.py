@@ -43,8 +43,7 @@ class GraphedPasses:
     def __call__(self, method: hb.Method, x: Tensor, y: Tensor) -> Passed:
         """Return what ``run(x, y)`` returns; ``method`` is the model's current method.
 
-        Raises:
-            UserError: the pass cannot be captured, or a replay gives another gradient.
+        Raises UserError if the pass cannot be captured, or a replay gives another gradient.
         """
         if method != self._method:
             self._method, self._eager, self._graph = method, 0, None

@@ -15,8 +15,7 @@ from experiments.errors import UserError
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write to a temporary file beside ``path``, flush it to disk, rename it into place.
 
-    Raises:
-        UserError: the folder cannot be written or the disk is full; ``path`` keeps its old content.
+    If that fails, it raises UserError, and ``path`` keeps its old content.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -38,13 +37,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json_lines(path: Path, key: str | None = None) -> list[dict[str, Any]]:
-    """The records of a file.
+    """The records of a file; UserError for a line that is no JSON object.
 
     key: of a whole number in each record, for files that grow by a line at a time. A last line of
     theirs that was cut off by a crash is left out.
-
-    Raises:
-        UserError: a line is no JSON object, or has no whole number under this key.
     """
     lines, records = path.read_text(errors="replace").splitlines(keepends=True), []
     if key and lines and not lines[-1].endswith("\n"):

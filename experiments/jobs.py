@@ -22,8 +22,7 @@ from experiments.run_folder import BeingTrained
 def attempt(cfg: DictConfig) -> bool:
     """Run one job, and report a failure. Return whether it failed: a sweep's other jobs go on.
 
-    Raises:
-        SystemExit: a job outside a sweep failed, or a signal has stopped this process.
+    Raises SystemExit if a job outside a sweep failed, or a signal has stopped this process.
     """
     from experiments.run import run  # imports torch, which is slow: only if the overrides are valid
 

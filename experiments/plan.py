@@ -34,8 +34,7 @@ class Plan:
         choices: the group choices by name, e.g. {"model": "resnet110", "grad": "highway"}.
         overrides: the arguments ``cfg`` was composed from.
 
-    Raises:
-        UserError, OmegaConfBaseException: no training can run with ``cfg``.
+    Raises UserError or OmegaConfBaseException if no training can run with ``cfg``.
     """
 
     def __init__(

@@ -80,11 +80,8 @@ class LayersShared(OneProcess):
     Together they save what one process would save. So any number of processes can read a
     checkpoint.
 
-    Args:
-        settings: the config group ``parallel``.
-
-    Raises:
-        UserError: not started by torchrun, or the number of processes is no multiple of ``data``.
+    settings: the config group ``parallel``. Raises UserError if torchrun has not started them, or
+    their number is no multiple of ``data``.
     """
 
     def __init__(self, settings: Mapping[str, Any]):
@@ -224,8 +221,7 @@ class LayersShared(OneProcess):
 def check_alike(store: dist.Store, rank: int, size: int, settings: Mapping[str, Any]) -> None:
     """Compare the settings of all processes, keys with dots, through a store that they share.
 
-    Raises:
-        UserError: two of them differ; the line is the same on every process.
+    If two differ, the UserError is the same on every process.
     """
     store.set(f"settings/{rank}", json.dumps(settings))
     first, *others = (json.loads(store.get(f"settings/{other}")) for other in range(size))
@@ -239,12 +235,7 @@ def check_alike(store: dist.Store, rank: int, size: int, settings: Mapping[str, 
 
 
 def processes_of(cfg: DictConfig) -> OneProcess:
-    """The processes that ``cfg`` asks for.
-
-    Raises:
-        UserError: several processes without parallel=layers, or the reverse; parallel=layers in a
-            sweep or with advise=true; a batch that replicas or micro-batches cannot divide.
-    """
+    """Return the processes that ``cfg`` asks for; UserError if they cannot train it."""
     if not cfg.parallel.layers:
         if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
             raise UserError(

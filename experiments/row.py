@@ -146,8 +146,7 @@ def key_of(row: Mapping[str, Any]) -> tuple[str, str, int]:
 def check_row(row: Any, where: str) -> None:
     """Check a row. Fields of SCORES and SOMETIMES may be missing, except the row's own metric.
 
-    Raises:
-        UserError: it names ``where``, and the fields that are missing, unknown or of a wrong type.
+    The UserError names ``where``, and the fields that are missing, unknown or of a wrong type.
     """
     if not isinstance(row, dict):
         raise UserError(f"{where} is not a row; expected a JSON object")

@@ -31,8 +31,7 @@ def run(cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str] = 
     ``choices`` and ``overrides`` are those of `Plan`.
 
     Raises:
-        UserError: a mistake in the configuration, the data or the disk; or the run diverged,
-            which its row records as well.
+        UserError: a mistake, or the run diverged, which its row records as well.
         BeingTrained: another process is training this run.
         Interrupted: a signal stopped the run after a checkpoint.
     """

@@ -66,11 +66,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder until the block or this process ends.
-
-        Raises:
-            BeingTrained: another process came first.
-        """
+        """Lock the folder until the block or this process ends; BeingTrained if it is locked."""
         lock = FileLock(self.path / LOCK)
         try:
             lock.acquire(timeout=PATIENCE)
@@ -94,11 +90,7 @@ class RunFolder:
         return self._object(STARTED)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add one metrics record; it has a key "step".
-
-        Raises:
-            UserError: the disk is full or the folder is gone.
-        """
+        """Add one metrics record, with a key "step"; UserError if the disk is full."""
         if not self.writes:
             return
         try:
@@ -108,19 +100,11 @@ class RunFolder:
             raise UserError(f"cannot write {self._metrics} ({error})") from error
 
     def records(self) -> list[dict[str, Any]]:
-        """Return all complete records; a last line cut off by a crash is left out.
-
-        Raises:
-            UserError: a complete line is damaged.
-        """
+        """Return all complete records; UserError if one of them is damaged."""
         return read_json_lines(self._metrics, "step") if self._metrics.exists() else []
 
     def keep_until(self, step: int) -> list[dict[str, Any]]:
-        """Drop the records after ``step``: training will compute them again.
-
-        Returns:
-            The records that stay; [] on a process that does not write.
-        """
+        """Drop the records after ``step``, which training will compute again; return the others."""
         kept = [r for r in self.records() if 0 < step >= r["step"]] if self.writes else []
         self._write(self._metrics.name, "".join(json.dumps(r) + "\n" for r in kept))
         return kept

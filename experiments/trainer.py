@@ -92,10 +92,8 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Resume exactly where ``state`` was saved.
 
-        Another run's state may lack "last" and the states of method and schedule.
-
-        Raises:
-            RuntimeError, ValueError, ...: ``state`` is of another model or optimiser, or damaged.
+        Another run's state may lack "last" and the states of method and schedule. A state of
+        another model or optimiser raises RuntimeError, ValueError, ...
         """
         hb.load_whole_state_dict(self.model, state["model"])
         self.passes = Passes(**state["passes"])

@@ -36,8 +36,7 @@ class WandbWriter:
         run_id: the id of a resumed run; None: a new id.
         group: name of the group; None: that of `group_name`.
 
-    Raises:
-        UserError: wandb is not installed or refuses to start.
+    Raises UserError if wandb is not installed or refuses to start.
     """
 
     def __init__(

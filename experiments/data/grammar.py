@@ -29,9 +29,6 @@ def load_grammar(train: int = 4000, test: int = 800, length: int = 32) -> PairDa
 
     A premise says how many, who, what and where. A hypothesis that drops details is entailed, one
     with another action or place is a contradiction, and one that adds a detail is neutral.
-
-    Raises:
-        UserError: ``train + test`` is more than the grammar has.
     """
     if train + test > MOST:
         raise UserError(

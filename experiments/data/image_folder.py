@@ -115,9 +115,6 @@ def load_image_folder(
     size: side of the model's square input, in pixels. Training crops are 8 to 100 % of an image,
     with sides 3:4 to 4:3 (Szegedy et al. 2015). A test image is resized to a shorter side of
     size * 8/7, and its middle is used.
-
-    Raises UserError for a missing folder, a class without images, and a class that only the test
-    split has.
     """
     if root is None or not Path(root).is_dir():
         raise UserError(

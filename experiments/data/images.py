@@ -84,9 +84,6 @@ def load_hub_images(
     splits: the names of the training and the test split. rows: the expected number of rows of
     each split (None: any). Labels are integers in 0..classes-1. validation: see `image_data`.
     cache_dir: see `experiments.data.source`.
-
-    Raises UserError as `load_rows` does, for an image that does not decode, and for labels that do
-    not fit `classes`.
     """
     found = []
     for split in splits:
@@ -102,7 +99,6 @@ def load_digits(augment: bool = False, validation: int = 0) -> ImageData:
     """The 1797 digits, 8x8 grey, enlarged bilinearly to three equal channels of 32x32.
 
     A fixed split: 1437 to train, 360 to test. augment: random crops (digits are never mirrored).
-    Raises UserError if `validation` is not smaller than the training set.
     """
     from sklearn.datasets import load_digits as load_sklearn_digits
 

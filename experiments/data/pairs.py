@@ -80,9 +80,6 @@ def load_hub_pairs(
     the expected number of rows if it is to be checked.
     tokenizer: one of transformers: hub name, folder, or "package:NAME/FOLDER". Pairs without
     a label (-1) are left out, and tokens beyond ``length`` are cut.
-
-    Raises UserError as `load_rows` does, for a missing tokenizer, for unknown labels, and for
-    label names in another order.
     """
     tokens = _tokenizer(tokenizer)
     columns = ("premise", "hypothesis", "label")

@@ -39,13 +39,8 @@ def load_rows(
 ) -> Dataset:
     """The rows of one split, from the folder ``root``/``name`` if there is one, else from the hub.
 
-    rows: how many are expected, None for any.
-
-    Raises:
-        UserError: ``root`` is no folder, a file is missing or damaged, there are more or fewer rows
-            than expected, the cache cannot be written, or there is neither a local copy nor a
-            network.
-        ValueError: a column is missing.
+    rows: how many are expected, None for any. Raises UserError for what is missing, damaged or not
+    as expected, and ValueError for a missing column.
     """
     import datasets
     from datasets.exceptions import DatasetGenerationError, DatasetsError

@@ -22,10 +22,8 @@ class TextData(TensorData):
     """Token sequences on the CPU.
 
     train_tokens, test_tokens: uint8, int16 or int32 (N,) in 0..vocabulary-1; length: tokens of a
-    sequence; characters: number in the test text, for its loss in bits per character.
-
-    Raises:
-        UserError: a text does not have more than ``length`` tokens.
+    sequence; characters: number in the test text, for its loss in bits per character. A text of at
+    most ``length`` tokens raises UserError.
     """
 
     name: str
@@ -85,9 +83,6 @@ def load_hub_text(
     train, test: name (of the hub's repository, or of its folder in ``root``), config, split, and
     the expected number of rows if it is to be checked.
     tokenizer: "characters" or "bpe". train_limit, eval_limit: use only so many tokens.
-
-    Raises UserError as `load_rows` does, for an unknown tokenizer, and for a text shorter than one
-    sequence.
     """
     tokens_of = tokenizer_named(tokenizer)
     parts = [
@@ -115,7 +110,7 @@ def load_topics(tokenizer: str, vocabulary: int, length: int) -> TextData:
     """`pydoc_data.topics`, about 700 thousand characters; the last tenth is the test text.
 
     The text differs a little between Python versions, and so do scores. It is tokenised at every
-    start, which takes a second. Raises UserError as `load_hub_text` does.
+    start, which takes a second.
     """
     from pydoc_data import topics
 
