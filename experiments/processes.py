@@ -24,7 +24,6 @@ from torch.utils._pytree import tree_map_only
 import highway_bp as hb
 from experiments.errors import GRACE, UserError, as_user_error
 from experiments.interrupt import Interrupted
-from experiments.run_folder import BeingTrained, RunFolder
 
 
 class OneProcess:
@@ -45,10 +44,6 @@ class OneProcess:
 
     def meet(self, device: torch.device, settings: Mapping[str, Any]) -> None:
         """Connect to the other processes; raise UserError if their settings differ."""
-
-    def enter(self, folder: RunFolder) -> AbstractContextManager:
-        """Lock the folder for this run's processes; raise BeingTrained if another has the lock."""
-        return folder.locked()
 
     def share(self, model: nn.Module) -> nn.Module:
         """Give every process its layers; return the module to call where gradients are needed."""
@@ -162,19 +157,6 @@ class LayersShared(OneProcess):
         store = dist.TCPStore(host, port, self.size, serves, self._timeout, wait_for_workers=False)
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return dist.PrefixStore(f"highway_bp/{attempt}", store)
-
-    @contextlib.contextmanager
-    def enter(self, folder: RunFolder) -> Iterator[None]:
-        busy = False
-        with contextlib.ExitStack() as stack:
-            if self.writes:
-                try:
-                    stack.enter_context(folder.locked())
-                except BeingTrained:
-                    busy = True
-            if self.broadcast(busy):
-                raise BeingTrained(folder.path)
-            yield
 
     def share(self, model: nn.Module) -> nn.Module:
         sizes, scan, parts = (self._settings[key] for key in ("sizes", "scan", "micro_batches"))

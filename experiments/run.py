@@ -59,7 +59,9 @@ def _run(plan: Plan) -> Path:
     with as_user_error("grad"):
         hb.set_method(model, plan.method)
     folder.create(plan.fields | {"seed": cfg.seed})
-    with processes.enter(folder):
+    with folder.locked() as free:
+        if not processes.broadcast(free):
+            raise BeingTrained(folder.path)
         # another process may have finished it while this one loaded the data
         if not processes.broadcast(_is_finished(plan, folder)):
             objective = Objective(cfg, data, plan.device, processes)

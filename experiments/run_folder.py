@@ -65,17 +65,18 @@ class RunFolder:
         return (self.path / "DONE").exists() and bool(self._object("row.json"))
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Lock the folder until the block or this process ends; BeingTrained if it is locked."""
-        lock = FileLock(self.path / LOCK)
+    def locked(self) -> Iterator[bool]:
+        """Lock the folder until the block or this process ends; yield False if another has it."""
+        lock, free = FileLock(self.path / LOCK), True
         try:
-            lock.acquire(timeout=PATIENCE)
-        except Timeout as busy:
-            raise BeingTrained(self.path) from busy
+            if self.writes:
+                lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            free = False
         except OSError as error:
             print(f"{self.path}: cannot be locked ({error}); let one process alone train it")
         try:
-            yield
+            yield free
         finally:
             lock.release()
 
