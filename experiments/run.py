@@ -113,7 +113,7 @@ def _handed_on(source: str, steps: int) -> dict[str, Any]:
             f"continue_from={source} is at step {state['step']} already; expected less than this "
             f"run's {steps}"
         )
-    own = ("method", "schedule", "last", "wandb_id")
+    own = {"method", "schedule", "last"}
     continued = f"{state['config_hash']} at step {state['step']}"
     return {k: v for k, v in state.items() if k not in own} | {"continued_from": continued}
 
@@ -124,17 +124,15 @@ def _train(plan: Plan, folder: RunFolder, objective: Objective, model: nn.Module
     beginning = processes.broadcast(
         _beginning(plan, folder, about["steps"]) if processes.writes else None
     )
-    lasting = {key: value for key, value in beginning.items() if key == "continued_from"}
+    continued = {key: value for key, value in beginning.items() if key == "continued_from"}
+    lasting = {"config_hash": plan.hash, **continued}
     writer = (build(plan.cfg, "logger") if processes.writes else NoWriter)(
-        folder=folder.path,
-        about=about,
-        run_id=beginning.get("wandb_id", folder.started().get("wandb_id")),
+        folder=folder.path, about=about, run_id=folder.started().get("wandb_id")
     )
     folder.start({**about, "wandb_id": writer.run_id})
     row: dict[str, Any] | None = None
     try:
-        own = {"config_hash": plan.hash, "wandb_id": writer.run_id}
-        trainer = Trainer(plan, objective, model, folder, writer.log, own | lasting)
+        trainer = Trainer(plan, objective, model, folder, writer.log, lasting)
         diverged = _trained(trainer, beginning)
         row = about | lasting | _outcome(trainer, diverged)
         folder.finish(row)

@@ -50,7 +50,7 @@ class Trainer:
 
     Args:
         log: the second writer's ``log(record)``.
-        lasting: further entries of every checkpoint (config hash, wandb id).
+        lasting: further entries of every checkpoint (config hash).
 
     Attributes:
         trained: the module that is called for gradients: the model, or its replica.
