@@ -30,13 +30,8 @@ class WandbWriter:
     Runs that may be compared are one group, also across sweeps. The method is the job type. By
     default, panels show everything against seconds of training.
 
-    Args:
-        mode: "offline" or "online".
-        about: the fields of the run's row that are known before the run begins.
-        run_id: the id of a resumed run; None: a new id.
-        group: name of the group; None: that of `group_name`.
-
-    Raises UserError if wandb is not installed or refuses to start.
+    about: the fields of the run's row that are known before the run begins. run_id: None for a new
+    one; group: None for that of `group_name`. UserError if wandb is not there or refuses to start.
     """
 
     def __init__(
