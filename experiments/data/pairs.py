@@ -111,29 +111,21 @@ def _tokenised(rows: Dataset, name: str, tokens: Any, length: int) -> tuple[Tens
     names = getattr(rows.features["label"], "names", LABELS)
     if tuple(names) != LABELS:
         raise UserError(f"data: its labels are {names}; expected {list(LABELS)}, in this order")
-    found = map_cached(
-        rows,
-        _encoded,
-        f"tokenising {name}, {len(rows)} pairs",
-        tokenizer=tokens.backend_tokenizer.to_str(),
-        padding=(tokens.pad_token_id, tokens.pad_token),
-        length=length,
-    )
+    backend = tokens.backend_tokenizer
+    backend.enable_truncation(length)
+    backend.enable_padding(length=length, pad_id=tokens.pad_token_id, pad_token=tokens.pad_token)
+    doing = f"tokenising {name}, {len(rows)} pairs"
+    found = map_cached(rows, _encoded, doing, tokenizer=backend.to_str())
     labels = torch.tensor(rows["label"][:])
     if unknown := set(labels.tolist()) - {-1, *range(len(LABELS))}:
         raise UserError(f"data: {name} has labels {sorted(unknown)[:3]}; expected -1, 0, 1 or 2")
     return flat(found, "pairs").view(-1, 2, length)[labels >= 0], labels[labels >= 0]
 
 
-def _encoded(
-    batch: Mapping[str, Sequence[str]], tokenizer: str, padding: tuple[int, str], length: int
-) -> dict[str, np.ndarray]:
+def _encoded(batch: Mapping[str, Sequence[str]], tokenizer: str) -> dict[str, np.ndarray]:
     from tokenizers import Tokenizer
 
-    backend = Tokenizer.from_str(tokenizer)
-    backend.enable_truncation(length)
-    pad_id, pad_token = padding
-    backend.enable_padding(length=length, pad_id=pad_id, pad_token=pad_token)
-    found = backend.encode_batch_fast(list(zip(batch["premise"], batch["hypothesis"], strict=True)))
+    texts = list(zip(batch["premise"], batch["hypothesis"], strict=True))
+    found = Tokenizer.from_str(tokenizer).encode_batch_fast(texts)
     pairs = np.array([[pair.ids, pair.type_ids] for pair in found], np.int32)  # (B, 2, L)
     return {"pairs": pairs.reshape(len(pairs), -1)}
