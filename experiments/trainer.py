@@ -147,11 +147,10 @@ class Trainer:
                 progress.update()
                 if self._reads():
                     self._read()
-                    progress.set_postfix_str(self._shown(), refresh=False)
-                if self.step in self.plan.cfg.trainer.snapshots:
-                    self._snapshot()
-                if self._at(self.eval_interval):
-                    self._evaluate()
+                    if self.step in self.plan.cfg.trainer.snapshots:
+                        self._snapshot()
+                    if self._at(self.eval_interval):
+                        self._evaluate()
                     progress.set_postfix_str(self._shown(), refresh=False)
                 if self._diagnoses():
                     self._diagnose()
