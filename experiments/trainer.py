@@ -148,7 +148,8 @@ class Trainer:
                 if self._reads():
                     self._read()
                     if self.step in self.plan.cfg.trainer.snapshots:
-                        self._snapshot()
+                        weights = {"step": self.step, "model": hb.whole_state_dict(self.model)}
+                        self.folder.keep(f"snapshots/{self.step}.pt", weights)
                     if self._at(self.eval_interval):
                         self._evaluate()
                     progress.set_postfix_str(self._shown(), refresh=False)
@@ -269,11 +270,6 @@ class Trainer:
         found = [{n: v for n, v in asdict(e).items() if n != "parameters"} for e in errors]
         found = processes.broadcast(found)  # in case replicas round differently
         self._write({"seconds": self.seconds, "gradient_error": found})
-
-    def _snapshot(self) -> None:
-        """Save the current weights."""
-        state = {"step": self.step, "model": hb.whole_state_dict(self.model)}
-        self.folder.keep(f"snapshots/{self.step}.pt", state)
 
     def _record(self, values: dict[str, Any]) -> None:
         self.last = {**self.last, **self._write(values)}
