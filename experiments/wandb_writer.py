@@ -13,11 +13,6 @@ from experiments.errors import UserError
 from experiments.row import method_name
 
 
-def group_name(about: dict[str, Any]) -> str:
-    """Name the group of comparable runs (all methods, seeds), e.g. "resnet32_cifar10-0a1b2c3d"."""
-    return f"{about['experiment'] or about['model']}-{about['setup']}"
-
-
 def flat(errors: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return gradient errors as plain numbers: {"gradient_error/cosine/k1": 0.8, ...}."""
     names = ("cosine", "relative_error", "increment")
@@ -31,7 +26,7 @@ class WandbWriter:
     default, panels show everything against seconds of training.
 
     about: the fields of the run's row that are known before the run begins. run_id: None for a new
-    one; group: None for that of `group_name`. UserError if wandb is not there or refuses to start.
+    one. UserError if wandb is not there or refuses to start.
     """
 
     def __init__(
@@ -64,7 +59,7 @@ class WandbWriter:
                 dir=str(folder),
                 config={**about["config"], **sorted_by},
                 name=f"{method} s{about['seed']}",
-                group=group or group_name(about),
+                group=group or f"{about['experiment'] or about['model']}-{about['setup']}",
                 job_type=about["grad"],
                 tags=[about["experiment"]] if about["experiment"] else None,
                 id=run_id or secrets.token_hex(4),  # WANDB_RUN_ID would be the same for all seeds

@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from experiments.config import composed
 from experiments.errors import UserError
 from experiments.row import method_name
-from experiments.wandb_writer import NoWriter, WandbWriter, flat, group_name
+from experiments.wandb_writer import NoWriter, WandbWriter, flat
 from tests.train_cli import only_run, records_of, start_and_kill
 
 pytestmark = pytest.mark.slow
@@ -156,11 +156,6 @@ def test_a_method_has_a_name(changes, name):
     assert method_name(ABOUT | changes) == name
 
 
-def test_a_group_is_what_may_be_compared():
-    assert group_name(ABOUT | {"k": 1, "seed": 0}) == group_name(ABOUT) == "digits-0a1b2c3d"
-    assert group_name(ABOUT | {"experiment": None}) == "resnet20-0a1b2c3d"
-
-
 class FakeWandb:
     """wandb's face as far as the writer uses it; keeps what it was called with."""
 
@@ -196,6 +191,15 @@ def test_online_resumes_the_run_it_was(tmp_path, fake):
     asked = dict(mode="online", resume="allow", project="highway-bp", entity=None)
     asked |= dict(dir=str(tmp_path), group="digits-0a1b2c3d")
     assert asked == {key: fake.kwargs[key] for key in asked}
+
+
+@pytest.mark.parametrize(
+    ("change", "group"),
+    [({"k": 1, "seed": 0}, "digits-0a1b2c3d"), ({"experiment": None}, "resnet20-0a1b2c3d")],
+)
+def test_a_group_is_what_may_be_compared(tmp_path, fake, change, group):
+    load("wandb_offline")(folder=tmp_path, about=ABOUT | change)
+    assert fake.kwargs["group"] == group
 
 
 @pytest.mark.parametrize(("row", "code"), [({"eval_accuracy": 0.5}, 0), (None, 1)])
