@@ -29,7 +29,7 @@ from experiments.provenance import environment
 from experiments.row import command
 from scripts.evidence.claims import CLAIMS, Claim
 from scripts.evidence.judge import Finding, Verdict
-from scripts.evidence.paper import PaperRow, paper_rows
+from scripts.evidence.paper import PaperRow, paper_rows, preset_model
 from scripts.evidence.results import Results, read_results
 from scripts.evidence.rows import Row, arm_of, name_of_run
 from scripts.program import run
@@ -53,7 +53,7 @@ def hours_in_full(paper: PaperRow, results: Results) -> str:
     """Hours of one run in the paper's own setting on one GPU: steps times seconds of a step."""
     for preset in paper.presets:
         record = results.record(f"steps_{preset}.cuda")
-        if record and "small" not in preset and "narrow" not in preset:
+        if record and preset_model(preset) == preset_model(paper.preset):
             seconds = record["seconds"]
             bp = paper.steps * seconds["bp"] / 3600
             ours = fmean(s for arm, s in seconds.items() if arm.startswith("k")) / seconds["bp"]

@@ -71,6 +71,13 @@ def step_setup(preset: str, device_kind: str) -> str:
 
 
 @cache
+def preset_model(preset: str) -> dict:
+    """The fields of a preset's model."""
+    fields = identity(composed(f"experiment={preset}"), "cuda")
+    return {name: value for name, value in fields.items() if name.startswith("model.")}
+
+
+@cache
 def preset_gamma(preset: str) -> float:
     """Highway-BP's default gamma in a preset."""
     return composed(f"experiment={preset}").gamma

@@ -6,8 +6,8 @@ equals the one that the preset gives today. Otherwise it belongs to no setting.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import isfinite, log, nan, sqrt
 from statistics import fmean, stdev
 
@@ -54,6 +54,10 @@ class Setting:
     @property
     def device(self) -> str:
         return "one GPU" if self.device_kind == "cuda" else "CPU"
+
+    def only(self, arms: Container[Arm]) -> Setting:
+        """The same setting with the rows of these arms alone."""
+        return replace(self, arms={arm: rows for arm, rows in self.arms.items() if arm in arms})
 
     def plain(self, *grads: str) -> list[Arm]:
         """The arms of plain methods, only those of ``grads`` if given."""

@@ -8,6 +8,7 @@ relative to the exact gradient's. A line is one moment of training.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import matplotlib
 import pandas as pd
@@ -16,7 +17,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 
 from scripts.evidence.results import Results
-from scripts.evidence.rows import Row
+from scripts.evidence.rows import Row, by_arm
 from scripts.figures.panels import Drawing, footer, gap, k_axis, log_axis, open_panel, panels
 
 TITLE = "Figure 6: the gradient beside the exact one, at moments of training"
@@ -25,12 +26,17 @@ COLOURS = ListedColormap(matplotlib.colormaps["viridis"](range(0, 231)))
 COLUMNS = 4
 MEANING = (
     "cosine with the exact gradient; increment: norm of the change since the k before, relative to "
-    "the exact gradient's; networks trained by backpropagation, seeds averaged"
+    "the exact gradient's; Highway-BP with gamma = 0 on networks trained by backpropagation, seeds "
+    "averaged"
 )
 
 
 def draw(results: Results) -> Drawing:
-    used = [(paper, s) for paper, s in results.chosen if s and s.with_moments]
+    used = [
+        (paper, replace(s, arms=by_arm(s.with_moments)))
+        for paper, s in results.chosen
+        if s and s.with_moments
+    ]
     blocks = -(-len(used) // COLUMNS) or 1  # a block is two rows of panels
     columns = -(-len(used) // blocks) or 1
     figure, axes = panels(2 * blocks, columns, 4.3 * blocks if used else 2.2, TITLE)
@@ -40,7 +46,7 @@ def draw(results: Results) -> Drawing:
     for number, (paper, setting) in enumerate(used):
         block, column = divmod(number, columns)
         upper, lower = grid[block, :, column]
-        table = moments(setting.with_moments)
+        table = moments(setting.rows)
         draw_lines(upper, table["cosine"])
         draw_lines(lower, table["increment"])
         log_axis(lower)
@@ -55,7 +61,7 @@ def draw(results: Results) -> Drawing:
     else:
         gap(axes[0], "not run\n\npython train.py grad=bp diagnostics=figure6")
     footer(figure, (), [MEANING])
-    return Drawing(figure, [row for _, setting in used for row in setting.with_moments])
+    return Drawing(figure, [row for _, setting in used for row in setting.rows])
 
 
 def moments(rows: Sequence[Row]) -> pd.DataFrame:

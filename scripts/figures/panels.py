@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
 
 from scripts.evidence.paper import PaperRow
-from scripts.evidence.rows import Arm, Row, rows_used
+from scripts.evidence.rows import Row, rows_used
 from scripts.evidence.settings import ENOUGH, LEVEL, Setting
 from scripts.figures.style import GREY, SMALL, WIDTH
 
@@ -23,7 +23,8 @@ LINE = 1.25 * SMALL  # height of a line of small text
 SMALL_TEXT = {"fontsize": SMALL, "color": GREY, "va": "bottom", "linespacing": 1.15}
 BOLD = 9.0  # points: plain text of this size is as wide as a panel's bold title
 LONG = 10  # largest k from which on the k axis has a square-root scale, to keep small k apart
-INTERVALS = f"bars and band: {LEVEL:.0%} interval of the mean, from {ENOUGH} seeds on"
+INTERVALS = f"bars: {LEVEL:.0%} interval of the mean, from {ENOUGH} seeds on"
+GAMMA = "Highway without a gamma: gamma = 0"
 # no dates and no program names: the same rows give the same bytes
 METADATA = {
     ".png": {"Software": None},
@@ -77,7 +78,8 @@ def one_each(
 ) -> tuple[Figure, np.ndarray]:
     """A figure with a panel per experiment, drawn if its runs have learned.
 
-    ``notes`` returns more lines below a panel's title.
+    A setting holds the rows that are drawn, and no others. ``notes`` returns more lines below a
+    panel's title.
     """
     columns = min(columns, len(shown)) or 1
     lines = -(-len(shown) // columns) or 1
@@ -102,8 +104,7 @@ def open_panel(
     where = "the paper's own setting"
     if not setting.full:
         where = f"reduced: {setting.preset.replace('_', ' ')}"  # spaces allow line breaks
-    seeds = seeds_of(setting, setting.plain() or setting.arms)
-    steps = f"{row['steps']} steps of {row['batch_size']}, {seeds}"
+    steps = f"{row['steps']} steps of {row['batch_size']}, {seeds_of(setting)}"
     caption(axes, paper.title, [f"{where}, {setting.device}", steps, *notes])
     if not setting.arm("bp"):
         gap(axes, "no run of backpropagation\nto compare with")
@@ -117,9 +118,9 @@ def wrapped(text: str, width: float, size: float) -> list[str]:
     return textwrap.wrap(text, int(72 * width / (0.52 * size)), break_on_hyphens=False)
 
 
-def seeds_of(setting: Setting, arms: Iterable[Arm]) -> str:
+def seeds_of(setting: Setting) -> str:
     """For instance "3-5 seeds"."""
-    counts = [len(setting.arms[arm]) for arm in arms]
+    counts = [len(rows) for rows in setting.arms.values()]
     least, most = min(counts), max(counts)
     return f"{least if least == most else f'{least}-{most}'} seed{'s' if most > 1 else ''}"
 
@@ -154,7 +155,8 @@ def footer(figure: Figure, axes: Iterable[Axes], notes: Iterable[str]) -> None:
     widest = max((len(label) for label in found), default=0)
     columns = min(len(found), int(WIDTH * 72 / (0.56 * SMALL * widest + 40))) or 1
     legend_lines = -(-len(found) // columns)
-    lines = [line for note in notes for line in wrapped(note, WIDTH, SMALL)]
+    gamma = [GAMMA] if any("gamma" in label for label in found) else []
+    lines = [line for note in (*notes, *gamma) for line in wrapped(note, WIDTH, SMALL)]
     note_height = LINE * len(lines) + 4
     added = note_height + 1.5 * SMALL * legend_lines + 6
     height = 72 * figure.get_figheight() + added

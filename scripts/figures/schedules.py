@@ -12,11 +12,10 @@ from statistics import fmean
 from matplotlib.axes import Axes
 from matplotlib.ticker import ScalarFormatter
 
-from scripts.evidence.paper import PaperRow
 from scripts.evidence.results import Results
 from scripts.evidence.rows import METRICS, Arm, score
 from scripts.evidence.settings import Setting, half_interval
-from scripts.figures.panels import INTERVALS, Drawing, footer, one_each, seeds_of
+from scripts.figures.panels import INTERVALS, Drawing, footer, one_each
 from scripts.figures.style import SCHEDULE, SMALL, look
 
 MARKERS = "s^Dv*P<>"
@@ -25,7 +24,7 @@ MARKERS = "s^Dv*P<>"
 def draw(results: Results) -> Drawing | None:
     """The figure; None if no setting has both schedules and a fixed k to compare them with."""
     shown = [
-        (paper, setting)
+        (paper, setting.only(arms_of(setting)))
         for paper, setting in results.chosen
         if setting
         and any(arm.schedule for arm in setting.arms)
@@ -34,10 +33,9 @@ def draw(results: Results) -> Drawing | None:
     if not shown:
         return None
     title = "Schedules of k: score against sequential passes"
-    figure, axes = one_each(title, shown, 3, draw_panel, seeds_of_schedules)
+    figure, axes = one_each(title, shown, 3, draw_panel)
     footer(figure, axes, [INTERVALS])
-    used = [row for _, s in shown for arm in arms_of(s) for row in s.arms[arm]]
-    return Drawing(figure, used)
+    return Drawing(figure, [row for _, setting in shown for row in setting.rows])
 
 
 def arms_of(setting: Setting) -> list[Arm]:
@@ -46,15 +44,9 @@ def arms_of(setting: Setting) -> list[Arm]:
     return [arm for arm in kept if arm.grad != "fixed_point"]
 
 
-def seeds_of_schedules(_: PaperRow, setting: Setting) -> list[str]:
-    schedules = (arm for arm in setting.arms if arm.schedule)
-    return [f"schedules: {seeds_of(setting, schedules)}"]
-
-
 def draw_panel(axes: Axes, setting: Setting) -> None:
     markers, fixed = cycle(MARKERS), []
-    for arm in arms_of(setting):
-        rows = setting.arms[arm]
+    for arm, rows in setting.arms.items():
         values = [score(row) for row in rows]
         x = fmean(row["sequential_passes"] / row["steps"] for row in rows)
         style = look(arm) | {"ls": "", "ms": 5}

@@ -17,7 +17,11 @@ from scripts.figures.style import PUBLISHED, SMALL, look
 
 
 def draw(number: int, title: str, columns: int, results: Results) -> Drawing:
-    shown = [(paper, setting) for paper, setting in results.chosen if paper.figure == number]
+    shown = [
+        (paper, setting and setting.only(setting.plain() or setting.arms))
+        for paper, setting in results.chosen
+        if paper.figure == number
+    ]
 
     def notes(paper: PaperRow, setting: Setting | None) -> list[str]:
         others = results.settings[paper.key][1:]
@@ -25,22 +29,22 @@ def draw(number: int, title: str, columns: int, results: Results) -> Drawing:
 
     figure, axes = one_each(title, shown, columns, draw_panel, notes)
     sources = [f"{p.title}: {p.published['source']}" for p, _ in shown if p.published]
-    lines = [f"small dots: single runs; {INTERVALS}", f"values of the paper: {'. '.join(sources)}"]
-    footer(figure, axes, lines)
+    meaning = f"small dots: single runs; {INTERVALS}; band: that of BP"
+    footer(figure, axes, [meaning, f"values of the paper: {'. '.join(sources)}"])
     return Drawing(figure, [row for _, setting in shown if setting for row in setting.rows])
 
 
 def draw_panel(axes: Axes, setting: Setting) -> None:
     """Draw a line per series of plain methods, and backpropagation as a horizontal line."""
     series: dict[Arm, dict[int, list[float]]] = {}
-    for arm in setting.plain():
-        values = [score(row) for row in setting.arms[arm]]
+    for arm, rows in setting.arms.items():
+        values = [score(row) for row in rows]
         if arm.k is None:
-            draw_level(axes, arm, setting.label(arm), values)
+            draw_level(axes, arm, values)
         else:
             series.setdefault(arm.series, {})[arm.k] = values
     for arm, by_k in series.items():
-        draw_series(axes, arm, setting.label(arm), by_k)
+        draw_series(axes, arm, by_k)
     k_axis(axes, {arm.k for arm in setting.arms if arm.k is not None})
     axes.margins(y=0.08)
     axes.set_ylabel(f"final {METRICS[setting.paper.metric].label}")
@@ -48,16 +52,16 @@ def draw_panel(axes: Axes, setting: Setting) -> None:
         draw_published(axes, setting.paper.published)
 
 
-def draw_level(axes: Axes, arm: Arm, label: str, values: Sequence[float]) -> None:
+def draw_level(axes: Axes, arm: Arm, values: Sequence[float]) -> None:
     """Draw a method without k: a horizontal line, with a band if there are enough seeds."""
     style = look(arm)
     mean, half = fmean(values), half_interval(values)
-    axes.axhline(mean, color=style["color"], ls=style["ls"], label=label)
+    axes.axhline(mean, color=style["color"], ls=style["ls"], label=str(arm))
     if isfinite(half):
         axes.axhspan(mean - half, mean + half, color="0.88", lw=0, zorder=0)
 
 
-def draw_series(axes: Axes, arm: Arm, label: str, by_k: dict[int, list[float]]) -> None:
+def draw_series(axes: Axes, arm: Arm, by_k: dict[int, list[float]]) -> None:
     style = look(arm)
     colour = {"color": style["color"]}
     for k, values in sorted(by_k.items()):
@@ -67,7 +71,7 @@ def draw_series(axes: Axes, arm: Arm, label: str, by_k: dict[int, list[float]]) 
             place = {"rotation": 90, "ha": "center", "transform": axes.get_xaxis_transform()}
             axes.text(k, 0.03, "diverged", fontsize=SMALL, **place, **colour)
     ks, bars = sorted(by_k), [half_interval(by_k[k]) for k in sorted(by_k)]
-    axes.errorbar(ks, [fmean(by_k[k]) for k in ks], bars, **style, label=label)
+    axes.errorbar(ks, [fmean(by_k[k]) for k in ks], bars, **style, label=str(arm))
 
 
 def draw_published(axes: Axes, published: dict) -> None:
@@ -81,12 +85,12 @@ def draw_published(axes: Axes, published: dict) -> None:
 
 def not_drawn(setting: Setting | None, others: Sequence[Setting]) -> list[str]:
     """Notes with the scores of methods that ran on another device only, and of BP there."""
-    found = []
+    found, digits = [], METRICS[setting.paper.metric].digits if setting else 0
     for other in others:
         lacking = [arm for arm in other.plain() if arm.k is not None and arm not in setting.arms]
         if lacking and other.preset == setting.preset:
             arms = [*other.plain("bp"), *lacking]
-            scores = (f"{other.label(a)} {fmean(map(score, other.arms[a])):.4g}" for a in arms)
+            scores = (f"{a} {fmean(map(score, other.arms[a])):.{digits}f}" for a in arms)
             found.append(f"{other.device}: {', '.join(scores)}")
     return found
 
