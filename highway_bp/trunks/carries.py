@@ -6,7 +6,8 @@ how fast the gradient converges with k, never its limit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,21 +15,11 @@ from torch.autograd.graph import GradientEdge
 
 from highway_bp.carry import Carry, Diagonal, Identity, RecordedMap
 from highway_bp.flow import is_of_chain
+from highway_bp.graph_walk import Edge, edges_of, walk
 
 PRODUCTS = ("Mm", "Addmm", "Bmm", "Baddbmm", "Convolution", "MkldnnConv", "Cudnn", "ScaledDot")
 ACTIVATIONS = ("Relu", "LeakyRelu", "Silu", "Gelu", "Elu", "Hardswish", "Mish")
-NONLINEAR = (
-    "Relu",
-    "Gelu",
-    "Silu",
-    "Elu",
-    "Hard",
-    "LeakyRelu",
-    "Tanh",
-    "Sigmoid",
-    "Softmax",
-    "Max",
-)
+NONLINEAR = (*ACTIVATIONS, "Hard", "Tanh", "Sigmoid", "Softmax", "Max")
 
 
 def recorded_carry(h: Tensor, out: Tensor) -> Callable[[Tensor, Tensor], Carry] | None:
@@ -71,15 +62,12 @@ def has_residual_path(h: Tensor, out: Tensor) -> bool:
 
     Products that autograd has recorded under other names (compiled ones, say) are not recognised.
     """
-    seen, nodes = {None}, [out.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is h.grad_fn:
-            return True
-        if node not in seen and not is_of_chain(node) and not _is(node, *PRODUCTS):
-            seen.add(node)
-            nodes += [parent for parent, _ in node.next_functions]
-    return False
+    begin = h.grad_fn
+
+    def stops(edge: Edge) -> bool:
+        return edge[0] is not begin and (is_of_chain(edge[0]) or _is(edge[0], *PRODUCTS))
+
+    return begin in walk(edges_of([out]), stops)
 
 
 def _through_norms(last: object, h: Tensor) -> Carry:
@@ -108,23 +96,17 @@ def _shortcut(add: object, h: Tensor, out: Tensor) -> GradientEdge | None:
 
 
 def _leads_to(h: Tensor, edge: GradientEdge) -> bool:
-    parents = (parent for node in _behind(edge.node, h) for parent, _ in node.next_functions)
-    return any(parent is h.grad_fn for parent in parents)
+    parents = itertools.chain(*_behind(edge.node, h).values())
+    return any(parent is h.grad_fn for parent, _ in parents)
 
 
 def _shape(edge: GradientEdge) -> torch.Size:
     return torch.Size(edge.node._input_metadata[edge.output_nr].shape)
 
 
-def _behind(node: object, h: Tensor) -> Iterator[object]:
-    """The nodes of the local graph, from ``node`` back to its beginning at h."""
-    seen, nodes = {h.grad_fn, None}, [node]
-    while nodes:
-        node = nodes.pop()
-        if node not in seen and not is_of_chain(node):
-            seen.add(node)
-            yield node
-            nodes += [parent for parent, _ in node.next_functions]
+def _behind(node: object, h: Tensor) -> dict[object, tuple[Edge, ...]]:
+    """The local graph (`walk`) from ``node`` back to its beginning at h."""
+    return walk([(node, 0)], lambda edge: edge[0] is h.grad_fn or is_of_chain(edge[0]))
 
 
 def _is(node: object, *kinds: str) -> bool:
