@@ -26,7 +26,6 @@ from torch.utils.hooks import unserializable_hook
 
 from highway_bp.first_order import first_order
 from highway_bp.segment import add
-from highway_bp.shared import shared_memory
 
 
 class Gate(torch.autograd.Function):
@@ -79,7 +78,6 @@ class Tap(torch.autograd.Function):
         ctx.one_pass, ctx.segment, ctx.number = one_pass, segment, one_pass.taps
         ctx.place, ctx.extras = len(segment.states) - 1, extras
         ctx.b = ctx.returned = None
-        ctx.shared = shared_memory(segment, extras)
         ctx.b_extras = ()
         ctx.set_materialize_grads(False)
         return segment.h_out.detach(), *(t.detach() for t in extras)

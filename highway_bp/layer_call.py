@@ -83,6 +83,7 @@ class Call:
         given: args and kwargs as they were before the call, without key-value caches, which hold
             the graphs of later layers.
         results: the layer's state and extras, each with its version.
+        shared: its input, state and extras with their versions, if any of them share memory.
         changes: whether the layer has changed an argument in place.
         shown: tensors inside the layer whose gradient somebody may look at.
     """
@@ -92,6 +93,7 @@ class Call:
     surroundings: Surroundings
     has_filled_cache: bool
     results: list[tuple[Tensor, int]]
+    shared: list[tuple[Tensor, int]]
     changes: bool
     shown: Shown
 
@@ -99,6 +101,19 @@ class Call:
     def is_written(self) -> bool:
         """Whether its state or an extra was changed in place since."""
         return any(t._version != version for t, version in self.results)
+
+    def check_shared(self) -> None:
+        """Raise RuntimeError if tensors that share memory were changed in place since.
+
+        A chain detaches them from each other. So autograd does not know, as it does of views, that
+        a change of one is a change of the other.
+        """
+        if any(t._version != version for t, version in self.shared):
+            raise RuntimeError(
+                f"{self.layer.name} returned tensors that share memory with each other or with its "
+                "input, and one of them was changed in place since; expected copies (clone), or "
+                "Backprop()"
+            )
 
     def repeat(self, h: Tensor, extras: dict[int, Tensor]) -> Returned:
         """Call the layer again; ``extras`` holds new extras of earlier layers, by id of the old.
@@ -201,7 +216,14 @@ def run_layer(
         )
     found = [] if returned.state is None else [returned.state, *returned.extras]
     results = [(t, t._version) for t in found]
-    return Call(layer, given, surroundings, has_filled_cache, results, changes, shown), returned
+    shared = [(h, version), *results] if _share_memory([h, *found]) else []
+    call = Call(layer, given, surroundings, has_filled_cache, results, shared, changes, shown)
+    return call, returned
+
+
+def _share_memory(tensors: Sequence[Tensor]) -> bool:
+    places = [t.untyped_storage()._cdata for t in tensors if t.layout is torch.strided]
+    return len(set(places)) < len(places)
 
 
 def _run(layer: Layer, h: Tensor, args: tuple, kwargs: dict) -> tuple[Returned, bool]:

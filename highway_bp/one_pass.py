@@ -44,7 +44,6 @@ from highway_bp.own_gradients import (
     own_gradients,
 )
 from highway_bp.segment import Cotangents, Segment, add, emptied, parameter_step, with_fresh_graphs
-from highway_bp.shared import check_shared
 from highway_bp.shown import check_shown, kept_grads
 
 _solving = threading.local()
@@ -177,7 +176,7 @@ class Pass:
             for tap in taps:
                 tap.b, tap.b_extras = None, ()
                 if freed:  # a Tap outlives its backward pass where somebody keeps the loss
-                    tap.segment, tap.extras, tap.shared = None, [], []
+                    tap.segment, tap.extras = None, []
             grads = parameter_step(segments, b, w[1:], leaves, self.functions_behind)
             check_own_gradients(before, own_gradients(suspects))
         for t, g in inside:
@@ -282,7 +281,7 @@ def _check_untouched(taps: Sequence[Tap], freed: bool) -> None:
     """Raise RuntimeError where a gradient would be wrong or incomplete."""
     for tap in taps:
         call = tap.segment.calls[tap.place]
-        check_shared(tap.shared, call.layer.name)
+        call.check_shared()
         is_used = (freed and tap.segment.is_used) or not will_solve(tap)
         check_shown(call.shown, tap.returned_extras, call.layer.name, is_used)
 
