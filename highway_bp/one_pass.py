@@ -38,11 +38,7 @@ from highway_bp.looked_at import (
     used_extras,
 )
 from highway_bp.module_system import ModuleSystem, States
-from highway_bp.own_gradients import (
-    check_own_gradients,
-    layers_with_functions,
-    own_gradients,
-)
+from highway_bp.own_gradients import refuse_own_gradients
 from highway_bp.segment import Cotangents, Segment, add, emptied, parameter_step, with_fresh_graphs
 from highway_bp.shown import check_shown, kept_grads
 
@@ -168,17 +164,16 @@ class Pass:
         _check_untouched(taps, freed)
         with self._inside():
             segments, b = _segments(taps)
-            suspects = layers_with_functions(segments)
-            before = own_gradients(suspects)
-            w = self._whole_solution(segments, b)
-            inside = complete_retained(taps, segments, b, w[1:])
-            unreached = _unreached(segments, b, w[1:])
-            for tap in taps:
-                tap.b, tap.b_extras = None, ()
-                if freed:  # a Tap outlives its backward pass where somebody keeps the loss
-                    tap.segment, tap.extras = None, []
-            grads = parameter_step(segments, b, w[1:], leaves, self.functions_behind)
-            check_own_gradients(before, own_gradients(suspects))
+            suspects = [call.layer for s in segments if s.has_functions for call in s.calls]
+            with refuse_own_gradients(suspects):
+                w = self._whole_solution(segments, b)
+                inside = complete_retained(taps, segments, b, w[1:])
+                unreached = _unreached(segments, b, w[1:])
+                for tap in taps:
+                    tap.b, tap.b_extras = None, ()
+                    if freed:  # a Tap outlives its backward pass where somebody keeps the loss
+                        tap.segment, tap.extras = None, []
+                grads = parameter_step(segments, b, w[1:], leaves, self.functions_behind)
         for t, g in inside:
             t.grad = add(t.grad, None if g is None else g.clone())
         w_0 = w[0]

@@ -15,7 +15,7 @@ from torch.nn.utils.stateless import _reparametrize_module  # of torch.func.func
 from highway_bp.graph_check import nodes
 from highway_bp.layer_checks import has_nonzero
 from highway_bp.methods import Method
-from highway_bp.own_gradients import check_own_gradients, own_gradients
+from highway_bp.own_gradients import refuse_own_gradients
 from highway_bp.rnn.steps import Gradients, Rows, autocast
 from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
 from highway_bp.segment import emptied
@@ -103,11 +103,9 @@ class RowsOfSteps:
         b_ends = at_ends(rows.b[0], size)
         windows = Windows(size, starts.clone(), b_ends, K, run, weights)
         hooks = (p._backward_hooks for p in weights if p._backward_hooks)
-        before = own_gradients([self])
         # Hooks run when these gradients leave the chain.
-        with emptied(hooks), _kept(self.module), own_weights:
+        with refuse_own_gradients([self]), emptied(hooks), _kept(self.module), own_weights:
             grad_x, w_0, by_weight = window_gradients(method, windows, rows)
-        check_own_gradients(before, own_gradients([self]))
         return grad_x, [w_0], by_weight
 
     def _weights(self, rows: Rows) -> tuple[list[Tensor], AbstractContextManager]:
