@@ -18,17 +18,15 @@ def leaves(value: Any) -> list[Any]:
     return [value] if items is None else [leaf for _, inner in items for leaf in leaves(inner)]
 
 
-def replaced(value: Any, others: dict[int, Tensor]) -> Any:
-    """``value`` with the tensors replaced whose ids are in ``others``.
+def replaced(value: Any, others: dict[int, Any]) -> Any:
+    """``value`` with what has its id in ``others`` replaced: tensors, or caches.
 
     Lists and dictionaries are changed in place and stay the same objects: a layer may write into
     them for others to read.
     """
-    if isinstance(value, Tensor):
-        return others.get(id(value), value)
     items = _items(value)
     if items is None:
-        return value
+        return others.get(id(value), value)
     if isinstance(value, tuple):
         return _like(value, [replaced(inner, others) for _, inner in items])
     for key, inner in items:
@@ -37,13 +35,11 @@ def replaced(value: Any, others: dict[int, Tensor]) -> Any:
     return value
 
 
-def copied(value: Any, others: dict[int, Tensor]) -> Any:
-    """As `replaced`, in new containers; None for a cache, which a second run would fill twice."""
-    if isinstance(value, Tensor):
-        return others.get(id(value), value)
+def copied(value: Any, others: dict[int, Any]) -> Any:
+    """As `replaced`, in new containers."""
     items = _items(value)
     if items is None:
-        return None if is_cache(value) else value
+        return others.get(id(value), value)
     if isinstance(value, tuple):
         return _like(value, [copied(inner, others) for _, inner in items])
     try:

@@ -76,7 +76,8 @@ def step(
     x = segment.end
     inner = {id(h): x, **{id(t): scope.local(t) for t in given}}
     outer = {id(inner[id(t)]): t for t in [h, *given]}  # put back after the call
-    kept = copied((args, kwargs), inner)
+    without_caches = dict.fromkeys(map(id, caches))  # a second run would fill them twice
+    kept = copied((args, kwargs), inner | without_caches)
     args, kwargs = replaced((args, kwargs), inner)
     try:
         with keep_buffers():

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from highway_bp.caches import is_no_container
+from highway_bp.containers import copied, leaves
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:
@@ -37,11 +36,7 @@ def arguments_of_each(args: tuple, kwargs: dict, sizes: list[int]) -> Iterator[t
     Tensors whose first dimension has one entry per example are cut. Everything else goes to every
     micro-batch unchanged.
     """
-    batch, starts = sum(sizes), [sum(sizes[:m]) for m in range(len(sizes))]
-    for start, size in zip(starts, sizes, strict=True):
-
-        def its_own(value, start=start, size=size):
-            whole = not isinstance(value, Tensor) or value.ndim == 0 or len(value) != batch
-            return value if whole or size == batch else value[start : start + size]
-
-        yield pytree.tree_map(its_own, (args, kwargs), is_leaf=is_no_container)
+    tensors = [t for t in leaves((args, kwargs)) if isinstance(t, Tensor) and t.ndim]
+    parts = {id(t): t.split(sizes) for t in tensors if len(t) == sum(sizes) and len(sizes) > 1}
+    for m in range(len(sizes)):
+        yield copied((args, kwargs), {i: of_each[m] for i, of_each in parts.items()})

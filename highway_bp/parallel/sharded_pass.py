@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils.hooks import unserializable_hook
 
 from highway_bp.asked import asked_for
-from highway_bp.caches import is_no_container
+from highway_bp.containers import copied, leaves
 from highway_bp.first_order import first_order
 from highway_bp.has_method import Watched
 from highway_bp.segment import parameter_step
@@ -32,12 +31,11 @@ def through_ranks(
     every: bool,
 ) -> list[Tensor]:
     """Run the chain; its outputs give gradients to h, tensors among the arguments and params."""
-    flat, spec = pytree.tree_flatten((args, kwargs), is_leaf=is_no_container)
-    wanted = {id(t): t for t in flat if isinstance(t, Tensor) and t.requires_grad}
+    given = args, kwargs
+    wanted = {id(t): t for t in leaves(given) if isinstance(t, Tensor) and t.requires_grad}
     with keep_buffers():
-        states = list(
-            _ShardedPass.apply(chain, (flat, spec, [*wanted]), every, h, *wanted.values(), *params)
-        )
+        tensors = *wanted.values(), *params
+        states = list(_ShardedPass.apply(chain, given, [*wanted], every, h, *tensors))
     for state in states[:-1]:
         state.register_hook(unserializable_hook(partial(_refuse_look, weakref.ref(state))))
     return states
@@ -62,13 +60,11 @@ class _ShardedPass(torch.autograd.Function):
     computes all parameter gradients w_i df_i/dtheta_i in one pass."""
 
     @staticmethod
-    def forward(ctx, chain, arguments, every, h, *leaves):
-        flat, spec, ids = arguments
-        copies = {i: t.detach().requires_grad_() for i, t in zip(ids, leaves, strict=False)}
-        args, kwargs = pytree.tree_unflatten([copies.get(id(t), t) for t in flat], spec)
+    def forward(ctx, chain, given, ids, every, h, *tensors):
+        copies = {i: t.detach().requires_grad_() for i, t in zip(ids, tensors, strict=False)}
+        ctx.leaves = [*copies.values(), *tensors[len(ids) :]]
         with torch.enable_grad():
-            ctx.leaves = [*copies.values(), *leaves[len(ids) :]]
-            ctx.segments = chain.run(h, args, kwargs, ctx.leaves)
+            ctx.segments = chain.run(h, *copied(given, copies), ctx.leaves)
         ctx.chain, ctx.method = chain, Watched(chain.method, chain)
         ctx.inputs = [h.detach() if h.requires_grad else None, *copies.values()]
         ctx.set_materialize_grads(False)
@@ -93,4 +89,4 @@ class _ShardedPass(torch.autograd.Function):
         if w_0 is None and ctx.inputs[0] is not None:
             w_0 = torch.zeros_like(ctx.inputs[0])
         of_inputs = ctx.chain.summed([w_0, *of_leaves[:arguments]], ctx.inputs)
-        return None, None, None, *of_inputs, *of_leaves[arguments:]
+        return None, None, None, None, *of_inputs, *of_leaves[arguments:]

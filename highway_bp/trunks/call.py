@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from highway_bp.caches import without_caches
-from highway_bp.containers import leaves, replaced
+from highway_bp.caches import is_cache
+from highway_bp.containers import copied, leaves, replaced
 from highway_bp.flow import is_tap
 from highway_bp.layer_call import Ran, carry_of, state_of
 from highway_bp.one_pass import solving
@@ -136,7 +136,8 @@ def _run_own(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) ->
             "re-entrant checkpointing of a converted model; expected "
             'gradient_checkpointing_kwargs={"use_reentrant": False}'
         )
-    args, kwargs = without_caches((args, kwargs))
+    if caches := [v for v in leaves((args, kwargs)) if is_cache(v)]:
+        args, kwargs = copied((args, kwargs), dict.fromkeys(map(id, caches)))
     if "use_cache" in kwargs:
         kwargs["use_cache"] = False
     return checkpoint(run, *args)
