@@ -1,15 +1,16 @@
-"""Find and replace tensors in tuples, lists and dictionaries among the arguments of layers.
-A key-value cache counts as one object."""
+"""Tensors in tuples, lists and dictionaries among the arguments of layers.
+
+A key-value cache, an object that every layer writes into, is no such container.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
 from torch import Tensor, nn
-
-from highway_bp.caches import is_cache
 
 
 def leaves(value: Any) -> list[Any]:
@@ -18,38 +19,25 @@ def leaves(value: Any) -> list[Any]:
     return [value] if items is None else [leaf for _, inner in items for leaf in leaves(inner)]
 
 
-def replaced(value: Any, others: dict[int, Any]) -> Any:
+def replaced(value: Any, others: dict[int, Any], copies: bool = False) -> Any:
     """``value`` with what has its id in ``others`` replaced: tensors, or caches.
 
-    Lists and dictionaries are changed in place and stay the same objects: a layer may write into
-    them for others to read.
+    Args:
+        copies: whether all lists and dictionaries are copied. Otherwise they are changed in place
+            and stay the same objects: a layer may write into them for others to read.
     """
     items = _items(value)
     if items is None:
         return others.get(id(value), value)
     if isinstance(value, tuple):
-        return _like(value, [replaced(inner, others) for _, inner in items])
+        return _like(value, [replaced(inner, others, copies) for _, inner in items])
+    if copies:
+        with contextlib.suppress(TypeError):  # read-only: no layer writes into it
+            value = copy.copy(value)
     for key, inner in items:
-        if (new := replaced(inner, others)) is not inner:  # the container may be read-only
+        if (new := replaced(inner, others, copies)) is not inner:  # it may be read-only
             value[key] = new
     return value
-
-
-def copied(value: Any, others: dict[int, Any]) -> Any:
-    """As `replaced`, in new containers."""
-    items = _items(value)
-    if items is None:
-        return others.get(id(value), value)
-    if isinstance(value, tuple):
-        return _like(value, [copied(inner, others) for _, inner in items])
-    try:
-        new = copy.copy(value)
-    except TypeError:  # read-only, so that no layer writes into it
-        new = value
-    for key, inner in items:
-        if (own := copied(inner, others)) is not inner:
-            new[key] = own
-    return new
 
 
 _LISTS = (tuple, list)
@@ -76,3 +64,25 @@ def _like(value: tuple, new: Iterable[Any]) -> tuple:
     if hasattr(value, "n_fields"):  # the results of an operation of torch, topk say
         return type(value)(new)
     return tuple.__new__(type(value), new)
+
+
+def is_cache(value: object) -> bool:
+    """Whether ``value`` is a cache of transformers, or looks like one."""
+    return not isinstance(value, Tensor | type) and hasattr(value, "get_seq_length")
+
+
+def is_filled(cache: Any) -> bool:
+    """Whether the cache holds states: floating tensors, unlike a sliding window's length."""
+    return any(t.is_floating_point() for _, _, t in held_tensors(vars(cache)))
+
+
+def held_tensors(value: Any) -> Iterator[tuple[Any, Any, Tensor]]:
+    """(container, key, tensor) of all tensors that a cache holds, given its ``vars``."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        if isinstance(inner, Tensor):
+            yield value, key, inner
+        elif isinstance(inner, list | dict):
+            yield from held_tensors(inner)
+        elif hasattr(inner, "__dict__") and not callable(inner):
+            yield from held_tensors(vars(inner))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from highway_bp.containers import copied, leaves
+from highway_bp.containers import leaves, replaced
 from highway_bp.recorded import recorded
 from highway_bp.shown import Shown, shown_by
 from highway_bp.surroundings import Surroundings
@@ -131,7 +131,7 @@ class Call:
                 f"{self.layer.name} has to be run once more for its gradient, but changes an "
                 "argument in place; expected backward(retain_graph=True), or Backprop()"
             )
-        args, kwargs = copied(self.given, extras)
+        args, kwargs = replaced(self.given, extras, copies=True)
         with self.surroundings.restored(self.layer.name), torch.enable_grad():
             returned, _ = _run(self.layer, h, args, kwargs)
         if self.is_written:

@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from highway_bp.caches import held_tensors, is_cache, is_filled
-from highway_bp.containers import copied, leaves, replaced
+from highway_bp.containers import held_tensors, is_cache, is_filled, leaves, replaced
 from highway_bp.first_order import refuse_transforms
 from highway_bp.flow import Gate, Leak, Tap, is_of_chain, is_tap, watch
 from highway_bp.graph_check import check_computed, check_graph, nodes
@@ -77,7 +76,7 @@ def step(
     inner = {id(h): x, **{id(t): scope.local(t) for t in given}}
     outer = {id(inner[id(t)]): t for t in [h, *given]}  # put back after the call
     without_caches = dict.fromkeys(map(id, caches))  # a second run would fill them twice
-    kept = copied((args, kwargs), inner | without_caches)
+    kept = replaced((args, kwargs), inner | without_caches, copies=True)
     args, kwargs = replaced((args, kwargs), inner)
     try:
         with keep_buffers():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from highway_bp.containers import copied, leaves
+from highway_bp.containers import leaves, replaced
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:
@@ -39,4 +39,5 @@ def arguments_of_each(args: tuple, kwargs: dict, sizes: list[int]) -> Iterator[t
     tensors = [t for t in leaves((args, kwargs)) if isinstance(t, Tensor) and t.ndim]
     parts = {id(t): t.split(sizes) for t in tensors if len(t) == sum(sizes) and len(sizes) > 1}
     for m in range(len(sizes)):
-        yield copied((args, kwargs), {i: of_each[m] for i, of_each in parts.items()})
+        part = {i: of_each[m] for i, of_each in parts.items()}
+        yield replaced((args, kwargs), part, copies=True)

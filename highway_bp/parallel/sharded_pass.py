@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.hooks import unserializable_hook
 
 from highway_bp.asked import asked_for
-from highway_bp.containers import copied, leaves
+from highway_bp.containers import leaves, replaced
 from highway_bp.first_order import first_order
 from highway_bp.has_method import Watched
 from highway_bp.segment import parameter_step
@@ -64,7 +64,7 @@ class _ShardedPass(torch.autograd.Function):
         copies = {i: t.detach().requires_grad_() for i, t in zip(ids, tensors, strict=False)}
         ctx.leaves = [*copies.values(), *tensors[len(ids) :]]
         with torch.enable_grad():
-            ctx.segments = chain.run(h, *copied(given, copies), ctx.leaves)
+            ctx.segments = chain.run(h, *replaced(given, copies, copies=True), ctx.leaves)
         ctx.chain, ctx.method = chain, Watched(chain.method, chain)
         ctx.inputs = [h.detach() if h.requires_grad else None, *copies.values()]
         ctx.set_materialize_grads(False)

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from highway_bp.caches import is_cache
-from highway_bp.containers import copied, leaves, replaced
+from highway_bp.containers import is_cache, leaves, replaced
 from highway_bp.flow import is_tap
 from highway_bp.layer_call import Ran, carry_of, state_of
 from highway_bp.one_pass import solving
@@ -137,7 +136,7 @@ def _run_own(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) ->
             'gradient_checkpointing_kwargs={"use_reentrant": False}'
         )
     if caches := [v for v in leaves((args, kwargs)) if is_cache(v)]:
-        args, kwargs = copied((args, kwargs), dict.fromkeys(map(id, caches)))
+        args, kwargs = replaced((args, kwargs), dict.fromkeys(map(id, caches)), copies=True)
     if "use_cache" in kwargs:
         kwargs["use_cache"] = False
     return checkpoint(run, *args)
