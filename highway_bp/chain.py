@@ -84,16 +84,12 @@ class ResidualChain(Chain, nn.ModuleList):
         if not isinstance(h, Tensor) or not (h.is_floating_point() or h.is_complex()):
             what = str(h.dtype) if isinstance(h, Tensor) else type(h).__name__
             raise TypeError(f"input state is {what}; expected a floating tensor")
-        run = self._cut if self.cuts(h, args, kwargs) else self._plain
-        states = []
+        cuts, states = self.cuts(h, args, kwargs), []
         for i, layer in enumerate(self):
-            h = run(i, layer, h, args, kwargs)
+            h = self._cut(i, layer, h, args, kwargs) if cuts else layer(h, *args, **kwargs)
             if return_states:
                 states.append(h)
         return states if return_states else h
-
-    def _plain(self, i: int, layer: nn.Module, h: Tensor, args: tuple, kwargs: dict) -> Tensor:
-        return layer(h, *args, **kwargs)
 
     def _cut(self, i: int, layer: nn.Module, h: Tensor, args: tuple, kwargs: dict) -> Tensor:
         named = ChainLayer(layer, i, alone=self.method.group_size == 1)

@@ -100,13 +100,11 @@ def warn_without_residual(system: ModuleSystem) -> None:
 
     The check costs one product with every block. On the meta device nothing is checked.
     """
-    if system.outputs[0].is_meta:
+    outputs = [segment.h_out for segment in system.segments]
+    if outputs[0].is_meta:
         return
-    gammas = [
-        gamma
-        for gamma, h in zip(system.probe_gammas(), system.outputs, strict=True)
-        if h.numel() >= ELEMENTS
-    ]
+    found = zip(outputs, system.estimate(probes=1, seed=0), strict=True)
+    gammas = [gamma for h, gamma in found if h.numel() >= ELEMENTS]
     if gammas and statistics.median(gammas) > CANCELLED:
         warnings.warn(
             "the layers of this chain seem to have no residual connection: their blocks cancel "

@@ -85,15 +85,6 @@ class ModuleSystem:
         keys = [segment.calls[0].layer.key for segment in self.segments]
         return [f"{key}+{n}" if (n := keys[:i].count(key)) else key for i, key in enumerate(keys)]
 
-    @property
-    def outputs(self) -> list[Tensor]:
-        """h_1 .. h_L."""
-        return [segment.h_out for segment in self.segments]
-
-    def probe_gammas(self) -> list[float]:
-        """An estimate of `smallest_blocks` by one probe."""
-        return self.estimate(probes=1, seed=0)
-
     def estimate(self, probes: int, seed: int) -> list[float]:
         """New values for `smallest_blocks`; they are not stored."""
         return [self._estimate_one(i, probes, seed) for i in range(self.length)]
