@@ -51,7 +51,8 @@ class ModuleSystem:
         rest = states[self._first :] if states.start == 0 else states
         for start in range(0, len(rest), TOGETHER):  # ascending: w_{i+1} is still the old one
             some = rest[start : start + TOGETHER]
-            for i, v in zip(some, self._vjps(some, w), strict=True):
+            found = vjps([self.segments[i] for i in some], [w[i + 1] for i in some])
+            for i, v in zip(some, found, strict=True):
                 w[i] = self._b_plus_vjp(i, w[i + 1], v, gamma_of(gamma, i))
         return w
 
@@ -96,13 +97,6 @@ class ModuleSystem:
         generator = probe_generator(segment.h_out, seed, i)
         zJ = partial(segment.through, block=1, carry=0)
         return smallest_block(zJ, segment.K.vecmat, segment.h_out, probes, generator)
-
-    def _vjps(self, states: range, w: States) -> States:
-        """`Segment.vjp` of w_{i+1} for i in ``states``, by one call of autograd's engine."""
-        known = [i for i in states if w[i + 1] is not None]
-        found = vjps([self.segments[i] for i in known], [w[i + 1] for i in known])
-        by_state = dict(zip(known, found, strict=True))
-        return [by_state.get(i) for i in states]
 
     def _b_plus_vjp(
         self, i: int, w: Tensor | None, v: Tensor | None, gamma: float

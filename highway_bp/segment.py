@@ -110,7 +110,7 @@ class Segment:
 
     def inner_cotangent(self, b: Cotangents) -> Tensor | None:
         """The cotangent that losses on the segment's inner states and extras send to h_a."""
-        return _gradient(self.pairs(b, None), self.h_in) if self.wanted else None
+        return gradients(self.pairs(b, None), [self.h_in])[0] if self.wanted else None
 
     @property
     def retained(self) -> list[Tensor]:
@@ -151,20 +151,15 @@ class Segment:
         return K
 
 
-def vjps(segments: Sequence[Segment], w: Sequence[Tensor]) -> list[Tensor | None]:
+def vjps(segments: Sequence[Segment], w: Sequence[Tensor | None]) -> list[Tensor | None]:
     """`Segment.vjp` of each, in one call of autograd's engine: segments share no graph."""
-    wanted = [i for i, s in enumerate(segments) if s.wanted and s.h_out.requires_grad]
     found: list[Tensor | None] = [None] * len(segments)
-    if wanted:
-        gradients = torch.autograd.grad(
-            [segments[i].h_out for i in wanted],
-            [segments[i].h_in for i in wanted],
-            [w[i] for i in wanted],
-            retain_graph=True,
-            allow_unused=True,
-        )
-        for i, v in zip(wanted, gradients, strict=True):
-            found[i] = None if v is None else _owned(v, w[i], segments[i].has_functions)
+    known = [i for i, s in enumerate(segments) if s.wanted and w[i] is not None]
+    wanted = [i for i in known if segments[i].h_out.requires_grad]
+    pairs = [(segments[i].h_out, w[i]) for i in wanted]
+    products = gradients(pairs, [segments[i].h_in for i in wanted])
+    for i, v in zip(wanted, products, strict=True):
+        found[i] = None if v is None else _owned(v, w[i], segments[i].has_functions)
     return found
 
 
@@ -175,8 +170,7 @@ def gradient_at(
     w_ends: Sequence[Tensor | None],
 ) -> Tensor | None:
     """The gradient of a tensor in these local graphs, from w at the end of each; None for zero."""
-    pairs = (s.pairs(b_s, w) for s, b_s, w in zip(segments, b, w_ends, strict=True))
-    return _gradient([pair for of in pairs for pair in of], t)
+    return gradients(_pairs(segments, b, w_ends), [t])[0]
 
 
 def parameter_step(
@@ -205,7 +199,7 @@ def parameter_step(
             del segments[-TOGETHER:]
             here = slice(len(segments), len(segments) + len(some))
             found = _parameter_gradients(some, b[here], w[here], inputs, functions_behind)
-            for i, g in zip(wanted, found, strict=bool(found)):
+            for i, g in zip(wanted, found, strict=True):
                 grads[i] = add(grads[i], g)
     return grads
 
@@ -217,15 +211,12 @@ def _parameter_gradients(
     inputs: Sequence,
     functions_behind: bool,
 ) -> list[Tensor | None]:
-    """The gradients of ``inputs`` from these segments; [] if they are all None."""
-    used = [p for s, b_s, w_end in zip(segments, b, w, strict=True) for p in s.pairs(b_s, w_end)]
-    if not used:
-        return []
-    outputs, cotangents = zip(*used, strict=True)
-    found = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=True, allow_unused=True)
-    if functions_behind:
-        found = map(_less, found, _from_behind(segments, inputs))
-    return list(found)
+    """The gradients of ``inputs`` from these segments."""
+    pairs = _pairs(segments, b, w)
+    found = gradients(pairs, inputs)
+    if functions_behind and pairs:
+        found = list(map(_less, found, _from_behind(segments, inputs)))
+    return found
 
 
 def _from_behind(segments: Sequence[Segment], inputs: Sequence) -> Sequence[Tensor | None]:
@@ -264,11 +255,24 @@ def emptied(hooks: Iterable[dict]) -> Iterator[None]:
             h.update(before)
 
 
-def _gradient(pairs: Sequence[tuple[Tensor, Tensor]], h: Tensor) -> Tensor | None:
-    if not pairs:
-        return None
-    outputs, cotangents = zip(*pairs, strict=True)
-    return torch.autograd.grad(outputs, h, cotangents, retain_graph=True, allow_unused=True)[0]
+def _pairs(
+    segments: Sequence[Segment], b: Sequence[Cotangents], w_ends: Sequence[Tensor | None]
+) -> list[tuple[Tensor, Tensor]]:
+    """`Segment.pairs` of all segments."""
+    of_each = zip(segments, b, w_ends, strict=True)
+    return [pair for s, b_s, w_end in of_each for pair in s.pairs(b_s, w_end)]
+
+
+def gradients(
+    pairs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence, retain: bool = True
+) -> list[Tensor | None]:
+    """Gradients of inputs, from (output, cotangent) pairs; None if no output depends on it."""
+    known = [(out, c) for out, c in pairs if out.requires_grad]  # others are constant
+    if not known or not inputs:
+        return [None] * len(inputs)
+    outputs, cotangents = zip(*known, strict=True)
+    found = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=retain, allow_unused=True)
+    return list(found)
 
 
 def add(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from highway_bp.methods import Method
 from highway_bp.rnn.steps import Rows
 from highway_bp.rnn.time_system import EVERY, TimeSystem
+from highway_bp.segment import gradients
 
 
 @dataclass
@@ -72,25 +73,13 @@ def window_gradients(
     for run in runs:
         pairs += [(run.outputs, run.b), (run.end, w[1:][run.where].flatten(0, 1))]
     inputs = [run.x for run in runs] if rows.wants_x else []
-    grads = _gradients(pairs, [*inputs, *windows.leaves], retain=False)
+    grads = gradients(pairs, [*inputs, *windows.leaves], retain=False)
     by_x, by_leaf = grads[: len(inputs)], grads[len(inputs) :]
     by_x = [
         torch.zeros_like(rows.x[run.steps]) if g is None else _uncut(g, run.shape[0])
         for g, run in zip(by_x, runs, strict=False)
     ]
     return torch.cat(by_x) if rows.wants_x else None, w[0], by_leaf
-
-
-def _gradients(
-    pairs: Sequence[tuple[Tensor, Tensor]], inputs: Sequence[Tensor], retain: bool = True
-) -> list[Tensor | None]:
-    """Gradients of inputs, from (output, cotangent) pairs; None if no output depends on it."""
-    known = [(out, c) for out, c in pairs if out.requires_grad]  # others are constant
-    if not known or not inputs:
-        return [None] * len(inputs)
-    outputs, cotangents = zip(*known, strict=True)
-    found = torch.autograd.grad(outputs, inputs, cotangents, retain_graph=retain, allow_unused=True)
-    return list(found)
 
 
 def at_ends(t: Tensor, size: int) -> Tensor:
@@ -130,7 +119,7 @@ class _Run:
         return self._grad(self.outputs, self.b)
 
     def _grad(self, outputs: Tensor, cotangents: Tensor) -> Tensor:
-        (v,) = _gradients([(outputs, cotangents)], [self.start])
+        (v,) = gradients([(outputs, cotangents)], [self.start])
         return self.start.new_zeros(self.shape) if v is None else v.view(self.shape)
 
 
