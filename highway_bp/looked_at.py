@@ -57,10 +57,11 @@ def at_state(tap: Tap, segment: Segment, b: Cotangents, w_end: Tensor | None) ->
     return gradient_at(state, [segment], [b], [w_end])
 
 
-def check_last(tap: Tap) -> None:
-    """Raise RuntimeError if autograd has not brought the whole gradient at the last state."""
-    refuse_if_used(tap, tap.segment.h_out)
-    check_known(tap, [e for e, b in zip(tap.extras, tap.b_extras, strict=True) if b is not None])
+def check_state(tap: Tap, extras: Sequence[Tensor]) -> None:
+    """Raise RuntimeError if autograd, which brings losses on these extras and no later layers, has
+    not brought the whole gradient at the state of ``tap``."""
+    refuse_if_used(tap, tap.segment.states[tap.place])
+    check_known(tap, extras)
 
 
 def check_known(tap: Tap, extras: Sequence[Tensor]) -> None:

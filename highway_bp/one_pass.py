@@ -32,7 +32,7 @@ from highway_bp.looked_at import (
     at_state,
     check_given_extra,
     check_known,
-    check_last,
+    check_state,
     complete_retained,
     refuse_if_used,
     used_extras,
@@ -120,7 +120,8 @@ class Pass:
             self._top, self._gammas = weakref.ref(tap), None
             tap.returned = None  # set by an earlier backward pass that also reached later Taps
             if has_hooks(tap):
-                check_last(tap)
+                pairs = zip(tap.extras, tap.b_extras, strict=True)
+                check_state(tap, [extra for extra, b in pairs if b is not None])
 
     def gives_out(self, tap: Tap, i: int) -> bool:
         """Whether autograd gives out the gradient at the i-th output of ``tap`` on its way.
@@ -154,12 +155,12 @@ class Pass:
             if self.gives_out(tap, 1 + j):
                 check_given_extra(tap, j)
         if not self.is_reached and self.gives_out(tap, 0):  # no later layers
-            refuse_if_used(tap, tap.segment.states[tap.place])
-            check_known(tap, used_extras(tap))
+            check_state(tap, used_extras(tap))
 
     def solve(self, gate: Gate) -> tuple[Tensor | None, list[Tensor | None]]:
         """Solve the system. Returns w_0 and the gradients of Gate's other inputs."""
-        leaves, taps = _leaves(gate), self._taps_after(None)
+        arguments = (GradientEdge(gate, 1 + j) for j in range(gate.n))
+        leaves, taps = [*arguments, *gate.parameters], self._taps_after(None)
         freed = not torch._C._autograd._get_current_graph_task_keep_graph()
         _check_untouched(taps, freed)
         with self._inside():
@@ -185,7 +186,7 @@ class Pass:
         return w_0, grads
 
     def _whole_solution(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> States:
-        system = ModuleSystem(segments, b, self)
+        system = ModuleSystem(segments, b, self)  # it holds the segments, which are freed later
         self.chain.at_solve(system)
         return self.method.solve(system)
 
@@ -252,11 +253,6 @@ def _behind(inputs: Sequence[Tensor]) -> tuple[dict[Pass, None], bool]:
     reached = itertools.chain(edges, *graph.values())
     passes = dict.fromkeys(node.one_pass for node, _ in reached if is_of_chain(node))
     return passes, any(isinstance(node, BackwardCFunction) for node in graph)
-
-
-def _leaves(gate: Gate) -> list[GradientEdge | Tensor]:
-    """Where the local graphs end: at Gate's outputs for the arguments, and at the parameters."""
-    return [*(GradientEdge(gate, 1 + j) for j in range(gate.n)), *gate.parameters]
 
 
 def _segments(taps: Sequence[Tap]) -> tuple[list[Segment], list[Cotangents]]:

@@ -14,6 +14,7 @@ from torch.utils.hooks import unserializable_hook
 from highway_bp.asked import asked_for
 from highway_bp.containers import leaves, replaced
 from highway_bp.first_order import first_order
+from highway_bp.flow import refuse_freed
 from highway_bp.has_method import Watched
 from highway_bp.segment import parameter_step
 from highway_bp.step import keep_buffers
@@ -73,10 +74,7 @@ class _ShardedPass(torch.autograd.Function):
     @first_order
     def backward(ctx, *grads):
         if ctx.segments is None:
-            raise RuntimeError(
-                "Trying to backward through a ShardedChain a second time: the graphs of its layers "
-                "are freed. Call the first backward() with retain_graph=True"
-            )
+            refuse_freed()
         segments = list(ctx.segments)
         system = ctx.chain.system(segments, grads)
         w = ctx.method.solve(system)

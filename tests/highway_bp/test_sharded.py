@@ -332,7 +332,7 @@ def test_what_else_there_is_to_see(tmp_path):
         for exact, found in rank["arguments"]:
             torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-10)
         assert len(rank["unwanted"]) > 5 and max(rank["unwanted"]) < 1e-10
-        assert rank["twice"][0] and "second time: the graphs of its layers" in rank["twice"][1]
+        assert rank["twice"][0] and "second time: their graphs are freed" in rank["twice"][1]
         assert rank["captured"].startswith(tuple(f"layer {i} (Captures) uses a" for i in (0, 1)))
         assert "(Writes) writes into a list or dictionary that it is given" in rank["written"]
         assert len(rank["looked at"]) == 6
