@@ -143,7 +143,7 @@ class Segment:
                 "output, a weight or its mode has been changed since; expected no change before "
                 "backward(), or Backprop()"
             )
-        with call.surroundings.autocast():
+        with call.surroundings.autocast:
             given = None if self.carries[i] is None else self.carries[i](h_in, h_out)
         K = as_carry(given, h_out, call.layer.name)
         if h_in.shape != h_out.shape:

@@ -18,19 +18,16 @@ class Surroundings:
     Args:
         module: the layer.
         h: the state it is given.
+
+    Attributes:
+        autocast: a context with the autocast state of the forward pass.
     """
 
     def __init__(self, module: nn.Module, h: Tensor):
         self._module, self._device, self._h = module, h.device, h
-        self._autocast = _autocast_state(h.device.type)
+        self.autocast = autocast(h.device)
         self._random = random_state(h.device)
         self._versions, self._recorded = _versions(module, h), list(recorded())
-
-    def autocast(self) -> AbstractContextManager:
-        """A context with the autocast state of the forward pass."""
-        if self._autocast is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self._device.type, *self._autocast, cache_enabled=False)
 
     @property
     def have_changed(self) -> bool:
@@ -51,7 +48,7 @@ class Surroundings:
                 "mode has been changed since its forward pass; expected "
                 "backward(retain_graph=True), which needs no second run, or Backprop()"
             )
-        with kept_buffers(self._module), kept_random_state(self._device), self.autocast():
+        with kept_buffers(self._module), kept_random_state(self._device), self.autocast:
             _set_random_state(self._device, *self._random)
             with recording(self._recorded):
                 yield
@@ -98,10 +95,14 @@ def parameters_of(module: nn.Module) -> list[nn.Parameter]:
     return [p for m in modules_of(module) for p in m._parameters.values() if p is not None]
 
 
-def _autocast_state(device: str) -> tuple[torch.dtype, bool] | None:
-    if not torch.amp.is_autocast_available(device):
-        return None
-    return torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+def autocast(device: torch.device, enabled: bool | None = None) -> AbstractContextManager:
+    """The device's autocast region as it is now, or as ``enabled`` says; nothing on devices without
+    autocast. Weights are not cached: a pass without a graph would cache weights without a graph."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind):
+        return contextlib.nullcontext()
+    enabled = torch.is_autocast_enabled(kind) if enabled is None else enabled
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), enabled, cache_enabled=False)
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

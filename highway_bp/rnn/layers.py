@@ -12,7 +12,8 @@ from highway_bp.first_order import refuse_transforms
 from highway_bp.has_method import HasMethod, Watched
 from highway_bp.methods import Backprop, Method, check_fixed_gamma
 from highway_bp.rnn import lengths as by_length
-from highway_bp.rnn.steps import Cell, Steps, autocast
+from highway_bp.rnn.steps import Cell, Steps
+from highway_bp.surroundings import autocast
 
 CUDNN_WITH_BFLOAT16 = 91300  # first version with such recurrent layers
 TILE_BYTES = 2**21  # of one state tensor (L, tile, H); the tensors in use then fit a CPU's cache

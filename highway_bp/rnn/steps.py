@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from highway_bp.first_order import first_order
 from highway_bp.methods import Method
+from highway_bp.surroundings import autocast
 
 
 @dataclass
@@ -136,13 +135,3 @@ def weight_gradients(a: Tensor, x: Tensor, biased: bool) -> list[Tensor]:
 
 def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
     return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
-
-
-def autocast(device: torch.device, enabled: bool | None = None) -> AbstractContextManager:
-    """The device's autocast region as it is now, or as ``enabled`` says; nothing on devices without
-    autocast. Weights are not cached: a pass without a graph would cache weights without a graph."""
-    kind = device.type
-    if not torch.amp.is_autocast_available(kind):
-        return contextlib.nullcontext()
-    enabled = torch.is_autocast_enabled(kind) if enabled is None else enabled
-    return torch.autocast(kind, torch.get_autocast_dtype(kind), enabled, cache_enabled=False)

@@ -16,10 +16,10 @@ from highway_bp.graph_check import nodes
 from highway_bp.layer_checks import has_nonzero
 from highway_bp.methods import Method
 from highway_bp.own_gradients import refuse_own_gradients
-from highway_bp.rnn.steps import Gradients, Rows, autocast
+from highway_bp.rnn.steps import Gradients, Rows
 from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
 from highway_bp.segment import emptied
-from highway_bp.surroundings import kept_buffers, random_state
+from highway_bp.surroundings import autocast, kept_buffers, random_state
 
 State = Tensor | tuple[Tensor, ...]
 
