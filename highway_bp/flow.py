@@ -73,9 +73,8 @@ class Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, one_pass, segment, extras, before):
-        one_pass.taps += 1
-        one_pass.chain.longest = max(one_pass.chain.longest, one_pass.taps)
-        ctx.one_pass, ctx.segment, ctx.number = one_pass, segment, one_pass.taps
+        ctx.one_pass, ctx.segment, ctx.number = one_pass, segment, 1 + len(one_pass.all_taps)
+        one_pass.chain.longest = max(one_pass.chain.longest, ctx.number)
         ctx.place, ctx.extras = len(segment.states) - 1, extras
         ctx.b = ctx.returned = None
         ctx.b_extras = ()

@@ -54,7 +54,6 @@ class Pass:
     """One forward pass through a chain; it also notes which Taps a backward pass has reached.
 
     Attributes:
-        taps: number of layers so far.
         made: ids of leaves that layers have made and returned.
         all_taps: weak references to the Taps of all layers so far.
         hooks_behind: the dictionaries of the hooks on Gate's inputs that are no leaves.
@@ -66,7 +65,7 @@ class Pass:
 
     def __init__(self, chain: Chain):
         self.chain, self.method = chain, Watched(chain.method, chain)
-        self.taps, self.made = 0, set()
+        self.made: set[int] = set()
         self.all_taps: list[weakref.ref] = []
         self.hooks_behind: list[dict] = []
         self.outer: list[int] = []

@@ -144,7 +144,7 @@ def _place_in_chain(
     tap = h.grad_fn
     if not is_tap(tap) or h.output_nr != 0 or tap.segment is None:
         return None
-    if tap.one_pass.chain is not chain or tap.number != tap.one_pass.taps:
+    if tap.one_pass.chain is not chain or tap.number != len(tap.one_pass.all_taps):
         return None
     if any(tap.scope.local(t) is None for t in given):
         chain.warn_once(
