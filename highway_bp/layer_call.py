@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from highway_bp.containers import leaves, replaced
 from highway_bp.recorded import recorded
 from highway_bp.shown import Shown, shown_by
-from highway_bp.surroundings import Surroundings
+from highway_bp.surroundings import Surroundings, version_of
 
 
 @dataclass
@@ -207,15 +207,15 @@ def run_layer(
     Raises:
         RuntimeError: the layer changes h in place, or an argument that requires a gradient.
     """
-    version, surroundings = h._version, Surroundings(layer.module, h)
+    version, surroundings = version_of(h), Surroundings(layer.module, h)
     with shown_by(layer.module) as shown:
         returned, changes = _run(layer, h, args, kwargs)
-    if h._version != version:
+    if version_of(h) != version:
         raise RuntimeError(
             f"{layer.name} changes its input in place; a layer of a chain returns a new tensor"
         )
     found = [] if returned.state is None else [returned.state, *returned.extras]
-    results = [(t, t._version) for t in found]
+    results = [(t, version_of(t)) for t in found]
     shared = [(h, version), *results] if _share_memory([h, *found]) else []
     call = Call(layer, given, surroundings, has_filled_cache, results, shared, changes, shown)
     return call, returned
@@ -228,10 +228,11 @@ def _share_memory(tensors: Sequence[Tensor]) -> bool:
 
 def _run(layer: Layer, h: Tensor, args: tuple, kwargs: dict) -> tuple[Returned, bool]:
     """Run a layer. Returns its results, and whether it has changed an argument in place."""
-    before, lengths = _tensors((args, kwargs)), [(v, len(v)) for v in recorded().values()]
-    versions = [_version(t) for t in before]
+    before = [t for t in _tensors((args, kwargs)) if t is not h]
+    lengths = [(v, len(v)) for v in recorded().values()]
+    versions = [version_of(t) for t in before]
     ran = layer.run(h, args, kwargs)
-    changed = [t for t, v in zip(before, versions, strict=True) if _version(t) != v and t is not h]
+    changed = [t for t, v in zip(before, versions, strict=True) if version_of(t) != v]
     if any(t.requires_grad for t in changed):
         raise RuntimeError(
             f"{layer.name} changes an argument in place, whose gradient would be lost; a layer of "
@@ -245,7 +246,3 @@ def _run(layer: Layer, h: Tensor, args: tuple, kwargs: dict) -> tuple[Returned, 
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [t for t in leaves(tree) if isinstance(t, Tensor)]
-
-
-def _version(t: Tensor) -> int | None:
-    return None if t.is_inference() else t._version

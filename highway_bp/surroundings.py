@@ -73,9 +73,14 @@ def kept_random_state(device: torch.device) -> AbstractContextManager:
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
-def _versions(module: nn.Module, h: Tensor) -> list[tuple[int, int]]:
-    versions = [(id(t), t._version) for t in (*parameters_of(module), h)]
+def _versions(module: nn.Module, h: Tensor) -> list[tuple[int, int | None]]:
+    versions = [(id(t), version_of(t)) for t in (*parameters_of(module), h)]
     return [(0, module.training), *versions]
+
+
+def version_of(t: Tensor) -> int | None:
+    """How often t was written into; None in inference mode, which does not count."""
+    return None if t.is_inference() else t._version
 
 
 def modules_of(module: nn.Module) -> dict[nn.Module, None]:

@@ -265,7 +265,7 @@ def forward_alone() -> tuple[bool, float, bool]:
     a graph without a backward pass has gone with its output."""
     layers = [nn.Sequential(CELLS["relu"](), nn.Dropout(0.5)) for _ in range(3)]
     chain = hb.ShardedChain(layers, hb.Highway(0), micro_batches=4)
-    with torch.no_grad():
+    with torch.inference_mode():
         fine = bool(chain(torch.randn(2, 5, 8)).isfinite().all())
     h = chain(torch.randn(4, 5, 8))  # dropout draws for own layers alone
     gone = weakref.ref(h.grad_fn)
