@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from highway_bp.containers import leaves, replaced
 from highway_bp.recorded import recorded
 from highway_bp.shown import Shown, shown_by
-from highway_bp.surroundings import Surroundings, version_of
+from highway_bp.surroundings import Surroundings, refuse_second_run, version_of
 
 
 @dataclass
@@ -121,30 +121,19 @@ class Call:
         Raises:
             RuntimeError: the call cannot be repeated, or gives other results.
         """
+        name = self.layer.name
         if self.has_filled_cache:
-            raise RuntimeError(
-                f"{self.layer.name} has to be run once more for its gradient, but was given a "
-                "key-value cache that was not empty; expected use_cache=False, or Backprop()"
-            )
+            why = "was given a key-value cache that was not empty"
+            refuse_second_run(name, why, "use_cache=False")
         if self.changes:
-            raise RuntimeError(
-                f"{self.layer.name} has to be run once more for its gradient, but changes an "
-                "argument in place; expected backward(retain_graph=True), or Backprop()"
-            )
+            refuse_second_run(name, "changes an argument in place")
         args, kwargs = replaced(self.given, extras, copies=True)
-        with self.surroundings.restored(self.layer.name), torch.enable_grad():
+        with self.surroundings.restored(name), torch.enable_grad():
             returned, _ = _run(self.layer, h, args, kwargs)
         if self.is_written:
-            raise RuntimeError(
-                f"{self.layer.name} has to be run once more for its gradient, but what it returned "
-                "was changed in place since; expected backward(retain_graph=True), which needs no "
-                "second run, or Backprop()"
-            )
+            refuse_second_run(name, "what it returned was changed in place since")
         if not self._is_result(returned):
-            raise RuntimeError(
-                f"{self.layer.name} was run once more for its gradient and gave other results; "
-                "expected backward(retain_graph=True), which needs no second run, or Backprop()"
-            )
+            refuse_second_run(name, "gave other results")
         return returned
 
     def _is_result(self, returned: Returned) -> bool:

@@ -191,7 +191,7 @@ def parameter_step(
     wanted = [i for i, t in enumerate(leaves) if not isinstance(t, Tensor) or t.requires_grad]
     inputs, grads = [leaves[i] for i in wanted], [None] * len(leaves)
     tensors = [t for t in inputs if isinstance(t, Tensor)]
-    hooks = (t._backward_hooks for t in tensors if t._backward_hooks)
+    hooks = (t._backward_hooks for t in tensors)
     retaining = (t for t in tensors if t.retains_grad)
     with emptied(hooks), kept_grads(retaining):  # both come when these gradients leave the chain
         while segments and inputs:
@@ -243,7 +243,7 @@ def with_fresh_graphs(segments: Sequence[Segment]) -> list[Segment]:
 
 
 @contextlib.contextmanager
-def emptied(hooks: Iterable[dict]) -> Iterator[None]:
+def emptied(hooks: Iterable[dict | None]) -> Iterator[None]:
     """Empty these dictionaries of hooks for a while, so that the hooks do not run."""
     full = [(h, dict(h)) for h in hooks if h]
     for h, _ in full:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -43,15 +44,21 @@ class Surroundings:
                 since the first run.
         """
         if self.have_changed:
-            raise RuntimeError(
-                f"{name} has to be run once more for its gradient, but a weight, its input or its "
-                "mode has been changed since its forward pass; expected "
-                "backward(retain_graph=True), which needs no second run, or Backprop()"
-            )
+            why = "a weight, its input or its mode has been changed since its forward pass"
+            refuse_second_run(name, why)
         with kept_buffers(self._module), kept_random_state(self._device), self.autocast:
             _set_random_state(self._device, *self._random)
             with recording(self._recorded):
                 yield
+
+
+def refuse_second_run(
+    name: str, why: str, instead: str = "backward(retain_graph=True), which needs no second run"
+) -> NoReturn:
+    raise RuntimeError(
+        f"{name} has to be run once more for its gradient, but {why}; expected {instead}, or "
+        "Backprop()"
+    )
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ class RowsOfSteps:
 
         b_ends = at_ends(rows.b[0], size)
         windows = Windows(size, starts.clone(), b_ends, K, run, weights)
-        hooks = (p._backward_hooks for p in weights if p._backward_hooks)
+        hooks = (p._backward_hooks for p in weights)
         # Hooks run when these gradients leave the chain.
         with refuse_own_gradients([self]), emptied(hooks), _kept(self.module), own_weights:
             grad_x, w_0, by_weight = window_gradients(method, windows, rows)

@@ -268,7 +268,9 @@ def test_a_second_run_that_returns_something_else_beside_the_state_is_refused():
                 more = more + extra + block.seen.sum()
             return self.head(h).sum() + more
 
-    assert_refused(lambda: made(Noisy, Beside), "was run once more for its gradient and gave other")
+    assert_refused(
+        lambda: made(Noisy, Beside), "has to be run once more for its gradient, but gave other"
+    )
 
 
 def test_a_buffer_that_is_assigned_anew_counts_one_run():

@@ -197,7 +197,7 @@ def test_a_look_at_a_state_inside_a_group_with_a_loss_inside_its_layers_is_refus
 
 
 def test_a_second_run_that_gives_another_state_is_refused():
-    line = r"blocks.0 \(ShowsCount\) was run once more .* gave other results"
+    line = r"blocks.0 \(ShowsCount\) has to be run once more .* gave other results"
     assert_refused(lambda: made(ShowsCount), line, seen_in_loss)
     assert_same(lambda model: seen_in_loss(model, retain_graph=True), lambda: made(ShowsCount))
 
