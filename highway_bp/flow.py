@@ -102,6 +102,22 @@ class Tap(torch.autograd.Function):
         return None, None, None, before.returned
 
 
+class Refused(torch.autograd.Function):
+    """Passes on the first n of some tensors, and refuses the gradients that come back to them.
+
+    The graph behind the others only lets autograd come here, whichever gradients it is asked for.
+    """
+
+    @staticmethod
+    def forward(ctx, line, n, *tensors):
+        ctx.line, ctx.one_pass = line, None
+        return tuple(t.detach() for t in tensors[:n])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(ctx.line)
+
+
 def is_tap(node: object) -> bool:
     return isinstance(node, Tap._backward_cls)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from highway_bp.chain import ChainLayer
 from highway_bp.check import check_whole
+from highway_bp.flow import Refused
 from highway_bp.graph_check import check_graph
 from highway_bp.has_method import Chain
 from highway_bp.layer_call import run_layer
@@ -23,6 +24,10 @@ from highway_bp.parallel.sharded_system import CarryKind, ShardedSystem
 from highway_bp.segment import Segment
 
 SCANS = ("auto", "sequential", "doubling", "gathered")
+INSIDE = (
+    "a loss uses a tensor inside a layer of a ShardedChain, and would miss the layers of other "
+    "processes; expected a loss on the chain's states, or a ResidualChain"
+)
 
 
 class ShardedChain(Chain, nn.ModuleList):
@@ -152,7 +157,9 @@ class ShardedChain(Chain, nn.ModuleList):
         sent: list[Message] = []
         arguments = arguments_of_each(args, kwargs, sizes)
         for part, each in zip(self._arriving(h.detach(), sizes), arguments, strict=True):
-            segments.append(self.run_group(part.requires_grad_(wants), *each))
+            if wants:
+                (part,) = Refused.apply(INSIDE, 1, part.requires_grad_(), h)
+            segments.append(self.run_group(part, *each))
             if not ranks.is_last:
                 out = segments[-1].h_out.detach()
                 if not sent:  # the first is the largest, or as large as the others
@@ -162,11 +169,11 @@ class ShardedChain(Chain, nn.ModuleList):
             message.wait()
         if torch.is_grad_enabled():  # after sending: the next process waits for the state
             for segment in segments:
-                self._check(segment, frozenset(map(id, [segment.h_in, *leaves])))
+                self._check(segment, frozenset(map(id, leaves)))
         return segments
 
     def run_group(self, h: Tensor, args: tuple, kwargs: dict) -> Segment:
-        """Run this process's layers as one segment that begins at the leaf h."""
+        """Run this process's layers as one segment that begins at h."""
         segment = Segment(h, h.requires_grad)
         for i in self.own:
             layer = ChainLayer(self[i], i, alone=len(self.own) == 1)

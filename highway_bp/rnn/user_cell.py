@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.nn.utils.stateless import _reparametrize_module  # of torch.func.functional_call
 
+from highway_bp.flow import Refused
 from highway_bp.graph_check import nodes
 from highway_bp.layer_checks import has_nonzero
 from highway_bp.methods import Method
@@ -65,10 +66,15 @@ class RowsOfSteps:
         return (states,)
 
     def _forward_states(self, x: Tensor, s: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """As `run_cell`, with a graph for each step alone, which leads to `_Inside`."""
+        """As `run_cell`, with a graph for each step alone, which serves no gradient: a loss on a
+        tensor that the cell keeps is refused where it comes to the step's input or state."""
         states = []
+        line = (
+            f"a loss (or a gradient taken inside) uses a tensor that {self.name} keeps, or that a "
+            "hook inside it shows; expected a loss on its states or outputs, or Backprop()"
+        )
         with torch.enable_grad():
-            inside, mark = _Inside.apply(self.name, x, s[:, :0], *weights)
+            inside, mark = Refused.apply(line, 2, x, s[:, :0], *weights)
             wanted = s.requires_grad  # as in backpropagation; cells may ask
             for x_t in inside if x.requires_grad else x:
                 given = torch.cat([s.detach(), mark.to(s.dtype)], -1) if wanted else s
@@ -179,25 +185,6 @@ class RowsOfSteps:
                 f"carry of {self.name} has shape {tuple(d.shape)}; expected a diagonal that "
                 f"broadcasts to a state of shape {shape}, rows of all steps"
             ) from None
-
-
-class _Inside(torch.autograd.Function):
-    """Input and states as the cell sees them in the forward pass, whose graphs serve no gradient.
-
-    A loss on a tensor that the cell keeps, or that a hook inside it shows, leads here.
-    """
-
-    @staticmethod
-    def forward(ctx, name: str, x: Tensor, mark: Tensor, *weights: Tensor):
-        ctx.name = name
-        return x.detach(), mark.detach()
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise RuntimeError(
-            f"a loss (or a gradient taken inside) uses a tensor that {ctx.name} keeps, or that a "
-            "hook inside it shows; expected a loss on its states or outputs, or Backprop()"
-        )
 
 
 @contextlib.contextmanager

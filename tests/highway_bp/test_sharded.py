@@ -175,6 +175,7 @@ def assorted(rank: int) -> dict:
         "unwanted": unwanted_input(),
         "captured": captured(),
         "written": written(),
+        "kept": kept(),
         "looked at": looked_at(),
     }
 
@@ -310,6 +311,22 @@ def captured() -> str:
     return str(error.value)
 
 
+def kept() -> str:
+    """The error of a loss on a tensor that a layer keeps, of which other processes know nothing."""
+
+    class Keeps(Plain):
+        def g(self, h):
+            self.inside = self.inner(h)
+            return self.inside
+
+    chain = hb.ShardedChain([Keeps(tanh(8)).double() for _ in range(2)], hb.Highway(1))
+    x = data("relu").requires_grad_()
+    loss = chain(x).sum() + chain[chain.own[0]].inside.sum()
+    with pytest.raises(RuntimeError) as error:
+        torch.autograd.grad(loss, x, retain_graph=True)
+    return str(error.value)
+
+
 def written() -> str:
     """The error of layers that write into a list, which is another on every process."""
 
@@ -335,6 +352,7 @@ def test_what_else_there_is_to_see(tmp_path):
         assert rank["twice"][0] and "second time: their graphs are freed" in rank["twice"][1]
         assert rank["captured"].startswith(tuple(f"layer {i} (Captures) uses a" for i in (0, 1)))
         assert "(Writes) writes into a list or dictionary that it is given" in rank["written"]
+        assert rank["kept"].startswith("a loss uses a tensor inside a layer of a ShardedChain")
         assert len(rank["looked at"]) == 6
         assert all(
             "gradient of a state inside a ShardedChain" in said for said in rank["looked at"]
