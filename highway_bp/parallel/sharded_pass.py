@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +17,8 @@ from highway_bp.containers import leaves, replaced
 from highway_bp.first_order import first_order
 from highway_bp.flow import refuse_freed
 from highway_bp.has_method import Watched
-from highway_bp.segment import parameter_step
+from highway_bp.segment import Segment, parameter_step
+from highway_bp.shown import alive
 from highway_bp.step import keep_buffers
 
 if TYPE_CHECKING:
@@ -56,6 +58,17 @@ def _refuse_look(ref: weakref.ref, _: Tensor) -> None:
         )
 
 
+def _check_inside(segments: Sequence[Segment]) -> None:
+    """Raise RuntimeError if somebody looks at the gradient of a tensor inside a layer."""
+    for call in itertools.chain(*(segment.calls for segment in segments)):
+        if any(t.retains_grad or t._backward_hooks for t in alive(call.shown)):
+            raise RuntimeError(
+                f"a hook or retain_grad on a tensor inside {call.layer.name}, whose gradient a "
+                "ShardedChain brings in parts; expected a look at the chain's input or last state, "
+                "or a ResidualChain"
+            )
+
+
 class _ShardedPass(torch.autograd.Function):
     """Forward: runs this process's layers, with a local graph. Backward: solves by the method, then
     computes all parameter gradients w_i df_i/dtheta_i in one pass."""
@@ -76,6 +89,7 @@ class _ShardedPass(torch.autograd.Function):
         if ctx.segments is None:
             refuse_freed()
         segments = list(ctx.segments)
+        _check_inside(segments)
         system = ctx.chain.system(segments, grads)
         w = ctx.method.solve(system)
         b, w_ends = system.b_segments, system.ends(w)

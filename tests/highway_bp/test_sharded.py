@@ -311,8 +311,8 @@ def captured() -> str:
     return str(error.value)
 
 
-def kept() -> str:
-    """The error of a loss on a tensor that a layer keeps, of which other processes know nothing."""
+def kept() -> list[str]:
+    """The errors of a loss on a tensor that a layer keeps, and of a look at its gradient."""
 
     class Keeps(Plain):
         def g(self, h):
@@ -322,9 +322,17 @@ def kept() -> str:
     chain = hb.ShardedChain([Keeps(tanh(8)).double() for _ in range(2)], hb.Highway(1))
     x = data("relu").requires_grad_()
     loss = chain(x).sum() + chain[chain.own[0]].inside.sum()
+    errors = []
     with pytest.raises(RuntimeError) as error:
         torch.autograd.grad(loss, x, retain_graph=True)
-    return str(error.value)
+    errors.append(str(error.value))
+    for look in (lambda t: t.retain_grad(), lambda t: t.register_hook(lambda g: None)):
+        loss = chain(x).sum()
+        look(chain[chain.own[0]].inside)
+        with pytest.raises(RuntimeError) as error:
+            loss.backward()
+        errors.append(str(error.value))
+    return errors
 
 
 def written() -> str:
@@ -352,7 +360,9 @@ def test_what_else_there_is_to_see(tmp_path):
         assert rank["twice"][0] and "second time: their graphs are freed" in rank["twice"][1]
         assert rank["captured"].startswith(tuple(f"layer {i} (Captures) uses a" for i in (0, 1)))
         assert "(Writes) writes into a list or dictionary that it is given" in rank["written"]
-        assert rank["kept"].startswith("a loss uses a tensor inside a layer of a ShardedChain")
+        loss, *looks = rank["kept"]
+        assert loss.startswith("a loss uses a tensor inside a layer of a ShardedChain")
+        assert len(looks) == 2 and all("a hook or retain_grad on a tensor" in s for s in looks)
         assert len(rank["looked at"]) == 6
         assert all(
             "gradient of a state inside a ShardedChain" in said for said in rank["looked at"]
