@@ -17,6 +17,7 @@ from highway_bp.containers import leaves, replaced
 from highway_bp.first_order import first_order
 from highway_bp.flow import refuse_freed
 from highway_bp.has_method import Watched
+from highway_bp.own_gradients import refuse_own_gradients
 from highway_bp.segment import Segment, parameter_step
 from highway_bp.shown import alive
 from highway_bp.step import keep_buffers
@@ -90,13 +91,15 @@ class _ShardedPass(torch.autograd.Function):
             refuse_freed()
         segments = list(ctx.segments)
         _check_inside(segments)
-        system = ctx.chain.system(segments, grads)
-        w = ctx.method.solve(system)
-        b, w_ends = system.b_segments, system.ends(w)
-        if not torch._C._autograd._get_current_graph_task_keep_graph():
-            ctx.segments = None
-        del system  # it holds the segments, too
-        of_leaves = parameter_step(segments, b, w_ends, ctx.leaves)
+        suspects = [call.layer for s in segments if s.has_functions for call in s.calls]
+        with refuse_own_gradients(suspects):
+            system = ctx.chain.system(segments, grads)
+            w = ctx.method.solve(system)
+            b, w_ends = system.b_segments, system.ends(w)
+            if not torch._C._autograd._get_current_graph_task_keep_graph():
+                ctx.segments = None
+            del system  # it holds the segments, too
+            of_leaves = parameter_step(segments, b, w_ends, ctx.leaves)
         w_0, arguments = w[0], len(ctx.inputs) - 1
         if w_0 is None and ctx.inputs[0] is not None:
             w_0 = torch.zeros_like(ctx.inputs[0])

@@ -176,6 +176,7 @@ def assorted(rank: int) -> dict:
         "captured": captured(),
         "written": written(),
         "kept": kept(),
+        "accumulates": accumulates(),
         "looked at": looked_at(),
     }
 
@@ -335,6 +336,31 @@ def kept() -> list[str]:
     return errors
 
 
+class Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, weight):
+        ctx.weight = weight
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        ctx.weight.main_grad = g.sum()
+        return g, None
+
+
+def accumulates() -> str:
+    """The error of layers whose backward pass writes a weight's gradient itself."""
+
+    class Accumulates(Plain):
+        def g(self, h):
+            return Fused.apply(self.inner(h), next(self.parameters()))
+
+    chain = hb.ShardedChain([Accumulates(tanh(8)).double() for _ in range(2)], hb.Highway(1))
+    with pytest.raises(RuntimeError) as error:
+        chain(data("relu")).sum().backward()
+    return str(error.value)
+
+
 def written() -> str:
     """The error of layers that write into a list, which is another on every process."""
 
@@ -363,6 +389,7 @@ def test_what_else_there_is_to_see(tmp_path):
         loss, *looks = rank["kept"]
         assert loss.startswith("a loss uses a tensor inside a layer of a ShardedChain")
         assert len(looks) == 2 and all("a hook or retain_grad on a tensor" in s for s in looks)
+        assert "(Accumulates) writes the gradients of parameters itself" in rank["accumulates"]
         assert len(rank["looked at"]) == 6
         assert all(
             "gradient of a state inside a ShardedChain" in said for said in rank["looked at"]
