@@ -18,6 +18,7 @@ from highway_bp.mgrit import MGRIT
 if TYPE_CHECKING:
     from highway_bp.layer_call import Layer, Returned
     from highway_bp.module_system import ModuleSystem
+    from highway_bp.parallel.sharded_system import ShardedSystem
     from highway_bp.segment import Segment
 
 
@@ -85,11 +86,15 @@ class Chain(HasMethod):
         kind = type(self.method)
         if kind is Highway and kind not in self._checked_methods:
             warn_without_residual(system)
-        if kind is MGRIT:
+        self.refuse_repeated(system)
+        self._checked_methods.add(kind)
+
+    def refuse_repeated(self, system: ModuleSystem | ShardedSystem) -> None:
+        """Refuse layers that add to the gradient, where it would contain several products."""
+        if type(self.method) is MGRIT:
             refuse_affine(self._suspects(system.segments, "MGRIT"), "MGRIT")
         suspects = self._suspects(system.twice, "twice")
         refuse_affine(suspects, "losses on states inside a group or on extra outputs")
-        self._checked_methods.add(kind)
 
     def _suspects(self, segments: Sequence[Segment], what: str) -> Sequence[Segment]:
         """The segments to be looked at: all once, then those with custom functions."""

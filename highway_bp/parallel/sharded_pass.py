@@ -94,6 +94,7 @@ class _ShardedPass(torch.autograd.Function):
         suspects = [call.layer for s in segments if s.has_functions for call in s.calls]
         with refuse_own_gradients(suspects):
             system = ctx.chain.system(segments, grads)
+            ctx.chain.refuse_repeated(system)
             w = ctx.method.solve(system)
             b, w_ends = system.b_segments, system.ends(w)
             if not torch._C._autograd._get_current_graph_task_keep_graph():

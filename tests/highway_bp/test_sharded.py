@@ -344,21 +344,32 @@ class Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        ctx.weight.main_grad = g.sum()
-        return g, None
+        if ctx.weight is not None:
+            ctx.weight.main_grad = g.sum()
+        return g + 1, None
 
 
-def accumulates() -> str:
-    """The error of layers whose backward pass writes a weight's gradient itself."""
+def accumulates() -> list[str]:
+    """The errors of layers whose backward pass writes a weight's gradient itself, or adds to the
+    gradient while a loss uses a state inside a process's group."""
 
     class Accumulates(Plain):
-        def g(self, h):
-            return Fused.apply(self.inner(h), next(self.parameters()))
+        fused = True
 
-    chain = hb.ShardedChain([Accumulates(tanh(8)).double() for _ in range(2)], hb.Highway(1))
-    with pytest.raises(RuntimeError) as error:
-        chain(data("relu")).sum().backward()
-    return str(error.value)
+        def g(self, h):
+            return Fused.apply(self.inner(h), next(self.parameters()) if self.fused else None)
+
+    class Adds(Accumulates):
+        fused = False
+
+    errors = []
+    for layer in (Accumulates, Adds):
+        chain = hb.ShardedChain([layer(tanh(8)).double() for _ in range(4)], hb.Highway(1))
+        states = chain(data("relu").requires_grad_(), return_states=True)
+        with pytest.raises(RuntimeError) as error:
+            sum(h.sum() for h in (states if layer is Adds else states[-1:])).backward()
+        errors.append(str(error.value))
+    return errors
 
 
 def written() -> str:
@@ -389,7 +400,9 @@ def test_what_else_there_is_to_see(tmp_path):
         loss, *looks = rank["kept"]
         assert loss.startswith("a loss uses a tensor inside a layer of a ShardedChain")
         assert len(looks) == 2 and all("a hook or retain_grad on a tensor" in s for s in looks)
-        assert "(Accumulates) writes the gradients of parameters itself" in rank["accumulates"]
+        writes, adds = rank["accumulates"]
+        assert "(Accumulates) writes the gradients of parameters itself" in writes
+        assert "(Adds) adds to the gradient in its backward pass" in adds
         assert len(rank["looked at"]) == 6
         assert all(
             "gradient of a state inside a ShardedChain" in said for said in rank["looked at"]
