@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from highway_bp.has_method import Chain
-from highway_bp.layer_call import Ran, Returned, carry_of
-from highway_bp.layer_checks import check_split
+from highway_bp.layer_call import Ran, carry_of
 from highway_bp.methods import Backprop, Method
 from highway_bp.step import step
 
@@ -76,8 +75,6 @@ class ResidualChain(Chain, nn.ModuleList):
 
         Raises:
             TypeError: ``h`` is not a floating tensor, or a layer returns something else.
-            ValueError: the carry of a `ResidualLayer` is not the Jacobian of ``residual(h, z)`` in
-                h (checked when the layer is first run as such).
             RuntimeError: a layer uses a tensor that needs a gradient and is neither a parameter
                 of the chain nor an argument.
         """
@@ -94,10 +91,6 @@ class ResidualChain(Chain, nn.ModuleList):
     def _cut(self, i: int, layer: nn.Module, h: Tensor, args: tuple, kwargs: dict) -> Tensor:
         named = ChainLayer(layer, i, alone=self.method.group_size == 1)
         return step(self, named, h, args, kwargs, first=i == 0)
-
-    def accepts(self, layer: ChainLayer, h: Tensor, returned: Returned) -> bool:
-        layer.check(h, returned.ran)
-        return True
 
 
 @dataclass(frozen=True)
@@ -116,24 +109,21 @@ class ChainLayer:
     def key(self) -> str:
         return str(self.index)
 
-    def check(self, h: Tensor, ran: Ran) -> None:
-        """Raise ValueError if the residual path is cut and the layer's carry is wrong."""
-        if ran.z is not None:
-            check_split(self.module, self.name, h, ran)
-
     def run(self, h: Tensor, args: tuple, kwargs: dict) -> Ran:
         layer = self.module
         by_forward = _runs_forward_alone(layer)
         if by_forward and _has_with_carry(layer):
             out, K = layer.with_carry(h, *args, **kwargs)
             return Ran(out, lambda h_in, h_out: K)
-        if self.alone and by_forward and type(layer).forward is ResidualLayer.forward:
-            carry, z = carry_of(self), layer.block(h, *args, **kwargs)
+        carry = carry_of(self)
+        is_sum = by_forward and type(layer).forward is ResidualLayer.forward
+        if self.alone and is_sum and carry is None:
+            z = layer.block(h, *args, **kwargs)
             _check_tensor(z, f"block of {self.name}")
-            return Ran(layer.residual(h.detach(), z), carry, z)
+            return Ran(h.detach() + z, is_cut=True)
         out = layer(h, *args, **kwargs)
         _check_tensor(out, self.name)
-        return Ran(out, carry_of(self))
+        return Ran(out, carry)
 
 
 def _check_tensor(out: object, what: str) -> None:
@@ -145,12 +135,11 @@ def _check_tensor(out: object, what: str) -> None:
 
 
 class ResidualLayer(nn.Module):
-    """f(h) = residual(h, block(h)): a `ResidualChain` differentiates the block alone.
+    """f(h) = h + block(h): a `ResidualChain` differentiates the block alone.
 
     That gives w J at once; other layers give w (J + K), and w K is subtracted. A subclass defines
-    ``block(h, *args)``, a method or a module. For another residual path it defines
-    ``residual(h, z)`` and ``carry(h_in, h_out)``. If it defines a forward pass, it is run by that,
-    as any other module.
+    ``block(h, *args)``, a method or a module. If it defines a forward pass or a carry, it is run as
+    any other module.
 
         >>> class Layer(hb.ResidualLayer):
         ...     def __init__(self):
@@ -160,11 +149,8 @@ class ResidualLayer(nn.Module):
         >>> chain(torch.randn(8, 4)).sum().backward()
     """
 
-    def residual(self, h: Tensor, z: Tensor) -> Tensor:
-        return h + z
-
     def forward(self, h: Tensor, *args, **kwargs) -> Tensor:
-        return self.residual(h, self.block(h, *args, **kwargs))
+        return h + self.block(h, *args, **kwargs)
 
 
 def _runs_forward_alone(layer: nn.Module) -> bool:

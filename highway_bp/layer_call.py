@@ -24,13 +24,13 @@ class Ran:
     Attributes:
         out: what the layer returned.
         carry: carry(h_in, h_out) gives its residual path's Jacobian; None: the identity.
-        z: the block's output if the residual path is cut from the local graph, else None. The
-            graph's vector-Jacobian product is w J with a cut, otherwise w (J + K).
+        is_cut: whether the local graph is without the residual path, which is the identity then.
+            The graph's vector-Jacobian product is w J with a cut, otherwise w (J + K).
     """
 
     out: Any
     carry: Callable[[Tensor, Tensor], object] | None = None
-    z: Tensor | None = None
+    is_cut: bool = False
 
 
 class Layer(Protocol):

@@ -39,7 +39,7 @@ class Segment:
         states: h_{a+1} .. h_e, attached to the local graph.
         calls, carries: for each layer, its call and its carry function (None: the identity).
         extras: for each layer, its other outputs that require a gradient.
-        split: whether the graph holds the path through the block alone.
+        is_cut: whether the graph holds the path through the block alone.
         ends: the nodes of the local graph that lead to a leaf, or out of this graph.
         is_trainable: whether its graph uses a parameter or argument that gets a gradient.
         has_functions: whether custom autograd functions are among its nodes.
@@ -51,7 +51,7 @@ class Segment:
     extras: list[list[Tensor]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     carries: list[Callable | None] = field(default_factory=list)
-    split: bool = False
+    is_cut: bool = False
     ends: list = field(default_factory=list)
     is_trainable: bool = False
     has_functions: bool = False
@@ -65,7 +65,7 @@ class Segment:
         self.extras.append(returned.extras)
         self.calls.append(call)
         self.carries.append(returned.ran.carry)
-        self.split = returned.ran.z is not None
+        self.is_cut = returned.ran.is_cut
 
     @property
     def h_out(self) -> Tensor:
@@ -93,7 +93,7 @@ class Segment:
         return any(map(torch._C._will_engine_execute_node, self.ends))
 
     def vjp(self, w: Tensor) -> Tensor | None:
-        """w J (``split``) or w (J + K), a tensor that may be written into; None for zero."""
+        """w J (``is_cut``) or w (J + K), a tensor that may be written into; None for zero."""
         return vjps([self], [w])[0]
 
     def through(self, w: Tensor, block: float, carry: float) -> Tensor | None:
@@ -105,7 +105,7 @@ class Segment:
         if v is not None and block != 1:
             v = v.mul_(block)
         # The graph gives w J or w (J + K); the difference from the result is a multiple of w K.
-        share = carry if self.split else carry - block
+        share = carry if self.is_cut else carry - block
         return self.K.accumulate_(v, w, share) if share != 0 else v
 
     def inner_cotangent(self, b: Cotangents) -> Tensor | None:
@@ -137,12 +137,6 @@ class Segment:
     def _carry_of_layer(self, i: int) -> Carry:
         h_in = (self.states[i - 1] if i else self.h_in).detach()
         h_out, call = self.states[i].detach(), self.calls[i]
-        if self.split and self.carries[i] and (call.is_written or call.surroundings.have_changed):
-            raise RuntimeError(
-                f"the carry of {call.layer.name} is read in the backward pass, but its input, its "
-                "output, a weight or its mode has been changed since; expected no change before "
-                "backward(), or Backprop()"
-            )
         with call.surroundings.autocast:
             given = None if self.carries[i] is None else self.carries[i](h_in, h_out)
         K = as_carry(given, h_out, call.layer.name)

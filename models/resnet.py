@@ -28,27 +28,35 @@ class Resized(nn.Module):
 
 
 class PreActLayer(hb.ResidualLayer):
-    """f(h) = S h + Block(h); K = S. The shortcut S is the identity but at some stage entries."""
+    """f(h) = h + Block(h); K is the identity."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+
+
+class ShortcutLayer(nn.Module):
+    """f(h) = S h + Block(h); K = S, at stage entries that have a shortcut S."""
 
     def __init__(self, block: nn.Module, shortcut: nn.Module):
         super().__init__()
         self.block, self.shortcut = block, shortcut
 
-    def residual(self, h: Tensor, z: Tensor) -> Tensor:
-        return self.shortcut(h) + z
+    def forward(self, h: Tensor) -> Tensor:
+        return self.shortcut(h) + self.block(h)
 
     def carry(self, h_in: Tensor, h_out: Tensor) -> hb.Carry:
         return shortcut_carry(self.shortcut, h_in)
 
 
-class PostActLayer(PreActLayer):
-    """f(h) = ReLU(S h + Block(h)); K = diag(1[f(h) > 0]) S."""
+class PostActLayer(ShortcutLayer):
+    """f(h) = ReLU(S h + Block(h)); K = diag(1[f(h) > 0]) S. S is mostly the identity."""
 
-    def residual(self, h: Tensor, z: Tensor) -> Tensor:
-        return F.relu(self.shortcut(h) + z)
+    def forward(self, h: Tensor) -> Tensor:
+        return F.relu(super().forward(h))
 
     def carry(self, h_in: Tensor, h_out: Tensor) -> hb.Carry:
-        return ReluCarry(h_out) @ shortcut_carry(self.shortcut, h_in)
+        return ReluCarry(h_out) @ super().carry(h_in, h_out)
 
 
 class ReluCarry(hb.Carry):
@@ -108,7 +116,12 @@ class ResNet(nn.Module):
                     shortcut = StridedShortcut(widths[stage])
                 elif entry and downsampling == "shortcut":
                     shortcut = DownsamplingShortcut(self.downsampling)
-                layers.append((PreActLayer if preact else PostActLayer)(block, shortcut))
+                if not preact:
+                    layers.append(PostActLayer(block, shortcut))
+                elif isinstance(shortcut, nn.Identity):
+                    layers.append(PreActLayer(block))
+                else:
+                    layers.append(ShortcutLayer(block, shortcut))
         self.stem = nn.Sequential(_conv(in_channels, WIDTH, 1))
         self.head = nn.Sequential()
         if preact:

@@ -1,7 +1,7 @@
 """Tiny float64 chains, one of each kind a user may bring.
 
 Every layer is written as f(h) = r(h, g(h)) so that the oracle can hold the block's output; the
-library sees only `forward`, `carry` and, in an `hb.ResidualLayer`, `block` and `residual`.
+library sees only `forward`, `carry` and, in an `hb.ResidualLayer`, `block`.
 """
 
 from collections.abc import Callable
@@ -33,13 +33,10 @@ class Plain(nn.Module):
 
 
 class Split(hb.ResidualLayer):
-    """Mixed into a layer: makes it an `hb.ResidualLayer`."""
+    """Mixed into a layer h + g(h): makes it an `hb.ResidualLayer`."""
 
     def block(self, h: Tensor, *args, **kwargs) -> Tensor:
         return self.g(h, *args, **kwargs)
-
-    def residual(self, h: Tensor, z: Tensor) -> Tensor:
-        return self.r(h, z)
 
 
 def split(layer: type[Plain]) -> type[Plain]:
@@ -172,7 +169,7 @@ class Masked(nn.Module):
         return y if scale is None else y * scale
 
 
-PlainSplit, ReluAfterSumSplit = split(Plain), split(ReluAfterSum)
+PlainSplit = split(Plain)
 
 
 def linear(n: int = 4, m: int | None = None) -> nn.Module:
@@ -287,22 +284,18 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
     "relu-after-sum": A(lambda: ReluAfterSum(mlp()), 5),
     "relu-after-sum-in-place": A(lambda: InPlaceRelu(conv()), 3, images),
     "scalar": A(lambda: Scaled(tanh(), 0.7), 4),
-    "scalar-split-mixed": L(lambda: [split(Scaled)(mlp(), s) for s in (0.5, -1.3, 1.0)]),
+    "scalar-mixed": L(lambda: [Scaled(mlp(), s) for s in (0.5, -1.3, 1.0)]),
     "gated": A(lambda: Gated(4), 5),
-    "gated-split": A(lambda: split(Gated)(4), 4),
     "residual-parameter": A(lambda: Scaled(tanh(), learnt(4), torch.Tensor.expand_as), 3),
-    "residual-parameter-split": A(
-        lambda: split(Scaled)(conv(), learnt(2, 1, 1), torch.Tensor.expand_as), 3, images
-    ),
     "broadcast-diagonal": A(lambda: Scaled(conv(), learnt(2, 1, 1)), 3, images),
     "permutation": A(lambda: Permuted(tanh(), 4), 5),
-    "permutation-split-channels": A(lambda: split(Permuted)(conv(3), 3), 3, lambda: images(3, 2)),
+    "permutation-channels": A(lambda: Permuted(conv(3), 3), 3, lambda: images(3, 2)),
     "strided-shortcut": L(
         lambda: [
             Plain(conv(2)),
             Shortcut(conv(2, 3, 2), strided(2, 3)),
             Plain(conv(3)),
-            split(Shortcut)(conv(3, 4, 2), strided(3, 4)),
+            Shortcut(conv(3, 4, 2), strided(3, 4)),
             PlainSplit(conv(4)),
         ],
         lambda: images(2, 4),
@@ -311,8 +304,8 @@ ARCHITECTURES: dict[str, Callable[[], Architecture]] = {
         lambda: [
             ReluAfterSum(conv(2)),
             ShortcutRelu(conv(2, 3, 2), strided(2, 3)),
-            ReluAfterSumSplit(conv(3)),
-            split(ShortcutRelu)(conv(3, 4, 2), strided(3, 4)),
+            ReluAfterSum(conv(3)),
+            ShortcutRelu(conv(3, 4, 2), strided(3, 4)),
         ],
         lambda: images(2, 4),
     ),

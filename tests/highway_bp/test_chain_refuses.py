@@ -3,11 +3,8 @@
 import math
 
 import pytest
-import torch
-from torch import nn
 
 import highway_bp as hb
-from tests.highway_bp.architectures import Scaled, split, tanh
 from tests.highway_bp.test_chain import chain, layers
 
 # Of methods: what is expected, values that are not in range, and values of another type.
@@ -44,21 +41,3 @@ def test_unknown_method():
         model.method = 3
     with pytest.raises(TypeError, match="method"):
         hb.set_method(model, hb.Highway)
-
-
-@pytest.mark.parametrize(
-    ("carry", "told"),
-    [(None, "it has no carry"), (lambda h_in, h_out: 0.7, "its carry is not the Jacobian")],
-)
-def test_a_split_layer_with_a_wrong_carry_is_refused(carry, told):
-    layers = [split(Scaled)(tanh(5), 0.5).double() for _ in range(2)]
-    layers[1].carry = carry
-    chain = hb.ResidualChain(layers, hb.Highway(2))
-    x = torch.randn(3, 5, dtype=torch.float64)
-    with pytest.raises(ValueError, match=rf"layer 1 \(ScaledSplit\): {told}"):
-        chain(x)
-    chain[1].carry = lambda h_in, h_out: 0.5
-    chain(x).sum().backward()
-    weight = chain[0].inner[0].weight
-    exact = torch.autograd.grad(nn.Sequential(*chain)(x).sum(), weight)[0]
-    torch.testing.assert_close(weight.grad, exact)
