@@ -165,6 +165,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
 
     def _layers(self, x: Tensor, start: list[Tensor], lengths: Tensor | None):
         """Output (L, B, D * H) and last states (D * num_layers, B, H) of all layers."""
+        on_cpu = lengths
         if lengths is not None:
             lengths = lengths.to(x.device, non_blocking=True)  # x is 0 after each end
         dtype = self._autocast_dtype(x.device)
@@ -174,7 +175,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
         last: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             if layer:
-                x = nn.functional.dropout(x, self.dropout, self.training)
+                x = self._dropped(x, on_cpu)
             outputs = []
             for suffix in ("", "_reverse")[: 1 + self.bidirectional]:
                 way_in = by_length.reverse(x, lengths) if suffix else x
@@ -185,6 +186,14 @@ class MethodRNN(HasMethod, nn.RNNBase):
                 last.append(states)
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
         return x, [torch.stack(states) for states in zip(*last, strict=True)]
+
+    def _dropped(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """Dropout between layers: for packed sequences of packed data, to draw torch's numbers."""
+        if lengths is None or not (self.training and self.dropout):
+            return nn.functional.dropout(x, self.dropout, self.training)
+        data, sizes, *_ = pack_padded_sequence(x, lengths)
+        data = nn.functional.dropout(data, self.dropout)
+        return pad_packed_sequence(PackedSequence(data, sizes), total_length=len(x))[0]
 
     @torch.compiler.disable  # as the compiler does with torch's own recurrent layers
     def _direction(self, method: Method, x, start, suffix: str, lengths: Tensor | None):

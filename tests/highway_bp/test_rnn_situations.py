@@ -260,3 +260,17 @@ def test_lengths_are_copied_once(kind, packed, monkeypatch):
     monkeypatch.setattr(torch, "as_tensor", lambda t, **o: (copies.append(t), as_tensor(t, **o))[1])
     ours(given) if packed else ours(x, lengths=lengths)
     assert [t is lengths for t in copies] == ([] if packed else [True])
+
+
+@every_kind
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_dropout_between_layers_of_a_packed_sequence_draws_torchs_numbers(kind, bidirectional):
+    options = {"num_layers": 3, "dropout": 0.5, "bidirectional": bidirectional}
+    plain, ours = pair(kind, hb.Highway(L), **options)
+    x, found = torch.randn(L, B, D), []
+    for rnn in (plain, ours):
+        torch.manual_seed(3)
+        lengths = [L, *range(L - 1, L - B, -1)]
+        found.append(flat(rnn(pack_padded_sequence(x, lengths))))
+        found[-1].append(torch.get_rng_state())
+    torch.testing.assert_close(*found)
