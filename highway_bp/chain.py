@@ -74,7 +74,8 @@ class ResidualChain(Chain, nn.ModuleList):
             h_L, or all states.
 
         Raises:
-            TypeError: ``h`` is not a floating tensor, or a layer returns something else.
+            TypeError: ``h`` is not a floating tensor, or a layer returns something else; ``h`` is
+                complex or nested, with a method other than ``Backprop()``.
             RuntimeError: a layer uses a tensor that needs a gradient and is neither a parameter
                 of the chain nor an argument.
         """
@@ -82,6 +83,8 @@ class ResidualChain(Chain, nn.ModuleList):
             what = str(h.dtype) if isinstance(h, Tensor) else type(h).__name__
             raise TypeError(f"input state is {what}; expected a floating tensor")
         cuts, states = self.cuts(h, args, kwargs), []
+        if cuts and (h.is_complex() or h.is_nested):
+            raise TypeError("input state is complex or nested; expected another one, or Backprop()")
         for i, layer in enumerate(self):
             h = self._cut(i, layer, h, args, kwargs) if cuts else layer(h, *args, **kwargs)
             if return_states:

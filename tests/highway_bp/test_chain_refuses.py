@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 import highway_bp as hb
 from tests.highway_bp.test_chain import chain, layers
@@ -31,6 +32,13 @@ def test_settings_that_a_method_cannot_have(name):
                 with pytest.raises(error) as told:
                     make(**{**needed, name: value})
                 assert str(told.value) == f"{name}={value!r}; expected {expected}"
+
+
+@pytest.mark.parametrize("made", [torch.view_as_complex, torch.nested.as_nested_tensor])
+def test_complex_and_nested_states_are_refused(made):
+    x = made(torch.ones(3, 4, 2)).requires_grad_()
+    with pytest.raises(TypeError, match="input state is complex or nested"):
+        chain()(x)
 
 
 def test_unknown_method():
