@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from highway_bp.containers import held_tensors, is_cache, is_filled, leaves, replaced
@@ -43,7 +44,7 @@ class Scope:
         """The tensor that a layer gets in place of t; None if the gradient of t would be lost."""
         if id(t) in self.arguments:
             _, alias, version = self.arguments[id(t)]
-            return alias if t._version == version else None
+            return alias if t._version == version and not _is_elsewhere(t, alias) else None
         tap = t.grad_fn
         if not is_tap(tap) or tap.one_pass is not self.one_pass or t.output_nr == 0:
             return None
@@ -70,11 +71,14 @@ def step(
     caches = [v for v in flat if is_cache(v)]
     goes_on = not first and chain.has_earlier_layers(layer)
     scope, before, segment = place or _begin_chain(chain, h, given, caches, goes_on)
-    if segment is None or len(segment.states) >= chain.method.group_size:
+    is_full = segment is None or len(segment.states) >= chain.method.group_size
+    if is_full or _is_elsewhere(h, segment.end):
         segment = Segment(Leak.apply(scope.one_pass, before), _is_wanted(scope, segment, h))
     x = segment.end
     inner = {id(h): x, **{id(t): scope.local(t) for t in given}}
     outer = {id(inner[id(t)]): t for t in [h, *given]}  # put back after the call
+    for t in [h, *given]:
+        inner[id(t)].__dict__.update(t.__dict__)  # attributes that the model has set
     without_caches = dict.fromkeys(map(id, caches))  # a second run would fill them twice
     kept = replaced((args, kwargs), inner | without_caches, copies=True)
     args, kwargs = replaced((args, kwargs), inner)
@@ -107,7 +111,16 @@ def _passed_on(scope: Scope, segment: Segment, before: Tensor) -> dict[int, Tens
     state, *extras = Tap.apply(scope.one_pass, segment, segment.extras[-1], before)
     state.grad_fn.scope = scope
     watch(state, extras)
+    for t, o in zip(results, [state, *extras], strict=True):
+        o.__dict__.update(t.__dict__)
     return {id(t): o for t, o in zip(results, [state, *extras], strict=True)}
+
+
+def _is_elsewhere(t: Tensor, alias: Tensor) -> bool:
+    """Whether t has got other memory since (``t.data = ...``), of which no version tells."""
+    if t.layout is not torch.strided:
+        return False
+    return t.untyped_storage()._cdata != alias.untyped_storage()._cdata
 
 
 def _begin_chain(

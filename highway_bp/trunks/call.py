@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as modules
 
 from highway_bp.containers import is_cache, leaves, replaced
 from highway_bp.flow import is_tap
@@ -87,7 +88,7 @@ def _in_chain(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) -
     keyword = None if args else _first_argument(layer._hb_class)
     h = args[0] if args else others.pop(keyword, None)
     trunk, named = layer._hb_trunk, TrunkLayer(layer, own, keyword)
-    is_state = isinstance(h, Tensor) and h.is_floating_point()
+    is_state = isinstance(h, Tensor) and h.is_floating_point() and not h.is_nested
     in_backward = torch._C._current_graph_task_id() != -1
     # `torch.utils.checkpoint` around this layer, or around more than it, computes it again.
     if solving() or (in_backward and _is_recomputed()):
@@ -103,8 +104,8 @@ def _in_chain(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) -
     if not is_state:
         trunk.warn_once(
             "state",
-            f"{named.name} does not get a floating tensor as its first argument: it "
-            "runs as before, outside any chain",
+            f"{named.name} does not get a floating tensor (that is not nested) as its first "
+            "argument: it runs as before, outside any chain",
         )
         return _run_own(layer, own, args, kwargs)
     if not _wants_gradient(layer, h, args[1:], others):
@@ -190,9 +191,13 @@ def _wants_gradient(layer: nn.Module, h: Tensor, args: tuple, kwargs: dict) -> b
     )
 
 
+_GLOBAL_HOOKS = modules._global_backward_hooks, modules._global_backward_pre_hooks
+
+
 def _check_supported(named: TrunkLayer) -> None:
     layer = named.module
-    if layer._backward_hooks or layer._backward_pre_hooks:
+    hooks = (layer._backward_hooks, layer._backward_pre_hooks, *_GLOBAL_HOOKS)
+    if any(hooks):
         raise RuntimeError(
             f"{named.name} has a module backward hook, which sees nothing of a chain; "
             "expected a hook on its output (a tensor), or Backprop()"

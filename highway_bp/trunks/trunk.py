@@ -98,7 +98,8 @@ class Trunk(Chain):
             )
         self._calls += 1
         self._look_for_chain()
-        takes = state is not None and (carried or self._is_residual[key])
+        is_residual = state is not None and self._is_residual[key] and h.shape == state.shape
+        takes = state is not None and (carried or is_residual)
         self._last = key if takes else None
         return takes
 
