@@ -99,7 +99,8 @@ class Tap(torch.autograd.Function):
             before.returned = ctx.one_pass.from_later_layers(before)
             if before.returned is None:  # no path leads there; autograd would show a hook zeros
                 before.returned = torch.zeros_like(before.segment.states[before.place])
-        return None, None, None, before.returned
+        # A hook may write into the gradient that it is shown.
+        return None, None, None, None if before.returned is None else before.returned.clone()
 
 
 class Refused(torch.autograd.Function):

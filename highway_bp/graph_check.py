@@ -43,7 +43,7 @@ def check_graph(
     segment.ends += [n for n in inner if _leads_out(graph[n], inner)]
     edges = itertools.chain(*graph.values())
     segment.is_trainable |= bool(leaves) or any(e[0] in ends or e in ends for e in edges)
-    segment.has_functions |= any(isinstance(node, BackwardCFunction) for node in inner)
+    segment.functions |= {name_of(node) for node in inner if isinstance(node, BackwardCFunction)}
     of_chain = (node for node in graph if is_of_chain(node) and not _is_of_inner(node, begin))
     lost = ["a state of the chain" for _ in of_chain]
     for node in leaves:
@@ -56,6 +56,11 @@ def check_graph(
             "its input, a parameter of the chain nor an argument; pass it to the layer as an "
             "argument (or in a tuple, list or dictionary)"
         )
+
+
+def name_of(node: BackwardCFunction) -> str:
+    function = type(node)._forward_cls
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 def _leads_out(edges: tuple, inner: Set) -> bool:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from highway_bp.auto_gamma import GammaMemory
-from highway_bp.layer_checks import refuse_affine, warn_without_residual
+from highway_bp.layer_checks import refuse_nonlinear, refuse_unrepeatable, warn_without_residual
 from highway_bp.methods import Highway, LinearSystem, Method, States, check_method
 from highway_bp.mgrit import MGRIT
+from highway_bp.surroundings import parameters_of
 
 if TYPE_CHECKING:
     from highway_bp.layer_call import Layer, Returned
@@ -62,7 +63,7 @@ class Chain(HasMethod):
         self.gammas, self.iterations, self.method = GammaMemory(), [], method
         self._warned: set[str] = set()
         self._checked_methods: set[type | str] = set()
-        self.longest = 0
+        self.longest = self._turn = 0
 
     def cuts(self, h: Tensor, args: tuple, kwargs: dict) -> bool:
         """Whether a forward pass is to be cut: a gradient is wanted, and not from `Backprop`."""
@@ -84,24 +85,38 @@ class Chain(HasMethod):
     def at_solve(self, system: ModuleSystem) -> None:
         """Check once, before a system is solved, what the method requires of the layers."""
         kind = type(self.method)
+        self.refuse_repeated(system)
         if kind is Highway and kind not in self._checked_methods:
             warn_without_residual(system)
-        self.refuse_repeated(system)
         self._checked_methods.add(kind)
 
     def refuse_repeated(self, system: ModuleSystem | ShardedSystem) -> None:
-        """Refuse layers that add to the gradient, where it would contain several products."""
+        """Refuse layers of which several products are not what one of autograd is."""
         if type(self.method) is MGRIT:
-            refuse_affine(self._suspects(system.segments, "MGRIT"), "MGRIT")
+            refuse_nonlinear(self._suspects(system.segments, "MGRIT"), "MGRIT")
         suspects = self._suspects(system.twice, "twice")
-        refuse_affine(suspects, "losses on states inside a group or on extra outputs")
+        refuse_nonlinear(suspects, "losses on states inside a group or on extra outputs")
+
+    def refuse_unrepeatable(self, segments: Sequence[Segment]) -> None:
+        """Look at one layer of each kind of custom functions, before the first product with it; at
+        another one in every solve."""
+        suspects = [segment for segment in segments if segment.functions and segment.wanted]
+        if suspects:
+            self._turn = (self._turn + 1) % len(suspects)
+            turned = suspects[self._turn :] + suspects[: self._turn]
+            for segment in {s.functions: s for s in turned}.values():
+                layers = [call.layer for call in segment.calls]
+                modules = [layer.module for layer in layers]
+                weights = [p for m in modules for p in parameters_of(m)]
+                inputs = [segment.h_in, *(p for p in weights if p.requires_grad and p.is_leaf)]
+                refuse_unrepeatable(layers[0].name, segment.h_out, inputs, modules)
 
     def _suspects(self, segments: Sequence[Segment], what: str) -> Sequence[Segment]:
         """The segments to be looked at: all once, then those with custom functions."""
         if segments and what not in self._checked_methods:
             self._checked_methods.add(what)
             return segments
-        return [segment for segment in segments if segment.has_functions]
+        return [segment for segment in segments if segment.functions]
 
     def warn_once(self, kind: str, line: str) -> None:
         """Warn, unless this chain has warned of that kind before."""

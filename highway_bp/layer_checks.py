@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from highway_bp.layer_call import agree
+from highway_bp.segment import emptied, gradients
+from highway_bp.surroundings import random_state
 
 if TYPE_CHECKING:
     from highway_bp.module_system import ModuleSystem
@@ -16,24 +20,78 @@ if TYPE_CHECKING:
 
 CANCELLED = 0.95  # share of the carry that the block cancels
 ELEMENTS = 256  # a random probe with fewer elements says little
+STRETCH = 1024.0  # by which a gradient grows where a backward pass is tried for clipping
 
 
-def refuse_affine(segments: Sequence[Segment], why: str) -> None:
-    """Refuse layers whose backward pass adds something to the gradient, as an auxiliary loss does.
+def refuse_unrepeatable(
+    name: str, output: Tensor, inputs: Sequence[Tensor], modules: Sequence[nn.Module]
+) -> None:
+    """Refuse a graph whose backward pass cannot run twice; a method runs it several times.
 
-    Several products with one graph each contain what it adds.
+    A custom function may write into what it has saved, as some fused kernels do, into buffers, or
+    draw random numbers. Autograd notices none of these.
+
+    Raises:
+        RuntimeError: two products of ``output`` with one random w are different, or fail, or change
+            buffers of ``modules`` or the random state.
+    """
+    if output.is_meta:
+        return
+    buffers = [b for module in modules for b in module.buffers()]
+    before = [*random_state(output.device), *(b.clone() for b in buffers)]
+    w, hooks = probe(output), [t._backward_hooks for t in inputs]
+    why = None
+    with emptied(hooks):
+        first = gradients([(output, w.clone())], inputs)
+        first = [None if g is None else g.clone() for g in first]  # the function may keep its own
+        try:
+            again = gradients([(output, w.clone())], inputs)
+        except Exception as error:  # it has freed what it saved, say
+            why, again = error, first
+    after = [*random_state(output.device), *buffers]
+    same = all(a is None or a.equal(b) for a, b in zip(after, before, strict=True))
+    pairs = [(a, b) for a, b in zip(again, first, strict=True) if b is not None]
+    if why or not same or not all(agree(a, b) for a, b in pairs):
+        raise RuntimeError(
+            f"the backward pass of {name} cannot run twice (a custom function writes into what it "
+            "has saved or into buffers, frees it, or draws random numbers?), and a method runs it "
+            "several times; expected another function, or Backprop()"
+        ) from why
+
+
+def refuse_nonlinear(segments: Sequence[Segment], why: str) -> None:
+    """Refuse layers whose backward pass adds something to the gradient, as an auxiliary loss does,
+    or clips it, where several products of one graph are added.
 
     Raises:
         RuntimeError: a layer's vector-Jacobian product of zero is a number other than zero (nan
-            comes from values that are not finite).
+            comes from values that are not finite), or does not grow with its vector.
     """
     for segment in segments:
-        v = segment.vjp(torch.zeros_like(segment.h_out))
-        if v is not None and not v.is_meta and has_nonzero(v):
+        name, v = segment.calls[0].layer.name, segment.vjp(torch.zeros_like(segment.h_out))
+        if v is None or v.is_meta:
+            continue
+        if has_nonzero(v):
             raise RuntimeError(
-                f"{segment.calls[0].layer.name} adds to the gradient in its backward pass (a loss "
-                f"of its own?), which would be counted repeatedly with {why}; expected Backprop()"
+                f"{name} adds to the gradient in its backward pass (a loss of its own?), which "
+                f"would be counted repeatedly with {why}; expected Backprop()"
             )
+        if segment.functions and not is_linear(segment.vjp, probe(segment.h_out)):
+            raise RuntimeError(
+                f"{name} clips the gradient in its backward pass, which would happen to parts of "
+                f"it with {why}; expected Backprop()"
+            )
+
+
+def is_linear(product: Callable[[Tensor], Tensor | None], w: Tensor) -> bool:
+    v, stretched = product(w.clone()), product(w * STRETCH)
+    return v is None or agree(stretched, v * STRETCH)
+
+
+def probe(like: Tensor) -> Tensor:
+    """Random numbers that leave the global stream alone."""
+    generator = torch.Generator(like.device).manual_seed(0)
+    return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
 
 def has_nonzero(v: Tensor) -> bool:

@@ -164,7 +164,7 @@ class Pass:
         _check_untouched(taps, freed)
         with self._inside():
             segments, b = _segments(taps)
-            suspects = [call.layer for s in segments if s.has_functions for call in s.calls]
+            suspects = [call.layer for s in segments if s.functions for call in s.calls]
             with refuse_own_gradients(suspects):
                 w = self._whole_solution(segments, b)
                 inside = complete_retained(taps, segments, b, w[1:])
@@ -185,6 +185,7 @@ class Pass:
         return w_0, grads
 
     def _whole_solution(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> States:
+        self.chain.refuse_unrepeatable(segments)
         system = ModuleSystem(segments, b, self)  # it holds the segments, which are freed later
         self.chain.at_solve(system)
         return self.method.solve(system)
@@ -206,6 +207,7 @@ class Pass:
     def _solved(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> Tensor | None:
         if not segments:
             return None
+        self.chain.refuse_unrepeatable(segments)
         return self.method.method.solve(ModuleSystem(segments, b, self))[0]
 
     def values_for(self, auto: AutoGamma, keys: Sequence[str], estimate: Callable) -> list[float]:

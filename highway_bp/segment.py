@@ -42,7 +42,7 @@ class Segment:
         is_cut: whether the graph holds the path through the block alone.
         ends: the nodes of the local graph that lead to a leaf, or out of this graph.
         is_trainable: whether its graph uses a parameter or argument that gets a gradient.
-        has_functions: whether custom autograd functions are among its nodes.
+        functions: the names of the custom autograd functions among its nodes.
     """
 
     h_in: Tensor
@@ -54,7 +54,7 @@ class Segment:
     is_cut: bool = False
     ends: list = field(default_factory=list)
     is_trainable: bool = False
-    has_functions: bool = False
+    functions: frozenset[str] = frozenset()
 
     def add(self, call: Call, returned: Returned) -> None:
         if returned.state is None:
@@ -81,7 +81,7 @@ class Segment:
         with torch.enable_grad():  # carries look for a node where the local graph begins
             h_in = self.h_in.detach().requires_grad_().view_as(self.h_in)
         segment = Segment(h_in, self.wanted)
-        segment.has_functions = self.has_functions
+        segment.functions = self.functions
         for call, old in zip(self.calls, self.extras, strict=True):
             segment.add(call, call.repeat(segment.end, extras))
             extras.update(zip(map(id, old), segment.extras[-1], strict=True))
@@ -124,7 +124,11 @@ class Segment:
         found = list(zip(self.states, [*b.states[:-1], w], strict=True))
         for extras, b_extras in zip(self.extras, b.extras, strict=True):
             found += zip(extras, b_extras, strict=bool(b_extras))
-        return [(out, c) for out, c in found if c is not None and out.requires_grad]
+        return [(out, self.given(c)) for out, c in found if c is not None and out.requires_grad]
+
+    def given(self, c: Tensor) -> Tensor:
+        """A cotangent as the local graph gets it: a copy if a custom function may write into it."""
+        return c.clone() if self.functions else c
 
     @cached_property
     def K(self) -> Carry:
@@ -150,10 +154,10 @@ def vjps(segments: Sequence[Segment], w: Sequence[Tensor | None]) -> list[Tensor
     found: list[Tensor | None] = [None] * len(segments)
     known = [i for i, s in enumerate(segments) if s.wanted and w[i] is not None]
     wanted = [i for i in known if segments[i].h_out.requires_grad]
-    pairs = [(segments[i].h_out, w[i]) for i in wanted]
+    pairs = [(segments[i].h_out, segments[i].given(w[i])) for i in wanted]
     products = gradients(pairs, [segments[i].h_in for i in wanted])
     for i, v in zip(wanted, products, strict=True):
-        found[i] = None if v is None else _owned(v, w[i], segments[i].has_functions)
+        found[i] = None if v is None else _owned(v, w[i], bool(segments[i].functions))
     return found
 
 

@@ -91,8 +91,9 @@ class _ShardedPass(torch.autograd.Function):
             refuse_freed()
         segments = list(ctx.segments)
         _check_inside(segments)
-        suspects = [call.layer for s in segments if s.has_functions for call in s.calls]
+        suspects = [call.layer for s in segments if s.functions for call in s.calls]
         with refuse_own_gradients(suspects):
+            ctx.chain.refuse_unrepeatable(segments)
             system = ctx.chain.system(segments, grads)
             ctx.chain.refuse_repeated(system)
             w = ctx.method.solve(system)

@@ -14,12 +14,12 @@ from torch.nn.utils.stateless import _reparametrize_module  # of torch.func.func
 
 from highway_bp.flow import Refused
 from highway_bp.graph_check import nodes
-from highway_bp.layer_checks import has_nonzero
+from highway_bp.layer_checks import has_nonzero, is_linear, probe, refuse_unrepeatable
 from highway_bp.methods import Method
 from highway_bp.own_gradients import refuse_own_gradients
 from highway_bp.rnn.steps import Gradients, Rows
 from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
-from highway_bp.segment import emptied
+from highway_bp.segment import emptied, gradients
 from highway_bp.surroundings import autocast, kept_buffers, random_state
 
 State = Tensor | tuple[Tensor, ...]
@@ -99,8 +99,9 @@ class RowsOfSteps:
                     f"{self.name} writes into the state that it gets; expected a copy, or "
                     "Backprop()"
                 )
-            if size > 1:
-                self._refuse_affine(inside, [t for t in (x, start, *weights) if t.requires_grad])
+            self._check_functions(
+                inside, [t for t in (start, x, *weights) if t.requires_grad], size
+            )
             return inside, inside[-1]
 
         def K() -> Tensor:
@@ -142,17 +143,25 @@ class RowsOfSteps:
             if leaf is not None and not any(leaf is t for t in known):
                 self._refuse_foreign(f"a tensor of shape {[*leaf.shape]}")
 
-    def _refuse_affine(self, inside: Tensor, known: list[Tensor]) -> None:
-        """Refuse a backward pass that adds to the gradient: two products would contain it."""
+    def _check_functions(self, inside: Tensor, known: list[Tensor], size: int) -> None:
+        """Refuse custom functions whose backward pass cannot run twice, or, in a window, adds to
+        the gradient: two products would contain that."""
         if not any(isinstance(node, BackwardCFunction) for node in nodes([inside], frozenset())):
             return
-        zeros = torch.zeros_like(inside)
-        found = torch.autograd.grad(inside, known, zeros, retain_graph=True, allow_unused=True)
+        refuse_unrepeatable(self.name, inside, known, [self.module])
+        if size == 1:
+            return
+        found = gradients([(inside, torch.zeros_like(inside))], known)
         if any(g is not None and has_nonzero(g) for g in found):
             raise RuntimeError(
                 f"{self.name} adds to the gradient in its backward pass (a loss of its own?), "
                 "which would be counted repeatedly in a window; expected group_size=1, or "
                 "Backprop()"
+            )
+        if not is_linear(lambda w: gradients([(inside, w)], known)[0], probe(inside)):
+            raise RuntimeError(
+                f"{self.name} clips the gradient in its backward pass, which would happen to parts "
+                "of it in a window; expected group_size=1, or Backprop()"
             )
 
     def _refuse_foreign(self, what: str) -> NoReturn:

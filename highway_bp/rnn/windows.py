@@ -119,7 +119,8 @@ class _Run:
         return self._grad(self.outputs, self.b)
 
     def _grad(self, outputs: Tensor, cotangents: Tensor) -> Tensor:
-        (v,) = gradients([(outputs, cotangents)], [self.start])
+        # A copy: a custom function of the cell may write into it.
+        (v,) = gradients([(outputs, cotangents.clone())], [self.start])
         return self.start.new_zeros(self.shape) if v is None else v.view(self.shape)
 
 

@@ -1,0 +1,214 @@
+"""Custom functions inside layers: exact, or refused where they cannot run several times."""
+
+import pytest
+import torch
+from torch import nn
+
+import highway_bp as hb
+from tests.highway_bp.converted import (
+    EXACT,
+    IN_GROUPS,
+    Net,
+    Shows,
+    assert_refused,
+    assert_same,
+    backward,
+    both_methods,
+    function,
+    made,
+    rows,
+)
+
+
+def with_function(apply) -> type[nn.Module]:
+    """h + g(apply(inside(h)))."""
+
+    class WithFunction(Shows):
+        def forward(self, h):
+            return h + self.g(apply(self.inside(h), self))
+
+    return WithFunction
+
+
+def saving(ctx, x, *_):
+    ctx.save_for_backward(x)
+    return x.sin()
+
+
+def overwriting(ctx, g):
+    """The gradient takes the memory of what was saved, as in fused kernels."""
+    (x,) = ctx.saved_tensors
+    x.data.copy_(g * x.cos())
+    return x, None
+
+
+def product(ctx, x, layer):
+    ctx.save_for_backward(x, layer.scale)
+    return x * layer.scale
+
+
+def freeing(ctx, g):
+    """The gradient of x is right every time, and that of the scale once."""
+    x, scale = ctx.saved_tensors
+    by_scale = (g * x).sum(0)
+    x.data.zero_()
+    return g * scale, by_scale
+
+
+def keeping(ctx, x, *_):
+    ctx.x = x.detach()
+    return x.sin()
+
+
+def once(ctx, g):
+    x, ctx.x = ctx.x, None
+    return g * x.cos(), None
+
+
+def noisy(ctx, g):
+    return g + 0.1 * torch.randn_like(g) * g.abs(), None
+
+
+def counting(ctx, x, layer):
+    ctx.layer = layer
+    return x.clone()
+
+
+def count(ctx, g):
+    ctx.layer.amax.mul_(0.9).add_(0.1 * g.abs().max())
+    return g, None
+
+
+class Counts(with_function(function(counting, count))):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("amax", torch.ones(()))
+
+
+UNREPEATABLE = {
+    "overwriting": with_function(function(saving, overwriting)),
+    "freeing": with_function(
+        lambda x, layer: function(lambda c, x, s: product(c, x, layer), freeing)(x, layer.scale)
+    ),
+    "once": with_function(function(keeping, once)),
+    "noisy": with_function(function(lambda ctx, x, _: x.clone(), noisy)),
+    "counting": Counts,
+}
+
+
+class OnStates(Net):
+    """Has a loss on every state."""
+
+    def forward(self, x=None):
+        h, loss = self.emb(rows()), 0.0
+        for block in self.blocks:
+            h = block(h)
+            loss = loss + self.head(h).sin().sum()
+        return loss
+
+
+@pytest.mark.parametrize("method", [hb.Highway(0), EXACT, IN_GROUPS], ids=str)
+@pytest.mark.parametrize("net", [Net, OnStates])
+@pytest.mark.parametrize("layer", UNREPEATABLE.values(), ids=UNREPEATABLE)
+def test_a_function_that_cannot_run_twice_is_refused(layer, net, method):
+    line = r"the backward pass of blocks.. \(\w+\) cannot run twice"
+    assert_refused(lambda: made(layer, net), line, method=method)
+
+
+def test_one_that_is_seen_by_a_look_alone_is_refused():
+    def look(model):
+        states = []
+        for block in model.blocks:
+            block.register_forward_hook(lambda module, args, h: states.append(h))
+        torch.autograd.grad(model(), states[0])
+
+    layer = UNREPEATABLE["overwriting"]
+    assert_refused(lambda: made(layer), r"blocks.. \(WithFunction\) cannot run twice", look)
+
+
+def test_one_that_hides_behind_zero_weights_at_first_is_refused():
+    def run(model):
+        with torch.no_grad():
+            [block.g.weight.zero_() for block in model.blocks]
+        model().backward()
+        with torch.no_grad():
+            [block.g.weight.normal_() for block in model.blocks]
+        model().backward()
+
+    assert_refused(lambda: made(UNREPEATABLE["overwriting"]), "cannot run twice", run)
+
+
+class Cell(nn.Module):
+    def __init__(self, apply):
+        super().__init__()
+        self.f, self.g, self.apply_ = nn.Linear(6, 6), nn.Linear(6, 6), apply
+
+    def forward(self, x, h):
+        return 0.5 * h + self.f(self.apply_(x + self.g(h)))
+
+    def carry(self, x, before, after):
+        return torch.full_like(before, 0.5)
+
+
+def gradients_of_cell(apply, *methods):
+    torch.manual_seed(0)
+    rnn, x = hb.Recurrent(Cell(apply)).double(), torch.randn(7, 2, 6).double()
+    for method in methods:
+        rnn.method = method
+        loss = rnn(x, torch.zeros(2, 6).double())[0].sin().sum()
+        yield torch.autograd.grad(loss, list(rnn.parameters()))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_cell_whose_function_cannot_run_twice_is_refused(size):
+    apply = function(saving, lambda ctx, g: overwriting(ctx, g)[0])
+    with pytest.raises(RuntimeError, match="the backward pass of Cell cannot run twice"):
+        list(gradients_of_cell(apply, hb.Highway(7, group_size=size)))
+
+
+clip = function(lambda ctx, x, *_: x.clone(), lambda ctx, g, *_: g.clamp(-1e-3, 1e-3))
+
+
+def test_a_cell_whose_function_clips_is_exact_by_steps_and_refused_in_windows():
+    exact, found = gradients_of_cell(clip, hb.Backprop(), hb.Highway(7))
+    torch.testing.assert_close(found, exact)
+    with pytest.raises(RuntimeError, match="Cell clips the gradient in its backward pass"):
+        list(gradients_of_cell(clip, hb.Highway(7, group_size=2)))
+
+
+class Clips(Shows):
+    def forward(self, h):
+        return h + self.g(self.inside(clip(h)))
+
+
+def test_clipping_is_exact_for_single_layers_and_refused_where_their_parts_are_added():
+    assert_same(backward, lambda: made(Clips, OnStates))
+    line = r"blocks.0 \(Clips\) clips the gradient in its backward pass"
+    assert_refused(lambda: made(Clips, OnStates), line, method=IN_GROUPS)
+    assert_refused(lambda: made(Clips), line, method=hb.MGRIT(cycles=9))
+
+
+class WritesIntoGradient(Shows):
+    """Ends in a function that returns the memory of the gradient that it was given."""
+
+    apply = function(lambda ctx, x: 2 * x, lambda ctx, g: g.data.mul_(2))
+
+    def forward(self, h):
+        return type(self).apply(super().forward(h))
+
+
+@both_methods
+def test_a_function_that_writes_into_the_gradient_it_is_given(method):
+    assert_same(backward, lambda: made(WritesIntoGradient), method)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda g: g.mul_(0.5), lambda g: g.clamp_(-1e-2, 1e-2)], ids=["scale", "clamp"]
+)
+def test_hooks_on_states_that_write_into_the_gradient(write):
+    def run(model):
+        for block in model.blocks:
+            block.register_forward_hook(lambda module, args, h: h.register_hook(write) and None)
+        model().backward()
+
+    assert_same(run, made)
