@@ -107,16 +107,19 @@ class Refused(torch.autograd.Function):
     """Passes on the first n of some tensors, and refuses the gradients that come back to them.
 
     The graph behind the others only lets autograd come here, whichever gradients it is asked for.
+    During a solve (``is_solving()``) that is no loss of the user's.
     """
 
     @staticmethod
-    def forward(ctx, line, n, *tensors):
-        ctx.line, ctx.one_pass = line, None
+    def forward(ctx, line, is_solving, n, *tensors):
+        ctx.line, ctx.is_solving, ctx.one_pass = line, is_solving, None
         return tuple(t.detach() for t in tensors[:n])
 
     @staticmethod
     def backward(ctx, *grads):
-        raise RuntimeError(ctx.line)
+        if not ctx.is_solving():
+            raise RuntimeError(ctx.line)
+        return (None,) * len(ctx.needs_input_grad)
 
 
 def is_tap(node: object) -> bool:

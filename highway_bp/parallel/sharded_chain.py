@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -141,12 +141,18 @@ class ShardedChain(Chain, nn.ModuleList):
         return states if return_states else states[-1]
 
     def run(
-        self, h: Tensor, args: tuple, kwargs: dict, leaves: Sequence[Tensor] = ()
+        self,
+        h: Tensor,
+        args: tuple,
+        kwargs: dict,
+        leaves: Sequence[Tensor] = (),
+        is_solving: Callable[[], bool] = lambda: False,
     ) -> list[Segment]:
         """Run this process's layers on every micro-batch as it arrives; send each result at once.
 
         Args:
             leaves: the arguments and parameters that get a gradient.
+            is_solving: whether this pass is being solved.
         """
         ranks, most = self.ranks, self.micro_batches
         if not torch.is_grad_enabled() and h.ndim:  # the last batch of a test set may be small
@@ -158,7 +164,7 @@ class ShardedChain(Chain, nn.ModuleList):
         arguments = arguments_of_each(args, kwargs, sizes)
         for part, each in zip(self._arriving(h.detach(), sizes), arguments, strict=True):
             if wants:
-                (part,) = Refused.apply(INSIDE, 1, part.requires_grad_(), h)
+                (part,) = Refused.apply(INSIDE, is_solving, 1, part.requires_grad_(), h)
             segments.append(self.run_group(part, *each))
             if not ranks.is_last:
                 out = segments[-1].h_out.detach()

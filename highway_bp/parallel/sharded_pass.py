@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,15 @@ def _check_inside(segments: Sequence[Segment]) -> None:
             )
 
 
+@contextlib.contextmanager
+def _marked(solves: list) -> Iterator[None]:
+    solves.append(None)
+    try:
+        yield
+    finally:
+        solves.pop()
+
+
 class _ShardedPass(torch.autograd.Function):
     """Forward: runs this process's layers, with a local graph. Backward: solves by the method, then
     computes all parameter gradients w_i df_i/dtheta_i in one pass."""
@@ -78,8 +88,10 @@ class _ShardedPass(torch.autograd.Function):
     def forward(ctx, chain, given, ids, every, h, *tensors):
         copies = {i: t.detach().requires_grad_() for i, t in zip(ids, tensors, strict=False)}
         ctx.leaves = [*copies.values(), *tensors[len(ids) :]]
+        args, kwargs = replaced(given, copies, copies=True)
+        solves = ctx.solves = []
         with torch.enable_grad():
-            ctx.segments = chain.run(h, *replaced(given, copies, copies=True), ctx.leaves)
+            ctx.segments = chain.run(h, args, kwargs, ctx.leaves, lambda: bool(solves))
         ctx.chain, ctx.method = chain, Watched(chain.method, chain)
         ctx.inputs = [h.detach() if h.requires_grad else None, *copies.values()]
         ctx.set_materialize_grads(False)
@@ -92,7 +104,7 @@ class _ShardedPass(torch.autograd.Function):
         segments = list(ctx.segments)
         _check_inside(segments)
         suspects = [call.layer for s in segments if s.functions for call in s.calls]
-        with refuse_own_gradients(suspects):
+        with refuse_own_gradients(suspects), _marked(ctx.solves):
             ctx.chain.refuse_unrepeatable(segments)
             system = ctx.chain.system(segments, grads)
             ctx.chain.refuse_repeated(system)

@@ -74,7 +74,7 @@ class RowsOfSteps:
             "hook inside it shows; expected a loss on its states or outputs, or Backprop()"
         )
         with torch.enable_grad():
-            inside, mark = Refused.apply(line, 2, x, s[:, :0], *weights)
+            inside, mark = Refused.apply(line, lambda: False, 2, x, s[:, :0], *weights)
             wanted = s.requires_grad  # as in backpropagation; cells may ask
             for x_t in inside if x.requires_grad else x:
                 given = torch.cat([s.detach(), mark.to(s.dtype)], -1) if wanted else s
