@@ -42,7 +42,8 @@ def check_graph(
     inner = graph.keys() - leaves
     segment.ends += [n for n in inner if _leads_out(graph[n], inner)]
     edges = itertools.chain(*graph.values())
-    segment.is_trainable |= bool(leaves) or any(e[0] in ends or e in ends for e in edges)
+    segment.leaves |= {id(node.variable) for node in leaves}
+    segment.leaves |= {e for e in edges if e[0] in ends or e in ends}
     segment.functions |= {name_of(node) for node in inner if isinstance(node, BackwardCFunction)}
     of_chain = (node for node in graph if is_of_chain(node) and not _is_of_inner(node, begin))
     lost = ["a state of the chain" for _ in of_chain]

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from highway_bp.carry import Carry, Identity, as_carry
 from highway_bp.layer_call import Call, Returned
@@ -41,7 +42,7 @@ class Segment:
         extras: for each layer, its other outputs that require a gradient.
         is_cut: whether the graph holds the path through the block alone.
         ends: the nodes of the local graph that lead to a leaf, or out of this graph.
-        is_trainable: whether its graph uses a parameter or argument that gets a gradient.
+        leaves: ids of the parameters, and edges of the arguments, that its graph uses.
         functions: the names of the custom autograd functions among its nodes.
     """
 
@@ -53,7 +54,7 @@ class Segment:
     carries: list[Callable | None] = field(default_factory=list)
     is_cut: bool = False
     ends: list = field(default_factory=list)
-    is_trainable: bool = False
+    leaves: set = field(default_factory=set)
     functions: frozenset[str] = frozenset()
 
     def add(self, call: Call, returned: Returned) -> None:
@@ -81,7 +82,7 @@ class Segment:
         with torch.enable_grad():  # carries look for a node where the local graph begins
             h_in = self.h_in.detach().requires_grad_().view_as(self.h_in)
         segment = Segment(h_in, self.wanted)
-        segment.functions = self.functions
+        segment.functions, segment.leaves = self.functions, self.leaves
         for call, old in zip(self.calls, self.extras, strict=True):
             segment.add(call, call.repeat(segment.end, extras))
             extras.update(zip(map(id, old), segment.extras[-1], strict=True))
@@ -186,20 +187,35 @@ def parameter_step(
         w: at the end of each segment.
         leaves: parameters, and gradient edges of arguments. Hooks on them do not run here.
     """
-    wanted = [i for i, t in enumerate(leaves) if not isinstance(t, Tensor) or t.requires_grad]
-    inputs, grads = [leaves[i] for i in wanted], [None] * len(leaves)
-    tensors = [t for t in inputs if isinstance(t, Tensor)]
+    grads: list[Tensor | None] = [None] * len(leaves)
+    tensors = [t for t in leaves if isinstance(t, Tensor)]
+    frozen = {id(t) for t in tensors if not t.requires_grad}  # since the forward pass
+    places = {_key_of(t): i for i, t in enumerate(leaves) if id(t) not in frozen}
     hooks = (t._backward_hooks for t in tensors)
     retaining = (t for t in tensors if t.retains_grad)
     with emptied(hooks), kept_grads(retaining):  # both come when these gradients leave the chain
-        while segments and inputs:
-            some = segments[-TOGETHER:]
-            del segments[-TOGETHER:]
+        while segments:
+            # A custom function may return the same memory for each layer's gradients.
+            n = 1 if any(s.functions for s in segments[-TOGETHER:]) else TOGETHER
+            some = segments[-n:]
+            del segments[-n:]
             here = slice(len(segments), len(segments) + len(some))
+            # Autograd takes time for each input, so each call gets those alone that it needs.
+            used = set().union(*(segment.leaves for segment in some))
+            wanted = sorted(places[key] for key in used if key in places)
+            inputs = [leaves[i] for i in wanted]
             found = _parameter_gradients(some, b[here], w[here], inputs, functions_behind)
             for i, g in zip(wanted, found, strict=True):
-                grads[i] = add(grads[i], g)
+                may_be_kept = g is not None and grads[i] is None and some[0].functions
+                grads[i] = g.clone() if may_be_kept else add(grads[i], g)
     return grads
+
+
+def _key_of(leaf: Tensor | GradientEdge) -> object:
+    """What `Segment.leaves` has for it."""
+    if isinstance(leaf, Tensor):
+        return id(leaf) if leaf.grad_fn is None else (leaf.grad_fn, leaf.output_nr)
+    return leaf.node, leaf.output_nr
 
 
 def _parameter_gradients(

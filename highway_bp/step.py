@@ -78,7 +78,7 @@ def step(
     inner = {id(h): x, **{id(t): scope.local(t) for t in given}}
     outer = {id(inner[id(t)]): t for t in [h, *given]}  # put back after the call
     for t in [h, *given]:
-        inner[id(t)].__dict__.update(t.__dict__)  # attributes that the model has set
+        inner[id(t)].__dict__ = t.__dict__  # attributes that the model or the layer sets
     without_caches = dict.fromkeys(map(id, caches))  # a second run would fill them twice
     kept = replaced((args, kwargs), inner | without_caches, copies=True)
     args, kwargs = replaced((args, kwargs), inner)
@@ -102,7 +102,7 @@ def _is_wanted(scope: Scope, last: Segment | None, h: Tensor) -> bool:
     """Whether anything up to h gets a gradient; ``last`` is the segment that ends there."""
     if last is None:
         return h.requires_grad
-    return last.wanted or last.is_trainable or bool(scope.arguments)
+    return last.wanted or bool(last.leaves) or bool(scope.arguments)
 
 
 def _passed_on(scope: Scope, segment: Segment, before: Tensor) -> dict[int, Tensor]:
@@ -112,7 +112,7 @@ def _passed_on(scope: Scope, segment: Segment, before: Tensor) -> dict[int, Tens
     state.grad_fn.scope = scope
     watch(state, extras)
     for t, o in zip(results, [state, *extras], strict=True):
-        o.__dict__.update(t.__dict__)
+        o.__dict__ = t.__dict__
     return {id(t): o for t, o in zip(results, [state, *extras], strict=True)}
 
 
@@ -120,7 +120,10 @@ def _is_elsewhere(t: Tensor, alias: Tensor) -> bool:
     """Whether t has got other memory since (``t.data = ...``), of which no version tells."""
     if t.layout is not torch.strided:
         return False
-    return t.untyped_storage()._cdata != alias.untyped_storage()._cdata
+    places = (
+        (s.untyped_storage()._cdata, s.storage_offset(), s.shape, s.stride()) for s in (t, alias)
+    )
+    return next(places) != next(places)
 
 
 def _begin_chain(
