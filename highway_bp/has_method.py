@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from highway_bp.segment import Segment
 
 
+HOOKS = "torch.utils.hooks.BackwardHookFunction"  # of modules with backward hooks: harmless
+
+
 class HasMethod:
     """Has a gradient ``method``; a new one is used from the next forward pass on.
 
@@ -98,13 +101,15 @@ class Chain(HasMethod):
         refuse_nonlinear(suspects, "losses on states inside a group or on extra outputs")
 
     def refuse_unrepeatable(self, segments: Sequence[Segment]) -> None:
-        """Look at one layer of each kind of custom functions, before the first product with it; at
-        another one in every solve."""
-        suspects = [segment for segment in segments if segment.functions and segment.wanted]
+        """Look at layers with custom functions before the first product with them: at all in the
+        first solve, then at one of each kind, another one every time."""
+        suspects = [s for s in segments if s.functions - {HOOKS} and s.wanted]
         if suspects:
             self._turn = (self._turn + 1) % len(suspects)
             turned = suspects[self._turn :] + suspects[: self._turn]
-            for segment in {s.functions: s for s in turned}.values():
+            first = "functions" not in self._checked_methods
+            self._checked_methods.add("functions")
+            for segment in turned if first else {s.functions: s for s in turned}.values():
                 layers = [call.layer for call in segment.calls]
                 modules = [layer.module for layer in layers]
                 weights = [p for m in modules for p in parameters_of(m)]

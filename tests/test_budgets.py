@@ -84,4 +84,4 @@ def test_memory_of_at_most_two_states_per_layer_more_than_backpropagation(name):
 
     plain, states = peak(hb.Backprop()), len(layers) * x.nbytes
     more = [(peak(hb.Highway(k)) - plain) / states for k in (0, 2)]
-    assert more[0] < 1.2 and more[1] < 2.0, more
+    assert more[0] < 1.3 and more[1] < 2.0, more

@@ -212,3 +212,91 @@ def test_hooks_on_states_that_write_into_the_gradient(write):
         model().backward()
 
     assert_same(run, made)
+
+
+def nearly(ctx, g):
+    """The order of sums varies, as in kernels with atomic additions."""
+    return g * (1 + 1e-6 * torch.randn(g.shape, generator=ORDER)), None
+
+
+ORDER = torch.Generator().manual_seed(0)
+noise = function(lambda ctx, x, *_: x.clone(), nearly)
+
+
+class LastBits(with_function(noise)):
+    """Has a bias whose gradient cancels."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(6))
+
+    def forward(self, h):
+        z = super().forward(h)
+        return z + torch.softmax(torch.cat([z, z], -1) + self.bias.sum(), -1)[..., :6] * 0.1
+
+
+@both_methods
+def test_a_function_whose_last_bits_vary_is_not_refused(method):
+    assert_same(backward, lambda: made(LastBits), method, tolerance=1e-4)
+
+
+class Looks(with_function(function(lambda ctx, x, _: x.sin(), lambda ctx, g: (g, None)))):
+    """Has a table, whose gradient is sparse."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(5, 6, sparse=True)
+
+    def forward(self, h):
+        return super().forward(h) + self.table(torch.arange(5))
+
+
+def test_sparse_gradients_beside_a_function():
+    def run(model):
+        model().backward()
+        for block in model.blocks:
+            block.table.weight.grad = block.table.weight.grad.to_dense()
+
+    assert_same(run, lambda: made(Looks))
+
+
+def test_gradients_that_a_function_returns_in_the_same_memory():
+    memory = torch.zeros(6).double()
+
+    def by_both(ctx, g):
+        x, scale = ctx.saved_tensors
+        return g * scale, torch.sum(g * x, 0, out=memory)
+
+    class Shared(Shows):
+        apply = function(lambda ctx, x, scale: product(ctx, x, ctx_layer(scale)), by_both)
+
+        def forward(self, h):
+            return h + self.g(type(self).apply(self.inside(h), self.scale))
+
+    def ctx_layer(scale):
+        return type("Layer", (), {"scale": scale})
+
+    assert_same(backward, lambda: made(Shared))
+
+
+def test_one_layer_of_many_that_cannot_run_twice_is_refused_at_once():
+    class Third(Shows):
+        bad = False
+
+        def forward(self, h):
+            def forward(ctx, x, layer):
+                ctx.is_bad = layer.bad
+                return saving(ctx, x)
+
+            def back(ctx, g):
+                (x,) = ctx.saved_tensors
+                return overwriting(ctx, g) if ctx.is_bad else (g * x.cos(), None)
+
+            return h + self.g(function(forward, back)(self.inside(h), self))
+
+    def make():
+        model = made(Third)
+        model.blocks[2].bad = True
+        return model
+
+    assert_refused(make, r"blocks.2 \(Third\) cannot run twice")

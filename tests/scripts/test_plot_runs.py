@@ -60,6 +60,6 @@ def test_runs_that_cannot_be_compared_are_refused(folders):
 
 def test_a_broken_metrics_line_is_named(folders):
     file = next(folders.glob("gru_pixels/BP-cpu-s0")) / "metrics.jsonl"
-    file.write_text(file.read_text() + '{"step": 3')
+    file.write_text(file.read_text() + '{"step": 3\n')
     with pytest.raises(UserError, match=r"metrics.jsonl line 304 is not a JSON object"):
         plot_runs.main([str(folders)])
