@@ -27,6 +27,10 @@ class LinearSystem(Protocol):
     def cotangents(self) -> States:
         """b_0 .. b_L; the solver may write into all but the last, which is w_L."""
 
+    def own_cotangents(self) -> States:
+        """b_0, and at other states the cotangents of losses on these states themselves: without
+        what losses inside the group after a state send to it."""
+
     def through_blocks(self, w: States, gamma: Gamma, states: range) -> States:
         """b_i + w_{i+1} (J_{i+1} + gamma K_{i+1}) for i in ``states``, w_i elsewhere.
 
@@ -180,7 +184,7 @@ class TruncatedBPTT:
         return self.window
 
     def solve(self, system: LinearSystem) -> States:
-        w = system.cotangents()
+        w = system.own_cotangents()
         return system.through_blocks(w, gamma=1.0, states=range(1)) if system.length else w
 
 

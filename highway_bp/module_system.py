@@ -35,6 +35,7 @@ class ModuleSystem:
     def __init__(self, segments: Sequence[Segment], b: Sequence[Cotangents], gammas: Gammas):
         self.length, self.segments, self._gammas = len(segments), segments, gammas
         self._b: States = [None, *(b_segment.states[-1] for b_segment in b)]
+        self._own: States = list(self._b)
         self.twice: list[Segment] = []  # with one more product, of cotangents inside the segment
         for i, (segment, b_segment) in enumerate(zip(segments, b, strict=True)):
             inner = segment.inner_cotangent(b_segment)
@@ -46,6 +47,9 @@ class ModuleSystem:
     def cotangents(self) -> States:
         # b_L is not cloned: no state comes after it, so no method changes it.
         return [*(None if b is None else b.clone() for b in self._b[:-1]), self._b[-1]]
+
+    def own_cotangents(self) -> States:
+        return list(self._own)
 
     def through_blocks(self, w: States, gamma: Gamma, states: range) -> States:
         rest = states[self._first :] if states.start == 0 else states

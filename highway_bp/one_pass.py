@@ -37,6 +37,7 @@ from highway_bp.looked_at import (
     refuse_if_used,
     used_extras,
 )
+from highway_bp.methods import TruncatedBPTT
 from highway_bp.module_system import ModuleSystem, States
 from highway_bp.own_gradients import refuse_own_gradients
 from highway_bp.segment import Cotangents, Segment, add, emptied, parameter_step, with_fresh_graphs
@@ -205,8 +206,8 @@ class Pass:
             return at_state(tap, segments[0], b[0], w_end)
 
     def _solved(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> Tensor | None:
-        if not segments:
-            return None
+        if not segments or isinstance(self.method.method, TruncatedBPTT):
+            return None  # nothing goes from one window to another
         self.chain.refuse_unrepeatable(segments)
         return self.method.method.solve(ModuleSystem(segments, b, self))[0]
 

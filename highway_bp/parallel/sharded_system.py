@@ -68,11 +68,15 @@ class ShardedSystem:
         inner = joined([_like_input(s.inner_cotangent(b_s), s) for s, b_s in pairs])
         arrived = self._ranks.shift(inner, self._like, inside)
         out = torch.zeros_like(self._like) if b[-1] is None else b[-1]
+        self._own = self._local_states(out, inner)
         self._b = self._local_states(out if arrived is None else out + arrived, inner)
         self._factors: dict[tuple, list[Tensor | None]] = {}
 
     def cotangents(self) -> States:
         return list(self._b)
+
+    def own_cotangents(self) -> States:
+        return list(self._own)
 
     def through_blocks(self, w: States, gamma: Gamma, states: range) -> States:
         v = self._down(w, 1, gamma_of(gamma, self._rank), states)

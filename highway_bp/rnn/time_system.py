@@ -55,6 +55,7 @@ class TimeSystem:
         whole: whether vjp adds w (J + K) instead of w J.
         wants_start: whether w_0 is wanted.
         bounded: whether |K| <= 1, so that no product of carries overflows.
+        own: as b, without what losses inside windows send to the states before (L, B, S).
     """
 
     def __init__(
@@ -66,15 +67,22 @@ class TimeSystem:
         whole: bool = False,
         wants_start: bool = True,
         bounded: bool = False,
+        own: Tensor | None = None,
     ):
         self.length, self._whole, self._first = len(b), whole, 0 if wants_start else 1
         self._b, self._form_K, self._vjp, self._b_0 = b, K, vjp, b_0
-        self._bounded = bounded
+        self._bounded, self._own = bounded, b if own is None else own
         self._scans: dict[float, Callable[[Tensor], Tensor]] = {}
         self._products: dict[int, Tensor] = {}
 
     def cotangents(self) -> Tensor:
-        b, (blocks, size) = self._b, in_blocks(self.length)
+        return self._padded(self._b)
+
+    def own_cotangents(self) -> Tensor:
+        return self._padded(self._own)
+
+    def _padded(self, b: Tensor) -> Tensor:
+        blocks, size = in_blocks(self.length)
         w = b.new_empty(blocks * size, *b.shape[1:])
         w[0] = 0.0 if self._b_0 is None else self._b_0
         w[1 : len(b) + 1] = b

@@ -67,6 +67,7 @@ def window_gradients(
         whole=True,
         wants_start=rows.wants_start,
         bounded=windows.bounded,
+        own=windows.b_ends,
     )
     w = method.solve(system)[: len(inner) + 1]
     pairs: list[tuple[Tensor, Tensor]] = []
