@@ -130,7 +130,7 @@ def test_the_table_of_the_pixels_is_that_of_the_rows():
     assert f"| test accuracy, % | {cells} |" in README
     found = difference(setting.arm("highway", 10), setting.arm("bp"), setting.paper.paired)
     interval = f"95 % interval {found.low:.1f} to {found.high:.1f}"
-    assert f"(BP) less k = 10: {found.mean:.2f} points, {interval}." in text
+    assert f"(BP) minus k = 10: {found.mean:.2f} points, {interval}." in text
     ours, exact = on_cpus.arm("highway", 10), on_cpus.arm("bp")
     found = difference(ours, exact, on_cpus.paper.paired)
     assert f"on CPUs: {found.mean:.2f} points, {found.low:.1f} to {found.high:.1f};" in text

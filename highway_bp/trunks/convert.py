@@ -122,7 +122,7 @@ def _are_stages(layers: Sequence[nn.Module]) -> bool:
 
 
 def _named(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
-    is_one = isinstance(layers, str | type | nn.Module)
+    is_one = isinstance(layers, str | nn.Module) or not isinstance(layers, Iterable)
     names = [layers] if is_one else list(layers)
     if not names:
         raise ValueError(f"layers={layers!r}; expected a name, or a list of names")
