@@ -140,12 +140,12 @@ class Call:
         """Whether ``returned`` equals the first call's results."""
         found = [returned.state, *returned.extras]
         return len(found) == len(self.results) and all(
-            agree(f, t) for f, (t, _) in zip(found, self.results, strict=True)
+            _agree(f, t) for f, (t, _) in zip(found, self.results, strict=True)
         )
 
 
 @torch.no_grad()
-def agree(a: Tensor | None, b: Tensor) -> bool:
+def _agree(a: Tensor | None, b: Tensor) -> bool:
     """Whether two results differ by no more than rounding in another order of summation."""
     if a is None or a.shape != b.shape:
         return False

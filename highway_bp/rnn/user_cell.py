@@ -132,8 +132,7 @@ class RowsOfSteps:
         """Raise RuntimeError if the gradient would be wrong: the cell gives other states when run
         again, or uses a tensor whose gradient would be lost."""
         now = inside[-1].detach()
-        eps = torch.finfo(torch.bfloat16 if self.is_mixed else now.dtype).eps
-        if torch.dist(now, end) > eps**0.5 * torch.linalg.vector_norm(end):
+        if torch.dist(now, end) > self._rounding(now.dtype) * torch.linalg.vector_norm(end):
             raise RuntimeError(
                 f"{self.name} computes other states with all steps as rows of one batch (batch "
                 "normalisation?); expected a cell that treats rows independently, or Backprop()"
@@ -142,6 +141,10 @@ class RowsOfSteps:
             leaf = getattr(node, "variable", None)
             if leaf is not None and not any(leaf is t for t in known):
                 self._refuse_foreign(f"a tensor of shape {[*leaf.shape]}")
+
+    def _rounding(self, dtype: torch.dtype) -> float:
+        """Relative, of a state or gradient; far below what it is to tell from."""
+        return torch.finfo(torch.bfloat16 if self.is_mixed else dtype).eps ** 0.5
 
     def _check_functions(self, inside: Tensor, known: list[Tensor], size: int) -> None:
         """Refuse custom functions whose backward pass cannot run twice, or, in a window, adds to
@@ -158,7 +161,9 @@ class RowsOfSteps:
                 "which would be counted repeatedly in a window; expected group_size=1, or "
                 "Backprop()"
             )
-        if not is_linear(lambda w: gradients([(inside, w)], known)[0], probe(inside)):
+        dtype = inside.dtype if inside.dtype.itemsize < 4 else torch.float32  # a part may have it
+        tolerance = self._rounding(dtype)
+        if not is_linear(lambda w: gradients([(inside, w)], known)[0], probe(inside), tolerance):
             raise RuntimeError(
                 f"{self.name} clips the gradient in its backward pass, which would happen to parts "
                 "of it in a window; expected group_size=1, or Backprop()"
