@@ -62,16 +62,11 @@ def test_operations_per_step(line, method, budget):
     assert counted.found.total() <= budget, counted.found.most_common(8)
 
 
-CHAINS = {
-    "ResNet": lambda: ResNet(depth=32, preact=True, classes=10).chain,
-    "ResNet, ReLU after the sum": lambda: ResNet(depth=32, preact=False, classes=10).chain,
-}
-
-
-@pytest.mark.parametrize("name", CHAINS)
-def test_memory_of_at_most_two_states_per_layer_more_than_backpropagation(name):
+@pytest.mark.parametrize(("preact", "at_k_0"), [(True, 1.2), (False, 1.3)], ids=str)
+def test_memory_of_at_most_two_states_per_layer_more_than_backpropagation(preact, at_k_0):
     """The claim of the paper's appendix D; the states of all layers are equally large here."""
-    layers, x = list(CHAINS[name]()), torch.randn(8, 16, 32, 32, requires_grad=True)
+    layers = list(ResNet(depth=32, preact=preact, classes=10).chain)
+    x = torch.randn(8, 16, 32, 32, requires_grad=True)
 
     def peak(method: hb.Method) -> int:
         chain = hb.ResidualChain(layers, method)
@@ -84,4 +79,4 @@ def test_memory_of_at_most_two_states_per_layer_more_than_backpropagation(name):
 
     plain, states = peak(hb.Backprop()), len(layers) * x.nbytes
     more = [(peak(hb.Highway(k)) - plain) / states for k in (0, 2)]
-    assert more[0] < 1.3 and more[1] < 2.0, more
+    assert more[0] < at_k_0 and more[1] < 2.0, more
