@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from highway_bp.methods import Method
-from highway_bp.rnn.layers import MethodRNN
+from highway_bp.rnn.layers import TILE_BYTES, MethodRNN
 from highway_bp.rnn.steps import (
     Gradients,
     Rows,
@@ -136,7 +136,15 @@ class LSTMJacobian:
         return out.flatten(-2)
 
     def vjp(self, w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
-        """Write b + w J (n, B, 2H) into out, which may overlap w."""
+        """Write b + w J (n, B, 2H) into out, which may overlap w; as many steps at a time as fit a
+        CPU's cache. Ascending: the later steps' w is still the old one."""
+        every, n = range(len(self.q))[steps], len(self._buffers[0])
+        for i in range(0, len(every), n):
+            some, part = every[i : i + n], slice(i, i + n)
+            at = slice(some.start, some.stop, some.step)
+            self._vjp(w[part], b[part], out[part], at)
+
+    def _vjp(self, w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
         if self._own is not None:
             b = torch.addcmul(b, w, self._own[steps], value=-1)
         b_c, b_h = b.chunk(2, -1)
@@ -154,8 +162,11 @@ class LSTMJacobian:
 
     @cached_property
     def _buffers(self) -> tuple[Tensor, Tensor]:
-        """Memory for a (L, B, 4, H) and v_h (L, B, H), the same in all iterations."""
-        return torch.empty_like(self.slopes), torch.empty_like(self.q)
+        """Memory for a (n, B, 4, H) and v_h (n, B, H), the same in all iterations."""
+        step, L = self.slopes[0], len(self.slopes)
+        size = max(step.numel() * step.itemsize, 1)
+        n = L if step.is_cuda else max(1, min(L, TILE_BYTES // size))
+        return self.slopes.new_empty(n, *step.shape), self.q.new_empty(n, *self.q.shape[1:])
 
 
 def _windows(step: LSTMJacobian, rows: Rows, size: int) -> Windows:
@@ -178,8 +189,10 @@ def _windows(step: LSTMJacobian, rows: Rows, size: int) -> Windows:
 def _activations(x: Tensor, before: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """i, f, g, o of all steps, side by side (L, B, 4H)."""
     W_ih, W_hh, *biases = weights
-    a = F.linear(x, W_ih, sum(biases) if biases else None).to(dtype_of_sums(x))
-    a += F.linear(before, W_hh)
+    a = F.linear(x, W_ih, sum(biases) if biases else None)
+    h, W = before.to(a.dtype), W_hh.to(a.dtype)  # autocast leaves an addmm_ in place alone
+    a.flatten(0, 1).addmm_(h.flatten(0, 1), W.T)
+    a = a.to(dtype_of_sums(x))
     i_f, g, o = a.split([2 * (H := a.shape[-1] // 4), H, H], -1)
     i_f.sigmoid_(), g.tanh_(), o.sigmoid_()
     return a
@@ -188,9 +201,9 @@ def _activations(x: Tensor, before: Tensor, weights: Sequence[Tensor]) -> Tensor
 def cell_states(i: Tensor, f: Tensor, g: Tensor, c_0: Tensor) -> Tensor:
     """Recompute c_0 .. c_L (L + 1, B, H): torch's kernel returns the last one only."""
     blocks, size = in_blocks(L := len(i))
-    c = i.new_zeros(blocks * size, *c_0.shape)
-    torch.mul(i.flip(0), g.flip(0), out=c[:L])
-    c[L] = c_0
+    c = i.new_empty(blocks * size, *c_0.shape)
+    torch.index_select(i * g, 0, torch.arange(L - 1, -1, -1, device=i.device), out=c[:L])
+    c[L], c[L + 1 :] = c_0, 0.0
     return scan_of(f.flip(0), 1.0, bounded=True)(c)[: L + 1].flip(0)
 
 

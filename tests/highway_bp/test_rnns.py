@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import highway_bp as hb
 from highway_bp.rnn import layers as rnn_layers
+from highway_bp.rnn import lstm as rnn_lstm
 
 L, B, D, H = 6, 5, 3, 4
 KINDS = {"GRU": (nn.GRU, hb.GRU), "LSTM": (nn.LSTM, hb.LSTM)}
@@ -195,11 +196,16 @@ def test_each_k_is_the_chain_of_steps(kind, carry, method):
 
 
 @every_carry
-@pytest.mark.parametrize("method", [hb.Highway(2), hb.Highway(1, group_size=4)], ids=str)
-def test_tiles_of_the_batch_change_nothing(monkeypatch, kind, carry, method):
+@pytest.mark.parametrize(
+    "method", [hb.Highway(2), hb.Highway(1, group_size=4), hb.MGRIT(1)], ids=str
+)
+def test_tiles_of_the_batch_and_pieces_of_the_steps_change_nothing(
+    monkeypatch, kind, carry, method
+):
     _, ours, x, states = pair(kind, method, carry)
     _, whole = results(ours, x, states)
-    monkeypatch.setattr(rnn_layers, "TILE_BYTES", 2 * L * H * 8)  # two rows of five
+    for module in (rnn_layers, rnn_lstm):  # two rows of five, step by step
+        monkeypatch.setattr(module, "TILE_BYTES", 2 * L * H * 8)
     _, tiled = results(ours, x, states)
     assert_equal(tiled, whole, 1e-13)
 
