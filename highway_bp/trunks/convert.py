@@ -75,8 +75,8 @@ def _outermost(model: nn.Module) -> list[list[str]]:
     if not lists:
         raise ValueError(
             f"found no list of layers in {type(model).__name__}; expected a ModuleList or "
-            "Sequential of layers of one class, or of classes that each occur twice or more: "
-            'hb.convert(model, method, layers="...")'
+            "Sequential of layers of one class, or of classes that each occur twice or more, with "
+            'the residual connection inside each: hb.convert(model, method, layers="...")'
         )
     found: list[list[str]] = []
     stages: list[str] = []
