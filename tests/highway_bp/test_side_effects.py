@@ -22,7 +22,6 @@ from tests.highway_bp.converted import (
     backward,
     both_methods,
     function,
-    looping,
     made,
     rows,
 )
@@ -95,36 +94,7 @@ def test_a_weight_computed_from_another_is_refused():
     assert_refused(made, "a weight of the chain is computed from another", run)
 
 
-def test_weights_given_to_each_layer_from_one_stack_are_refused():
-    def loop(blocks, h):
-        by_layer = [dict(block.named_parameters()) for block in blocks]
-        stacks = {n: torch.stack([p[n] for p in by_layer]).detach() for n in by_layer[0]}
-        parts = {n: stack.requires_grad_().unbind() for n, stack in stacks.items()}
-        for i, block in enumerate(blocks):
-            h = functional_call(block, {n: part[i] for n, part in parts.items()}, (h,))
-        return h
-
-    assert_refused(looping(Shows, loop), r"blocks.1 .* uses a tensor of shape", method=EXACT)
-
-
 # -- functions between layers, and with a gradient of their own -----------------------------------
-
-
-class WithLoss(Shows):
-    def forward(self, h):
-        z = self.inside(h)
-        return h + self.g(z), z.square().mean()
-
-
-@both_methods
-def test_losses_added_between_layers(method):
-    def loop(blocks, h):
-        for block in blocks:
-            h = add_loss(*block(h))
-        return h
-
-    with pytest.warns(UserWarning, match="a new chain begins there"):
-        assert_same(backward, looping(WithLoss, loop), method)
 
 
 def test_losses_added_in_front():
@@ -139,34 +109,6 @@ def test_losses_added_in_front():
             return self.head(h).sin().sum()
 
     assert_same(backward, lambda: made(net=Front))
-
-
-@both_methods
-def test_hooks_on_states_of_several_chains(method):
-    def loop(blocks, h):
-        for block in blocks:
-            h = block(h)
-            h.register_hook(lambda g: g.clamp(-1, 1))
-            h = 2 * h
-        return h
-
-    with pytest.warns(UserWarning, match="a new chain begins there"):
-        assert_same(backward, looping(Shows, loop), method)
-
-
-def test_functions_between_layers_cost_no_power_of_two():
-    calls = []
-    counted = function(lambda ctx, x: x.clone(), lambda ctx, g: calls.append(1) or g)
-
-    def loop(blocks, h):
-        for block in [*blocks, *blocks, *blocks]:
-            h = counted(block(h))
-        return h
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        backward(hb.convert(looping(Shows, loop)(), hb.Highway(1)))
-    assert len(calls) <= 12 * 12
 
 
 class AddsInside(Shows):
@@ -295,26 +237,3 @@ def test_copies_of_a_converted_layer_are_told():
     model.blocks = nn.ModuleList(copy.deepcopy(model.blocks[0]) for _ in range(3))
     with pytest.warns(UserWarning, match="is a copy of a converted layer"):
         backward(model)
-
-
-def test_containers_of_arguments_stay_as_they_are():
-    class ReadOnly(dict):
-        def __setitem__(self, key, value):
-            raise TypeError("read-only")
-
-    class Pair(tuple):
-        pass
-
-    class Takes(Shows):
-        def forward(self, h, settings, best, pair):
-            assert type(settings) is ReadOnly and type(pair) is Pair
-            return h + self.g(self.inside(h)) * settings["scale"] * best.values.mean() * pair[0]
-
-    def loop(blocks, h):
-        best, pair = h.topk(2), Pair([h.mean(), 1.0])
-        for block in blocks:
-            h = block(h, ReadOnly(scale=2.0), best, pair)
-        return h
-
-    model = assert_same(backward, looping(Takes, loop))
-    assert hb.iterations(model) == 4  # of one chain
