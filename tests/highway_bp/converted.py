@@ -51,20 +51,27 @@ def assert_same(run, make=lambda: build("gpt2"), method=EXACT, tolerance=1e-9) -
     return converted
 
 
+def checked(run, check, both=False):
+    """A test ``check(run, method)`` of a function of a model, whose other arguments are the test's;
+    whether by both methods."""
+
+    def test(method=EXACT, **given):
+        check(partial(run, **given), method)
+
+    test.__name__, test.__doc__, test.__module__ = run.__name__, run.__doc__, run.__module__
+    names = [*list(signature(run).parameters)[1:], *(["method"] if both else [])]
+    test.__signature__ = Signature([Parameter(n, Parameter.KEYWORD_ONLY) for n in names])
+    return both_methods(test) if both else test
+
+
 def asserts_same(make=lambda: build("gpt2"), both=False):
-    """A test that what the function does with a model is the same on a converted one; whether by
-    both methods. The function's other arguments are the test's."""
+    """A test that what the function does with a model is the same on a converted one."""
+    return lambda run: checked(run, lambda run, method: assert_same(run, make, method), both)
 
-    def test_of(run):
-        def test(method=EXACT, **given):
-            assert_same(partial(run, **given), make, method)
 
-        test.__name__, test.__doc__, test.__module__ = run.__name__, run.__doc__, run.__module__
-        names = [*list(signature(run).parameters)[1:], *(["method"] if both else [])]
-        test.__signature__ = Signature([Parameter(n, Parameter.KEYWORD_ONLY) for n in names])
-        return both_methods(test) if both else test
-
-    return test_of
+def refuses(line, make=lambda: build("gpt2"), method=EXACT):
+    """A test that a converted model refuses what the function does with it."""
+    return lambda run: checked(run, lambda run, _: assert_refused(make, line, run, method))
 
 
 def gradients(model: nn.Module) -> dict[str, torch.Tensor]:

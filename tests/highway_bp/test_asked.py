@@ -14,9 +14,11 @@ from tests.highway_bp.converted import (
     Shows,
     assert_refused,
     assert_same,
+    asserts_same,
     backward,
     both_methods,
     made,
+    refuses,
     rows,
 )
 from tests.highway_bp.test_looked_at import AfterState, Bias, HandsOn, KeepsExit, WithExtras
@@ -81,29 +83,25 @@ def test_autograd_grad_of_a_state_or_of_an_extra_that_nothing_depends_on(
     assert_same(run, lambda: made(layer, WithExtras), method)
 
 
-@both_methods
-def test_retain_grad_behind_the_state_that_is_asked_for(method):
+@asserts_same(lambda: made(Inside, WithExtras), both=True)
+def test_retain_grad_behind_the_state_that_is_asked_for(model):
     """No solve runs, so none completes what is retained."""
-
-    def run(model):
-        backward(model)
-        loss = model()
-        for state in model.states:
-            state.retain_grad()
-        torch.autograd.grad(loss, model.states[1])
-        return [state.grad for state in model.states[1:]]
-
-    assert_same(run, lambda: made(Inside, WithExtras), method)
+    backward(model)
+    loss = model()
+    for state in model.states:
+        state.retain_grad()
+    torch.autograd.grad(loss, model.states[1])
+    return [state.grad for state in model.states[1:]]
 
 
-def test_retain_grad_of_an_extra_behind_the_state_that_is_asked_for_is_refused():
-    def run(model):
-        loss = model()
-        model.extras[2].retain_grad()
-        torch.autograd.grad(loss, model.states[1])
-
-    line = r"gradient of what blocks.2 \(Inside\) returned beside its state"
-    assert_refused(lambda: made(Inside, WithExtras), line, run)
+@refuses(
+    r"gradient of what blocks.2 \(Inside\) returned beside its state",
+    lambda: made(Inside, WithExtras),
+)
+def test_retain_grad_of_an_extra_behind_the_state_that_is_asked_for_is_refused(model):
+    loss = model()
+    model.extras[2].retain_grad()
+    torch.autograd.grad(loss, model.states[1])
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -136,26 +134,21 @@ def test_autograd_grad_where_the_loss_uses_one_result_alone(method, at):
     assert_same(keep(of_an_extra), lambda: made(Inside, WithExtras), method)
 
 
-@both_methods
-def test_a_gradient_of_outputs_is_no_loss(method):
-    def run(model):
-        h, states = model.emb(rows()), []
-        for block in model.blocks:
-            states.append(h := block(h))
-        weights = torch.ones_like(h) * model.blocks[2].exit.mean().detach().requires_grad_()
-        backward(model)
-        return torch.autograd.grad(h, states[2], weights + 0 * model.blocks[2].exit.mean())
-
-    assert_same(run, lambda: made(KeepsExit), method)
+@asserts_same(lambda: made(KeepsExit), both=True)
+def test_a_gradient_of_outputs_is_no_loss(model):
+    h, states = model.emb(rows()), []
+    for block in model.blocks:
+        states.append(h := block(h))
+    weights = torch.ones_like(h) * model.blocks[2].exit.mean().detach().requires_grad_()
+    backward(model)
+    return torch.autograd.grad(h, states[2], weights + 0 * model.blocks[2].exit.mean())
 
 
-def test_autograd_grad_of_an_extra_behind_layers_whose_graphs_are_freed():
-    def run(model):
-        model()
-        model.states[1].sum().backward()
-        return torch.autograd.grad(model.extras[3].sin().sum(), model.extras[3])
-
-    assert_same(run, lambda: made(Inside, WithExtras))
+@asserts_same(lambda: made(Inside, WithExtras))
+def test_autograd_grad_of_an_extra_behind_layers_whose_graphs_are_freed(model):
+    model()
+    model.states[1].sum().backward()
+    return torch.autograd.grad(model.extras[3].sin().sum(), model.extras[3])
 
 
 LOOKS = {  # behind the state that is asked for
@@ -195,38 +188,31 @@ def test_what_a_solve_would_refuse_is_refused_without_one(look):
 
 
 @pytest.mark.parametrize("how", ["grad", "backward"])
-def test_a_call_within_a_call_through_the_same_chain_is_refused(how):
-    def run(model):
-        loss, inner = model(), []
-        inner_loss = model.states[2].sin().sum()
+@refuses("was interrupted by another one", lambda: made(Inside, WithExtras))
+def test_a_call_within_a_call_through_the_same_chain_is_refused(model, how):
+    loss, inner = model(), []
+    inner_loss = model.states[2].sin().sum()
 
-        def calls(g):
-            handle.remove()
-            if how == "grad":
-                inner.append(torch.autograd.grad(inner_loss, model.states[1], retain_graph=True))
-            else:
-                inner_loss.backward(retain_graph=True)
+    def calls(g):
+        handle.remove()
+        if how == "grad":
+            inner.append(torch.autograd.grad(inner_loss, model.states[1], retain_graph=True))
+        else:
+            inner_loss.backward(retain_graph=True)
 
-        handle = model.states[2].register_hook(calls)
-        loss.backward(retain_graph=True)
-
-    assert_refused(lambda: made(Inside, WithExtras), "was interrupted by another one", run)
+    handle = model.states[2].register_hook(calls)
+    loss.backward(retain_graph=True)
 
 
-@both_methods
-def test_a_call_from_a_hook_before_the_chain_is_reached(method):
-    def run(model):
-        loss, inner = model(), []
-        inner_loss = model.states[3].square().sum()
-        loss.register_hook(
-            lambda g: inner.extend(
-                torch.autograd.grad(inner_loss, model.states[1], retain_graph=True)
-            )
-        )
-        loss.backward()
-        return inner
-
-    assert_same(run, lambda: made(Inside, WithExtras), method)
+@asserts_same(lambda: made(Inside, WithExtras), both=True)
+def test_a_call_from_a_hook_before_the_chain_is_reached(model):
+    loss, inner = model(), []
+    inner_loss = model.states[3].square().sum()
+    loss.register_hook(
+        lambda g: inner.extend(torch.autograd.grad(inner_loss, model.states[1], retain_graph=True))
+    )
+    loss.backward()
+    return inner
 
 
 @pytest.mark.parametrize("how", WAYS)

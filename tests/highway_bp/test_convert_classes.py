@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import highway_bp as hb
-from tests.highway_bp.converted import EXACT, Shows, assert_same, backward, made
+from tests.highway_bp.converted import EXACT, Shows, assert_same, asserts_same, backward, made
 
 
 def pickled(model):
@@ -185,12 +185,10 @@ class ByKeyword(Shows):
         lambda own, other=None, h=None: own(2 * h if other is None else other),
     ],
 )
-def test_a_state_given_by_keyword_reaches_any_forward_so(forward):
-    def run(model):
-        model.blocks[1].forward = partial(forward, model.blocks[1].forward)
-        backward(model)
-
-    assert_same(run, lambda: made(ByKeyword))
+@asserts_same(lambda: made(ByKeyword))
+def test_a_state_given_by_keyword_reaches_any_forward_so(model, forward):
+    model.blocks[1].forward = partial(forward, model.blocks[1].forward)
+    backward(model)
 
 
 class Registered(Shows):

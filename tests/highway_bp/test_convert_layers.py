@@ -61,19 +61,17 @@ class Scaled(nn.Module):
 
 
 @pytest.mark.parametrize("at", range(4))
-def test_hooks_on_what_stands_between_two_chains_run_once(at):
-    def run(model):
-        seen = []
-        model.blocks[at] = Scaled(model.blocks[at])
+@asserts_same(made)
+def test_hooks_on_what_stands_between_two_chains_run_once(model, at):
+    seen = []
+    model.blocks[at] = Scaled(model.blocks[at])
 
-        def hook(module, args, out):
-            out.register_hook(lambda g: seen.append(g) or g * 0.5)
+    def hook(module, args, out):
+        out.register_hook(lambda g: seen.append(g) or g * 0.5)
 
-        model.blocks[at].register_forward_hook(hook)
-        backward(model)
-        return seen
-
-    assert_same(run, made)
+    model.blocks[at].register_forward_hook(hook)
+    backward(model)
+    return seen
 
 
 def test_adapters_and_hooks_inside_bert_layers():

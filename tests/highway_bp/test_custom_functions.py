@@ -12,10 +12,12 @@ from tests.highway_bp.converted import (
     Shows,
     assert_refused,
     assert_same,
+    asserts_same,
     backward,
     both_methods,
     function,
     made,
+    refuses,
     rows,
 )
 
@@ -126,16 +128,14 @@ def test_one_that_is_seen_by_a_look_alone_is_refused():
     assert_refused(lambda: made(layer), r"blocks.. \(WithFunction\) cannot run twice", look)
 
 
-def test_one_that_hides_behind_zero_weights_at_first_is_refused():
-    def run(model):
-        with torch.no_grad():
-            [block.g.weight.zero_() for block in model.blocks]
-        model().backward()
-        with torch.no_grad():
-            [block.g.weight.normal_() for block in model.blocks]
-        model().backward()
-
-    assert_refused(lambda: made(UNREPEATABLE["overwriting"]), "cannot run twice", run)
+@refuses("cannot run twice", lambda: made(UNREPEATABLE["overwriting"]))
+def test_one_that_hides_behind_zero_weights_at_first_is_refused(model):
+    with torch.no_grad():
+        [block.g.weight.zero_() for block in model.blocks]
+    model().backward()
+    with torch.no_grad():
+        [block.g.weight.normal_() for block in model.blocks]
+    model().backward()
 
 
 class Cell(nn.Module):
@@ -205,13 +205,11 @@ def test_a_function_that_writes_into_the_gradient_it_is_given(method):
 @pytest.mark.parametrize(
     "write", [lambda g: g.mul_(0.5), lambda g: g.clamp_(-1e-2, 1e-2)], ids=["scale", "clamp"]
 )
-def test_hooks_on_states_that_write_into_the_gradient(write):
-    def run(model):
-        for block in model.blocks:
-            block.register_forward_hook(lambda module, args, h: h.register_hook(write) and None)
-        model().backward()
-
-    assert_same(run, made)
+@asserts_same(made)
+def test_hooks_on_states_that_write_into_the_gradient(model, write):
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, args, h: h.register_hook(write) and None)
+    model().backward()
 
 
 def nearly(ctx, g):
@@ -251,13 +249,11 @@ class Looks(with_function(function(lambda ctx, x, _: x.sin(), lambda ctx, g: (g,
         return super().forward(h) + self.table(torch.arange(5))
 
 
-def test_sparse_gradients_beside_a_function():
-    def run(model):
-        model().backward()
-        for block in model.blocks:
-            block.table.weight.grad = block.table.weight.grad.to_dense()
-
-    assert_same(run, lambda: made(Looks))
+@asserts_same(lambda: made(Looks))
+def test_sparse_gradients_beside_a_function(model):
+    model().backward()
+    for block in model.blocks:
+        block.table.weight.grad = block.table.weight.grad.to_dense()
 
 
 def test_gradients_that_a_function_returns_in_the_same_memory():

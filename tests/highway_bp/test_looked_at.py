@@ -12,9 +12,11 @@ from tests.highway_bp.converted import (
     Shows,
     assert_refused,
     assert_same,
+    asserts_same,
     backward,
     both_methods,
     made,
+    refuses,
     rows,
 )
 from tests.highway_bp.families import build, inputs
@@ -78,13 +80,10 @@ def retained(model, of, **how):
     return [t.grad for t in looked_at if t.grad_fn is not None]
 
 
-@both_methods
 @pytest.mark.parametrize("keep", [False, True])
-def test_retain_grad_of_an_extra_that_later_layers_get(method, keep):
-    def run(model):
-        return retained(model, "extras", retain_graph=keep)
-
-    assert_same(run, lambda: made(Bias, HandsOn), method)
+@asserts_same(lambda: made(Bias, HandsOn), both=True)
+def test_retain_grad_of_an_extra_that_later_layers_get(model, keep):
+    return retained(model, "extras", retain_graph=keep)
 
 
 @both_methods
@@ -113,12 +112,10 @@ def test_a_hook_on_a_state_with_an_extra_computed_from_it_is_refused(layer, at):
     assert_refused(lambda: made(layer, WithExtras), line, run)
 
 
-def test_gradients_of_parameters_alone_beside_such_an_extra():
-    def run(model):
-        backward(model)
-        return torch.autograd.grad(model(), list(model.emb.parameters()))
-
-    assert_same(run, lambda: made(AfterState, WithExtras))
+@asserts_same(lambda: made(AfterState, WithExtras))
+def test_gradients_of_parameters_alone_beside_such_an_extra(model):
+    backward(model)
+    return torch.autograd.grad(model(), list(model.emb.parameters()))
 
 
 class KeepsExit(Shows):
@@ -130,52 +127,49 @@ class KeepsExit(Shows):
         return h
 
 
-def test_a_hook_on_the_last_state_is_refused_where_a_loss_uses_what_follows_it():
-    def run(model):
-        h = model.emb(rows())
-        for block in model.blocks:
-            h = block(h)
-        h.register_hook(lambda g: None)
-        (model.head(h).sin().sum() + model.blocks[3].exit.sum()).backward()
+@refuses(
+    r"blocks.3 \(KeepsExit\) returned, which leads to a tensor inside the layer",
+    lambda: made(KeepsExit),
+)
+def test_a_hook_on_the_last_state_is_refused_where_a_loss_uses_what_follows_it(model):
+    h = model.emb(rows())
+    for block in model.blocks:
+        h = block(h)
+    h.register_hook(lambda g: None)
+    (model.head(h).sin().sum() + model.blocks[3].exit.sum()).backward()
 
-    line = r"blocks.3 \(KeepsExit\) returned, which leads to a tensor inside the layer"
-    assert_refused(lambda: made(KeepsExit), line, run)
 
-
-@both_methods
-def test_retain_grad_inside_a_layer_whose_extra_later_layers_get(method):
-    def run(model):
-        shown = []
-        model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.register_forward_hook(
-            lambda module, args, out: shown.append(out)
-        )
-        out = model(**inputs("t5"))
-        shown[0].retain_grad()
-        out.loss.backward()
-        return [shown[0].grad]
-
-    assert_same(run, lambda: build("t5"), method)
+@asserts_same(lambda: build("t5"), both=True)
+def test_retain_grad_inside_a_layer_whose_extra_later_layers_get(model):
+    shown = []
+    model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.register_forward_hook(
+        lambda module, args, out: shown.append(out)
+    )
+    out = model(**inputs("t5"))
+    shown[0].retain_grad()
+    out.loss.backward()
+    return [shown[0].grad]
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_retain_grad_of_attention_is_refused_where_a_loss_uses_what_follows_it(keep):
-    def run(model):
-        shown = []
-        model.transformer.h[1].attn.register_forward_hook(lambda *call: shown.append(call[2][0]))
-        out = model(**TOKENS, output_attentions=True)
-        out.attentions[1].retain_grad()
-        (out.loss + shown[0].sum()).backward(retain_graph=keep)
+@refuses(
+    r"h.1 \(GPT2Block\) returned, which leads to a tensor inside the layer that a loss uses",
+    lambda: build("gpt2"),
+)
+def test_retain_grad_of_attention_is_refused_where_a_loss_uses_what_follows_it(model, keep):
+    shown = []
+    model.transformer.h[1].attn.register_forward_hook(lambda *call: shown.append(call[2][0]))
+    out = model(**TOKENS, output_attentions=True)
+    out.attentions[1].retain_grad()
+    (out.loss + shown[0].sum()).backward(retain_graph=keep)
 
-    line = r"h.1 \(GPT2Block\) returned, which leads to a tensor inside the layer that a loss uses"
-    assert_refused(lambda: build("gpt2"), line, run)
 
-
-def test_retain_grad_of_an_extra_from_a_chain_inside_is_refused():
-    def run(model):
-        retained(model, "extras")
-
-    line = r"\(InnerChain\) returned, which comes from a chain inside the layer"
-    assert_refused(lambda: made(InnerChain, WithExtras), line, run)
+@refuses(
+    r"\(InnerChain\) returned, which comes from a chain inside the layer",
+    lambda: made(InnerChain, WithExtras),
+)
+def test_retain_grad_of_an_extra_from_a_chain_inside_is_refused(model):
+    retained(model, "extras")
 
 
 class RecordsLeaf(Shows):
@@ -191,9 +185,7 @@ class RecordsLeaf(Shows):
         return h + self.leaf * self.g(self.inside(h))
 
 
-def test_a_recorded_leaf_that_is_no_parameter_is_refused():
-    def run(model):
-        with recording(["leaves"]):
-            model().backward()
-
-    assert_refused(lambda: made(RecordsLeaf), r"uses a tensor of shape \[6\]", run)
+@refuses(r"uses a tensor of shape \[6\]", lambda: made(RecordsLeaf))
+def test_a_recorded_leaf_that_is_no_parameter_is_refused(model):
+    with recording(["leaves"]):
+        model().backward()

@@ -19,10 +19,12 @@ from tests.highway_bp.converted import (
     add_loss,
     assert_refused,
     assert_same,
+    asserts_same,
     backward,
     both_methods,
     function,
     made,
+    refuses,
     rows,
 )
 
@@ -42,56 +44,47 @@ class Keeps(Shows):
         return h + self.g(self.kept[0]) + z
 
 
-@both_methods
-def test_retain_grad_of_what_hooks_are_given_and_lists_hold(method):
-    def run(model):
-        seen, all_kept = [], []
-        for block in model.blocks:
-            block.all_kept = all_kept
-            block.g.register_forward_hook(lambda module, args, out: seen.append(args[0]))
-            block.f.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        loss = model()
-        seen += [t for block in model.blocks for t in (block.kept[0], block.named["twice"])]
-        seen += all_kept
-        for t in seen:
-            t.retain_grad()
-        loss.backward()
-        return [t.grad for t in seen]
-
-    assert_same(run, lambda: made(Keeps), method)
+@asserts_same(lambda: made(Keeps), both=True)
+def test_retain_grad_of_what_hooks_are_given_and_lists_hold(model):
+    seen, all_kept = [], []
+    for block in model.blocks:
+        block.all_kept = all_kept
+        block.g.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+        block.f.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    loss = model()
+    seen += [t for block in model.blocks for t in (block.kept[0], block.named["twice"])]
+    seen += all_kept
+    for t in seen:
+        t.retain_grad()
+    loss.backward()
+    return [t.grad for t in seen]
 
 
-def test_retain_grad_of_a_kept_input_is_refused():
-    def run(model):
-        loss = model()
-        model.blocks[1].given.retain_grad()
-        loss.backward()
-
-    assert_refused(lambda: made(Keeps), r"retain_grad on a tensor inside blocks.1", run)
+@refuses(r"retain_grad on a tensor inside blocks.1", lambda: made(Keeps))
+def test_retain_grad_of_a_kept_input_is_refused(model):
+    loss = model()
+    model.blocks[1].given.retain_grad()
+    loss.backward()
 
 
 # -- weights that are computed --------------------------------------------------------------------
 
 
-def test_retain_grad_of_weights_that_are_computed():
-    def run(model):
-        weights = {n: p.detach().clone().requires_grad_() * 1 for n, p in model.named_parameters()}
-        for w in weights.values():
-            w.retain_grad()
-        functional_call(model, weights).backward()
-        backward(model)
-        return [w.grad for w in weights.values()]
-
-    assert_same(run, made)
+@asserts_same(made)
+def test_retain_grad_of_weights_that_are_computed(model):
+    weights = {n: p.detach().clone().requires_grad_() * 1 for n, p in model.named_parameters()}
+    for w in weights.values():
+        w.retain_grad()
+    functional_call(model, weights).backward()
+    backward(model)
+    return [w.grad for w in weights.values()]
 
 
-def test_a_weight_computed_from_another_is_refused():
-    def run(model):
-        weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
-        weights["blocks.1.f.weight"] = 2 * weights["blocks.0.f.weight"]
-        functional_call(model, weights).backward()
-
-    assert_refused(made, "a weight of the chain is computed from another", run)
+@refuses("a weight of the chain is computed from another", made)
+def test_a_weight_computed_from_another_is_refused(model):
+    weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+    weights["blocks.1.f.weight"] = 2 * weights["blocks.0.f.weight"]
+    functional_call(model, weights).backward()
 
 
 # -- functions between layers, and with a gradient of their own -----------------------------------
@@ -194,14 +187,12 @@ def test_a_gradient_that_a_function_keeps_is_not_written_into():
 # -- states inside groups -------------------------------------------------------------------------
 
 
-def test_a_hook_on_a_state_inside_a_group_that_no_solve_reaches_is_refused():
-    def run(model):
-        h = model.blocks[0](model.emb(rows()))
-        h.register_hook(lambda g: g / 2)
-        model.blocks[1](h)
-        model.blocks[1].seen.sum().backward()
-
-    assert_refused(made, "no gradient for a state inside a group", run, IN_GROUPS)
+@refuses("no gradient for a state inside a group", made, IN_GROUPS)
+def test_a_hook_on_a_state_inside_a_group_that_no_solve_reaches_is_refused(model):
+    h = model.blocks[0](model.emb(rows()))
+    h.register_hook(lambda g: g / 2)
+    model.blocks[1](h)
+    model.blocks[1].seen.sum().backward()
 
 
 def test_backward_passes_in_threads():
