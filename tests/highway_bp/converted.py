@@ -108,7 +108,7 @@ class Shows(nn.Module):
 
 
 class Net(nn.Module):
-    """Embedding, layers of one class, head; ``forward`` gives the head's loss.
+    """Embedding, layers of one class, head; ``forward`` gives the head's loss and keeps the states.
 
     Others may give more arguments to all layers, and more of a loss on these.
     """
@@ -119,9 +119,10 @@ class Net(nn.Module):
         self.blocks = nn.ModuleList(layer() for _ in range(4))
 
     def forward(self, x=None):
-        h, given = self.emb(rows() if x is None else x), self.given()
+        h, given, self.states = self.emb(rows() if x is None else x), self.given(), []
         for block in self.blocks:
             h = block(h, *given)
+            self.states.append(h)
         return self.head(h).sin().sum() + self.more(*given)
 
     def given(self):
