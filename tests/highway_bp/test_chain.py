@@ -334,3 +334,22 @@ def test_a_hook_on_a_state_that_no_path_reaches_sees_zeros():
     states[4].register_hook(lambda g: seen.append(g.clone()))
     (states[-1].sum() + states[2].sum()).backward()
     assert len(seen) == 1 and not seen[0].any()
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 7, 8, 99])
+def test_truncated_bptt_detaches_the_state_after_each_window(window):
+    """Of recurrent layers test_rnns.py and test_recurrent.py show the same through chains."""
+    layers, x = nn.ModuleList(Plain(mlp()) for _ in range(8)).double(), data()
+    h, plain = x, []
+    for i, layer in enumerate(layers):
+        h = layer(h.detach() if i and i % window == 0 else h)
+        plain.append(h)
+    chain, found = hb.ResidualChain(layers, hb.TruncatedBPTT(window)), []
+    for states in (plain, chain(x, return_states=True)):
+        x.grad = None
+        layers.zero_grad()
+        for h in states:
+            h.retain_grad()
+        sum((1 + i) * h.sin().sum() for i, h in enumerate(states)).backward()
+        found.append([t.grad for t in (x, *layers.parameters(), *states)])
+    assert_close(*found)

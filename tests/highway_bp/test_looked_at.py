@@ -114,12 +114,6 @@ def test_retain_grad_of_results(method, layer, net, of, keep):
     assert_same(run, lambda: made(layer, net), method)
 
 
-@asserts_same(lambda: made(AfterState, WithExtras))
-def test_gradients_of_parameters_alone_beside_such_an_extra(model):
-    backward(model)
-    return torch.autograd.grad(model(), list(model.emb.parameters()))
-
-
 @asserts_same(lambda: build("t5"), both=True)
 def test_retain_grad_inside_a_layer_whose_extra_later_layers_get(model):
     shown = []
@@ -235,8 +229,7 @@ def test_retain_grad_behind_the_state_that_is_asked_for(model):
     """No solve runs, so none completes what is retained."""
     backward(model)
     loss = model()
-    for state in model.states:
-        state.retain_grad()
+    [state.retain_grad() for state in model.states]
     torch.autograd.grad(loss, model.states[1])
     return [state.grad for state in model.states[1:]]
 

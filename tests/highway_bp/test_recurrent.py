@@ -78,7 +78,8 @@ def with_a_gru_cell_and_of_hb_gru(method: hb.Method) -> tuple[list, list]:
 
 
 BELOW_L = [hb.Highway(k, gamma) for k in range(4) for gamma in (0.0, 0.3)]
-BELOW_L += [hb.FixedPoint(2), hb.Highway(1, group_size=3), hb.TruncatedBPTT(3)]
+BELOW_L += [hb.FixedPoint(2), hb.Highway(1, group_size=3)]
+BELOW_L += [hb.TruncatedBPTT(window) for window in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize("method", BELOW_L, ids=str)
