@@ -1,14 +1,19 @@
-"""How `hb.convert` finds trunks, and what it says of them."""
+"""How `hb.convert` finds trunks, and what it says of them: also where it runs plain
+backpropagation."""
+
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 import highway_bp as hb
+from tests.highway_bp import converted
 from tests.highway_bp.architectures import Plain, tanh
-from tests.highway_bp.converted import Shows, assert_same
-from tests.highway_bp.converted import gradients as gradients_of
+from tests.highway_bp.converted import Shows, assert_same, function, rows
 from tests.highway_bp.families import build
+
+K_1 = hb.Highway(1)
 
 
 class Adds(Shows):
@@ -18,6 +23,11 @@ class Adds(Shows):
         return h + scale * self.inside(h)
 
 
+class Halves(Shows):
+    def forward(self, h):
+        return h + 0.5 * self.inside(h)
+
+
 class Maps(Shows):
     """No residual connection."""
 
@@ -25,8 +35,8 @@ class Maps(Shows):
         return self.inside(h)
 
 
-class Net(nn.Module):
-    """With decoys: a stem and heads that are lists of one class."""
+class Decoys(nn.Module):
+    """A stem and heads, which are lists of one class too, stand beside the layers."""
 
     def __init__(self, layers=3, scaled_by=1.0):
         super().__init__()
@@ -44,9 +54,14 @@ class Net(nn.Module):
         return sum(head(x).square().sum() for head in self.heads)
 
 
-def made(cls=Net, **settings):
+def made(cls=Decoys, *given, **settings):
     torch.manual_seed(0)
-    return cls(**settings).double()
+    return cls(*given, **settings).double()
+
+
+def in_front_of(*layers):
+    """A linear layer, then these."""
+    return nn.Sequential(nn.Linear(6, 6), nn.Sequential(*layers)).double()
 
 
 def backward(model):
@@ -56,11 +71,11 @@ def backward(model):
 
 def gradients(model):
     backward(model)
-    return list(gradients_of(model).values())
+    return list(converted.gradients(model).values())
 
 
 def test_stems_and_heads_are_no_chains_and_the_report_says_so():
-    model = hb.convert(made(), hb.Highway(1))
+    model = hb.convert(made(), K_1)
     with pytest.warns(UserWarning, match="no layer of stem that was called has a residual path"):
         backward(model)
     shown = sorted(map(repr, hb.chains(model)))
@@ -72,19 +87,15 @@ def test_stems_and_heads_are_no_chains_and_the_report_says_so():
 @pytest.mark.filterwarnings("ignore:no layer of stem")
 @pytest.mark.parametrize("layers", ["blocks", "Adds", ["blocks"]])
 def test_a_trunk_may_be_named(layers):
-    model, whole = hb.convert(made(), hb.Highway(1), layers=layers), made()
+    model, whole = hb.convert(made(), K_1, layers=layers), made()
     assert [chain.name for chain in hb.chains(model)] == ["blocks"]
-    torch.testing.assert_close(gradients(model), gradients(hb.convert(whole, hb.Highway(1))))
+    torch.testing.assert_close(gradients(model), gradients(hb.convert(whole, K_1)))
 
 
 @pytest.mark.filterwarnings("ignore:no layer of stem")
 def test_an_operation_between_layers_breaks_the_chain_and_is_warned_of():
     with pytest.warns(UserWarning, match=r"blocks.1 \(Adds\) is not given the state that blocks.0"):
-        assert_same(backward, lambda: made(scaled_by=1.1), hb.Highway(1))  # chains of length 1
-
-
-def pairs() -> nn.ModuleList:
-    return nn.ModuleList(nn.ModuleList([Maps(), Adds()]) for _ in range(3))
+        assert_same(backward, lambda: made(scaled_by=1.1), K_1)  # chains of length 1
 
 
 class Stage(nn.Module):
@@ -100,7 +111,7 @@ class Stage(nn.Module):
 def test_of_stages_the_layers_inside_are_the_trunks():
     """Beside a list of modules that may be missing."""
 
-    class Staged(Net):
+    class Staged(Decoys):
         def __init__(self):
             super().__init__()
             self.blocks = nn.ModuleList(Stage(6 + i, 2 + i) for i in range(3))
@@ -117,24 +128,13 @@ def test_of_stages_the_layers_inside_are_the_trunks():
     assert hb.chain_length(model) == hb.iterations(model) == 9  # from stage to stage
 
 
-class Halves(Adds):
-    """Another class of layers."""
-
-    def forward(self, h, scale=1.0):
-        return h + 0.5 * self.inside(h)
-
-
 def test_layers_of_two_classes_in_turn_are_a_trunk():
-    def hybrid(*kinds):
-        torch.manual_seed(0)
-        layers = nn.Sequential(*(kind() for kind in kinds))
-        return nn.Sequential(nn.Linear(6, 6), layers).double()
-
-    model = assert_same(backward, lambda: hybrid(Adds, Halves, Halves, Adds), hb.Highway(4))
+    model = in_front_of(Adds(), Halves(), Halves(), Adds())
+    model = assert_same(backward, lambda: model, hb.Highway(4))
     (chain,) = hb.chains(model)
     assert repr(chain).startswith("Trunk(1: 4 x Adds, Halves, method=")
     with pytest.raises(ValueError, match="found no list of layers"):
-        hb.convert(hybrid(Adds, Adds, Halves), hb.Highway(1))
+        hb.convert(in_front_of(Adds(), Adds(), Halves()), K_1)
 
 
 class Activated(Shows):
@@ -163,54 +163,12 @@ class Declares(Activated):
     "activation", [nn.ReLU(), nn.SiLU(), nn.GELU(), nn.LeakyReLU(0.1), nn.ELU()], ids=repr
 )
 def test_an_activation_after_the_sum_is_read_off_the_graph(activation, shortcut):
-    def made_of(kind):
-        torch.manual_seed(0)
-        layers = nn.Sequential(*(kind(activation, shortcut) for _ in range(4)))
-        return nn.Sequential(nn.Linear(6, 6), layers).double()
-
-    found, declared = made_of(Activated), made_of(Declares)
-    hb.convert(found, hb.Highway(1))
-    declared[1] = hb.ResidualChain(declared[1], hb.Highway(1))
+    found = in_front_of(*(Activated(activation, shortcut) for _ in range(4)))
+    declared = in_front_of(*(Declares(activation, shortcut) for _ in range(4)))
+    declared.load_state_dict(found.state_dict())
+    hb.convert(found, K_1)
+    declared[1] = hb.ResidualChain(declared[1], K_1)
     torch.testing.assert_close(gradients(found), gradients(declared))
-
-
-class EndsInNorm(Shows):
-    def forward(self, h):
-        return self.norm(torch.tanh(self.f(h)))
-
-
-class Rectifies(Shows):
-    """An activation after a product, which autograd records as Addmm: no sum with the state."""
-
-    def forward(self, h):
-        return torch.relu(self.f(h))
-
-
-class OtherStream(Shows):
-    """Returns the other stream first, of another length."""
-
-    def forward(self, h):
-        other = self.norm(h[:2])
-        return other + torch.tanh(self.f(other)) + h.mean(0), h
-
-
-@pytest.mark.parametrize("layer", [EndsInNorm, OtherStream, Rectifies])
-def test_what_only_looks_like_a_residual_path_is_none(layer):
-    class Looks(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.blocks = nn.Linear(6, 6), nn.ModuleList(layer() for _ in range(3))
-
-        def forward(self, x):
-            x, more = self.first(x), 0.0
-            for block in self.blocks:
-                x = block(x)
-                if layer is OtherStream:
-                    more, x = more + x[0].square().sum(), x[1]
-            return x.square().sum() + more
-
-    with pytest.warns(UserWarning, match="no layer of blocks that was called has a residual path"):
-        assert_same(backward, lambda: made(Looks), hb.Highway(1))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +184,11 @@ def test_what_only_looks_like_a_residual_path_is_none(layer):
 def test_what_cannot_be_converted(make, arguments, line):
     """The other lines of `hb.convert` are in tests/errors.md."""
     with pytest.raises((TypeError, ValueError), match=line):
-        hb.convert(make(), **{"method": hb.Highway(1), **arguments})
+        hb.convert(make(), **{"method": K_1, **arguments})
+
+
+def pairs() -> nn.ModuleList:
+    return nn.ModuleList(nn.ModuleList([Maps(), Adds()]) for _ in range(3))
 
 
 @pytest.mark.filterwarnings("ignore:no layer of stem")
@@ -239,7 +201,7 @@ def test_a_module_of_the_parent_used_inside_a_layer_is_refused_every_time():
     outside = nn.Linear(6, 6).double()
     for block in model.blocks:
         block.__class__, block.parents = Shares, [outside]
-    hb.convert(model, hb.Highway(1), layers="blocks")
+    hb.convert(model, K_1, layers="blocks")
     for _ in range(2):
         with pytest.raises(RuntimeError, match=r"blocks.0 \(Shares\) uses a tensor of shape"):
             backward(model)
@@ -255,7 +217,7 @@ def test_a_model_that_is_a_list_of_small_layers(make):
 
 
 def test_printing_a_model_shows_its_own_classes():
-    text = str(hb.convert(build("gpt2"), hb.Highway(1)))
+    text = str(hb.convert(build("gpt2"), K_1))
     assert "GPT2Block(" in text and "object at" not in text
 
 
@@ -278,3 +240,161 @@ def test_a_state_by_keyword_and_second_outputs():
 
     with pytest.warns(UserWarning, match="gets a tensor that requires a gradient"):
         assert_same(backward, lambda: made(Two), hb.Highway(9))
+
+
+# -- where plain backpropagation runs -------------------------------------------------------------
+
+
+class Calls(converted.Net):
+    """Calls some of its layers, the first ones with gradients off; each knows its number."""
+
+    def __init__(self, layer=Shows, frozen=0, called=4):
+        super().__init__(layer)
+        self.frozen, self.called = frozen, called
+        for i, block in enumerate(self.blocks):
+            block.number = i
+
+    def forward(self, x=None):
+        h = self.emb(rows())
+        for i, block in enumerate(self.blocks[: self.called]):
+            with torch.set_grad_enabled(i >= self.frozen):
+                h = block(h)
+                h = h[1] if isinstance(h, tuple) else h
+        return self.head(h).sin().sum()
+
+
+def told(model: nn.Module, passes: int) -> list[str]:
+    """The lines that so many passes of the model, once converted, warn with."""
+    hb.convert(model.double(), hb.Highway(0))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(passes):
+            model().backward()
+    return [str(w.message) for w in caught]
+
+
+class StateSecond(Shows):
+    def forward(self, h):
+        out = super().forward(h)
+        return self.f(torch.tanh(h)), out
+
+
+class OtherStream(Shows):
+    """Returns the other stream first, of another length."""
+
+    def forward(self, h):
+        other = self.norm(h[:2])
+        return other + torch.tanh(self.f(other)) + h.mean(0), h
+
+
+class EndsInNorm(Shows):
+    def forward(self, h):
+        return self.norm(torch.tanh(self.f(h)))
+
+
+class Rectifies(Shows):
+    """An activation after a product, which autograd records as Addmm: no sum with the state."""
+
+    def forward(self, h):
+        return torch.relu(self.f(h))
+
+
+NO_PATH = "no layer of blocks that was called has a residual path: they run as before, outside any "
+NO_PATH += "chain"
+
+
+@pytest.mark.filterwarnings("ignore:no layer of blocks")
+@pytest.mark.parametrize("setting", [{}, {"frozen": 1}, {"called": 3}])
+@pytest.mark.parametrize("layer", [StateSecond, OtherStream, EndsInNorm, Rectifies])
+def test_what_only_looks_like_a_residual_path_is_none(layer, setting):
+    assert told(Calls(layer, **setting), passes=3) == [NO_PATH]
+    assert_same(converted.backward, lambda: made(Calls, layer, **setting), K_1)
+
+
+class PathLess(Shows):
+    """Some have no residual connection."""
+
+    without = (0,)
+
+    def forward(self, h):
+        return self.f(h).tanh() if self.number in self.without else super().forward(h)
+
+
+def test_a_chain_behind_layers_without_one():
+    class Twice(Calls):
+        def forward(self, x=None):
+            h = self.blocks[0](self.emb(rows()))
+            for block in self.blocks:
+                h = block(h)
+            return self.head(h).sum()
+
+    model = Twice(PathLess)
+    assert told(model, passes=3) == []
+    assert hb.chain_length(model) == 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_early_exit_shortens_no_chain():
+    class Exits(Calls):
+        def forward(self, x=None):
+            h, ends = self.emb(rows()), []
+            for block in self.blocks:
+                h = block(h)
+                ends.append(self.head(h).sum())
+            return ends
+
+    model = hb.convert(made(Exits), hb.Highway(0))
+    for _ in range(3):
+        model()[0].backward()
+    model()[-1].backward()
+    assert hb.chain_length(model) == next(iter(hb.chains(model))).longest == 4
+
+
+def test_chains_of_one_layer():
+    class EveryOther(PathLess):
+        without = (0, 2)
+
+    line = "no chain of blocks has more than one layer: the gradient is that of backpropagation, "
+    assert told(Calls(EveryOther), passes=3) == [line + "whatever k"]
+    assert told(Calls(called=2), passes=3) == []
+    assert told(Calls(frozen=3), passes=1) == []
+
+
+def reversible(*ctx_state_and_blocks):
+    *_, h, blocks = ctx_state_and_blocks
+    for block in blocks:
+        h = block(h)
+    return h
+
+
+@pytest.mark.parametrize("setup", [{}, {"setup_context": lambda ctx, inputs, output: None}])
+def test_layers_within_a_function_of_its_own(setup):
+    """Also in torch's newer form, in which the forward pass has no ctx."""
+
+    class Runs(converted.Net):
+        def forward(self, x=None):
+            run = function(reversible, lambda ctx, g: (g, None), **setup)
+            return self.head(run(self.emb(rows()), self.blocks)).sum()
+
+    (line,) = told(Runs(), passes=2)
+    assert line.startswith("blocks.0 (Shows) runs inside a torch.autograd.Function, which computes")
+    assert line.endswith(" its gradient itself: no chain")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hb.convert(converted.made(), hb.Highway(0)).train()()
+
+
+class LooksAtPairs(nn.Module):
+    """Post-LN, with a norm of other tokens within: those of pairs of rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.f, self.inner, self.norm = nn.Linear(6, 6), nn.LayerNorm(6), nn.LayerNorm(6)
+
+    def forward(self, h):
+        pairs = self.inner(h[:4].unflatten(0, (2, 2)).mean(1))
+        return self.norm(h + torch.tanh(self.f(h)) @ pairs.T @ pairs)
+
+
+def test_norms_of_other_tokens_are_no_part_of_the_carry():
+    assert_same(converted.backward, lambda: converted.made(LooksAtPairs))
