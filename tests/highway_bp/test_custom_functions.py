@@ -5,11 +5,13 @@ import torch
 from torch import nn
 
 import highway_bp as hb
+from tests.highway_bp.architectures import PlainSplit
 from tests.highway_bp.converted import (
     EXACT,
     IN_GROUPS,
     Net,
     Shows,
+    add_loss,
     assert_refused,
     assert_same,
     asserts_same,
@@ -138,42 +140,7 @@ def test_one_that_hides_behind_zero_weights_at_first_is_refused(model):
     model().backward()
 
 
-class Cell(nn.Module):
-    def __init__(self, apply):
-        super().__init__()
-        self.f, self.g, self.apply_ = nn.Linear(6, 6), nn.Linear(6, 6), apply
-
-    def forward(self, x, h):
-        return 0.5 * h + self.f(self.apply_(x + self.g(h)))
-
-    def carry(self, x, before, after):
-        return torch.full_like(before, 0.5)
-
-
-def gradients_of_cell(apply, *methods):
-    torch.manual_seed(0)
-    rnn, x = hb.Recurrent(Cell(apply)).double(), torch.randn(7, 2, 6).double()
-    for method in methods:
-        rnn.method = method
-        loss = rnn(x, torch.zeros(2, 6).double())[0].sin().sum()
-        yield torch.autograd.grad(loss, list(rnn.parameters()))
-
-
-@pytest.mark.parametrize("size", [1, 3])
-def test_a_cell_whose_function_cannot_run_twice_is_refused(size):
-    apply = function(saving, lambda ctx, g: overwriting(ctx, g)[0])
-    with pytest.raises(RuntimeError, match="the backward pass of Cell cannot run twice"):
-        list(gradients_of_cell(apply, hb.Highway(7, group_size=size)))
-
-
 clip = function(lambda ctx, x, *_: x.clone(), lambda ctx, g, *_: g.clamp(-1e-3, 1e-3))
-
-
-def test_a_cell_whose_function_clips_is_exact_by_steps_and_refused_in_windows():
-    exact, found = gradients_of_cell(clip, hb.Backprop(), hb.Highway(7))
-    torch.testing.assert_close(found, exact)
-    with pytest.raises(RuntimeError, match="Cell clips the gradient in its backward pass"):
-        list(gradients_of_cell(clip, hb.Highway(7, group_size=2)))
 
 
 class Clips(Shows):
@@ -181,11 +148,30 @@ class Clips(Shows):
         return h + self.g(self.inside(clip(h)))
 
 
-def test_clipping_is_exact_for_single_layers_and_refused_where_their_parts_are_added():
-    assert_same(backward, lambda: made(Clips, OnStates))
-    line = r"blocks.0 \(Clips\) clips the gradient in its backward pass"
-    assert_refused(lambda: made(Clips, OnStates), line, method=IN_GROUPS)
-    assert_refused(lambda: made(Clips), line, method=hb.MGRIT(cycles=9))
+class AddsLoss(Shows):
+    weight = 1.0  # of the added loss
+
+    def forward(self, h):
+        z = self.inside(h)
+        return h + add_loss(self.g(z), self.weight * z.square().mean())
+
+
+@pytest.mark.parametrize(
+    ("layer", "does"), [(Clips, "clips the gradient"), (AddsLoss, "adds to the gradient")]
+)
+def test_what_is_exact_for_single_layers_is_refused_where_their_parts_are_added(layer, does):
+    assert_same(backward, lambda: made(layer, OnStates))
+    line = rf"blocks.. \({layer.__name__}\) {does} in its backward pass"
+    for method in (IN_GROUPS, hb.MGRIT(4, 2)):
+        assert_refused(lambda: made(layer, OnStates), line, method=method)
+
+
+@refuses("adds to the gradient", lambda: made(AddsLoss, OnStates), IN_GROUPS)
+def test_losses_added_from_the_second_step_on_are_refused(model):
+    for weight in (0.0, 1.0):
+        for block in model.blocks:
+            block.weight = weight
+        backward(model)
 
 
 class WritesIntoGradient(Shows):
@@ -296,3 +282,52 @@ def test_one_layer_of_many_that_cannot_run_twice_is_refused_at_once():
         return model
 
     assert_refused(make, r"blocks.2 \(Third\) cannot run twice")
+
+
+def test_losses_added_in_front():
+    """A custom function behind the chain adds to the gradients of the chain's own weights."""
+
+    class Front(Net):
+        def forward(self, x=None):
+            penalty = sum(p.square().sum() for p in self.blocks.parameters())
+            h = add_loss(self.emb(rows()), penalty)
+            for block in self.blocks:
+                h = block(h)
+            return self.head(h).sin().sum()
+
+    assert_same(backward, lambda: made(net=Front))
+
+
+def test_gradients_written_by_a_backward_pass_are_refused():
+    class Accumulates(Shows):
+        def __init__(self):
+            super().__init__()
+            self.g.weight.main_grad = torch.zeros(6, 6).double()
+
+        def forward(self, h):
+            x, weight = self.inside(h), self.g.weight
+
+            def backward(ctx, g):
+                weight.main_grad += g.T @ x.detach()
+                return g @ weight.detach()
+
+            return h + function(lambda ctx, x: x @ weight.detach().T, backward)(x)
+
+    assert_refused(lambda: made(Accumulates), "writes the gradients of parameters itself")
+
+
+def test_a_gradient_that_a_function_keeps_is_not_written_into():
+    class Constant(PlainSplit):
+        def g(self, h):
+            kept = torch.full_like(h, 0.3)
+            return function(lambda ctx, h: 0.3 * h, lambda ctx, w: kept)(h)
+
+    chain, x = (
+        hb.ResidualChain([Constant(nn.Linear(6, 6)) for _ in range(4)]),
+        rows().requires_grad_(),
+    )
+    found = []
+    for method in (hb.Backprop(), EXACT):
+        chain.method = method
+        found += torch.autograd.grad(chain(x).square().sum(), x)
+    torch.testing.assert_close(*found)

@@ -80,22 +80,51 @@ def test_a_cell_that_cannot_run_as_rows_is_refused(more, says, method):
     rnn(torch.randn(L, B, D))[0].square().sum().backward()
 
 
-class Adds(nn.Module):
-    """The backward pass adds the gradient of a loss on h."""
+class Applies(nn.Module):
+    """A function with that backward pass; what the forward pass saves it may use once."""
+
+    def __init__(self, backward):
+        super().__init__()
+        self.backward = backward
 
     def forward(self, h):
-        return function(lambda ctx, h: h.clone(), lambda ctx, g: g + 1)(h)
+        def forward(ctx, h):
+            ctx.save_for_backward(h)
+            return h.clone()
+
+        return function(forward, self.backward)(h)
 
 
-def test_a_cell_that_adds_losses_in_its_backward_pass():
-    found, x = [], torch.randn(L, B, D)
-    rnn = hb.Recurrent(Decay(D, H, Adds()))
+def overwrites(ctx, g):
+    """The gradient takes the memory of what was saved, as in fused kernels."""
+    (h,) = ctx.saved_tensors
+    h.data.copy_(g * h.cos())
+    return h
+
+
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_a_cell_whose_function_cannot_run_twice_is_refused(group_size):
+    rnn = hb.Recurrent(Decay(D, H, Applies(overwrites)))
+    rnn.method = hb.Highway(L, group_size=group_size)
+    with pytest.raises(RuntimeError, match="the backward pass of Decay cannot run twice"):
+        rnn(torch.randn(L, B, D))[0].square().sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("backward", "does"),
+    [
+        (lambda ctx, g: g + 1, "adds to the gradient"),  # the gradient of a loss on h
+        (lambda ctx, g: g.clamp(-1e-3, 1e-3), "clips the gradient"),
+    ],
+)
+def test_a_cell_that_is_exact_by_steps_and_refused_in_windows(backward, does):
+    rnn, x, found = hb.Recurrent(Decay(D, H, Applies(backward))), torch.randn(L, B, D), []
     for method in (hb.Backprop(), hb.Highway(L)):
         rnn.method = method
         found.append(torch.autograd.grad(rnn(x)[0].square().sum(), list(rnn.parameters())))
     torch.testing.assert_close(*found)
     rnn.method = hb.Highway(3, group_size=2)
-    with pytest.raises(RuntimeError, match="Decay adds to the gradient in its backward pass"):
+    with pytest.raises(RuntimeError, match=f"Decay {does} in its backward pass"):
         rnn(x)[0].square().sum().backward()
 
 
