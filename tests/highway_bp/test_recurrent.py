@@ -100,15 +100,6 @@ def test_gradients_reach_the_initial_state():
     assert_exact(network, of_the_state)
 
 
-@pytest.mark.parametrize("group_size", [1, 3])
-def test_a_hook_on_a_parameter_runs_once(group_size):
-    network, x = build("minimal gated", None)
-    for p in network.parameters():
-        p.register_hook(lambda g: g / 2)
-    method = hb.Highway(L, group_size=group_size)
-    assert_exact(network, lambda network: gradients(network, x), method)
-
-
 def test_a_hook_that_the_cell_sets_on_its_state():
     class Doubles(MinimalGatedCell):
         def forward(self, x, h):
@@ -121,14 +112,14 @@ def test_a_hook_that_the_cell_sets_on_its_state():
     assert_exact(network, lambda network: gradients(network, x, state))
 
 
-def test_the_output_may_be_changed_in_place():
-    network, x = build("minimal gated", None)
-    parameters = list(network.parameters())
+def with_hooks_on_parameters(network, x):
+    for p in network.parameters():
+        p.register_hook(lambda g: g / 2)
+    return gradients(network, x)
 
-    def run(network):
-        return torch.autograd.grad(network(x)[0].mul_(2).square().sum(), parameters)
 
-    assert_exact(network, run)
+def with_the_output_changed_in_place(network, x):
+    return torch.autograd.grad(network(x)[0].mul_(2).square().sum(), list(network.parameters()))
 
 
 def under_checkpoint(network, x):
@@ -151,9 +142,16 @@ def frozen_before_backward(network, x):
     return [p.grad for p in weights]
 
 
-@pytest.mark.parametrize("how", [under_checkpoint, with_other_weights, frozen_before_backward])
-def test_other_weights_in_the_backward_pass_than_in_the_forward_pass(how):
-    found = [how(*build("minimal gated", method)) for method in (hb.Backprop(), hb.Highway(L))]
+SITUATIONS = [with_hooks_on_parameters, with_the_output_changed_in_place, under_checkpoint]
+SITUATIONS += [with_other_weights, frozen_before_backward]
+
+
+@every_cell
+@pytest.mark.parametrize("group_size", [1, 3])
+@pytest.mark.parametrize("how", SITUATIONS)
+def test_gradients_are_exact_in_every_situation(name, how, group_size):
+    methods = hb.Backprop(), hb.Highway(L, group_size=group_size)
+    found = [how(*build(name, method)) for method in methods]
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
 
 
@@ -186,20 +184,6 @@ class Keeps(MinimalGatedCell):
         self.last = self.function(self, x, h, new)
         self.kept.append(self.last)
         return new
-
-
-def kept_by(method, function, *, before=True, wants=True):
-    """Gradients of a loss on the states and on what the cell keeps, formed before backward()."""
-    torch.manual_seed(0)
-    network = hb.Recurrent(Keeps(function), method=method).double()
-    outputs, _ = network(X.double().requires_grad_(wants), ZEROS.double())
-    loss, cell = outputs.square().sum(), network.cell
-    if before:
-        (loss + sum(cell.kept) + cell.last).backward()
-    else:
-        loss.backward()
-        (sum(cell.kept) + cell.last).backward()
-    return [torch.zeros_like(p) if p.grad is None else p.grad for p in network.parameters()]
 
 
 @pytest.mark.parametrize("backward", ["loss.backward()", "autograd.grad"])
@@ -243,8 +227,20 @@ def test_a_loss_on_what_a_hook_inside_a_cell_shows_is_refused():
     ids=["of weights", "of the detached input", "of the detached state"],
 )
 def test_a_loss_on_what_a_cell_keeps_of_its_weights(function, before):
-    found = [kept_by(method, function, before=before) for method in (hb.Backprop(), hb.Highway(L))]
-    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+    """With the states in one backward pass, or in a second one; the loss is formed before both."""
+    torch.manual_seed(0)
+    network = hb.Recurrent(Keeps(function)).double()
+
+    def run(network):
+        network.zero_grad()
+        network.cell.kept = []
+        outputs, _ = network(X.double().requires_grad_(), ZEROS.double())
+        losses = [outputs.square().sum(), sum(network.cell.kept) + network.cell.last]
+        for loss in [sum(losses)] if before else losses:
+            loss.backward()
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in network.parameters()]
+
+    assert_exact(network, run)
 
 
 def test_the_graph_of_a_step_is_freed_with_the_step():
