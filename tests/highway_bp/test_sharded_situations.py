@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,17 @@ from tests.highway_bp.on_ranks import on_ranks
 from tests.highway_bp.test_sharded import CELLS, GroupedChain, InGroups, data, layers_of, loss_on
 
 pytestmark = pytest.mark.slow
+
+
+def said(call, *given, error=RuntimeError, **named) -> str:
+    """The message of the error that a call raises."""
+    with pytest.raises(error) as told:
+        call(*given, **named)
+    return str(told.value)
+
+
+def chain_of(layer: type[nn.Module], layers: int = 2) -> hb.ShardedChain:
+    return hb.ShardedChain([layer(tanh(8)).double() for _ in range(layers)], hb.Highway(1))
 
 
 def assorted(rank: int) -> dict:
@@ -43,16 +55,18 @@ def looked_at() -> list[str]:
     def states():
         return hb.ShardedChain(layers_of("relu"), hb.Highway(1))(data("relu"), return_states=True)
 
-    looks = (
-        lambda h, loss: (h.register_hook(lambda g: None), loss.backward()),
-        lambda h, loss: (h.retain_grad(), loss.backward()),
-        lambda h, loss: torch.autograd.grad(loss, h),
-    )
-    lines = []
-    for look, at in itertools.product(looks, (0, 3)):
-        with pytest.raises(RuntimeError) as told:
-            look((found := states())[at], loss_on(found))
-        lines.append(str(told.value))
+    def look(how, at):
+        loss = loss_on(found := states())
+        if how == "grad":
+            torch.autograd.grad(loss, found[at])
+        elif how == "hook":
+            found[at].register_hook(lambda g: None)
+        else:
+            found[at].retain_grad()
+        loss.backward()
+
+    looks = itertools.product(("grad", "hook", "retain_grad"), (0, 3))
+    lines = [said(look, how, at) for how, at in looks]
     (g,) = torch.autograd.grad((found := states())[-1].square().sum(), found[-1])
     assert torch.equal(g, 2 * found[-1])
     return lines
@@ -103,19 +117,14 @@ def disagreeing(rank: int) -> list[str]:
     """The errors of calls that cannot be."""
     chain = hb.ShardedChain(masked_layers(), hb.Highway(1), micro_batches=2)
     mask = torch.ones(3, 1, 1)
-    errors = []
-    for x in (data("relu")[:1], data("relu")[: 2 + rank]):
-        with pytest.raises(ValueError) as error:
-            chain(x, mask, scale=0.5)
-        errors.append(str(error.value))
+    call = partial(chain, scale=0.5)
+    batches = data("relu")[:1], data("relu")[: 2 + rank]
+    errors = [said(call, x, mask, error=ValueError) for x in batches]
     chain.method = hb.Highway(rank)
-    with torch.no_grad(), pytest.raises(ValueError) as error:
-        chain(data("relu"), mask, scale=0.5)
-    errors.append(str(error.value))
+    with torch.no_grad():
+        errors.append(said(call, data("relu"), mask, error=ValueError))
     chain.method = hb.Highway(1)
-    with pytest.raises(ValueError) as error:
-        chain(data("relu") + 0.1 * rank, mask, scale=0.5)
-    return [*errors, str(error.value)]
+    return [*errors, said(call, data("relu") + 0.1 * rank, mask, error=ValueError)]
 
 
 def forward_alone() -> tuple[bool, float, bool]:
@@ -139,9 +148,7 @@ def backward_twice() -> tuple[bool, str]:
     chain = hb.ShardedChain(layers_of("relu"), hb.Highway(1))
     loss, p = chain(data("relu")).sum(), chain.own_parameters()[0]
     first, second = (torch.autograd.grad(loss, p, retain_graph=keep)[0] for keep in (True, False))
-    with pytest.raises(RuntimeError) as error:
-        loss.backward()
-    return torch.equal(first, second), str(error.value)
+    return torch.equal(first, second), said(loss.backward)
 
 
 def unwanted_input() -> list[float]:
@@ -163,9 +170,7 @@ def captured() -> str:
         def g(self, h):
             return scale * self.inner(h)
 
-    with pytest.raises(RuntimeError) as error:
-        hb.ShardedChain([Captures(tanh(8)).double() for _ in range(2)], hb.Highway(0))(data("relu"))
-    return str(error.value)
+    return said(chain_of(Captures), data("relu"))
 
 
 def kept() -> list[str]:
@@ -176,19 +181,13 @@ def kept() -> list[str]:
             self.inside = self.inner(h)
             return self.inside
 
-    chain = hb.ShardedChain([Keeps(tanh(8)).double() for _ in range(2)], hb.Highway(1))
-    x = data("relu").requires_grad_()
+    chain, x = chain_of(Keeps), data("relu").requires_grad_()
     loss = chain(x).sum() + chain[chain.own[0]].inside.sum()
-    errors = []
-    with pytest.raises(RuntimeError) as error:
-        torch.autograd.grad(loss, x, retain_graph=True)
-    errors.append(str(error.value))
+    errors = [said(torch.autograd.grad, loss, x, retain_graph=True)]
     for look in (lambda t: t.retain_grad(), lambda t: t.register_hook(lambda g: None)):
         loss = chain(x).sum()
         look(chain[chain.own[0]].inside)
-        with pytest.raises(RuntimeError) as error:
-            loss.backward()
-        errors.append(str(error.value))
+        errors.append(said(loss.backward))
     return errors
 
 
@@ -220,11 +219,9 @@ def accumulates() -> list[str]:
 
     errors = []
     for layer in (Accumulates, Adds):
-        chain = hb.ShardedChain([layer(tanh(8)).double() for _ in range(4)], hb.Highway(1))
-        states = chain(data("relu").requires_grad_(), return_states=True)
-        with pytest.raises(RuntimeError) as error:
-            sum(h.sum() for h in (states if layer is Adds else states[-1:])).backward()
-        errors.append(str(error.value))
+        states = chain_of(layer, 4)(data("relu").requires_grad_(), return_states=True)
+        loss = sum(h.sum() for h in (states if layer is Adds else states[-1:]))
+        errors.append(said(loss.backward))
     return errors
 
 
@@ -236,11 +233,7 @@ def written() -> str:
             losses.append(self.inner(h).square().mean())
             return super().forward(h)
 
-    with pytest.raises(RuntimeError) as error:
-        hb.ShardedChain([Writes(tanh(8)).double() for _ in range(2)], hb.Highway(0))(
-            data("relu"), []
-        )
-    return str(error.value)
+    return said(chain_of(Writes), data("relu"), [])
 
 
 def test_what_else_there_is_to_see(tmp_path):
