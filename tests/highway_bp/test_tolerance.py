@@ -55,13 +55,8 @@ def test_recurrent_layers_stop_too(layer, group_size):
 def test_iterations_are_those_of_the_last_backward_pass():
     torch.manual_seed(0)
     rnn, x = hb.GRU(3, 4, method=hb.Highway(2)), torch.randn(9, 2, 3)
-    for method, wanted in (
-        (hb.Highway(2), 2),
-        (hb.FixedPoint(3), 3),
-        (hb.Highway(0), 0),
-        (hb.Highway(1), 1),
-        (hb.Backprop(), 0),
-    ):
+    iterated = {hb.Highway(2): 2, hb.FixedPoint(3): 3, hb.Highway(0): 0, hb.Highway(1): 1}
+    for method, wanted in {**iterated, hb.Backprop(): 0}.items():
         rnn.method = method
         rnn(x)[0].sum().backward()
         assert hb.iterations(rnn) == wanted
