@@ -376,9 +376,8 @@ def test_layers_within_a_function_of_its_own(setup):
             run = function(reversible, lambda ctx, g: (g, None), **setup)
             return self.head(run(self.emb(rows()), self.blocks)).sum()
 
-    (line,) = told(Runs(), passes=2)
-    assert line.startswith("blocks.0 (Shows) runs inside a torch.autograd.Function, which computes")
-    assert line.endswith(" its gradient itself: no chain")
+    line = "blocks.0 (Shows) runs inside a torch.autograd.Function, which computes its gradient "
+    assert told(Runs(), passes=2) == [line + "itself: no chain"]
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
         hb.convert(converted.made(), hb.Highway(0)).train()()
