@@ -111,7 +111,8 @@ def test_a_cell_that_cannot_run_as_rows_is_refused(more, says, method):
     ],
 )
 def test_a_cell_that_is_exact_by_steps_and_refused_in_windows(backward, does):
-    rnn, x, found = hb.Recurrent(Decay(D, H, Applies(backward))), torch.randn(L, B, D), []
+    rnn, found = hb.Recurrent(Decay(D, H, Applies(backward))).double(), []
+    x = torch.randn(L, B, D).double()
     for method in (hb.Backprop(), hb.Highway(L)):
         rnn.method = method
         found.append(torch.autograd.grad(rnn(x)[0].square().sum(), list(rnn.parameters())))
