@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.downsample import IRevNetDownsampling, RowDownsampling
-from models.shortcuts import DownsamplingShortcut, StridedShortcut
+from models.shortcuts import StridedShortcut
 
 BOTH = pytest.mark.parametrize(
     "kind", [RowDownsampling(), IRevNetDownsampling()], ids=["rows", "irevnet"]
@@ -71,11 +71,6 @@ def test_option_a_takes_every_second_pixel_and_pads_channels_with_zeros():
     out = StridedShortcut(8)(h)
     assert torch.equal(out[:, 2:6], h[:, :, ::2, ::2])
     assert torch.equal(out[:, [0, 1, 6, 7]], torch.zeros(2, 4, 3, 4, dtype=torch.float64))
-
-
-def test_downsampling_shortcut_is_down_by_two():
-    h = whole(2, 4, 6, 8)
-    assert torch.equal(DownsamplingShortcut(RowDownsampling())(h), RowDownsampling().down(h, 2))
 
 
 @BOTH
