@@ -33,21 +33,11 @@ def write_split(folder: Path, split: str, columns: Mapping[str, list], **feature
     return file
 
 
-def write_readme(repository: Path, config: str, place: str, splits: Iterable[str]) -> None:
-    """The head of the hub's README.md, which says where the splits of a config lie."""
-    files = "".join(f"  - split: {split}\n    path: {place}/{split}-*\n" for split in splits)
-    repository.mkdir(parents=True, exist_ok=True)
-    (repository / "README.md").write_text(
-        f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n"
-    )
-
-
 def write_images(
-    root: Path, name: str, config: str, place: str, columns: tuple, classes: int, rows: Mapping
+    root: Path, name: str, place: str, columns: tuple, classes: int, rows: Mapping
 ) -> None:
     """Random images; columns: of the images, and of the labels. rows: of each split."""
     random = np.random.default_rng(0)
-    write_readme(root / name, config, place, rows)
     for split, count in rows.items():
         pixels = random.integers(256, size=(count, 32, 32, 3), dtype=np.uint8)
         cells = [{"bytes": png(image), "path": None} for image in pixels]

@@ -13,6 +13,7 @@ from torch import nn
 import highway_bp as hb
 from experiments.data.images import SIZE
 from experiments.optimizer import learning_rate
+from scripts.evidence.paper import paper_rows
 from tests.experiments import hub_layout
 from tests.train_cli import only_run, records_of, row_of
 
@@ -82,19 +83,8 @@ def settings(row: str) -> dict:
 
 
 SETTINGS = {preset: settings(row) for preset, row in ROWS.items()}
-# Table 2: L, losses between the layers, parameters as printed.
-SIZES = {
-    "resnet32_cifar10": (15, False, "464k"),
-    "resnet110_cifar10": (54, False, "1.7M"),
-    "resnet56_imagenet32": (27, False, "917k"),
-    "gpt2_wikitext103": (24, False, "14.5M"),
-    "roberta_mnli": (24, False, "124M"),
-    "lstm_wikitext103_chars": (256, True, "2.3M"),
-    "gru_wikitext103_chars": (256, True, "1.8M"),
-    "gru_wikitext103_words": (256, True, "21.1M"),
-    "gru_cifar10_pixels": (1024, False, "29.8k"),
-}
-OTHER_COUNTS = {"gpt2_wikitext103": "13.6M"}  # docs/reproduce.md: ours, with tied embeddings
+PAPER = {row.preset: row for row in paper_rows().values()}  # what Table 2 prints
+OTHER_COUNTS = {"gpt2_wikitext103": 13_600_000}  # docs/reproduce.md: ours, with tied embeddings
 ROBERTA_TOKENS = dict(vocabulary=50_265, padding=1, labels=hub_layout.LABELS)  # its tokenizer's
 
 IMAGES = ["optim.batch_size=4", "data.rows={train:12,test:4}"]
@@ -104,17 +94,17 @@ ROBERTA = [
     *("optim.batch_size=4", "data.train.rows=null"),
     *(f"{key}=${{data.root}}/roberta-base" for key in ("data.tokenizer", "model.pretrained")),
 ]
-# Of each row: model and score, and what makes its steps small.
+# Of each row: its model, and what makes its steps small.
 LAUNCHES = {
-    "resnet32_cifar10": ("resnet32_preact", "eval_accuracy", IMAGES),
-    "resnet110_cifar10": ("resnet110", "eval_accuracy", IMAGES),
-    "resnet56_imagenet32": ("resnet56", "eval_accuracy", WITH_VALIDATION),
-    "gpt2_wikitext103": ("gpt2", "eval_perplexity", [*BOOKS, "model.hidden=32"]),
-    "roberta_mnli": ("roberta", "eval_accuracy", ROBERTA),
-    "lstm_wikitext103_chars": ("lstm_char", "eval_bits_per_char", BOOKS),
-    "gru_wikitext103_chars": ("gru_char", "eval_bits_per_char", BOOKS),
-    "gru_wikitext103_words": ("gru_words", "eval_perplexity", BOOKS),
-    "gru_cifar10_pixels": ("gru_pixels", "eval_accuracy", IMAGES),
+    "resnet32_cifar10": ("resnet32_preact", IMAGES),
+    "resnet110_cifar10": ("resnet110", IMAGES),
+    "resnet56_imagenet32": ("resnet56", WITH_VALIDATION),
+    "gpt2_wikitext103": ("gpt2", [*BOOKS, "model.hidden=32"]),
+    "roberta_mnli": ("roberta", ROBERTA),
+    "lstm_wikitext103_chars": ("lstm_char", BOOKS),
+    "gru_wikitext103_chars": ("gru_char", BOOKS),
+    "gru_wikitext103_words": ("gru_words", BOOKS),
+    "gru_cifar10_pixels": ("gru_pixels", IMAGES),
 }
 
 each_preset = pytest.mark.parametrize("preset", SETTINGS)
@@ -149,11 +139,13 @@ def test_a_presets_model_has_the_papers_sizes(shown, preset):
     with torch.device("cpu" if recurrent else "meta"):
         model = instantiate(cfg.model, **given)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    L, intermediate, printed = SIZES[preset]
+    paper = PAPER[preset]
     # A chain of layers hands on its last state alone; one of time steps is as long as its input.
-    assert (recurrent and predicts_at_every_step(model, cfg)) == intermediate
-    assert hb.chain_length(model) == L
-    assert as_printed(trained, printed) == OTHER_COUNTS.get(preset, printed)
+    assert (recurrent and predicts_at_every_step(model, cfg)) == paper.intermediate_losses
+    assert hb.chain_length(model) == paper.L
+    printed = OTHER_COUNTS.get(preset, paper.parameters)
+    zeros = len(str(printed)) - len(str(printed).rstrip("0"))
+    assert round(trained, -zeros) == printed
     if "depth" in cfg.model:  # 16 -> 64
         convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
         assert (convolutions[0].out_channels, convolutions[-1].out_channels) == (16, 64)
@@ -168,24 +160,18 @@ def predicts_at_every_step(model: nn.Module, cfg: DictConfig) -> bool:
     return math.prod(predictions) == hb.chain_length(model)
 
 
-def as_printed(count: int, like: str) -> str:
-    """The number with the decimals and the unit of ``like``."""
-    decimals = len(like[:-1].partition(".")[2])
-    return f"{count / {'k': 1e3, 'M': 1e6}[like[-1]]:.{decimals}f}{like[-1]}"
-
-
 @pytest.mark.parametrize(
-    ("preset", "steps", "printed"),
+    ("preset", "steps", "warm_up"),
     [
-        ("lstm_wikitext103_chars", 10_000, "1.0k"),
-        ("gru_cifar10_pixels", 2500, "0.25k"),
-        ("roberta_mnli", 2 * (392_702 // 32), "2.5k"),  # MNLI's pairs: 2454 steps of warm-up
+        ("lstm_wikitext103_chars", 10_000, 1000),
+        ("gru_cifar10_pixels", 2500, 250),
+        ("roberta_mnli", 2 * (392_702 // 32), 2454),  # MNLI's pairs; printed as 2.5k
     ],
 )
-def test_the_warm_up_of_a_whole_run_is_as_printed(shown, preset, steps, printed):
+def test_the_warm_up_of_a_whole_run_is_as_printed(shown, preset, steps, warm_up):
     optim = shown(preset).optim
     rates = [learning_rate(step, steps, optim) for step in range(steps)]
-    assert as_printed(rates.index(max(rates)) + 1, printed) == printed
+    assert rates.index(max(rates)) + 1 == warm_up
     assert max(rates) == optim.lr and rates[-1] == pytest.approx(optim.lr / 10)
 
 
@@ -194,9 +180,9 @@ def hub(tmp_path_factory) -> Path:
     """What the nine rows read, in small."""
     root = tmp_path_factory.mktemp("hub")
     rows = {"train": 12, "test": 4}
-    hub_layout.write_images(root, CIFAR10, "plain_text", "plain_text", ("img", "label"), 10, rows)
+    hub_layout.write_images(root, CIFAR10, "plain_text", ("img", "label"), 10, rows)
     rows |= {"validation": 4}
-    hub_layout.write_images(root, IMAGENET32, "default", "data", ("image", "label"), 1000, rows)
+    hub_layout.write_images(root, IMAGENET32, "data", ("image", "label"), 1000, rows)
     hub_layout.write_text(root, WIKITEXT, "wikitext-103-v1", {"train": 60, "validation": 60})
     hub_layout.write_pairs(root, GLUE, "mnli", {"train": 24, MATCHED: 6})
     hub_layout.write_roberta(root / "roberta-base", layers=12, hidden=32, length=128)
@@ -217,14 +203,14 @@ def offline(hub, tmp_path, monkeypatch) -> None:
 
 @each_preset
 def test_each_row_is_launched_for_two_steps(train, runs, offline, preset):
-    model, metric, small = LAUNCHES[preset]
+    (model, small), paper = LAUNCHES[preset], PAPER[preset]
     launched = train(f"experiment={preset}", "steps=2", *small)
     assert launched.code == 0, launched.err
     row, records = row_of(only_run(runs)), records_of(only_run(runs))
     cfg = SETTINGS[preset]
-    assert (row["experiment"], row["model"], row["metric"]) == (preset, model, metric)
+    assert (row["experiment"], row["model"], row["metric"]) == (preset, model, paper.metric)
     assert row["data"] == (cfg["data.name"] or cfg["data.train.name"])
     assert (row["grad"], row["k"], row["gamma"]) == ("highway", 3, cfg["gamma"])
-    assert (row["steps"], row["L"]) == (2, SIZES[preset][0])
+    assert (row["steps"], row["L"]) == (2, paper.L)
     assert [r["step"] for r in records if "eval_loss" in r][-1] == 2
-    assert all(math.isfinite(row[key]) for key in ("train_loss", "eval_loss", metric))
+    assert all(math.isfinite(row[key]) for key in ("train_loss", "eval_loss", paper.metric))
