@@ -8,15 +8,12 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from experiments.config import composed
 from experiments.data import images as images_module
 from experiments.data.images import (
     PADDING,
     ImageData,
-    channel_statistics,
     draw,
     image_data,
     load_digits,
@@ -40,16 +37,6 @@ def numbered(total: int, augment: bool = False, flip: bool = False) -> ImageData
 
 
 # batches
-
-
-@settings(max_examples=20, deadline=None)
-@given(total=st.integers(1, 30), size=st.integers(1, 30), epoch=st.integers(0, 5))
-def test_an_epoch_takes_every_sample_at_most_once_and_drops_only_the_rest(total, size, epoch):
-    size = min(size, total)
-    batches = numbered(total).train_batches(size, 3, "cpu")
-    steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
-    taken = torch.cat([batches.batch(step)[1] for step in steps]).tolist()
-    assert len(taken) == len(set(taken)) == total - total % size
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step():
@@ -121,14 +108,6 @@ def test_digits_are_grey_32x32_images_with_a_fixed_split():
     assert data.train_labels.unique().tolist() == list(range(10))
     assert torch.equal(data.test_labels, load_digits().test_labels)
     assert not data.flip and not data.augment
-
-
-def test_channel_statistics_equal_the_plain_formula():
-    images = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8)
-    mean, std = channel_statistics(images)
-    pixels = images.double().transpose(0, 1).flatten(1) / 255
-    assert mean == pytest.approx(pixels.mean(1).tolist())
-    assert std == pytest.approx(pixels.std(1, correction=0).tolist())
 
 
 def test_validation_images_are_disjoint_from_training_and_never_test_images():
