@@ -14,9 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from experiments import checkpoint
+from experiments.config import CONFIGS, register_help
+from experiments.plan import Plan
 from experiments.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +46,16 @@ def command_line(*arguments: str) -> None:
     sys.argv = [str(ROOT / "train.py"), *arguments]
     GlobalHydra.instance().clear()
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def planned(*arguments: str) -> Plan:
+    """What train.py makes of a command line."""
+    register_help()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("config", list(arguments), return_hydra_config=True)
+    choices = dict(cfg.hydra.runtime.choices)
+    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    return Plan(cfg, choices, list(arguments))
 
 
 def start(

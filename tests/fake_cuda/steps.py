@@ -13,22 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 import highway_bp as hb
-from experiments.config import CONFIGS, composed, register_help
+from experiments.config import CONFIGS, composed
 from experiments.data.images import ImageData
 from experiments.objective import Objective
 from experiments.optimizer import build_optimizer
-from experiments.plan import Plan
 from experiments.trainer import Trainer
 from scripts.surrogate import one_pass, surrogate, training_step
 from tests.fake_cuda.gpu import FakeGPU
 from tests.test_devices import METHODS, MODELS
+from tests.train_cli import planned
 
 DEVICE = torch.device("cuda")
 
@@ -132,12 +130,8 @@ class Folder:
 
 def trainer_of(line: str) -> Trainer:
     """Of arguments of train.py, on made-up data that are augmented where they are images."""
-    register_help()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("config", line.split(), return_hydra_config=True)
-    choices = dict(cfg.hydra.runtime.choices)
-    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    plan, data = Plan(cfg, choices), surrogate(cfg.data, rows=64)
+    plan = planned(*line.split())
+    cfg, data = plan.cfg, surrogate(plan.cfg.data, rows=64)
     if isinstance(data, ImageData):
         data = replace(data, augment=True, flip=True)
     model = instantiate(cfg.model, **data.model_arguments())
