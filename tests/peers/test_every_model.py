@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import queue
 import sys
 import warnings
 from collections import Counter
@@ -125,28 +124,19 @@ def _line(raised: Exception) -> str:
     return " ".join(f"{type(raised).__name__}: {raised}".split())[:120]
 
 
-def _run(jobs, results) -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    for kind, name in iter(jobs.get, None):
-        results.put(outcome(kind, name))
-
-
 def outcomes(kinds: dict[str, str]) -> dict[str, tuple[str, Any]]:
     """The outcomes of classes, given with their model types; a process that hangs is replaced."""
     found: dict[str, tuple[str, Any]] = {}
     context, worker = multiprocessing.get_context("fork"), None
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     for name, kind in kinds.items():
-        if worker is None:
-            jobs, results = context.Queue(), context.Queue()
-            worker = context.Process(target=_run, args=(jobs, results), daemon=True)
-            worker.start()
-        jobs.put((kind, name))
+        worker = worker or context.Pool(1)
         try:
-            found[name] = results.get(timeout=SECONDS)
-        except queue.Empty:
+            found[name] = worker.apply_async(outcome, (kind, name)).get(SECONDS)
+        except multiprocessing.TimeoutError:
             found[name] = ("slow", SECONDS)
-            worker.kill()
+            worker.terminate()
             worker = None
     return found
 
