@@ -74,6 +74,10 @@ def backward(*layers: nn.Module, width: int = 4):
     hb.ResidualChain(layers, METHOD)(x).sum().backward()
 
 
+def with_carry(carry):
+    backward(Add(carry), Add(None))
+
+
 def backward_of_cell(*cell_and_carry):
     total(hb.Recurrent(*cell_and_carry, method=METHOD)).backward()
 
@@ -118,7 +122,7 @@ def second_derivative():
 
 RAISED = {
     ValueError: {
-        "a carry of the wrong shape": lambda: backward(Add(torch.ones(3)), Add(None)),
+        "a carry of the wrong shape": lambda: with_carry(torch.ones(3)),
         "a layer that changes the shape with an identity carry": lambda: backward(
             Narrow(), Add(None)
         ),
@@ -162,10 +166,8 @@ RAISED = {
         ),
     },
     TypeError: {
-        "a carry of the wrong dtype": lambda: backward(
-            Add(torch.ones(4, dtype=torch.int64)), Add(None)
-        ),
-        "a carry of another type": lambda: backward(Add("ones"), Add(None)),
+        "a carry of the wrong dtype": lambda: with_carry(torch.ones(4, dtype=torch.int64)),
+        "a carry of another type": lambda: with_carry("ones"),
         "a method carry with other arguments": lambda: backward(OneArgument(4, 4), Add(None)),
         "a layer in place of a list": lambda: hb.ResidualChain(nn.Linear(3, 3), METHOD),
         "a state of complex numbers": lambda: hb.ResidualChain([Add(None)], METHOD)(

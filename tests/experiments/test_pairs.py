@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from experiments.data.grammar import load_grammar
 from experiments.data.pairs import load_hub_pairs, model_input
 from experiments.errors import UserError
+from models.pair_classifier import PairClassifier
 from models.pretrained import quiet_transformers
 from tests.experiments.hub_layout import LABELS, write_split, write_tokenizer
 
@@ -30,9 +31,8 @@ def tokenizer(tmp_path_factory):
 
 def hub_folder(root, names=LABELS, rows=ROWS):
     label = Value("int64") if names is None else ClassLabel(names=names)
-    columns = dict(
-        zip(("premise", "hypothesis", "label"), map(list, zip(*rows, strict=True)), strict=True)
-    )
+    premises, hypotheses, labels = map(list, zip(*rows, strict=True))
+    columns = {"premise": premises, "hypothesis": hypotheses, "label": labels}
     for split in ("train", "test"):
         columns["origin"] = [split] * len(rows)  # files of one content are refused
         write_split(root / "pairs" / "data", split, columns, label=label)
@@ -40,13 +40,9 @@ def hub_folder(root, names=LABELS, rows=ROWS):
 
 
 def load(root, tokenizer, tmp_path, **more):
-    part = {"name": "pairs", "config": None}
-    return load_hub_pairs(
-        {**part, "split": "train"},
-        {**part, "split": "test"},
-        tokenizer,
-        **{"length": 12, "root": root, "cache_dir": str(tmp_path / "cache"), **more},
-    )
+    train, test = ({"name": "pairs", "config": None, "split": s} for s in ("train", "test"))
+    settings = {"length": 12, "root": root, "cache_dir": str(tmp_path / "cache"), **more}
+    return load_hub_pairs(train, test, tokenizer, **settings)
 
 
 @pytest.mark.parametrize("names", [LABELS, None])
@@ -101,8 +97,6 @@ def sizes(**more):
 
 
 def test_a_classifier_can_be_saved_and_given_as_pretrained(tmp_path):
-    from models.pair_classifier import PairClassifier
-
     x = torch.ones(2, 3, 5, dtype=torch.int64)
     model = PairClassifier(**sizes()).eval()
     model.save_pretrained(tmp_path / "m")
@@ -112,8 +106,6 @@ def test_a_classifier_can_be_saved_and_given_as_pretrained(tmp_path):
 
 def test_a_pretrained_model_that_pads_otherwise_is_refused(tmp_path):
     """Other tokens and labels: see tests/errors.md."""
-    from models.pair_classifier import PairClassifier
-
     PairClassifier(**sizes()).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "roberta"
     with pytest.raises(ValueError, match="pads with token 0; expected the tokenizer's 1"):

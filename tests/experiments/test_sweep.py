@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from omegaconf import OmegaConf
 
 from experiments import checkpoint, devices
@@ -125,19 +126,13 @@ def test_a_parallel_sweep_is_terminated_and_goes_on(tmp_path):
 
 
 def test_a_run_that_another_process_trains_is_skipped(train, runs):
-    process = start(*TINY, f"run_root={runs}", "steps=4000")
-    try:
-        wait_until(lambda: in_the_middle(runs), process)
-        alone = train("steps=4000")
-        assert (alone.code, alone.err) == (0, "")
-        assert alone.out == f"{only_run(runs)} is being trained by another process, skipped\n"
-        swept = train("-m", "steps=4000,1")
-        assert swept.code == 0 and len(finished(runs)) == 1
-        assert "is being trained by another process, skipped" in swept.out
-    finally:
-        process.kill()
-        process.join()
-    assert not any(map(is_busy, runs.iterdir()))
+    train("steps=2")
+    (run := only_run(runs)).joinpath("DONE").unlink()
+    with FileLock(run / LOCK):
+        alone, swept = train("steps=2"), train("-m", "steps=2,1")
+    assert (alone.code, alone.err) == (swept.code, swept.err) == (0, "")
+    assert alone.out == f"{run} is being trained by another process, skipped\n"
+    assert alone.out in swept.out and len(finished(runs)) == 1
 
 
 def test_what_is_trained_where_is_written_before_it_begins(train, runs, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 
 from experiments import checkpoint
 from experiments.row import check_row
+from tests.experiments.tiny import TINY_GPT
 from tests.train_cli import (
     assert_same,
     count_lines,
@@ -45,6 +46,10 @@ WHOLE = {  # a part of the row, by command line
     f"grad=highway experiment=topics_tiny k=1 {CHARS}": TEXT | K_1,
     f"grad=highway experiment=topics_tiny k=1 {WORDS}": TEXT | K_1 | dict(metric="eval_perplexity"),
 }
+ADAPTIVE = (
+    "experiment=topics_tiny steps=8 schedule=adaptive schedule.budget=0.9 schedule.ks=[0,1,2] "
+    "schedule.tolerance=0.4 diagnostics=figure6 diagnostics.at=[0,0.5]"
+)
 
 
 @pytest.mark.parametrize("line", WHOLE)
@@ -127,27 +132,34 @@ def test_a_sweep_keeps_its_files_in_run_root(train, runs, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("sent", "more"),
+    ("sent", "step", "line"),
     [
-        (signal.SIGTERM, "trainer.amp=auto"),
-        (signal.SIGINT, "trainer.amp=auto"),
-        (signal.SIGTERM, "experiment=topics_tiny"),
-        (signal.SIGTERM, "trainer.amp=true"),  # bfloat16, on a CPU as well
+        (signal.SIGTERM, 5, "k=1"),
+        (signal.SIGINT, 5, "k=1"),
+        (signal.SIGTERM, 5, "experiment=topics_tiny k=1"),
+        (signal.SIGTERM, 5, "k=1 trainer.amp=true"),  # bfloat16, on a CPU as well
+        (signal.SIGTERM, 2, ADAPTIVE),
+        (signal.SIGTERM, 5, ADAPTIVE),
+        (signal.SIGTERM, 3, " ".join([*TINY_GPT, "k=1 gamma=auto trainer.eval_interval=6"])),
     ],
 )
-def test_a_signal_ends_the_step_and_the_run_goes_on_exactly(train, runs, tmp_path, sent, more):
-    asked = ("grad=highway", "k=1", more)
-    with signal_after(5, sent):
+def test_a_signal_ends_the_step_and_the_run_goes_on_exactly(
+    train, runs, tmp_path, sent, step, line
+):
+    asked = ("grad=highway", *line.split())
+    with signal_after(step, sent):
         stopped = train(*asked)
     assert stopped.code == 128 + sent
     assert "goes on from here" in stopped.err
-    assert torch.load(only_run(runs) / checkpoint.LATEST, weights_only=True)["step"] == 5
+    assert torch.load(only_run(runs) / checkpoint.LATEST, weights_only=True)["step"] == step
     resumed = train(*asked)
-    assert (resumed.code, "going on after step 5" in resumed.out) == (0, True)
+    assert (resumed.code, f"going on after step {step}" in resumed.out) == (0, True)
     train(*asked, f"run_root={tmp_path / 'whole'}")
     assert_same(only_run(runs), only_run(tmp_path / "whole"))
-    bfloat16 = more == "trainer.amp=true"
+    bfloat16 = "trainer.amp=true" in line
     assert row_of(only_run(runs))["precision"] == ("bfloat16" if bfloat16 else "float32")
+    saved = only_run(runs) / "pretrained" / "model.safetensors"
+    assert saved.exists() == ("model=gpt2" in line)
 
 
 def test_a_signal_in_the_final_evaluation_ends_a_sweep(train, runs, monkeypatch):

@@ -97,29 +97,21 @@ def test_an_offline_run_is_whole_and_quiet(tmp_path, monkeypatch, capfd):
     assert found["exit"][0].exit_code == 0
 
 
-def test_what_is_synced_later_has_group_name_and_row(train, runs):
-    """The whole way, from train.py to the file that `wandb sync` uploads."""
-    wandb = pytest.importorskip("wandb")
-    assert train("logger=wandb_offline", "logger.group=mine", "grad=bp", "steps=1").code == 0
-    wandb.teardown()
-    found = by_kind(only_run(runs))
-    run, summary = found["run"][0], str(found["summary"])
-    assert (run.display_name, run.run_group, run.job_type) == ("bp s0", "mine", "bp")
-    assert list(run.tags) == ["digits_tiny"]
-    assert all(f'"{key}"' in summary for key in ("eval_accuracy", "config_hash", "seconds"))
-
-
-def test_after_kill_minus_nine_the_file_has_every_record(train, tmp_path):
+def test_after_kill_minus_nine_the_file_has_every_record_and_the_row(train, tmp_path):
     """Those before the last checkpoint may have been lost with the process that was killed."""
     wandb = pytest.importorskip("wandb")
     arguments = ("experiment=digits_tiny", "logger=wandb_offline", "steps=20", "grad=highway")
-    arguments += ("k=1", "diagnostics=figure6", "trainer.threads=1")
+    arguments += ("k=1", "diagnostics=figure6", "trainer.threads=1", "logger.group=mine")
     for lines in (3, 15):  # evaluations, and with them checkpoints, are every 3 steps
         start_and_kill(tmp_path, lines, *arguments)
     assert train(*arguments, f"run_root={tmp_path}").code == 0
     wandb.teardown()
     run = only_run(tmp_path)
-    rows, records = history(by_kind(run)), records_of(run)
+    found, records = by_kind(run), records_of(run)
+    about, summary, rows = found["run"][0], str(found["summary"]), history(found)
+    assert (about.display_name, about.run_group) == ("highway k=1 s0", "mine")
+    assert (about.job_type, *about.tags) == ("highway", "digits_tiny")
+    assert all(f'"{key}"' in summary for key in ("eval_accuracy", "config_hash", "seconds"))
     assert sum("gradient_error" in record for record in records) >= 3
     for record in records:
         record |= flat(record.pop("gradient_error", []))
@@ -193,13 +185,9 @@ def test_online_resumes_the_run_it_was(tmp_path, fake):
     assert asked == {key: fake.kwargs[key] for key in asked}
 
 
-@pytest.mark.parametrize(
-    ("change", "group"),
-    [({"k": 1, "seed": 0}, "digits-0a1b2c3d"), ({"experiment": None}, "resnet20-0a1b2c3d")],
-)
-def test_a_group_is_what_may_be_compared(tmp_path, fake, change, group):
-    load("wandb_offline")(folder=tmp_path, about=ABOUT | change)
-    assert fake.kwargs["group"] == group
+def test_a_run_without_an_experiment_is_in_its_models_group(tmp_path, fake):
+    load("wandb_offline")(folder=tmp_path, about=ABOUT | {"experiment": None})
+    assert fake.kwargs["group"] == "resnet20-0a1b2c3d"
 
 
 @pytest.mark.parametrize(("row", "code"), [({"eval_accuracy": 0.5}, 0), (None, 1)])

@@ -6,6 +6,7 @@ import torch
 import highway_bp as hb
 from models.decoder import Decoder
 from models.image_models import VisionTransformer, torchvision_resnet
+from models.pretrained import quiet_transformers
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -18,8 +19,6 @@ def test_decoders_look_back_alone(family):
 
 
 def test_a_decoder_is_saved_as_transformers_does(tmp_path):
-    from models.pretrained import quiet_transformers
-
     model = Decoder(30, "llama", layers=1, hidden=16, heads=2, length=8).eval()
     model.save_pretrained(tmp_path)
     back = quiet_transformers().AutoModelForCausalLM.from_pretrained(tmp_path)

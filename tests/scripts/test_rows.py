@@ -1,14 +1,12 @@
 """Rows of finished runs: checked, named, collected; and what is committed of them."""
 
 import json
-import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from experiments.config import composed
 from experiments.errors import UserError
@@ -228,8 +226,3 @@ def test_status_counts_rows_and_folders_of_one_device(folders, tmp_path, capsys,
     assert ["gru_pixels", "-", "-", "-", "-", str(planned), "-"] in lines
     run = ["experiment=gru_cifar10_pixels", "grad=highway", "k=10", "seed=0"]
     assert ["missing", "gru_pixels:", *run] in lines
-
-
-def test_papers_yaml_has_no_key_twice():
-    text = (ROOT / "results" / "paper.yaml").read_text()
-    assert re.findall(r"^(\w+):", text, re.MULTILINE) == list(yaml.safe_load(text))
