@@ -17,17 +17,12 @@ def send(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("first", BOTH)
-def test_a_second_sigint_interrupts_at_once(first):
+def test_a_second_sigint_interrupts_at_once_and_a_second_sigterm_does_not(first):
     with StopSignal() as stop:
         send(first)
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
-    assert stop.received is first
-
-
-def test_a_second_sigterm_is_patient():
-    with StopSignal() as stop:
-        send(signal.SIGTERM)
+        assert stop.received is first
         send(signal.SIGTERM)
     assert stop.received is signal.SIGTERM
 
