@@ -27,6 +27,10 @@ ROOT = Path(__file__).parent.parent
 # Seconds and memory belong to the machine; all else of a run is repeated bit for bit.
 MACHINE = ("seconds", "cpu_seconds", "peak_memory_mb", "wandb_id")
 ASKED = ("overrides", "config")  # how the run was asked for
+TINY_GPT = (
+    *("experiment=topics_tiny", "model=gpt2_small", "data=topics_words", "data.length=16"),
+    *("data.vocabulary=300", "model.layers=3", "model.hidden=8", "optim.batch_size=4"),
+)
 
 
 @dataclass

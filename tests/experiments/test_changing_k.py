@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.experiments.tiny import TINY_GPT
-from tests.train_cli import assert_same, numbers, only_run, records_of, row_of
+from tests.train_cli import TINY_GPT, assert_same, numbers, only_run, records_of, row_of
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ import torch
 
 from experiments import checkpoint
 from experiments.row import check_row
-from tests.experiments.tiny import TINY_GPT
 from tests.train_cli import (
+    TINY_GPT,
     assert_same,
     count_lines,
     numbers,

@@ -7,8 +7,7 @@ import pytest
 from experiments.errors import UserError
 from scripts.figures.scaling import Costs, predicted_costs, seconds
 from scripts.studies import compare_runs, gradient_errors
-from tests.experiments.tiny import TINY_GPT
-from tests.train_cli import only_run
+from tests.train_cli import TINY_GPT, only_run
 
 pytestmark = pytest.mark.slow
 
