@@ -3,8 +3,6 @@
 A sweep, with -m: python train.py -m model=resnet110 grad=bp,highway k=0,1,2,3 seed=0,1,2
 """
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -1,7 +1,5 @@
 """Checkpoints: atomic, two kept, read with ``weights_only=True``."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command line: its help, made from configs/, and mistakes that Hydra does not explain."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

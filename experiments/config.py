@@ -3,8 +3,6 @@
 `check` needs neither data nor model, so it runs before they are built.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 import pydoc

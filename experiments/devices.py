@@ -1,7 +1,5 @@
 """Which GPU a process trains on, and how torch works in it: threads, memory, precision."""
 
-from __future__ import annotations
-
 import ctypes
 import itertools
 import os

@@ -1,7 +1,5 @@
 """`UserError`, the exception for mistakes that the user can fix, and how it is reported."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

@@ -1,7 +1,5 @@
 """Files that are either whole or not there, and files of JSON records, one in a line."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

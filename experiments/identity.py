@@ -6,8 +6,6 @@ compared by value. A field may be added at any time if its default means what wa
 `VERSION` changes when the meaning of a field changes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

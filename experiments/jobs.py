@@ -1,7 +1,5 @@
 """One job of train.py, alone or in a sweep, and how its failure is reported."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """Where a loss or gradient first stopped being finite."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook

@@ -1,7 +1,5 @@
 """The training objective: a model's loss on the batches of a data set, and its scores."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Optimisers and learning rates, from the config group ``optim``."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

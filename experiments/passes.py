@@ -1,7 +1,5 @@
 """The cost of a gradient method, counted in passes through the blocks of the chain."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The plan of a run, built and checked as far as this needs neither data nor model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from numbers import Real

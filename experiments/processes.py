@@ -1,7 +1,5 @@
 """The processes that train one model: one alone, or several that share its layers and batches."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

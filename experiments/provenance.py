@@ -1,7 +1,5 @@
 """Where a result comes from: commit, device, versions."""
 
-from __future__ import annotations
-
 import platform
 import re
 import resource

@@ -1,7 +1,5 @@
 """A finished run as one row: the list of its fields, how they are filled, how they are checked."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """One run: from a composed configuration to a finished folder."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A run's folder: its identity, metrics (JSON lines), row, DONE, and the lock of its process."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The loss and the scores of each task: classification, language modelling."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

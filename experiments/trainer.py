@@ -1,7 +1,5 @@
 """The training loop: steps, evaluation, checkpoints, and stopping in good order."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time

@@ -1,7 +1,5 @@
 """wandb as a second writer beside the metrics file."""
 
-from __future__ import annotations
-
 import logging
 import os
 import secrets

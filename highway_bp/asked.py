@@ -5,8 +5,6 @@ node behind it runs, and paths from the losses that lead to no input are not run
 read from the Python frame of the call; calls from C++ have none.
 """
 
-from __future__ import annotations
-
 import itertools
 import sys
 import threading

@@ -1,7 +1,5 @@
 """gamma="auto": the share of each layer's carry that leaves the smallest block."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

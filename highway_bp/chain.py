@@ -1,7 +1,5 @@
 """`ResidualChain`: residual layers whose backward pass is solved by a gradient method."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

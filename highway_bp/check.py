@@ -1,7 +1,5 @@
 """Checks of plain arguments."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from numbers import Integral, Real
 

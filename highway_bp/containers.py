@@ -3,8 +3,6 @@
 A key-value cache, an object that every layer writes into, is no such container.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator, MutableMapping

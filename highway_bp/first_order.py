@@ -1,7 +1,5 @@
 """Refuse what gradients solved by a method lack: second derivatives, torch.func transforms."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

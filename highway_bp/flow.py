@@ -14,8 +14,6 @@
 A Tap owns its layer's local graph, which ends at the previous Tap: no cycle keeps a graph alive.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Sequence
 from typing import NoReturn

@@ -1,7 +1,5 @@
 """Check where a layer's local graph ends: gradients of unknown tensors would be lost."""
 
-from __future__ import annotations
-
 import itertools
 import sys
 from collections.abc import Sequence, Set

@@ -1,7 +1,5 @@
 """A walk through autograd's graph, from outputs towards leaves."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 from torch import Tensor

@@ -4,8 +4,6 @@ Autograd brings a layer's result (its state, its extras) the share of the losses
 rest comes from the local graphs: the layer's own, and those of other layers that get an extra.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The chains of a model, and the estimates of gamma that belong in a checkpoint."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -3,8 +3,6 @@
 A method sees a `LinearSystem` and nothing else: no models, no time steps, no devices.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar, Protocol, runtime_checkable

@@ -1,7 +1,5 @@
 """The linear system of a chain of modules, as gradient methods see it (`methods.LinearSystem`)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial

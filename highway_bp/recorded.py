@@ -4,8 +4,6 @@ The hooks append tensors to lists, and the model returns the lists. In a chain t
 as results of their layer. So a loss on them needs no second run of the layer.
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator

@@ -4,8 +4,6 @@ States are 0 .. L, gradients are row vectors. ``J[i]`` and ``K[i]`` are the matr
 carry between states i+1 and i; ``b[i]`` is the gradient of the losses that read state i directly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -9,8 +9,6 @@ P_i before the first doubling). Equivalently u_{n-1} = v_{n-1}, u_i = v_i + u_{i
 `reference`, the scan across processes in `parallel.scans`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import reduce

@@ -1,7 +1,5 @@
 """`set_method`: one gradient method for all chains and recurrent layers of a model."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from highway_bp.has_method import HasMethod

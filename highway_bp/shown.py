@@ -1,7 +1,5 @@
 """Tensors inside a layer that other code may hold, and whose gradients it may look at."""
 
-from __future__ import annotations
-
 import contextlib
 import weakref
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """`step`: call one layer of a chain; the layer continues the chain or begins a new one."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence

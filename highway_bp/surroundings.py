@@ -1,7 +1,5 @@
 """What a layer's forward pass depends on besides its input, so that the layer can run again."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager

@@ -1,7 +1,5 @@
 """The sweeper of ``python train.py -m``. Hydra takes plugins only from a folder of this name."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Recurrent cells for `hb.Recurrent`: examples for users who write their own."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """GPT-2 and Llama from the transformers library, as language models on our own vocabulary."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 import highway_bp as hb

@@ -5,8 +5,6 @@ down(up(z, s), s) = z. Channels are ordered offset-major, so that down by s1 and
 by s1 * s2.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 

@@ -1,8 +1,6 @@
 """Transformer layers split into two residual halves, attention and feed-forward, as in the paper:
 L = 2 x layers. The inner modules and their names are those of the transformers library."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any

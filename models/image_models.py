@@ -1,7 +1,5 @@
 """Image models of other libraries: torchvision's ResNets and transformers' ViT."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 import highway_bp as hb

@@ -1,7 +1,5 @@
 """Classifiers of sentence pairs: RoBERTa, BERT and their like, from transformers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The transformers library, and where pretrained weights lie: folder, hub, installed package."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,7 +1,5 @@
 """CIFAR ResNets (He et al. 2015, 2016) whose layers are a `ResidualChain` (paper, Appendix G)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

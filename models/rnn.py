@@ -1,7 +1,5 @@
 """Recurrent networks of the paper (section 4): language models, and a classifier of pixels."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Parameter-free linear shortcuts that change the state's shape at the entry of a stage."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

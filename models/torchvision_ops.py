@@ -4,8 +4,6 @@ Importing such a torchvision fails with "operator torchvision::nms does not exis
 transformers imports torchvision wherever it is installed. Import this module before either.
 """
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 

@@ -6,8 +6,6 @@ ResNets run in channels-last layout, as train.py runs them. scripts/benchmark.py
 and memory are measured.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -11,8 +11,6 @@ processes than within one. scripts/benchmark.py explains how times and memory ar
 record is written after every shape.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -11,8 +11,6 @@ if one does not, nothing is timed. Times run from a barrier until the last proce
 are measured between the steps, for the performance model of scripts/figures/scaling.py.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -8,8 +8,6 @@ step times from the record, results/steps_PRESET.DEVICE.json. With trainer.cuda_
 record is results/steps_PRESET.cuda_graph.json.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial

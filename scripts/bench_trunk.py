@@ -7,8 +7,6 @@ experts (Mixtral, 4 layers of width 256, 4 experts), without and with its router
 comes from inside the layers. scripts/benchmark.py explains how times and memory are measured.
 """
 
-from __future__ import annotations
-
 import copy
 import sys
 from collections.abc import Callable, Sequence

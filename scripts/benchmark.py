@@ -5,8 +5,6 @@ A ratio is the median of the ratios within each repetition, so that the machine'
 Peak memory of tensors is the memory that a step adds to the tensors that existed before.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -6,8 +6,6 @@ A run that has a row there already is skipped. Runs of uncommitted code are refu
 commit describes them, and so are runs that no preset of results/paper.yaml makes.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -5,8 +5,6 @@
 Run `make figures tables` first: the page embeds their files, so it needs no other file.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import re

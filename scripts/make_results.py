@@ -12,8 +12,6 @@ KEY (resnet32, ...) is the page of one experiment, with a table per setting. ben
 of that benchmark. All are written to results/tables.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence

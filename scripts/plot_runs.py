@@ -3,8 +3,6 @@
 python scripts/plot_runs.py runs/demo --out runs/demo/demo.png
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """How a program starts, and how it reports a user's mistake."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Callable, Sequence

@@ -9,8 +9,6 @@ results/ from this kind of device, are skipped. On SIGINT or SIGTERM the runs in
 checkpoint and end.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

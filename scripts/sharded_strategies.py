@@ -1,7 +1,5 @@
 """The network of bench_sharded.py, and the strategies that train it on several processes."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

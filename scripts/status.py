@@ -6,8 +6,6 @@
 Reads results/*.jsonl, results/plan.yaml and the run folders below runs.
 """
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys

@@ -1,7 +1,5 @@
 """Made-up data of the shape that a preset trains on, and training steps on such data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """A pre-LN transformer as sublayers (attention, feed-forward), for the benchmarks."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

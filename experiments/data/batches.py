@@ -1,7 +1,5 @@
 """The interface of a data set to the trainer, and the order of the rows in training."""
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Sentence pairs from a small grammar, with their logical relation: no download, for trying."""
 
-from __future__ import annotations
-
 import random
 
 import torch

@@ -1,7 +1,5 @@
 """Text for language models: data sets in the hub's layout, and one without a download."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Tokenizers that learn from the training text: its frequent characters, or byte pairs."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

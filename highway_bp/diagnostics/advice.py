@@ -1,7 +1,5 @@
 """`Advice`: recommends a method from measured step times and gradient errors, and says why."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """`advise`: recommends k, groups and gamma for a user's own model on the user's machine."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """`estimated_error`: estimates how far w^k is from the exact w, without computing w."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

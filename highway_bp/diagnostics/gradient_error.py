@@ -1,7 +1,5 @@
 """`gradient_error`: how far a method's gradient is from the exact one, on a user's own model."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

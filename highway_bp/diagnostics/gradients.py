@@ -1,7 +1,5 @@
 """A model's gradients by any method, and a clock for them; the model is left unchanged."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Checks that the processes of a sharded model agree; all run them and raise the same error."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Split a batch into micro-batches along a state's first dimension, and join them again."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

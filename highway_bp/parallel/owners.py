@@ -1,7 +1,5 @@
 """Which process owns which tensors of a sharded model, and how values are collected."""
 
-from __future__ import annotations
-
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ part, the others keep their v. `sequential`, `doubling` and `gathered` give the 
 A factor is an elementwise M, or None for the identity.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from torch import Tensor

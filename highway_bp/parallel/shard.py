@@ -1,8 +1,6 @@
 """`shard` spreads a model's layers over the processes of a group. `replicate` averages gradients
 over several such groups, each with another part of a batch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch.distributed as dist

@@ -1,7 +1,5 @@
 """A residual chain whose layers are run by the processes of a group (paper, Appendix E)."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 

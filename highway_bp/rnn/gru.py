@@ -7,8 +7,6 @@ Its step, differentiated over all time steps at once:
     h' = z h + (1 - z) n                            the carry is K = diag(z) (paper, Table 1)
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

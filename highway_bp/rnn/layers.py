@@ -1,7 +1,5 @@
 """What `GRU` and `LSTM` share: layers, directions, lengths, and the gradient method."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

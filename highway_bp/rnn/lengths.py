@@ -1,7 +1,5 @@
 """Sequences of different lengths: padded tensors (L, B, F) with a length per row (B,)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

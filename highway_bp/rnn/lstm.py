@@ -12,8 +12,6 @@ q = o (1 - tanh(c')^2) is the derivative of h' in c'. This is a change of coordi
 diag(f) is the *whole* path from c to c' and h', and the block is the path through the gates.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial

@@ -1,7 +1,5 @@
 """`Recurrent`: a user's own cell over time, with its backward pass solved by a gradient method."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -5,8 +5,6 @@ products of K. Here each program has some lanes; a lane is one element of the st
 the batch. A program goes from the last step to the first, in chunks, by an associative scan.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -1,7 +1,5 @@
 """The linear system of one recurrent cell over time, all steps at once (`methods.LinearSystem`)."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from functools import cached_property

@@ -1,7 +1,5 @@
 """A user's cell as `Recurrent` differentiates it: all steps as rows of one batch."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager

@@ -5,8 +5,6 @@ gives all their vector-Jacobian products at once. With windows of one step this 
 the closed forms in `gru` and `lstm`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """`Adaptive`: a k that follows the measured error of the gradient."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Schedules that are functions of the step alone."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

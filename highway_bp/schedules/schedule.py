@@ -1,7 +1,5 @@
 """The protocol of schedules, and the checks that they share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable

@@ -4,8 +4,6 @@ Any linear map may serve as the carry, as the block is the rest of the layer. So
 how fast the gradient converges with k, never its limit.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """`convert`: find the residual trunks of a model and let a gradient method train them."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections import Counter, defaultdict

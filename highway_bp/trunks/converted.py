@@ -1,8 +1,6 @@
 """A converted layer: the same object with a class derived from its own, whose forward is a step
 of a chain."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache, partial, wraps
 

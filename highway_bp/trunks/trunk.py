@@ -1,7 +1,5 @@
 """`Trunk`: residual layers of a model as one chain, still called by the model's own code."""
 
-from __future__ import annotations
-
 import uuid
 import weakref
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The claims of the paper, and how each is judged; the rules of comparison are in judge.py."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise

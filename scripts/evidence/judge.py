@@ -4,8 +4,6 @@ Differences are of `settings.error_score`: larger is worse. Arms whose seeds see
 compared seed by seed (paired t-test), others by Welch's t-test. The rules predate the runs.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The paper's nine experiments, results/paper.yaml, and the runs planned for them, plan.yaml."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import cache
 

@@ -1,7 +1,5 @@
 """Read a results folder: rows and the records of benchmarks."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import dataclass, field

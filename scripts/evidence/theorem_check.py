@@ -1,7 +1,5 @@
 """Check Theorems 1 and 2 in float64: compare the library with sums over paths and autograd."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import torch

@@ -5,8 +5,6 @@ shows the cosine with the exact gradient against k, its lower panel the norm of 
 relative to the exact gradient's. A line is one moment of training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

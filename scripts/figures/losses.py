@@ -4,8 +4,6 @@ A time is steps times the time of a step, which bench_steps.py measures for all 
 on a quiet machine. The runs' own times are not used, because runs shared their machine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Figures of panels: their layout, captions, axes and legend, and how they are saved."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The eight paths of a chain of three layers, by number of blocks."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 from matplotlib.axes import Axes

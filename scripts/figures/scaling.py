@@ -14,8 +14,6 @@ With its forward pass in micro-batches, Highway-BP takes (M + P - 1) / M  L / P 
 Processes that share a core work in turn. Memory, tensor parallelism and replicas are left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

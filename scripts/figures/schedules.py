@@ -4,8 +4,6 @@ Scores are means over seeds with their intervals. Passes are those per step that
 other when every layer has its own device: k for Highway-BP, L for backpropagation.
 """
 
-from __future__ import annotations
-
 from itertools import cycle
 from statistics import fmean
 

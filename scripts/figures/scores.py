@@ -1,7 +1,5 @@
 """The paper's Figures 2 and 4: final score against k, a panel per experiment."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import isfinite
 from statistics import fmean

@@ -6,8 +6,6 @@ dashed, Highway-BP blue. A line for one k is darker for larger k and has that k'
 hue, lightness, line style and marker distinguish lines.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import matplotlib

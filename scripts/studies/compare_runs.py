@@ -5,8 +5,6 @@
 It prints and records the largest differences of the losses and gradient norms in metrics.jsonl.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -8,8 +8,6 @@ of steps and the fixed point; those of other chains are gammas and groups. A run
 trainer.snapshots=[100,500] has kept its weights after these steps: they are compared as well.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

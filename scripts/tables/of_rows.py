@@ -1,7 +1,5 @@
 """Tables of finished runs: the paper's Table 2, and a page per experiment, a table per setting."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import fmean
 

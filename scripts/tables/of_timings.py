@@ -4,8 +4,6 @@ Tables 3 and 6 come from every record with the paper's shapes (scripts/bench_rnn
 a table per device. The page bench_rnn has other shapes of recurrent layers beside torch.nn's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 from scripts.evidence.paper import paper_rows

@@ -1,7 +1,5 @@
 """Pages of tables: Markdown, and the same in LaTeX."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan

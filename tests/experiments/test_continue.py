@@ -1,7 +1,5 @@
 """continue_from: a run that begins where another one has stopped."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,8 +1,6 @@
 """torchrun train.py parallel=layers: processes train as one, go on after one has died, and name the
 one that fails."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ Fails where tensors of two devices meet, where cuDNN is given what it refuses, a
 waits for the device more often than `waits_of` says.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from functools import partial

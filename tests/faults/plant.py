@@ -7,8 +7,6 @@ Each *.patch here is one small mistake that gives a wrong gradient or a wrong sc
 error. The quick tests of the library have to catch every one. The exit code is 1 if one slips by.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """Tiny models of transformers and torchvision in float64, and losses on all that they return."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import partial

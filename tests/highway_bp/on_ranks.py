@@ -1,7 +1,5 @@
 """A test's function on several processes, and what it has returned on each."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

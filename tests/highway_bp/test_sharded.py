@@ -1,8 +1,6 @@
 """Layers on P processes against the grouped chain in one process, in float64; and replicas of a
 model, each with its layers on two processes."""
 
-from __future__ import annotations
-
 import itertools
 from functools import cache
 

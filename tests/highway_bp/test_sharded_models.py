@@ -1,7 +1,5 @@
 """Whole models on several processes, step by step against one process with the same groups."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Callable

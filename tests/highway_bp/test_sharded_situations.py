@@ -1,7 +1,5 @@
 """Layers on processes: looks, precision, arguments, and what is refused."""
 
-from __future__ import annotations
-
 import gc
 import itertools
 import weakref

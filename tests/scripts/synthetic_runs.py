@@ -1,7 +1,5 @@
 """Made-up rows, records and folders as training leaves them, for the tests of scripts."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

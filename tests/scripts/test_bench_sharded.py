@@ -1,7 +1,5 @@
 """The benchmark of layers on processes: all strategies right and timed, or none timed."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from math import inf, nan
