@@ -4,8 +4,6 @@ They are not part of the installed package and not copied into this repository: 
 downloaded once into the virtual environment.
 """
 
-from __future__ import annotations
-
 import importlib
 import shutil
 import subprocess

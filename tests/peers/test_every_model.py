@@ -1,19 +1,19 @@
-"""`hb.convert` on every model class of transformers that a tiny configuration can build.
+"""`hb.convert` on every model class of transformers that a tiny configuration can build, and on the
+smallest model of each architecture of timm.
 
-With k = L, outputs and gradients have to be those of the untouched model. every_model.json has the
-outcomes for the pinned version: the lengths of a class's chains, or what is the matter. They are
+With k = L, outputs and gradients have to be those of the untouched model. every_*.json have the
+outcomes for the pinned versions: the lengths of a model's chains, or what is the matter. They are
 written anew, in half an hour, by
 
-    python -m tests.peers.test_every_model            # or for some classes: ... GPT2Model T5Model
+    python -m tests.peers.test_every_model transformers      # or for some: ... GPT2Model T5Model
 """
-
-from __future__ import annotations
 
 import json
 import multiprocessing
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 import highway_bp as hb
 from tests.highway_bp.converted import relative_error
-from tests.peers.tiny_models import batches, build, model_types
+from tests.peers import timm_models, tiny_models
 
-OUTCOMES = Path(__file__).parent / "every_model.json"
+LIBRARIES = {"transformers": tiny_models, "timm": timm_models}
 ROOT = Path(__file__).parents[2]
 SECONDS = 120
 UNTRIED = ("no tiny model", "no batch", "slow")
@@ -63,13 +63,14 @@ def error(found: list[Tensor | None], exact: list[Tensor | None]) -> float:
     return relative_error(found[1:], exact[1:]) if found[0].equal(exact[0]) else float("inf")
 
 
-def outcome(kind: str, name: str) -> tuple[str, Any]:
+def outcome(library: str, name: str) -> tuple[str, Any]:
     """One of "exact", "no chain", "refused", "wrong" or `UNTRIED`, and more about it."""
+    of = LIBRARIES[library]
     try:
-        untouched, model = build(kind, name), build(kind, name)
+        untouched, model = of.build(name), of.build(name)
     except Exception as raised:
         return "no tiny model", _line(raised)
-    batch, why = _batch_for(untouched)
+    batch, why = _batch_for(untouched, of.batches(untouched))
     if batch is None:
         return "no batch", why
     try:
@@ -90,18 +91,18 @@ def outcome(kind: str, name: str) -> tuple[str, Any]:
             if not error(found, exact) < ROUNDING:
                 wrong.append(f"{mode}, {what}")
     lengths = [chain.length for chain in hb.chains(model)]
-    exact = value_and_gradients(_set(untouched, "eval"), batch, {})
+    exact = value_and_gradients(_set(model, "eval"), batch, {})
     hb.set_method(_set(model, "eval"), hb.Highway(0))
     changes = error(value_and_gradients(model, batch, {}), exact) > 1e-6
     return ("wrong", wrong) if wrong else ("exact" if changes else "no chain", lengths)
 
 
-def _batch_for(model: nn.Module) -> tuple[dict | None, str]:
+def _batch_for(model: nn.Module, batches: Iterable[dict]) -> tuple[dict | None, str]:
     """A batch with a finite gradient, the same when computed twice; else what is the matter."""
     why = ""
-    for batch in batches(model):
+    for batch in batches:
         try:
-            first, again = (value_and_gradients(model, batch, {}) for _ in range(2))
+            first, again = (value_and_gradients(_set(model, "eval"), batch, {}) for _ in range(2))
         except Exception as raised:
             why = why or _line(raised)
             continue
@@ -112,8 +113,10 @@ def _batch_for(model: nn.Module) -> tuple[dict | None, str]:
 
 
 def _set(model: nn.Module, mode: str) -> nn.Module:
-    model.train(mode != "eval")
-    if mode == "checkpointed":
+    model.train().train(mode != "eval")  # training empties caches that hold a graph
+    if hasattr(model, "set_grad_checkpointing"):  # timm's
+        model.set_grad_checkpointing(mode == "checkpointed")
+    elif mode == "checkpointed":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     elif getattr(model, "is_gradient_checkpointing", False):
         model.gradient_checkpointing_disable()
@@ -124,16 +127,16 @@ def _line(raised: Exception) -> str:
     return " ".join(f"{type(raised).__name__}: {raised}".split())[:120]
 
 
-def outcomes(kinds: dict[str, str]) -> dict[str, tuple[str, Any]]:
-    """The outcomes of classes, given with their model types; a process that hangs is replaced."""
+def outcomes(library: str, names: Iterable[str]) -> dict[str, tuple[str, Any]]:
+    """The outcomes of these models; a process that hangs is replaced."""
     found: dict[str, tuple[str, Any]] = {}
     context, worker = multiprocessing.get_context("fork"), None
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for name, kind in kinds.items():
+    for name in names:
         worker = worker or context.Pool(1)
         try:
-            found[name] = worker.apply_async(outcome, (kind, name)).get(SECONDS)
+            found[name] = worker.apply_async(outcome, (library, name)).get(SECONDS)
         except multiprocessing.TimeoutError:
             found[name] = ("slow", SECONDS)
             worker.terminate()
@@ -141,36 +144,55 @@ def outcomes(kinds: dict[str, str]) -> dict[str, tuple[str, Any]]:
     return found
 
 
-RECORD = json.loads(OUTCOMES.read_text())
-EXACT = [name for name, (how, _) in RECORD["outcomes"].items() if how == "exact"]
+def record(library: str) -> Path:
+    return Path(__file__).parent / f"every_{library}.json"
 
 
-def test_every_class_that_was_tried_is_exact_or_has_no_chain():
-    found = [how for how, _ in RECORD["outcomes"].values() if how not in UNTRIED]
-    assert set(found) == {"exact", "no chain"}
-    assert f"tried on {len(EXACT)} classes of transformers" in (ROOT / "README.md").read_text()
-    page = (ROOT / "docs" / "your_model.md").read_text()
-    assert f"lists {len(EXACT)} classes of transformers" in page
-    assert f"In another {found.count('no chain')} no list of layers is a chain" in page
-    assert f"Not tried are {len(RECORD['outcomes']) - len(found)} classes" in page
+RECORDS = {library: json.loads(record(library).read_text())["outcomes"] for library in LIBRARIES}
+EXACT = {
+    library: [name for name, (how, _) in found.items() if how == "exact"]
+    for library, found in RECORDS.items()
+}
+TODAY = [*(("transformers", name) for name in EXACT["transformers"][1::40])]
+TODAY += [("timm", name) for name in ("swin_tiny_patch4_window7_224", "pit_ti_224", "convit_tiny")]
 
 
-@pytest.mark.parametrize("name", EXACT[1::40])
+def test_every_model_that_was_tried_is_exact_or_has_no_chain():
+    readme, page = ((ROOT / file).read_text() for file in ("README.md", "docs/your_model.md"))
+    tried = {
+        library: [how for how, _ in found.values() if how not in UNTRIED]
+        for library, found in RECORDS.items()
+    }
+    assert all(set(found) == {"exact", "no chain"} for found in tried.values())
+    classes, architectures = (len(EXACT[library]) for library in ("transformers", "timm"))
+    line = f"{classes} classes of transformers and {architectures} architectures of timm"
+    assert line in readme and line in page
+    without, untried = (
+        [count(library) for library in LIBRARIES]
+        for count in (
+            lambda library: tried[library].count("no chain"),
+            lambda library: len(RECORDS[library]) - len(tried[library]),
+        )
+    )
+    assert f"In another {without[0]} and {without[1]} no list of layers is a chain" in page
+    assert f"Not tried are {untried[0]} and {untried[1]}" in page
+
+
+@pytest.mark.parametrize(("library", "name"), TODAY)
 @pytest.mark.filterwarnings("ignore")
-def test_the_recorded_outcome_is_that_of_today(name):
-    """If not, and transformers is another version, the outcomes have to be recorded anew."""
-    assert outcome(model_types()[name], name) == tuple(RECORD["outcomes"][name])
+def test_the_recorded_outcome_is_that_of_today(library, name):
+    """If not, and the library is another version, the outcomes have to be recorded anew."""
+    assert outcome(library, name) == tuple(RECORDS[library][name])
 
 
-def main(names: list[str]) -> None:
-    kinds = model_types()
-    wanted = {name: kinds[name] for name in names or kinds}
-    found = {**(RECORD["outcomes"] if names else {}), **outcomes(wanted)}
+def main(library: str, *names: str) -> None:
+    known = RECORDS[library] if names else {}
+    found = known | outcomes(library, names or LIBRARIES[library].names())
     lines = [f"{json.dumps(name)}: {json.dumps(found[name])}" for name in sorted(found)]
-    head = f'{{"transformers": "{version("transformers")}", "outcomes": {{\n'
-    OUTCOMES.write_text(head + ",\n".join(lines) + "\n}}\n")
+    head = f'{{"{library}": "{version(library)}", "outcomes": {{\n'
+    record(library).write_text(head + ",\n".join(lines) + "\n}}\n")
     print(Counter(how for how, _ in found.values()))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

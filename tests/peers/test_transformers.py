@@ -1,8 +1,6 @@
 """transformers' own common tests, on models as they are and on converted ones: those that fail on a
 converted model are those that fail on an untouched one."""
 
-from __future__ import annotations
-
 import unittest
 from functools import wraps
 from typing import Any

@@ -1,10 +1,9 @@
 """Tiny models of transformers' classes, from their own default configurations made small."""
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -90,6 +89,7 @@ def _shrink(config: Any) -> None:
     config._attn_implementation = config._experts_implementation = "eager"
 
 
+@cache
 def model_types() -> dict[str, str]:
     """The model type of each class: with a language or image head, or without a head."""
     mappings = (
@@ -107,9 +107,13 @@ def model_types() -> dict[str, str]:
     return found
 
 
-def build(kind: str, name: str) -> nn.Module:
+def names() -> list[str]:
+    return list(model_types())
+
+
+def build(name: str) -> nn.Module:
     """The class's tiny model in float64, in evaluation mode, with weights that matter."""
-    cls, config = getattr(tf, name), tiny_config(kind)
+    cls, config = getattr(tf, name), tiny_config(model_types()[name])
     if cls.config_class is not None and not isinstance(config, cls.config_class):
         config = next(c for c in vars(config).values() if isinstance(c, cls.config_class))
     with torch.device("meta"):
