@@ -16,6 +16,8 @@ from torch.utils import _pytree as pytree
 
 from highway_bp.graph_walk import Edge, walk
 
+SPLIT = "stage_backward_input", "_autograd_grad_for_inputs"  # of torch.distributed.pipelining
+
 
 def asked_for() -> list[Edge] | None:
     """The inputs: the tensors whose gradients were asked for; None if no call is found."""
@@ -29,6 +31,15 @@ def used() -> dict[Edge, None]:
     begin = _edges(_calls(), "outputs", "tensors")
     graph = walk(begin, lambda edge: False)
     return dict.fromkeys(itertools.chain(begin, *graph.values()))
+
+
+def is_split() -> bool:
+    """Whether torch's zero-bubble pipeline asks for the gradients of inputs alone.
+
+    It asks for those of weights later, from the nodes that have had a gradient: a Gate has none.
+    """
+    callers = (call.f_back for call in _calls())
+    return any(frame and frame.f_code.co_name in SPLIT for frame in callers)
 
 
 def _calls() -> list[FrameType]:

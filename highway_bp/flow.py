@@ -24,6 +24,7 @@ from torch.utils.hooks import unserializable_hook
 
 from highway_bp.first_order import first_order
 from highway_bp.segment import add
+from highway_bp.shown import hooks_of
 
 
 class Gate(torch.autograd.Function):
@@ -145,14 +146,9 @@ def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
     tap.hooks, tap.state = h._backward_hooks, weakref.ref(h)
     tap.one_pass.all_taps.append(weakref.ref(tap))
     tap.returned_extras = list(map(weakref.ref, extras))
+    tap.hooks_of_extras = list(map(hooks_of, extras))
     if (leak := tap.segment.h_in.grad_fn) is not None:
         leak.taps.append(weakref.ref(tap))
-
-
-def hooks_of(t: Tensor) -> dict:
-    """The dictionary of the hooks on t, and of those that are added later."""
-    t.register_hook(lambda _: None).remove()
-    return t._backward_hooks
 
 
 def will_solve(tap: Tap) -> bool:

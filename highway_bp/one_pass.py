@@ -13,13 +13,12 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
-from highway_bp.asked import asked_for
+from highway_bp.asked import asked_for, is_split
 from highway_bp.auto_gamma import AutoGamma
 from highway_bp.flow import (
     Gate,
     Tap,
     has_hooks,
-    hooks_of,
     is_of_chain,
     is_tap,
     node_before,
@@ -41,7 +40,7 @@ from highway_bp.methods import TruncatedBPTT
 from highway_bp.module_system import ModuleSystem, States
 from highway_bp.own_gradients import refuse_own_gradients
 from highway_bp.segment import Cotangents, Segment, add, emptied, parameter_step, with_fresh_graphs
-from highway_bp.shown import check_shown, kept_grads
+from highway_bp.shown import check_shown, hooks_of, kept_grads
 
 _solving = threading.local()
 
@@ -159,6 +158,11 @@ class Pass:
 
     def solve(self, gate: Gate) -> tuple[Tensor | None, list[Tensor | None]]:
         """Solve the system. Returns w_0 and the gradients of Gate's other inputs."""
+        if is_split():
+            raise RuntimeError(
+                "a pipeline's backward pass in two parts (a zero-bubble schedule), the second of "
+                "which does not come to a chain; expected another schedule, or Backprop()"
+            )
         arguments = (GradientEdge(gate, 1 + j) for j in range(gate.n))
         leaves, taps = [*arguments, *gate.parameters], self._taps_after(None)
         freed = not torch._C._autograd._get_current_graph_task_keep_graph()
@@ -276,7 +280,7 @@ def _check_untouched(taps: Sequence[Tap], freed: bool) -> None:
         call = tap.segment.calls[tap.place]
         call.check_shared()
         is_used = (freed and tap.segment.is_used) or not will_solve(tap)
-        check_shown(call.shown, tap.returned_extras, call.layer.name, is_used)
+        check_shown(call.shown, tap.hooks_of_extras, call.layer.name, is_used)
 
 
 def _unreached(segments, b, w_ends) -> set[int]:

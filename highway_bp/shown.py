@@ -3,14 +3,22 @@
 import contextlib
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from highway_bp.surroundings import modules_of
 
-Shown = list[weakref.ref]
+
+class Look(NamedTuple):
+    """A tensor that other code may look at, and the dictionary of its hooks, which outlives it."""
+
+    tensor: weakref.ref
+    hooks: dict
+
+
+Shown = list[Look]
 _LISTS = list, tuple
 _OF_ALL_MODULES = vars(nn.Module()).keys()  # no tensors of a forward pass
 
@@ -43,19 +51,23 @@ def shown_by(module: nn.Module) -> Iterator[Shown]:
 
 
 def add_shown(shown: Shown, values: Iterable[Any]) -> None:
-    shown += [weakref.ref(t) for t in values if isinstance(t, Tensor) and t.grad_fn is not None]
+    inner = (t for t in values if isinstance(t, Tensor) and t.grad_fn is not None)
+    shown += [Look(weakref.ref(t), hooks_of(t)) for t in inner]
 
 
-def alive(shown: Shown) -> list[Tensor]:
-    return [t for ref in shown if (t := ref()) is not None]
+def hooks_of(t: Tensor) -> dict:
+    """The dictionary of the hooks on t, and of those that are added later."""
+    t.register_hook(lambda _: None).remove()
+    return t._backward_hooks
 
 
 def retained(shown: Shown) -> list[Tensor]:
     """The shown tensors with `retain_grad`, each once."""
-    return list({id(t): t for t in alive(shown) if t.retains_grad}.values())
+    alive = (t for look in shown if (t := look.tensor()) is not None)
+    return list({id(t): t for t in alive if t.retains_grad}.values())
 
 
-def check_shown(shown: Shown, extras: Shown, name: str, is_used: bool) -> None:
+def check_shown(shown: Shown, hooks_of_extras: list[dict], name: str, is_used: bool) -> None:
     """Raise RuntimeError where somebody looks at a gradient that a chain cannot give in full.
 
     A hook would see one part of the gradient per iteration. The solve does not cover a tensor that
@@ -63,10 +75,10 @@ def check_shown(shown: Shown, extras: Shown, name: str, is_used: bool) -> None:
 
     Args:
         shown: tensors inside the layer, or given to it.
-        extras: what the layer has returned beside its state; these may have `retain_grad`.
+        hooks_of_extras: of what the layer has returned beside its state.
         is_used: whether autograd itself goes through the layer's graph, and frees it.
     """
-    hooked = any(t._backward_hooks for t in alive([*shown, *extras]))
+    hooked = any([*(look.hooks for look in shown), *hooks_of_extras])
     if hooked or any(is_used or hasattr(t.grad_fn, "one_pass") for t in retained(shown)):
         raise RuntimeError(
             f"a hook or retain_grad on a tensor inside {name}, whose gradient a chain brings "

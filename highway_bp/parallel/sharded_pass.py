@@ -20,7 +20,7 @@ from highway_bp.flow import refuse_freed
 from highway_bp.has_method import Watched
 from highway_bp.own_gradients import refuse_own_gradients
 from highway_bp.segment import Segment, parameter_step
-from highway_bp.shown import alive
+from highway_bp.shown import retained
 from highway_bp.step import keep_buffers
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _refuse_look(ref: weakref.ref, _: Tensor) -> None:
 def _check_inside(segments: Sequence[Segment]) -> None:
     """Raise RuntimeError if somebody looks at the gradient of a tensor inside a layer."""
     for call in itertools.chain(*(segment.calls for segment in segments)):
-        if any(t.retains_grad or t._backward_hooks for t in alive(call.shown)):
+        if retained(call.shown) or any(look.hooks for look in call.shown):
             raise RuntimeError(
                 f"a hook or retain_grad on a tensor inside {call.layer.name}, whose gradient a "
                 "ShardedChain brings in parts; expected a look at the chain's input or last state, "

@@ -102,11 +102,12 @@ def _in_chain(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) -
             "and reversible layers do; expected use_reentrant=False, or Backprop()"
         )
     if not is_state:
-        trunk.warn_once(
-            "state",
-            f"{named.name} does not get a floating tensor (that is not nested) as its first "
-            "argument: it runs as before, outside any chain",
-        )
+        if not isinstance(h, torch.fx.Proxy):  # `symbolic_trace` records what is inside the layer
+            trunk.warn_once(
+                "state",
+                f"{named.name} does not get a floating tensor (that is not nested) as its first "
+                "argument: it runs as before, outside any chain",
+            )
         return _run_own(layer, own, args, kwargs)
     if not _wants_gradient(layer, h, args[1:], others):
         return _run_own(layer, own, args, kwargs)

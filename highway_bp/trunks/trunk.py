@@ -108,8 +108,9 @@ class Trunk(Chain):
         if not residual and (often or seen == len(self.layers)):
             self.warn_once(
                 "residual",
-                f"no layer of {self.name} that was called has a residual path: they run as before, "
-                "outside any chain",
+                f"no layer of {self.name} that was called has a residual path from the state that "
+                "it is given to the first tensor that it returns: they run as before, outside any "
+                "chain",
             )
         if residual > 1 and often and self.longest == 1:
             self.warn_once(

@@ -2,6 +2,7 @@
 clear line."""
 
 import gc
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch._dynamo.testing import CompileCounter
+from torch.distributed.pipelining._backward import stage_backward_input
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -219,7 +221,8 @@ def test_chains_inside_the_layers_of_a_chain(method, leak):
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_export(export, grad):
     model = hb.convert(made(), EXACT)
-    with torch.set_grad_enabled(grad):
+    with torch.set_grad_enabled(grad), warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*outside any chain")
         torch.testing.assert_close(export(model, rows())(rows()), model(rows()))
 
 
@@ -274,6 +277,16 @@ def test_refused_in_one_line(line):
     assert "\n" not in str(error.value) and "expected" in str(error.value).replace(
         "use", "expected"
     )
+
+
+def test_a_zero_bubble_pipeline_is_refused():
+    """The first part of its backward pass is for inputs alone."""
+    model = hb.convert(build("gpt2"), EXACT)
+    loss, inputs = logits_loss(model), [model.transformer.wte.weight]
+    weights = model.transformer.h.parameters()
+    with pytest.raises(RuntimeError, match="Failed to run stage backward input") as error:
+        stage_backward_input([loss], [torch.ones_like(loss)], inputs, weights)
+    assert "in two parts (a zero-bubble schedule)" in str(error.value.__cause__)
 
 
 @pytest.mark.slow

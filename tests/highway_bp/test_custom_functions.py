@@ -138,6 +138,13 @@ class Clips(Shows):
         return h + self.g(self.inside(clip(h)))
 
 
+class ClipsByHook(Shows):
+    def forward(self, h):
+        z = self.inside(h)
+        z.register_hook(lambda g: g.clamp(-1e-3, 1e-3))
+        return h + self.g(z)
+
+
 class AddsLoss(Shows):
     weight = 1.0  # of the added loss
 
@@ -147,7 +154,12 @@ class AddsLoss(Shows):
 
 
 @pytest.mark.parametrize(
-    ("layer", "does"), [(Clips, "clips the gradient"), (AddsLoss, "adds to the gradient")]
+    ("layer", "does"),
+    [
+        (Clips, "clips the gradient"),
+        (ClipsByHook, "clips the gradient"),
+        (AddsLoss, "adds to the gradient"),
+    ],
 )
 def test_what_is_exact_for_single_layers_is_refused_where_their_parts_are_added(layer, does):
     assert_same(on_states, lambda: made(layer))

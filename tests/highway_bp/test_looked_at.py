@@ -376,6 +376,32 @@ def test_a_look_at_a_state_is_refused_where_a_loss_uses_what_follows_it(method, 
     assert_refused(lambda: made(KeepsExit), line, run, method)
 
 
+class HoldsNothing(Shows):
+    """Nothing, autograd's graph included, holds what ``g`` has returned."""
+
+    def forward(self, h):
+        return h + self.g(self.inside(h))
+
+
+@refuses(r"on a tensor inside blocks.1 \(HoldsNothing\)", lambda: made(HoldsNothing))
+def test_a_hook_on_an_inner_tensor_that_nobody_holds_is_refused(model):
+    """As those of pytorch-grad-cam."""
+
+    def look(module, args, out):
+        out.register_hook(lambda g: None)
+
+    model.blocks[1].g.register_forward_hook(look)
+    backward(model)
+
+
+@refuses(r"on a tensor inside blocks.2 \(Inside\)", lambda: made(Inside, WithExtras))
+def test_a_hook_on_an_extra_that_nobody_holds_is_refused(model):
+    loss = model() + model.extras[2].sum()
+    model.extras[2].register_hook(lambda g: None)
+    model.extras.clear()
+    loss.backward()
+
+
 def test_a_state_is_saved_without_a_warning():
     model = hb.convert(made(Inside, WithExtras), EXACT)
     model()

@@ -299,8 +299,10 @@ class Rectifies(Shows):
         return torch.relu(self.f(h))
 
 
-NO_PATH = "no layer of blocks that was called has a residual path: they run as before, outside any "
-NO_PATH += "chain"
+NO_PATH = (
+    "no layer of blocks that was called has a residual path from the state that it is given to the "
+    "first tensor that it returns: they run as before, outside any chain"
+)
 
 
 @pytest.mark.filterwarnings("ignore:no layer of blocks")
