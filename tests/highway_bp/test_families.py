@@ -11,7 +11,7 @@ from torch import nn
 
 import highway_bp as hb
 from tests.highway_bp import oracle
-from tests.highway_bp.converted import relative_error
+from tests.highway_bp.converted import assert_same, backward, made, relative_error
 from tests.highway_bp.families import (
     EXACT_ATTENTION,
     LAYERS,
@@ -216,3 +216,19 @@ def test_below_L_gradients_are_the_sum_over_paths(name):
         for f, g in zip(found, wanted, strict=True):
             in_float32 = name in ("mamba", "llama", "vit")  # in part
             assert (f - g).norm() < (1e-5 if in_float32 else 1e-9) * whole
+
+
+class LooksAtPairs(nn.Module):
+    """Post-LN, with a norm of other tokens within: those of pairs of rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.f, self.inner, self.norm = nn.Linear(6, 6), nn.LayerNorm(6), nn.LayerNorm(6)
+
+    def forward(self, h):
+        pairs = self.inner(h[:4].unflatten(0, (2, 2)).mean(1))
+        return self.norm(h + torch.tanh(self.f(h)) @ pairs.T @ pairs)
+
+
+def test_norms_of_other_tokens_are_no_part_of_the_carry():
+    assert_same(backward, lambda: made(LooksAtPairs))

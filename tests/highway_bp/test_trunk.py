@@ -383,19 +383,3 @@ def test_layers_within_a_function_of_its_own(setup):
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error")
         hb.convert(converted.made(), hb.Highway(0)).train()()
-
-
-class LooksAtPairs(nn.Module):
-    """Post-LN, with a norm of other tokens within: those of pairs of rows."""
-
-    def __init__(self):
-        super().__init__()
-        self.f, self.inner, self.norm = nn.Linear(6, 6), nn.LayerNorm(6), nn.LayerNorm(6)
-
-    def forward(self, h):
-        pairs = self.inner(h[:4].unflatten(0, (2, 2)).mean(1))
-        return self.norm(h + torch.tanh(self.f(h)) @ pairs.T @ pairs)
-
-
-def test_norms_of_other_tokens_are_no_part_of_the_carry():
-    assert_same(converted.backward, lambda: converted.made(LooksAtPairs))
