@@ -167,13 +167,8 @@ def test_every_model_that_was_tried_is_exact_or_has_no_chain():
     classes, architectures = (len(EXACT[library]) for library in ("transformers", "timm"))
     line = f"{classes} classes of transformers and {architectures} architectures of timm"
     assert line in readme and line in page
-    without, untried = (
-        [count(library) for library in LIBRARIES]
-        for count in (
-            lambda library: tried[library].count("no chain"),
-            lambda library: len(RECORDS[library]) - len(tried[library]),
-        )
-    )
+    without = [found.count("no chain") for found in tried.values()]
+    untried = [len(RECORDS[library]) - len(found) for library, found in tried.items()]
     assert f"In another {without[0]} and {without[1]} no list of layers is a chain" in page
     assert f"Not tried are {untried[0]} and {untried[1]}" in page
 
