@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
@@ -99,14 +100,15 @@ def refuse_nonlinear(segments: Sequence[Segment], why: str) -> None:
 
 
 def is_linear(product: Callable[[Tensor], Tensor | None], w: Tensor, tolerance: float) -> bool:
-    """Whether the product grows with w, and products can be added, up to rounding."""
+    """Whether the product grows with w, and products can be added, up to rounding. One that
+    overflows in half precision, as under autocast, is not judged."""
     v, stretched, other = product(w.clone()), product(w * STRETCH), w.flip(0) * 3
     if v is None:
         return True
     both, of_other = product(w + other), product(other)
     pairs = (stretched, v * STRETCH), (both, v + of_other)
     norm = torch.linalg.vector_norm
-    return not any(norm(a - b) > tolerance * norm(b) for a, b in pairs)
+    return not any(tolerance * norm(b) < norm(a - b) < math.inf for a, b in pairs)
 
 
 def probe(like: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import highway_bp as hb
+from highway_bp.layer_checks import is_linear
 from tests.highway_bp.architectures import PlainSplit
 from tests.highway_bp.converted import (
     EXACT,
@@ -166,6 +167,12 @@ def test_what_is_exact_for_single_layers_is_refused_where_their_parts_are_added(
     line = rf"blocks.. \({layer.__name__}\) {does} in its backward pass"
     for method in (IN_GROUPS, hb.MGRIT(4, 2)):
         assert_refused(lambda: made(layer), line, on_states, method)
+
+
+def test_a_product_that_overflows_in_half_precision_is_not_taken_for_clipped():
+    w = torch.ones(4, 4)
+    assert is_linear(lambda w: (w.half() * 100).float(), w, 0.05)
+    assert not is_linear(lambda w: w.half().clamp(-100, 100).float(), w, 0.05)
 
 
 @refuses("adds to the gradient", lambda: made(AddsLoss), IN_GROUPS)
