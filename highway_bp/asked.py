@@ -46,11 +46,11 @@ def _calls() -> list[FrameType]:
     """The innermost call of this thread. A GPU's nodes run in a thread of the engine: then those of
     all threads."""
     frames = sys._current_frames()
-    own = _innermost_call(frames.pop(threading.get_ident()))
-    return [own] if own else [call for f in frames.values() if (call := _innermost_call(f))]
+    own = innermost_call(frames.pop(threading.get_ident()))
+    return [own] if own else [call for f in frames.values() if (call := innermost_call(f))]
 
 
-def _innermost_call(frame: FrameType | None) -> FrameType | None:
+def innermost_call(frame: FrameType | None) -> FrameType | None:
     while frame is not None:
         name = frame.f_code.co_name
         if name in ("grad", "backward") and frame.f_globals.get("__name__") == "torch.autograd":

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
-from highway_bp.segment import Segment, emptied, gradients
+from highway_bp.segment import Segment, gradients
+from highway_bp.silenced import silenced
 from highway_bp.surroundings import random_state
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def refuse_unrepeatable(
     buffers = [b for module in modules for b in module.buffers()]
     before = [*random_state(output.device), *(b.clone() for b in buffers)]
     w, why, hooks = probe(output), None, [t._backward_hooks for t in inputs]
-    with emptied(hooks):
+    with silenced(hooks):
         first = gradients([(output, w.clone())], inputs)
         first = [None if g is None else g.clone() for g in first]  # the function may keep its own
         try:

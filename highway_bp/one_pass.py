@@ -39,8 +39,9 @@ from highway_bp.looked_at import (
 from highway_bp.methods import TruncatedBPTT
 from highway_bp.module_system import ModuleSystem, States
 from highway_bp.own_gradients import refuse_own_gradients
-from highway_bp.segment import Cotangents, Segment, add, emptied, parameter_step, with_fresh_graphs
+from highway_bp.segment import Cotangents, Segment, add, parameter_step, with_fresh_graphs
 from highway_bp.shown import check_shown, hooks_of, kept_grads
+from highway_bp.silenced import silenced
 
 _solving = threading.local()
 
@@ -244,7 +245,7 @@ class Pass:
             refs = itertools.chain(*(one.all_taps for one in passes))
             hooks = [tap.hooks for ref in refs if (tap := ref()) is not None]
             hooks += itertools.chain(*(one.hooks_behind for one in passes))
-            with emptied(hooks), kept_grads(inside):
+            with silenced(hooks), kept_grads(inside):
                 yield
         finally:
             _solving.depth = solving() - 1

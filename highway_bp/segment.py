@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,6 +13,7 @@ from torch.autograd.graph import GradientEdge
 from highway_bp.carry import Carry, Identity, as_carry
 from highway_bp.layer_call import Call, Returned
 from highway_bp.shown import kept_grads, retained
+from highway_bp.silenced import silenced
 
 TOGETHER = 4  # segments that share one call of autograd's engine; each needs memory for a state
 
@@ -193,7 +193,7 @@ def parameter_step(
     places = {_key_of(t): i for i, t in enumerate(leaves) if id(t) not in frozen}
     hooks = (t._backward_hooks for t in tensors)
     retaining = (t for t in tensors if t.retains_grad)
-    with emptied(hooks), kept_grads(retaining):  # both come when these gradients leave the chain
+    with silenced(hooks), kept_grads(retaining):  # both come when these gradients leave the chain
         while segments:
             # A custom function may return the same memory for each layer's gradients.
             n = 1 if any(s.functions for s in segments[-TOGETHER:]) else TOGETHER
@@ -254,19 +254,6 @@ def with_fresh_graphs(segments: Sequence[Segment]) -> list[Segment]:
         return list(segments)
     extras: dict[int, Tensor] = {}
     return [segment.repeated(extras) if segment.is_used else segment for segment in segments]
-
-
-@contextlib.contextmanager
-def emptied(hooks: Iterable[dict | None]) -> Iterator[None]:
-    """Empty these dictionaries of hooks for a while, so that the hooks do not run."""
-    full = [(h, dict(h)) for h in hooks if h]
-    for h, _ in full:
-        h.clear()
-    try:
-        yield
-    finally:
-        for h, before in full:
-            h.update(before)
 
 
 def _pairs(

@@ -17,7 +17,8 @@ from highway_bp.methods import Method
 from highway_bp.own_gradients import refuse_own_gradients
 from highway_bp.rnn.steps import Gradients, Rows
 from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
-from highway_bp.segment import emptied, gradients
+from highway_bp.segment import gradients
+from highway_bp.silenced import silenced
 from highway_bp.surroundings import autocast, kept_buffers, random_state
 
 State = Tensor | tuple[Tensor, ...]
@@ -109,7 +110,7 @@ class RowsOfSteps:
         windows = Windows(size, starts.clone(), b_ends, K, run, weights)
         hooks = (p._backward_hooks for p in weights)
         # Hooks run when these gradients leave the chain.
-        with refuse_own_gradients([self]), emptied(hooks), _kept(self.module), own_weights:
+        with refuse_own_gradients([self]), silenced(hooks), _kept(self.module), own_weights:
             grad_x, w_0, by_weight = window_gradients(method, windows, rows)
         return grad_x, [w_0], by_weight
 

@@ -335,16 +335,19 @@ def test_a_hook_on_a_state_inside_a_group_that_no_solve_reaches_is_refused(model
 
 
 def test_backward_passes_in_threads():
-    """Over one model; they add to the same gradients."""
+    """Over one model; they add to the same gradients, and each runs the parameters' hooks."""
     untouched = made()
-    model, seeds = hb.convert(copy.deepcopy(untouched), EXACT), range(4)
-    for each in (untouched, model):
-        losses = [each(rows() * (1 + seed)) for seed in seeds]
+    model, seen = hb.convert(copy.deepcopy(untouched), EXACT), [[], []]
+    for each, calls in zip((untouched, model), seen, strict=True):
+        for p in each.parameters():
+            p.register_hook(lambda g, calls=calls: calls.append(g) or 2 * g)
+        losses = [each(rows() * (1 + seed)) for seed in range(40)]
         threads = [threading.Thread(target=loss.backward) for loss in losses]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+    assert len(seen[0]) == len(seen[1])
     for p, q in zip(model.parameters(), untouched.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
 
