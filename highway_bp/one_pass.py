@@ -154,7 +154,14 @@ class Pass:
         for j in range(len(tap.extras)):
             if self.gives_out(tap, 1 + j):
                 check_given_extra(tap, j)
-        if not self.is_reached and self.gives_out(tap, 0):  # no later layers
+        if not self.gives_out(tap, 0):
+            return
+        if has_hooks(tap) and will_solve(tap):
+            raise RuntimeError(
+                "autograd.grad of a state that has hooks, and of others: it may give the gradient "
+                "before the hooks or after; expected retain_grad and backward(), or Backprop()"
+            )
+        if not self.is_reached:  # no later layers
             check_state(tap, used_extras(tap))
 
     def solve(self, gate: Gate) -> tuple[Tensor | None, list[Tensor | None]]:

@@ -75,6 +75,14 @@ def test_autograd_grad_of_a_result_that_no_other_depends_on(method, layer, of, a
     assert_same(run, lambda: made(layer, WithExtras), method)
 
 
+@refuses("autograd.grad of a state that has hooks", made)
+def test_a_state_with_hooks_that_is_asked_for_together_with_parameters(model):
+    """torch gives the gradient before the hooks if a parameter lies in front, else after them."""
+    loss, h = model(), model.states[1]
+    h.register_hook(lambda g: 2 * g)
+    torch.autograd.grad(loss, [h, *model.blocks[2].parameters()])
+
+
 @asserts_same(lambda: made(Inside, WithExtras), both=True)
 def test_retain_grad_behind_the_state_that_is_asked_for(model):
     """No solve runs, so none completes what is retained."""
