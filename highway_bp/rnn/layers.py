@@ -183,7 +183,8 @@ class MethodRNN(HasMethod, nn.RNNBase):
                 outputs.append(by_length.reverse(h, lengths) if suffix else h)
                 last.append(states)
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
-        return x, [torch.stack(states) for states in zip(*last, strict=True)]
+        # A node of its own: hooks on the output do not see the gradient of the last states.
+        return x.view_as(x), [torch.stack(states) for states in zip(*last, strict=True)]
 
     def _dropped(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """Dropout between layers: for packed sequences of packed data, to draw torch's numbers."""

@@ -89,7 +89,7 @@ class Recurrent(HasMethod, nn.Module):
         else:
             refuse_transforms(type(self.cell).__name__)
             states = self._solved(layout, x, start)
-        every = layout.state(states)
+        every = layout.state(states.view_as(states))  # hooks on it do not see the last state's loss
         output = getattr(self.cell, "output", None)
         return (every if output is None else output(every)), layout.state(states[-1])
 

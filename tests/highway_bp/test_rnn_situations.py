@@ -77,6 +77,27 @@ def test_writing_into_the_output(method, write):
 
 
 @every_kind
+@every_exact
+@pytest.mark.parametrize("look", ["hook", "retain_grad", "autograd.grad"])
+def test_a_look_at_the_output_beside_a_loss_on_the_last_state(kind, method, look):
+    """Output and last state are two results."""
+
+    def gradients(rnn):
+        o, *last = flat(rnn(torch.ones(L, B, D)))
+        loss = o.square().sum() + 3 * sum(map(torch.sum, last))
+        if look == "autograd.grad":
+            return torch.autograd.grad(loss, o)
+        if look == "hook":
+            o.register_hook(lambda g: g.clamp(-0.05, 0.05))
+        o.retain_grad()
+        loss.backward()
+        return [o.grad, *(p.grad for p in rnn.parameters())]
+
+    plain, ours = pair(kind, method)
+    torch.testing.assert_close(gradients(ours), gradients(plain))
+
+
+@every_kind
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_on_the_cpu(kind, options, dtype):
