@@ -193,6 +193,7 @@ def parameter_step(
     places = {_key_of(t): i for i, t in enumerate(leaves) if id(t) not in frozen}
     hooks = (t._backward_hooks for t in tensors)
     retaining = (t for t in tensors if t.retains_grad)
+    shared = {_memory(t) for t in w if t is not None}  # at k = 0, by the w of several layers
     with silenced(hooks), kept_grads(retaining):  # both come when these gradients leave the chain
         while segments:
             # A custom function may return the same memory for each layer's gradients.
@@ -206,9 +207,13 @@ def parameter_step(
             inputs = [leaves[i] for i in wanted]
             found = _parameter_gradients(some, b[here], w[here], inputs, functions_behind)
             for i, g in zip(wanted, found, strict=True):
-                may_be_kept = g is not None and grads[i] is None and some[0].functions
-                grads[i] = g.clone() if may_be_kept else add(grads[i], g)
+                is_own = g is None or not (some[0].functions or _memory(g) in shared)
+                grads[i] = add(grads[i], g if is_own or grads[i] is not None else g.clone())
     return grads
+
+
+def _memory(t: Tensor) -> int | None:
+    return t.untyped_storage()._cdata if t.layout is torch.strided else None
 
 
 def _key_of(leaf: Tensor | GradientEdge) -> object:

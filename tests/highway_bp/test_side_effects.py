@@ -352,6 +352,26 @@ def test_backward_passes_in_threads():
         torch.testing.assert_close(p.grad, q.grad)
 
 
+class WithPositions(Shows):
+    def __init__(self):
+        super().__init__()
+        self.positions = nn.Parameter(torch.zeros(5, 6))
+
+    def forward(self, h):
+        return super().forward(h) + self.positions[None]
+
+
+@pytest.mark.parametrize("method", [hb.Highway(0), hb.Highway(0, group_size=2)], ids=str)
+def test_gradients_of_layers_share_no_memory(method):
+    """Where only the residual path counts, they are views of the same w; accumulation writes."""
+    model = hb.convert(made(WithPositions), method)
+    model(rows()[None]).backward()
+    once = [block.positions.grad.clone() for block in model.blocks]
+    model(rows()[None]).backward()
+    for block, g in zip(model.blocks, once, strict=True):
+        torch.testing.assert_close(block.positions.grad, 2 * g)
+
+
 def test_two_converted_models_in_a_row_are_no_copies():
     first, second = hb.convert(made(), EXACT), hb.convert(made(), EXACT)
     h = first.emb(rows())
