@@ -101,20 +101,21 @@ class Chain(HasMethod):
         refuse_nonlinear(suspects, "losses on states inside a group or on extra outputs")
 
     def refuse_unrepeatable(self, segments: Sequence[Segment]) -> None:
-        """Look at layers with custom functions before the first product with them: at all in the
-        first solve, then at one of each kind, another one every time."""
-        suspects = [s for s in segments if s.functions - {HOOKS} and s.wanted]
+        """Look at layers before the first product with them: at all in the first solve, then at one
+        of each kind with custom functions, another one every time."""
+        first = "functions" not in self._checked_methods
+        suspects = [s for s in segments if s.wanted and (first or s.functions - {HOOKS})]
         if suspects:
             self._turn = (self._turn + 1) % len(suspects)
             turned = suspects[self._turn :] + suspects[: self._turn]
-            first = "functions" not in self._checked_methods
             self._checked_methods.add("functions")
             for segment in turned if first else {s.functions: s for s in turned}.values():
                 layers = [call.layer for call in segment.calls]
                 modules = [layer.module for layer in layers]
                 weights = [p for m in modules for p in parameters_of(m)]
                 inputs = [segment.h_in, *(p for p in weights if p.requires_grad and p.is_leaf)]
-                refuse_unrepeatable(layers[0].name, segment.h_out, inputs, modules)
+                buffers = [b for m in modules if segment.functions for b in m.buffers()]
+                refuse_unrepeatable(layers[0].name, segment.h_out, inputs, buffers)
 
     def _suspects(self, segments: Sequence[Segment], what: str) -> Sequence[Segment]:
         """The segments to be looked at: all once, then those with custom functions."""

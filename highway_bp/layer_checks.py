@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from highway_bp.segment import Segment, gradients
@@ -26,20 +26,19 @@ STRETCH = 1024.0  # by which a gradient grows where a backward pass is tried for
 
 
 def refuse_unrepeatable(
-    name: str, output: Tensor, inputs: Sequence[Tensor], modules: Sequence[nn.Module]
+    name: str, output: Tensor, inputs: Sequence[Tensor], buffers: Sequence[Tensor]
 ) -> None:
     """Refuse a graph whose backward pass cannot run twice; a method runs it several times.
 
     A custom function may write into what it has saved, as some fused kernels do, into buffers, or
-    draw random numbers. Autograd notices none of these.
+    draw random numbers. A hook may remove itself. Autograd notices none of these.
 
     Raises:
         RuntimeError: two products of ``output`` with one random w are different, or fail, or change
-            buffers of ``modules`` or the random state.
+            ``buffers`` or the random state.
     """
-    if output.is_meta:
+    if output.is_meta or isinstance(output, FakeTensor):  # no numbers to compare
         return
-    buffers = [b for module in modules for b in module.buffers()]
     before = [*random_state(output.device), *(b.clone() for b in buffers)]
     w, why, hooks = probe(output), None, [t._backward_hooks for t in inputs]
     with silenced(hooks):
@@ -53,9 +52,9 @@ def refuse_unrepeatable(
     same = all(a is None or a.equal(b) for a, b in zip(after, before, strict=True))
     if why or not same or not _are_near(again, first):
         raise RuntimeError(
-            f"the backward pass of {name} cannot run twice (a custom function writes into what it "
-            "has saved or into buffers, frees it, or draws random numbers?), and a method runs it "
-            "several times; expected another function, or Backprop()"
+            f"the backward pass of {name} cannot run twice (a hook removes itself, or a custom "
+            "function writes into what it has saved or into buffers, frees it, or draws random "
+            "numbers?), and a method runs it several times; expected another one, or Backprop()"
         ) from why
 
 
@@ -82,7 +81,7 @@ def refuse_nonlinear(segments: Sequence[Segment], why: str) -> None:
     """
     for segment in segments:
         name, v = segment.calls[0].layer.name, segment.vjp(torch.zeros_like(segment.h_out))
-        if v is None or v.is_meta or isinstance(v, FakeTensor):  # no numbers to compare
+        if v is None or v.is_meta or isinstance(v, FakeTensor):
             continue
         if has_nonzero(v):
             raise RuntimeError(

@@ -150,7 +150,7 @@ class RowsOfSteps:
         the gradient: two products would contain that."""
         if not any(isinstance(node, BackwardCFunction) for node in nodes([inside], frozenset())):
             return
-        refuse_unrepeatable(self.name, inside, known, [self.module])
+        refuse_unrepeatable(self.name, inside, known, [*self.module.buffers()])
         if size == 1:
             return
         found = gradients([(inside, torch.zeros_like(inside))], known)

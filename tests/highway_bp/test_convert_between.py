@@ -178,4 +178,4 @@ def test_functions_between_layers_cost_no_power_of_two():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         backward(hb.convert(looping(Shows, loop)(), hb.Highway(1)))
-    assert len(calls) <= 12 * 12
+    assert len(calls) < 2 * 12 * 12

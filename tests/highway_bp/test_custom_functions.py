@@ -131,6 +131,21 @@ def test_a_function_that_cannot_run_twice_is_refused(layer, run, method):
     assert_refused(lambda: made(layer), line, run, method)
 
 
+class RemovesHook(Shows):
+    """Sets a hook that acts once, as deep equilibrium layers do."""
+
+    def forward(self, h):
+        z = self.inside(h)
+        hook = z.register_hook(lambda g: (hook.remove(), g / 2)[1])
+        return h + self.g(z)
+
+
+@pytest.mark.parametrize("method", [hb.Highway(0), EXACT, IN_GROUPS], ids=str)
+def test_a_hook_that_removes_itself_is_refused(method):
+    line = r"the backward pass of blocks.. \(RemovesHook\) cannot run twice"
+    assert_refused(lambda: made(RemovesHook), line, method=method)
+
+
 clip = function(lambda ctx, x, *_: x.clone(), lambda ctx, g, *_: g.clamp(-1e-3, 1e-3))
 
 
