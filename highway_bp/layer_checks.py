@@ -90,25 +90,33 @@ def refuse_nonlinear(segments: Sequence[Segment], why: str) -> None:
             )
         block = partial(segment.through, block=1, carry=0)  # a carry would hide a small one
         w = probe(segment.h_out)
+        carried = segment.through(w, block=0, carry=1)  # its rounding hides a smaller block
+        rounding = 10 * torch.finfo(w.dtype).eps * torch.linalg.vector_norm(carried)
         is_wide = w.dtype.itemsize >= 4  # numbers of half precision may overflow
         looked_for = is_wide or segment.functions
-        if looked_for and not is_linear(block, w, 0.05 if is_wide else 0.25):
+        if looked_for and not is_linear(block, w, 0.05 if is_wide else 0.25, rounding):
             raise RuntimeError(
                 f"{name} clips the gradient in its backward pass, which would happen to parts of "
                 f"it with {why}; expected Backprop()"
             )
 
 
-def is_linear(product: Callable[[Tensor], Tensor | None], w: Tensor, tolerance: float) -> bool:
-    """Whether the product grows with w, and products can be added, up to rounding. One that
-    overflows in half precision, as under autocast, is not judged."""
+def is_linear(
+    product: Callable[[Tensor], Tensor | None],
+    w: Tensor,
+    tolerance: float,
+    rounding: Tensor | float = 0.0,
+) -> bool:
+    """Whether the product grows with w, and products can be added: up to a share of the product,
+    and the norm of its rounding errors. One that overflows in half precision, as under autocast, is
+    not judged."""
     v, stretched, other = product(w.clone()), product(w * STRETCH), w.flip(0) * 3
     if v is None:
         return True
     both, of_other = product(w + other), product(other)
-    pairs = (stretched, v * STRETCH), (both, v + of_other)
+    pairs = (stretched / STRETCH, v), (both, v + of_other)
     norm = torch.linalg.vector_norm
-    return not any(tolerance * norm(b) < norm(a - b) < math.inf for a, b in pairs)
+    return not any(tolerance * norm(b) + rounding < norm(a - b) < math.inf for a, b in pairs)
 
 
 def probe(like: Tensor) -> Tensor:

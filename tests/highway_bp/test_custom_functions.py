@@ -190,6 +190,25 @@ def test_a_product_that_overflows_in_half_precision_is_not_taken_for_clipped():
     assert not is_linear(lambda w: w.half().clamp(-100, 100).float(), w, 0.05)
 
 
+class Scaled(Shows):
+    def forward(self, h):
+        return h + 1e-6 * self.scale * self.g(self.inside(h))
+
+
+@pytest.mark.parametrize("method", [IN_GROUPS, hb.MGRIT(4, 2)], ids=str)
+def test_rounding_errors_of_a_small_block_are_not_taken_for_clipping(method):
+    """Of a LayerScale that begins with 1e-6, as ConvNeXt's."""
+
+    def run(model):
+        h, loss = rows().float(), 0.0
+        for block in model.blocks:
+            h = block(h)
+            loss = loss + h.sin().sum()
+        loss.backward()
+
+    assert_same(run, lambda: made(Scaled).float(), method, tolerance=1e-3)
+
+
 @refuses("adds to the gradient", lambda: made(AddsLoss), IN_GROUPS)
 def test_losses_added_from_the_second_step_on_are_refused(model):
     for weight in (0.0, 1.0):
