@@ -83,7 +83,7 @@ class Chain(HasMethod):
 
     def accepts(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
         """Whether a layer belongs to the chain, judged by what it has returned for h."""
-        return True
+        return returned.state is None or returned.state.requires_grad
 
     def at_solve(self, system: ModuleSystem) -> None:
         """Check once, before a system is solved, what the method requires of the layers."""

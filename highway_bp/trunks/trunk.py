@@ -97,7 +97,7 @@ class Trunk(Chain):
         self._calls += 1
         self._look_for_chain()
         is_residual = state is not None and self._is_residual[key] and h.shape == state.shape
-        takes = state is not None and (carried or is_residual)
+        takes = state is not None and state.requires_grad and (carried or is_residual)
         self._last = key if takes else None
         return takes
 

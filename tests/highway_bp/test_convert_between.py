@@ -13,10 +13,12 @@ from tests.highway_bp.converted import (
     add_loss,
     assert_refused,
     assert_same,
+    asserts_same,
     backward,
     both_methods,
     function,
     looping,
+    made,
     seen_in_loss,
 )
 
@@ -164,6 +166,27 @@ def gives_weights_from_one_stack(blocks, h):
 )
 def test_what_a_model_may_not_do_between_layers(layer, loop, line, run):
     assert_refused(looping(layer, loop), line, run)
+
+
+class Frozen(Shows):
+    """Runs without a gradient from the second call on."""
+
+    calls = 0
+
+    def forward(self, h):
+        self.calls += 1
+        with torch.set_grad_enabled(self.calls < 2):
+            return super().forward(h)
+
+
+@asserts_same(lambda: made(Frozen), both=True)
+def test_a_layer_that_gives_no_gradient_any_more(model):
+    """Layers in front of it get none, and no zeros."""
+    for block in [model.blocks[i] for i in (0, 1, 3)]:
+        block.calls = -9
+    for _ in range(2):
+        model.zero_grad()
+        backward(model)
 
 
 def test_functions_between_layers_cost_no_power_of_two():
