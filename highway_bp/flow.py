@@ -7,7 +7,8 @@
           the linear system and returns the gradients of its inputs.
     Leak  begins a layer's local graph. Autograd's own backward pass goes through it if a loss
           uses a tensor inside the layer, which a hook has shown. That pass frees the local
-          graph, so the layer is run once more to solve the system.
+          graph, so the layer is run once more to solve the system. Inside a group of layers, the
+          solve goes from a Leak to the local graph of the layer before.
     Tap   ends the local graph: it passes on the state without this graph. Its backward notes b_i,
           the cotangent that losses send to this state.
 
@@ -49,22 +50,19 @@ class Gate(torch.autograd.Function):
 
 
 class Leak(torch.autograd.Function):
-    """h_i -> h_i, where a segment's local graph begins."""
+    """The state h, or ``inner``, the same state in the graph of its group, -> h for one layer."""
 
     @staticmethod
-    def forward(ctx, one_pass, h):
-        ctx.one_pass = one_pass
-        ctx.taps: list[weakref.ref] = []  # of its group
+    def forward(ctx, one_pass, h, inner):
+        ctx.one_pass, ctx.is_inside_group = one_pass, inner is not None
         ctx.set_materialize_grads(False)
         return h.detach()
 
     @staticmethod
     def backward(ctx, g):
         if ctx.one_pass.inside:
-            return None, None
-        if g is not None and any(map(_has_looked_at_state, ctx.taps[:-1])):
-            refuse_inside_group()
-        return None, g
+            return None, None, g if ctx.is_inside_group else None
+        return None, g, None
 
 
 class Tap(torch.autograd.Function):
@@ -147,8 +145,6 @@ def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
     tap.one_pass.all_taps.append(weakref.ref(tap))
     tap.returned_extras = list(map(weakref.ref, extras))
     tap.hooks_of_extras = list(map(hooks_of, extras))
-    if (leak := tap.segment.h_in.grad_fn) is not None:
-        leak.taps.append(weakref.ref(tap))
 
 
 def will_solve(tap: Tap) -> bool:
@@ -161,22 +157,8 @@ def has_hooks(tap: Tap) -> bool:
     return len(tap.hooks) > 1
 
 
-def _has_looked_at_state(ref: weakref.ref) -> bool:
-    """Whether the state of a Tap has a hook or `retain_grad`."""
-    tap = ref()
-    state = None if tap is None else tap.state()
-    return state is not None and (has_hooks(tap) or state.retains_grad)
-
-
 def refuse_freed() -> NoReturn:
     raise RuntimeError(
         "Trying to backward through a chain of layers a second time: their graphs are freed. Call "
         "the first backward() with retain_graph=True"
-    )
-
-
-def refuse_inside_group() -> NoReturn:
-    raise RuntimeError(
-        "no gradient for a state inside a group of layers if a loss uses a tensor inside these "
-        "layers; expected group_size=1, or Backprop()"
     )

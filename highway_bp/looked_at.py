@@ -107,7 +107,10 @@ def check_given_extra(tap: Tap, j: int) -> None:
 
 
 def refuse_if_used(tap: Tap, inner: Tensor) -> None:
-    """Refuse a look at a result that losses reach through the local graph as well."""
+    """Refuse a look at a result that losses reach through the local graph as well.
+
+    A Leak inside a group also leads there: so a loss inside the group's later layers is refused.
+    """
     node = inner.grad_fn
     if node is None:
         return

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.utils import _pytree as pytree
 
 from highway_bp.surroundings import modules_of
@@ -32,7 +33,8 @@ def shown_by(module: nn.Module) -> Iterator[Shown]:
     def note(_: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
         add_shown(shown, pytree.tree_leaves((args, kwargs, out)))
 
-    hooked = (m for m in modules if m._forward_hooks or m._forward_pre_hooks)
+    of_all = _global_forward_hooks or _global_forward_pre_hooks
+    hooked = (m for m in modules if of_all or m._forward_hooks or m._forward_pre_hooks)
     handles = [m.register_forward_hook(note, with_kwargs=True) for m in hooked]
     try:
         yield shown

@@ -49,6 +49,14 @@ class Scope:
         extra = tap.extras[t.output_nr - 1]  # an earlier layer returned it beside its state
         return None if any(map(is_of_chain, nodes([extra], self.ends))) else extra
 
+    def check_arguments(self, name: str) -> None:
+        """Raise RuntimeError if a layer looks at an argument: its alias gets no gradient."""
+        if any(a._backward_hooks or a.retains_grad for _, a, _ in self.arguments.values()):
+            raise RuntimeError(
+                f"a hook or retain_grad on an argument of {name}, set inside the layer; expected "
+                "one that is set before the layers are called, or Backprop()"
+            )
+
 
 def step(
     chain: Chain, layer: Layer, h: Tensor, args: tuple, kwargs: dict, first: bool = False
@@ -71,8 +79,10 @@ def step(
     scope, before, segment = place or _begin_chain(chain, h, given, caches, goes_on)
     is_full = segment is None or len(segment.states) >= chain.method.group_size
     if is_full or _is_elsewhere(h, segment.end):
-        segment = Segment(Leak.apply(scope.one_pass, before), _is_wanted(scope, segment, h))
-    x = segment.end
+        x = Leak.apply(scope.one_pass, before, None)
+        segment = Segment(x, _is_wanted(scope, segment, h))
+    else:
+        x = Leak.apply(scope.one_pass, before, segment.end)
     inner = {id(h): x, **{id(t): scope.local(t) for t in given}}
     outer = {id(inner[id(t)]): t for t in [h, *given]}  # put back after the call
     for t in [h, *given]:
@@ -83,12 +93,13 @@ def step(
     try:
         with keep_buffers():
             call, returned = run_layer(layer, x, args, kwargs, kept, scope.has_filled_cache)
+        scope.check_arguments(layer.name)
         if not chain.accepts(layer, x, returned):
             return returned.ran.out
         if returned.state is x:  # skipped; autograd goes through its extras itself
             return returned.with_replaced({id(x): h})
         segment.add(call, returned)
-        check_graph(segment, -1, returned.flat, scope.ends, scope.one_pass.made)
+        check_graph(segment, -1, x, returned.flat, scope.ends, scope.one_pass.made)
         passed_on = _passed_on(scope, segment, before)
         outer = passed_on | outer
         return returned.with_replaced(passed_on)

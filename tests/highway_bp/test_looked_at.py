@@ -7,20 +7,25 @@ from functools import partial
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import highway_bp as hb
 from highway_bp.recorded import recorded, recording
 from tests.highway_bp.converted import (
     EXACT,
+    IN_GROUPS,
     TOKENS,
     Net,
     Shows,
+    assert_refused,
     assert_same,
     asserts_same,
     backward,
     both_methods,
     made,
     refuses,
+    rows,
 )
 from tests.highway_bp.families import build, inputs
 
@@ -178,6 +183,26 @@ class HoldsNothing(Shows):
         return h + self.g(self.inside(h))
 
 
+class Told(Shows):
+    """Looks at its argument."""
+
+    def forward(self, h, e):
+        type(self).look(e)
+        return h + self.g(self.inside(h + e))
+
+
+class Tells(Net):
+    def given(self):
+        return (2 * self.emb(rows()),)
+
+
+class Hard(Shows):
+    is_residual = True
+
+    def forward(self, h):
+        return super().forward(h) if self.is_residual else self.g(self.inside(h))
+
+
 @refuses(r"on a tensor inside blocks.1 \(HoldsNothing\)", lambda: made(HoldsNothing))
 def test_a_hook_on_an_inner_tensor_that_nobody_holds_is_refused(model):
     """As those of pytorch-grad-cam."""
@@ -186,6 +211,43 @@ def test_a_hook_on_an_inner_tensor_that_nobody_holds_is_refused(model):
         out.register_hook(lambda g: None)
 
     model.blocks[1].g.register_forward_hook(look)
+    backward(model)
+
+
+@pytest.mark.parametrize("look", ["retain_grad", "hook"])
+def test_looks_by_a_hook_on_all_modules(look):
+    """``retain_grad`` is completed; a hook would see parts."""
+
+    def run(model):
+        seen = []
+
+        def note(module, args, out):
+            if isinstance(module, nn.Linear):
+                seen.append(out)
+                out.retain_grad() if look == "retain_grad" else out.register_hook(lambda g: 2 * g)
+
+        with register_module_forward_hook(note):
+            backward(model)
+        return [t.grad for t in seen]
+
+    if look == "retain_grad":
+        assert_same(run, lambda: made(HoldsNothing))
+    else:
+        assert_refused(lambda: made(HoldsNothing), "on a tensor inside blocks.0", run)
+
+
+@pytest.mark.parametrize("look", [Tensor.retain_grad, lambda t: t.register_hook(lambda g: g / 2)])
+@refuses(r"a hook or retain_grad on an argument of blocks.0 \(Told\)", lambda: made(Told, Tells))
+def test_a_look_that_a_layer_takes_at_its_argument_is_refused(model, look):
+    """The gradient leaves the chain elsewhere."""
+    Told.look = staticmethod(look)
+    backward(model)
+
+
+@refuses("returned, which leads to a tensor inside", lambda: made(Hard), IN_GROUPS)
+def test_a_look_at_a_state_of_a_group_that_no_layer_of_the_chain_gets_is_refused(model):
+    model.blocks[0].register_forward_hook(lambda *call: call[2].retain_grad())
+    model.blocks[1].is_residual = False
     backward(model)
 
 
