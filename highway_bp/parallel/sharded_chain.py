@@ -119,7 +119,8 @@ class ShardedChain(Chain, nn.ModuleList):
             h_L, or all states, on every process.
 
         Raises:
-            ValueError: fewer examples than micro-batches while gradients are wanted; calls on
+            ValueError: a parameter is in layers of two processes, each of which would have a part
+                of its gradient; fewer examples than micro-batches with gradients; calls on
                 processes that differ in the batch's shape, the method, the mode or, until the first
                 pass with gradients, in the state.
         """
@@ -129,6 +130,8 @@ class ShardedChain(Chain, nn.ModuleList):
             f"sizes={[len(share) for share in self.shares]}, micro_batches={self.micro_batches}"
         )
         check_call(self.ranks, call + mode, None if self.checked else h)
+        if not self.checked:
+            self._check_shares()
         with self._own_randomness(h):
             if torch.is_grad_enabled():
                 trained = [*self.own_parameters(), self.token]
@@ -137,6 +140,14 @@ class ShardedChain(Chain, nn.ModuleList):
             else:
                 states = self.outputs(self.run(h, args, kwargs), return_states)
         return states if return_states else states[-1]
+
+    def _check_shares(self) -> None:
+        of_each = [{p for i in share for p in self[i].parameters()} for share in self.shares]
+        if len(set().union(*of_each)) < sum(map(len, of_each)):
+            raise ValueError(
+                "a parameter is shared by layers of different processes; expected one process to "
+                "have its whole gradient"
+            )
 
     def run(
         self,

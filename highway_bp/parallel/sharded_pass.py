@@ -53,7 +53,7 @@ def _refuse_look(ref: weakref.ref, _: Tensor) -> None:
     if state is None:
         return
     asked = (state.grad_fn, state.output_nr) in (asked_for() or ())
-    if asked or state.retains_grad or len(state._backward_hooks) > 1:
+    if asked or state.retains_grad or len(state._backward_hooks or ()) > 1:
         raise RuntimeError(
             "a look at the gradient of a state inside a ShardedChain: autograd has a part of it; "
             "expected a look at the chain's input or last state, or a ResidualChain"

@@ -178,8 +178,7 @@ class ShardedSystem:
     @cached_property
     def _kind(self) -> CarryKind:
         """The largest kind among the carries of all ranks; found by the chain's first scan."""
-        chain = self._chain
-        mine = max(map(_carry_kind, self.segments)) if self._wanted else CarryKind.IDENTITY
+        chain, mine = self._chain, max(map(_carry_kind, self.segments))
         if chain.kind is None:
             chain.kind = max(self._ranks.everyone(mine))
         if mine > chain.kind:

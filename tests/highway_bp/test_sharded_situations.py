@@ -44,7 +44,28 @@ def assorted(rank: int) -> dict:
         "kept": kept(),
         "accumulates": accumulates(),
         "looked at": looked_at(),
+        "shared": shared(),
+        "carries": carries_at_first_unseen(rank),
     }
+
+
+def shared() -> str:
+    """The error of a layer that two processes have."""
+    layer = Plain(tanh(8)).double()
+    chain = hb.ShardedChain([layer] * 4, hb.Highway(1))
+    return said(chain, data("relu"), error=ValueError)
+
+
+def carries_at_first_unseen(rank: int) -> float:
+    """The error of a gradient whose input alone needs the first process's diagonal carries."""
+    layers = [*layers_of("relu")[:2], *(Plain(tanh(8)).double() for _ in range(2))]
+    chain, x = hb.ShardedChain(layers, hb.Highway(2)), data("relu")
+    chain(x).sum().backward()
+    found, exact = (
+        torch.autograd.grad(each(x.requires_grad_()).sum(), x)[0]
+        for each in (chain, hb.ResidualChain(layers))
+    )
+    return (found - exact).abs().max().item()
 
 
 def looked_at() -> list[str]:
@@ -250,6 +271,8 @@ def test_what_else_there_is_to_see(tmp_path):
         writes, adds = rank["accumulates"]
         assert "(Accumulates) writes the gradients of parameters itself" in writes
         assert "(Adds) adds to the gradient in its backward pass" in adds
+        assert rank["shared"].startswith("a parameter is shared by layers of different processes")
+        assert rank["carries"] < 1e-10
         assert len(rank["looked at"]) == 6
         assert all(
             "gradient of a state inside a ShardedChain" in said for said in rank["looked at"]
