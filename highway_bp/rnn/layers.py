@@ -200,7 +200,8 @@ class MethodRNN(HasMethod, nn.RNNBase):
         dtype = self._autocast_dtype(x.device)
         names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]
         weights = [getattr(self, name + suffix) for name in names]
-        weights = weights if dtype is None else [w.to(dtype) for w in weights]
+        # Views: an assignment to ``.data`` before the backward pass does not change them.
+        weights = [w.view_as(w) if dtype is None else w.to(dtype) for w in weights]
         ends = None if lengths is None else lengths - 1
         L, B = x.shape[:2]
         row = max(L * self.hidden_size * x.element_size(), 1)

@@ -77,6 +77,18 @@ def test_writing_into_the_output(method, write):
 
 
 @every_kind
+@pytest.mark.parametrize("method", EXACT[1:], ids=str)  # torch's LSTM takes the new ones
+def test_other_weights_before_the_backward_pass(kind, method):
+    """By ``p.data = ...``, as for averages of weights: the gradient is that of the weights used."""
+    plain, ours = pair(kind, method)
+    exact, found = (rnn(torch.ones(L, B, D))[0].square().sum() for rnn in (plain, ours))
+    for p in ours.parameters():
+        p.data = p.data / 2
+    found = torch.autograd.grad(found, list(ours.parameters()))
+    torch.testing.assert_close(found, torch.autograd.grad(exact, list(plain.parameters())))
+
+
+@every_kind
 @every_exact
 @pytest.mark.parametrize("look", ["hook", "retain_grad", "autograd.grad"])
 def test_a_look_at_the_output_beside_a_loss_on_the_last_state(kind, method, look):
