@@ -45,13 +45,18 @@ class Recurrent(HasMethod, nn.Module):
         self.cell = cell
         self.length = 0  # steps of the last input
         self.iterations: list[int] = []  # taken by the last backward pass
-        self._carry = carry or getattr(cell, "carry", None)
-        if not callable(self._carry):
+        self._given_carry = carry
+        self._carry()  # raises TypeError
+        self.method = Backprop() if method is None else method
+
+    def _carry(self) -> Callable:
+        carry = self._given_carry or getattr(self.cell, "carry", None)
+        if not callable(carry):
             raise TypeError(
-                f"carry of {type(cell).__name__} is {self._carry!r}; expected a function "
+                f"carry of {type(self.cell).__name__} is {carry!r}; expected a function "
                 "carry(x, before, after), or a cell with such a method"
             )
-        self.method = Backprop() if method is None else method
+        return carry
 
     def check_method(self, method: Method) -> None:
         super().check_method(method)
@@ -104,6 +109,6 @@ class Recurrent(HasMethod, nn.Module):
     @torch.compiler.disable  # the cell runs once a step
     def _solved(self, layout: Layout, x: Tensor, start: Tensor) -> Tensor:
         params = {n: p for n, p in self.cell.named_parameters() if p.requires_grad}
-        cell = RowsOfSteps(self.cell, list(params), self._carry, layout, x.device)
+        cell = RowsOfSteps(self.cell, list(params), self._carry(), layout, x.device)
         method = Watched(self.method, self)
         return Steps.apply(cell, method, x.shape[1], None, 1, x, start, *params.values())

@@ -91,16 +91,17 @@ class RowsOfSteps:
 
         def run(x: Tensor, start: Tensor, where: slice) -> tuple[Tensor, Tensor]:
             with self.autocast:
-                inside = run_cell(self.module, self.layout, x, start)
+                inside = self._run_rows(x, start)
             self._check(inside, ends[where].flatten(0, 1), [x, start, *weights])
             if has_nonzero(start.detach() - starts[where].flatten(0, 1)):
                 raise RuntimeError(
                     f"{self.name} writes into the state that it gets; expected a copy, or "
                     "Backprop()"
                 )
-            self._check_functions(
-                inside, [t for t in (start, x, *weights) if t.requires_grad], size
-            )
+            known = [t for t in (start, x, *weights) if t.requires_grad]
+            if any(isinstance(node, BackwardCFunction) for node in nodes([inside], frozenset())):
+                self._check_functions(inside, known, size)
+                self._check_rows(inside, x, start, rows.x.shape[1])
             return inside, inside[-1]
 
         def K() -> Tensor:
@@ -148,8 +149,6 @@ class RowsOfSteps:
     def _check_functions(self, inside: Tensor, known: list[Tensor], size: int) -> None:
         """Refuse custom functions whose backward pass cannot run twice, or, in a window, adds to
         the gradient: two products would contain that."""
-        if not any(isinstance(node, BackwardCFunction) for node in nodes([inside], frozenset())):
-            return
         refuse_unrepeatable(self.name, inside, known, [*self.module.buffers()])
         if size == 1:
             return
@@ -167,6 +166,39 @@ class RowsOfSteps:
                 f"{self.name} clips the gradient in its backward pass, which would happen to parts "
                 "of it in a window; expected group_size=1, or Backprop()"
             )
+
+    def _check_rows(self, inside: Tensor, x: Tensor, start: Tensor, B: int) -> None:
+        """Refuse custom functions whose backward pass mixes rows: the first B rows, run alone, get
+        another gradient."""
+        w = probe(inside)
+        with self.autocast:
+            alone = [
+                t.narrow(-2, 0, B).detach().requires_grad_(t.requires_grad) for t in (start, x)
+            ]
+            out = self._run_rows(alone[1], alone[0])
+        inputs = [(t, a) for t, a in zip((start, x), alone, strict=True) if t.requires_grad]
+        both, few = zip(*inputs, strict=True)
+        found = gradients([(inside, w)], both), gradients([(out, w.narrow(-2, 0, B))], few)
+        for whole, own in zip(*found, strict=True):
+            if own is None:
+                continue
+            apart = torch.dist(whole.narrow(-2, 0, B), own)
+            if apart > self._rounding(own.dtype) * torch.linalg.vector_norm(own):
+                raise RuntimeError(
+                    f"the backward pass of {self.name} mixes the rows of a batch (by a norm or "
+                    "mean?); expected one that treats rows independently, or Backprop()"
+                )
+
+    def _run_rows(self, x: Tensor, start: Tensor) -> Tensor:
+        try:
+            return run_cell(self.module, self.layout, x, start)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{self.name} fails with all steps as rows of one batch (a buffer with a row for "
+                "each sequence?); expected a cell that treats rows independently, or Backprop()"
+            ) from error
 
     def _refuse_foreign(self, what: str) -> NoReturn:
         raise RuntimeError(

@@ -98,6 +98,11 @@ class _Run:
     """Windows of equal size side by side, and the graph of their steps."""
 
     def __init__(self, windows: Windows, rows: Rows, steps: slice, where: slice):
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "a backward pass in inference mode, which records no graph of the cell; expected "
+                "it outside, or Backprop()"
+            )
         m, starts = where.stop - where.start, windows.starts[where]
         self.where, self.steps, self.shape = where, steps, starts.shape
         self.x = _cut(rows.x[steps], m).detach().requires_grad_(rows.wants_x)

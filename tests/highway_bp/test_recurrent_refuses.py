@@ -122,6 +122,51 @@ def test_a_cell_that_is_exact_by_steps_and_refused_in_windows(backward, does):
         rnn(x)[0].square().sum().backward()
 
 
+@pytest.mark.parametrize("group_size", [1, 2])
+@pytest.mark.parametrize(
+    "backward",
+    [
+        lambda ctx, g: g / max(1.0, g.norm()),
+        lambda ctx, g: g / len(g),
+        lambda ctx, g: g - g.mean(0),
+    ],
+    ids=["norm", "share", "mean"],
+)
+def test_a_cell_whose_backward_pass_mixes_rows_is_refused(backward, group_size):
+    rnn = hb.Recurrent(Decay(D, H, Applies(backward)), method=hb.Highway(L, group_size=group_size))
+    with pytest.raises(RuntimeError, match=r"Decay (mixes the rows|clips the gradient)"):
+        (1e3 * rnn(torch.randn(L, B, D))[0]).sum().backward()
+
+
+class WithContext(Decay):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("context", torch.ones(B, H))
+
+    def forward(self, x, h):
+        return super().forward(x, h) + self.context
+
+
+def test_a_cell_with_a_row_for_each_sequence_is_refused():
+    rnn = hb.Recurrent(WithContext(D, H), method=hb.Highway(1))
+    with pytest.raises(RuntimeError, match="WithContext fails with all steps as rows of one batch"):
+        rnn(torch.randn(L, B, D))[0].sum().backward()
+
+
+def test_a_backward_pass_in_inference_mode_is_refused():
+    loss = hb.Recurrent(Decay(D, H), method=hb.Highway(1))(torch.randn(L, B, D))[0].sum()
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="pass in inference mode"):
+        loss.backward()
+
+
+def test_the_carry_is_that_of_the_cell_that_runs():
+    rnn, called = hb.Recurrent(Decay(D, H), method=hb.Highway(0)), []
+    rnn.cell = Decay(D, H)
+    rnn.cell.carry = lambda x, before, after: called.append(1) or 0.5
+    rnn(torch.randn(L, B, D))[0].sum().backward()
+    assert called
+
+
 def test_a_frozen_cell_with_a_tensor_that_wants_a_gradient_is_refused():
     rnn = hb.Recurrent(Decay(D, H, Captures()).requires_grad_(False), method=hb.Highway(1))
     with pytest.raises(RuntimeError, match="Decay uses a tensor that requires a gradient and is"):
