@@ -98,7 +98,7 @@ RANGES: dict[str, Range] = {
     "seed": whole(0, 2**63 - 1),
     "steps": or_null(whole(1)),
     "advise": YES_NO,
-    "continue_from": or_null(TEXT),
+    "continue_from": or_null(Range(lambda path: TEXT.includes(path) and path, "a path")),
     "run_root": Range(
         lambda path: path and not path.startswith("~"), "a path, with $HOME in place of ~"
     ),

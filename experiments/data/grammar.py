@@ -39,6 +39,9 @@ def load_grammar(train: int = 4000, test: int = 800, length: int = 32) -> PairDa
         if pair not in seen:
             seen.add(pair)
             pairs.append((*pair, label))
+    longest = 3 + max(len(f"{p} {h}".split()) for p, h, _ in pairs)
+    if length < longest:
+        raise UserError(f"data.length={length}; expected at least {longest}, the longest pair")
     words = sorted({word for p, h, _ in pairs for word in f"{p} {h}".split()})
     ids = {word: i for i, word in enumerate((PADDING, FIRST, SECOND, *words))}
     rows = torch.stack([_row(p, h, ids, length) for p, h, _ in pairs])

@@ -72,7 +72,7 @@ class Milestones(Fixed):
                 f"less than ks={list(self.ks)}"
             )
         for place in self.at:
-            if isinstance(place, bool) or not isinstance(place, int | float) or place <= 0:
+            if isinstance(place, bool) or not isinstance(place, int | float) or not place > 0:
                 raise ValueError(f"at={list(self.at)}; expected fractions below 1, or steps")
             if isinstance(place, float) and place >= 1:
                 raise ValueError(f"at={list(self.at)}; expected fractions below 1, or whole steps")
