@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch.autograd import forward_ad
+from torch.autograd.function import BackwardCFunction
 
 
 def first_order(backward: Callable) -> Callable:
@@ -12,11 +13,17 @@ def first_order(backward: Callable) -> Callable:
 
     It then refuses ``create_graph=True``. ``once_differentiable`` does so only if the cotangents
     need a gradient; else a second derivative through the function's inputs would silently be zero.
-    Batched cotangents (``is_grads_batched``, ``vectorize=True``) are refused as well.
+    Batched cotangents (``is_grads_batched``, ``vectorize=True``) and compiled autograd are refused
+    as well.
     """
 
     @functools.wraps(backward)
     def checked(ctx, *cotangents):
+        if not isinstance(ctx, BackwardCFunction):
+            raise RuntimeError(
+                "compiled autograd through a chain of layers; expected autograd's own backward "
+                "pass, or Backprop()"
+            )
         if any("Batched" in repr(torch._C._dispatch_keys(b)) for b in cotangents if b is not None):
             raise RuntimeError(
                 "batched gradients (is_grads_batched, vectorize=True) through a chain of layers; "

@@ -37,7 +37,7 @@ def refuse_unrepeatable(
         RuntimeError: two products of ``output`` with one random w are different, or fail, or change
             ``buffers`` or the random state.
     """
-    if output.is_meta or isinstance(output, FakeTensor):  # no numbers to compare
+    if not has_numbers(output):
         return
     before = [*random_state(output.device), *(b.clone() for b in buffers)]
     w, why, hooks = probe(output), None, [t._backward_hooks for t in inputs]
@@ -81,7 +81,7 @@ def refuse_nonlinear(segments: Sequence[Segment], why: str) -> None:
     """
     for segment in segments:
         name, v = segment.calls[0].layer.name, segment.vjp(torch.zeros_like(segment.h_out))
-        if v is None or v.is_meta or isinstance(v, FakeTensor):
+        if v is None or not has_numbers(v):
             continue
         if has_nonzero(v):
             raise RuntimeError(
@@ -125,6 +125,11 @@ def probe(like: Tensor) -> Tensor:
     return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
 
+def has_numbers(t: Tensor) -> bool:
+    """Whether there is something to check: not on the meta device, nor with fake tensors."""
+    return not (t.is_meta or isinstance(t, FakeTensor))
+
+
 def has_nonzero(v: Tensor) -> bool:
     """Whether v has another number than 0; nan is none."""
     return not ((v == 0) | v.isnan()).all()
@@ -133,10 +138,10 @@ def has_nonzero(v: Tensor) -> bool:
 def warn_without_residual(system: ModuleSystem) -> None:
     """Warn if most blocks cancel their layer's carry: the layers have no such residual path.
 
-    The check costs one product with every block. On the meta device nothing is checked.
+    The check costs one product with every block.
     """
     outputs = [segment.h_out for segment in system.segments]
-    if outputs[0].is_meta:
+    if not has_numbers(outputs[0]):
         return
     found = zip(outputs, system.estimate(probes=1, seed=0), strict=True)
     gammas = [gamma for h, gamma in found if h.numel() >= ELEMENTS]

@@ -304,6 +304,6 @@ def _owned(v: Tensor, w: Tensor, may_be_kept: bool) -> Tensor:
 
     It may share memory with w or between its own elements. A custom function may keep it.
     """
-    shares = v.untyped_storage().data_ptr() == w.untyped_storage().data_ptr()
+    shares = _memory(v) == _memory(w)
     expanded = any(stride == 0 and n > 1 for stride, n in zip(v.stride(), v.shape, strict=True))
     return v.clone() if shares or expanded or may_be_kept else v

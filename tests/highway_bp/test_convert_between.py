@@ -5,10 +5,15 @@ import warnings
 
 import pytest
 import torch
+from torch._dynamo import compiled_autograd
+from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 
 import highway_bp as hb
 from tests.highway_bp.converted import (
+    EXACT,
+    IN_GROUPS,
+    Net,
     Shows,
     add_loss,
     assert_refused,
@@ -19,6 +24,8 @@ from tests.highway_bp.converted import (
     function,
     looping,
     made,
+    refuses,
+    rows,
     seen_in_loss,
 )
 
@@ -166,6 +173,21 @@ def gives_weights_from_one_stack(blocks, h):
 )
 def test_what_a_model_may_not_do_between_layers(layer, loop, line, run):
     assert_refused(looping(layer, loop), line, run)
+
+
+@pytest.mark.parametrize("method", [EXACT, IN_GROUPS, hb.MGRIT(2, 2)], ids=str)
+def test_tensors_without_numbers(method):
+    """Fake ones, by which tools estimate memory."""
+    with FakeTensorMode():
+        model = hb.convert(Net(), method)
+        model(rows().float()).backward()
+    assert all(p.grad.shape == p.shape for p in model.blocks[0].parameters())
+
+
+@refuses("compiled autograd through a chain", lambda: made(Shows))
+def test_compiled_autograd_is_refused(model):
+    with compiled_autograd._enable(torch.compile(backend="eager")):
+        backward(model)
 
 
 class Frozen(Shows):
