@@ -1,7 +1,7 @@
 """What a forward and backward pass may cost: operations and memory, which may only fall.
 
 A GPU launches operations one by one. They are counted as aten operations on the CPU, without views,
-in the second pass: the first checks more. `tanh` counts four times, on a GPU it is one operation.
+in the second pass: the first checks more.
 """
 
 from collections import Counter
@@ -22,10 +22,10 @@ LSTM = "model=lstm_char model.hidden=16 data.length=256"
 RESNET = "model=resnet32_preact"
 GPT2 = "model=gpt2_small model.layers=3 data.length=16"
 CASES = [  # lower a number where fewer are needed
-    (GRU, hb.Highway(0), 153),
-    (GRU, hb.Highway(5), 491),
-    (LSTM, hb.Highway(0), 179),
-    (LSTM, hb.Highway(5), 373),
+    (GRU, hb.Highway(0), 150),
+    (GRU, hb.Highway(5), 488),
+    (LSTM, hb.Highway(0), 173),
+    (LSTM, hb.Highway(5), 367),
     (RESNET, hb.Backprop(), 423),
     (RESNET, hb.Highway(0), 408),
     (RESNET, hb.Highway(3), 855),

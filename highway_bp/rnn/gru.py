@@ -22,7 +22,6 @@ from highway_bp.rnn.steps import (
     Rows,
     dtype_of_sums,
     sigmoid_slope,
-    tanh,
     tanh_slope,
     weight_gradients,
 )
@@ -105,7 +104,7 @@ class GRUJacobian:
         a, m = a.to(dtype), F.linear(h, W_hh[2 * H :], b_hn).to(dtype)
         r, z, n = a.chunk(3, -1)
         a[..., : 2 * H].sigmoid_()
-        tanh(n.addcmul_(r, m), out=n)
+        n.addcmul_(r, m).tanh_()
         self.z, self.slope_n = z.clone(), 1 - z
         tanh_slope(self.slope_n, n, grad_input=self.slope_n)
         # Each gate's slope takes the gate's place in a.

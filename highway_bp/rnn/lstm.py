@@ -27,7 +27,6 @@ from highway_bp.rnn.steps import (
     Rows,
     dtype_of_sums,
     sigmoid_slope,
-    tanh,
     tanh_slope,
     weight_gradients,
 )
@@ -90,7 +89,7 @@ class LSTMJacobian:
         a = _activations(rows.x, rows.before, rows.weights)
         i, f, g, o = a.chunk(4, -1)
         c = cell_states(i, f, g, rows.start[1])
-        self.c_before, tanh_c = c[:-1], tanh(c[1:])
+        self.c_before, tanh_c = c[:-1], torch.tanh(c[1:])
         self.q, self.K = tanh_slope(o, tanh_c), f.clone()
         slope_g = tanh_slope(i, g)
         sigmoid_slope(g, i, grad_input=i)  # each gate's slope takes the gate's place in a
@@ -193,7 +192,7 @@ def _activations(x: Tensor, before: Tensor, weights: Sequence[Tensor]) -> Tensor
     a.flatten(0, 1).addmm_(h.flatten(0, 1), W.T)
     a = a.to(dtype_of_sums(x))
     i_f, g, o = a.split([2 * (H := a.shape[-1] // 4), H, H], -1)
-    i_f.sigmoid_(), tanh(g, out=g), o.sigmoid_()
+    i_f.sigmoid_(), g.tanh_(), o.sigmoid_()
     return a
 
 

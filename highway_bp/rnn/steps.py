@@ -122,13 +122,6 @@ sigmoid_slope = torch.ops.aten.sigmoid_backward
 tanh_slope = torch.ops.aten.tanh_backward
 
 
-def tanh(a: Tensor, out: Tensor | None = None) -> Tensor:
-    """tanh; on a CPU as 2 sigmoid(2 a) - 1, which takes a third of the time."""
-    if a.is_cuda:
-        return torch.tanh(a, out=out)
-    return torch.mul(a, 2, out=out).sigmoid_().mul_(2).sub_(1)
-
-
 def dtype_of_sums(x: Tensor) -> torch.dtype:
     """float32 if x has half precision, else x's dtype; for slopes and scans, not for products."""
     return torch.promote_types(x.dtype, torch.float32)
