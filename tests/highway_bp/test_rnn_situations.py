@@ -77,6 +77,22 @@ def test_writing_into_the_output(method, write):
 
 
 @every_kind
+@every_exact
+def test_gates_near_zero_keep_their_precision(kind, method):
+    """The candidate's weights are small: so are other gates' gradients, each up to rounding."""
+
+    def gradient(rnn, dtype):
+        with torch.no_grad():
+            [p[2 * H : 3 * H].mul_(1e-4) for p in rnn.parameters()]
+        loss = rnn.to(dtype)(torch.ones(L, B, D, dtype=dtype))[0].square().sum()
+        return torch.autograd.grad(loss, rnn.weight_ih_l0)[0].double().split(H)
+
+    plain, ours = pair(kind, method)
+    pairs = zip(gradient(ours, torch.float32), gradient(plain, torch.float64), strict=True)
+    assert max((found - exact).norm() / exact.norm() for found, exact in pairs) < 1e-5
+
+
+@every_kind
 @pytest.mark.parametrize("method", EXACT[1:], ids=str)  # torch's LSTM takes the new ones
 def test_other_weights_before_the_backward_pass(kind, method):
     """By ``p.data = ...``, as for averages of weights: the gradient is that of the weights used."""
