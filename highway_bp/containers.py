@@ -38,14 +38,13 @@ def replaced(value: Any, others: dict[int, Any], copies: bool = False) -> Any:
     return value
 
 
-_LISTS = (tuple, list)
 _PLAIN = frozenset([Tensor, nn.Parameter, type(None), bool, int, float, str])
 
 
 def _items(value: Any) -> list[tuple[Any, Any]] | None:
     if type(value) in _PLAIN:  # spares most arguments the slower checks
         return None
-    if isinstance(value, _LISTS):
+    if isinstance(value, tuple | list):
         return list(enumerate(value))
     if isinstance(value, MutableMapping) and not is_cache(value):
         return list(value.items())

@@ -97,11 +97,6 @@ class Call:
     changes: bool
     shown: Shown
 
-    @property
-    def is_written(self) -> bool:
-        """Whether its state or an extra was changed in place since."""
-        return any(t._version != version for t, version in self.results)
-
     def check_shared(self) -> None:
         """Raise RuntimeError if tensors that share memory were changed in place since.
 
@@ -130,7 +125,7 @@ class Call:
         args, kwargs = replaced(self.given, extras, copies=True)
         with self.surroundings.restored(name), torch.enable_grad():
             returned, _ = _run(self.layer, h, args, kwargs)
-        if self.is_written:
+        if any(t._version != version for t, version in self.results):
             refuse_second_run(name, "what it returned was changed in place since")
         if not self._is_result(returned):
             refuse_second_run(name, "gave other results")

@@ -20,7 +20,6 @@ class Look(NamedTuple):
 
 
 Shown = list[Look]
-_LISTS = list, tuple
 _OF_ALL_MODULES = vars(nn.Module()).keys()  # no tensors of a forward pass
 
 
@@ -44,7 +43,7 @@ def shown_by(module: nn.Module) -> Iterator[Shown]:
     for m in modules:
         for name in vars(m).keys() - _OF_ALL_MODULES:
             value = vars(m)[name]
-            if isinstance(value, _LISTS):
+            if isinstance(value, list | tuple):
                 add_shown(shown, value)
             elif isinstance(value, dict):
                 add_shown(shown, value.values())

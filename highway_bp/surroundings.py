@@ -28,11 +28,6 @@ class Surroundings:
         self._random = random_state(h.device)
         self._versions, self._recorded = _versions(module, h), list(recorded())
 
-    @property
-    def have_changed(self) -> bool:
-        """Whether a weight, the input or the mode is another one than in the forward pass."""
-        return _versions(self._module, self._h) != self._versions
-
     @contextlib.contextmanager
     def restored(self, name: str) -> Iterator[None]:
         """A context to run the layer again: same autocast and random numbers, buffers kept.
@@ -41,7 +36,7 @@ class Surroundings:
             RuntimeError: a weight, the layer's input or its mode (train, eval) has been changed
                 since the first run.
         """
-        if self.have_changed:
+        if _versions(self._module, self._h) != self._versions:
             why = "a weight, its input or its mode has been changed since its forward pass"
             refuse_second_run(name, why)
         with kept_buffers(self._module), kept_random_state(self._device), self.autocast:

@@ -47,16 +47,9 @@ class GRUCell:
         if size > 1:
             grad_x, w_0, by_weight = window_gradients(method, self._windows(rows, size), rows)
             return grad_x, [w_0], by_weight
-        step = GRUJacobian(rows)
-        diagonal = step.diagonal() if self.carry == "diagonal" else None
-
-        def vjp(w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
-            b = b if diagonal is None else torch.addcmul(b, w, diagonal[steps], value=-1)
-            step.through_gates(w, b, out, steps)
-
-        K = step.z if diagonal is None else step.z + diagonal
-        b = rows.b[0].to(K.dtype)
-        w = method.solve(TimeSystem(b, lambda: K, vjp, bounded=self.carry == "gate"))
+        step = GRUJacobian(rows, self.carry)
+        b = rows.b[0].to(step.K.dtype)
+        w = method.solve(TimeSystem(b, lambda: step.K, step.vjp, bounded=step.bounded))
         w = w[: len(rows.x) + 1]
         a = step.slopes.mul_(w[1:].unsqueeze(-2))  # (L, B, 3, H), cotangents of h W_hh^T + b_hh
         biased = len(rows.weights) == 4
@@ -75,24 +68,23 @@ class GRUCell:
             return h, h[-1]
 
         def K() -> Tensor:
-            step = GRUJacobian(rows)
-            K = step.z if self.carry == "gate" else step.z + step.diagonal()
-            return products(K, size)
+            return products(GRUJacobian(rows, self.carry).K, size)
 
         starts, b_ends = rows.before[::size], at_ends(rows.b[0], size)
         return Windows(size, starts, b_ends, K, run, weights, bounded=self.carry == "gate")
 
 
 class GRUJacobian:
-    """The step's Jacobian at all times: z, and the slopes dh'/da of the gates' inputs a.
+    """The step's Jacobian at all times, split into block and carry.
 
     Attributes:
-        z: update gate (L, B, H).
+        K: the carry (L, B, H): the update gate z or, with "diagonal", the Jacobian's diagonal.
+        bounded: whether |K| <= 1.
         slopes: dh'/da (L, B, 3, H) for a = h W_hh^T + b_hh, the inputs of r and z, and m.
         slope_n: dh'/da (L, B, H) for a = x W_in + b_in; for the inputs of r and z see ``slopes``.
     """
 
-    def __init__(self, rows: Rows):
+    def __init__(self, rows: Rows, carry: str):
         W_ih, W_hh, *biases = rows.weights
         H, h, dtype = rows.states.shape[-1], rows.before, dtype_of_sums(rows.x)
         b_ih, b_hn = None, None
@@ -105,16 +97,23 @@ class GRUJacobian:
         r, z, n = a.chunk(3, -1)
         a[..., : 2 * H].sigmoid_()
         n.addcmul_(r, m).tanh_()
-        self.z, self.slope_n = z.clone(), 1 - z
+        self.K, self.slope_n = z.clone(), 1 - z
         tanh_slope(self.slope_n, n, grad_input=self.slope_n)
         # Each gate's slope takes the gate's place in a.
         sigmoid_slope(torch.sub(h, n, out=n), z, grad_input=z)
         torch.mul(self.slope_n, r, out=n)
         sigmoid_slope(m.mul_(self.slope_n), r, grad_input=r)
         self.slopes, self._W_hh = a.unflatten(-1, (3, H)), W_hh
+        self.bounded, self._own = carry == "gate", None
+        if carry == "diagonal":
+            W = torch.stack([W.diagonal() for W in W_hh.chunk(3)])  # (3, H)
+            self._own = (self.slopes * W).sum(-2)  # K's share of the gates' path
+            self.K = self.K + self._own
 
-    def through_gates(self, w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
-        """Write b + w J (n, B, H) into out, which may overlap w; J goes through the gates."""
+    def vjp(self, w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
+        """Write b + w J (n, B, H) into out, which may overlap w."""
+        if self._own is not None:
+            b = torch.addcmul(b, w, self._own[steps], value=-1)
         a = torch.mul(w.unsqueeze(-2), self.slopes[steps], out=self._a[: len(w)])
         a = a.flatten(0, 1).flatten(1)
         if a.dtype == self._W_hh.dtype:
@@ -125,11 +124,6 @@ class GRUJacobian:
     @cached_property
     def _a(self) -> Tensor:
         return torch.empty_like(self.slopes)  # one buffer for all iterations
-
-    def diagonal(self) -> Tensor:
-        """The diagonal of J (L, B, H)."""
-        own = torch.stack([W.diagonal() for W in self._W_hh.chunk(3)])  # (3, H)
-        return (self.slopes * own).sum(-2)
 
 
 def _library_gru(x: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> Tensor:
