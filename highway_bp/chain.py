@@ -25,7 +25,10 @@ class ResidualChain(Chain, nn.ModuleList):
       number, a tensor (the diagonal) or an object with ``vecmat(w)`` (see ``highway_bp.carry``);
     - ``with_carry(h, *args)``: returns forward(h) and K, for a K that needs values of forward.
 
-        >>> chain = hb.ResidualChain([nn.Linear(4, 4) for _ in range(3)], hb.Highway(k=3))
+        >>> class Layer(nn.Linear):
+        ...     def forward(self, h):
+        ...         return h + super().forward(h)
+        >>> chain = hb.ResidualChain([Layer(4, 4) for _ in range(3)], hb.Highway(k=3))
         >>> h = torch.randn(8, 4, requires_grad=True)
         >>> chain(h).square().sum().backward()  # k = L: the exact gradient
         >>> h.grad.shape

@@ -50,7 +50,10 @@ class Gate(torch.autograd.Function):
 
 
 class Leak(torch.autograd.Function):
-    """The state h, or ``inner``, the same state in the graph of its group, -> h for one layer."""
+    """h -> the same state for one layer.
+
+    inner: this state in the local graph of the layer before if both are in one group, else None.
+    """
 
     @staticmethod
     def forward(ctx, one_pass, h, inner):
@@ -66,14 +69,21 @@ class Leak(torch.autograd.Function):
 
 
 class Tap(torch.autograd.Function):
-    """Passes on a segment's last state and its last layer's extras, without the local graph."""
+    """Passes on a segment's last state and its last layer's extras, without the local graph.
+
+    Attributes:
+        number: of this Tap in its pass, from 1; place: of its state in the segment, from 0.
+        extras: inside the local graph; returned_extras: weakly, those that the model has.
+        b, b_extras: the cotangents that losses send to the state and the extras.
+        passed_back: w - b of the state if autograd has brought it already, for a hook, say.
+    """
 
     @staticmethod
     def forward(ctx, one_pass, segment, extras, before):
         ctx.one_pass, ctx.segment, ctx.number = one_pass, segment, 1 + len(one_pass.all_taps)
         one_pass.chain.longest = max(one_pass.chain.longest, ctx.number)
         ctx.place, ctx.extras = len(segment.states) - 1, extras
-        ctx.b = ctx.returned = None
+        ctx.b = ctx.passed_back = None
         ctx.b_extras = ()
         ctx.set_materialize_grads(False)
         return segment.h_out.detach(), *(t.detach() for t in extras)
@@ -87,17 +97,17 @@ class Tap(torch.autograd.Function):
             refuse_freed()
         ctx.b_extras = b_extras
         ctx.one_pass.note(ctx)
-        ctx.b = b if ctx.returned is None else b - ctx.returned
+        ctx.b = b if ctx.passed_back is None else b - ctx.passed_back
         before = node_before(ctx)
         if not is_tap(before):
             return None, None, None, None
-        before.returned = None
+        before.passed_back = None
         if has_hooks(before) or ctx.one_pass.gives_out(before, 0):
-            before.returned = ctx.one_pass.from_later_layers(before)
-            if before.returned is None:  # no path leads there; autograd would show a hook zeros
-                before.returned = torch.zeros_like(before.segment.states[before.place])
+            before.passed_back = ctx.one_pass.from_later_layers(before)
+            if before.passed_back is None:  # no path leads there; autograd would show a hook zeros
+                before.passed_back = torch.zeros_like(before.segment.states[before.place])
         # A hook may write into the gradient that it is shown.
-        return None, None, None, None if before.returned is None else before.returned.clone()
+        return None, None, None, None if before.passed_back is None else before.passed_back.clone()
 
 
 class Refused(torch.autograd.Function):

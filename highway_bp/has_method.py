@@ -82,7 +82,10 @@ class Chain(HasMethod):
         return True
 
     def accepts(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
-        """Whether a layer belongs to the chain, judged by what it has returned for h."""
+        """Whether a layer belongs to the chain, judged by what it has returned for h.
+
+        Without any state, it does: `Segment.add` reports the error.
+        """
         return returned.state is None or returned.state.requires_grad
 
     def at_solve(self, system: ModuleSystem) -> None:
@@ -97,12 +100,12 @@ class Chain(HasMethod):
         """Refuse layers of which several products are not what one of autograd is."""
         if type(self.method) is MGRIT:
             refuse_nonlinear(self._suspects(system.segments, "MGRIT"), "MGRIT")
-        suspects = self._suspects(system.twice, "twice")
+        suspects = self._suspects(system.with_inner_losses, "inner losses")
         refuse_nonlinear(suspects, "losses on states inside a group or on extra outputs")
 
     def refuse_unrepeatable(self, segments: Sequence[Segment]) -> None:
-        """Look at layers before the first product with them: at all in the first solve, then at one
-        of each kind with custom functions, another one every time."""
+        """Check layers before the first product with them, by two backward passes of each: all in
+        the first solve, later one of each kind with custom functions, another one every time."""
         first = "functions" not in self._checked_methods
         suspects = [s for s in segments if s.wanted and (first or s.functions - {HOOKS})]
         if suspects:

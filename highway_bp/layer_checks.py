@@ -33,6 +33,9 @@ def refuse_unrepeatable(
     A custom function may write into what it has saved, as some fused kernels do, into buffers, or
     draw random numbers. A hook may remove itself. Autograd notices none of these.
 
+    Args:
+        name: of the layer; ``inputs``: those of its graph, whose gradients are compared.
+
     Raises:
         RuntimeError: two products of ``output`` with one random w are different, or fail, or change
             ``buffers`` or the random state.
@@ -107,9 +110,12 @@ def is_linear(
     tolerance: float,
     rounding: Tensor | float = 0.0,
 ) -> bool:
-    """Whether the product grows with w, and products can be added: up to a share of the product,
-    and the norm of its rounding errors. One that overflows in half precision, as under autocast, is
-    not judged."""
+    """Whether product(c w) = c product(w) and product(u + w) = product(u) + product(w).
+
+    Args:
+        tolerance: of the difference, relative to the norm; ``rounding`` is added to it. A product
+            that is not finite, as it may be under autocast, is not judged.
+    """
     v, stretched, other = product(w.clone()), product(w * STRETCH), w.flip(0) * 3
     if v is None:
         return True

@@ -1,7 +1,8 @@
 """Gradients of tensors that somebody looks at, by `retain_grad`, a hook or `autograd.grad`.
 
-Autograd brings a layer's result (its state, its extras) the share of the losses that use it, b. The
-rest comes from the local graphs: the layer's own, and those of other layers that get an extra.
+To what a layer returned (its state, its extras), autograd itself brings b alone, from the losses
+that use it directly. The rest comes from the local graphs: the layer's own, and those of other
+layers that get an extra.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def complete_retained(
                 whole = gradient_at(segments[i].extras[tap.place][j], *system)
                 _complete(extra, whole, tap.b_extras[j] if tap.b_extras else None)
         state = tap.state()
-        if state is not None and state.retains_grad and tap.returned is None:
+        if state is not None and state.retains_grad and tap.passed_back is None:
             _complete(state, at_state(tap, segments[i], b[i], w_ends[i]), tap.b)
     inside = {id(t): t for segment in segments for t in segment.retained}  # layers may share lists
     return [(t, gradient_at(t, *system)) for t in inside.values()]
@@ -109,7 +110,7 @@ def check_given_extra(tap: Tap, j: int) -> None:
 def refuse_if_used(tap: Tap, inner: Tensor) -> None:
     """Refuse a look at a result that losses reach through the local graph as well.
 
-    A Leak inside a group also leads there: so a loss inside the group's later layers is refused.
+    Inside a group, a loss inside a later layer also goes through this graph, so it is refused too.
     """
     node = inner.grad_fn
     if node is None:

@@ -118,7 +118,7 @@ class Pass:
             self._task = torch._C._current_graph_task_id()
             self._tasks.add(self._task)
             self._top, self._gammas = weakref.ref(tap), None
-            tap.returned = None  # set by an earlier backward pass that also reached later Taps
+            tap.passed_back = None  # set by an earlier backward pass that also reached later Taps
             if has_hooks(tap):
                 pairs = zip(tap.extras, tap.b_extras, strict=True)
                 check_state(tap, [extra for extra, b in pairs if b is not None])
@@ -144,7 +144,8 @@ class Pass:
         return t is not None and t.retains_grad and not will_solve(tap)
 
     def check_given(self, tap: Tap) -> None:
-        """Raise RuntimeError if autograd gives out a gradient at ``tap`` of which it has a part."""
+        """Raise RuntimeError if autograd gives out a gradient at ``tap`` of which it has a part, or
+        which the state's hooks may have changed or not."""
         if self.inside:
             return
         if tap.segment is None:  # freed; a state alone needs no graph behind it

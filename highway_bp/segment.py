@@ -74,7 +74,7 @@ class Segment:
 
     @property
     def end(self) -> Tensor:
-        """The state that the next layer of the segment gets."""
+        """The last state so far, from which the segment's next layer goes on."""
         return self.states[-1] if self.states else self.h_in
 
     def repeated(self, extras: dict[int, Tensor]) -> Segment:
@@ -205,7 +205,10 @@ def parameter_step(
             used = set().union(*(segment.leaves for segment in some))
             wanted = sorted(places[key] for key in used if key in places)
             inputs = [leaves[i] for i in wanted]
-            found = _parameter_gradients(some, b[here], w[here], inputs, functions_behind)
+            pairs = _pairs(some, b[here], w[here])
+            found = gradients(pairs, inputs)
+            if functions_behind and pairs:
+                found = list(map(_less, found, _from_behind(some, inputs)))
             for i, g in zip(wanted, found, strict=True):
                 is_own = g is None or not (some[0].functions or _memory(g) in shared)
                 grads[i] = add(grads[i], g if is_own or grads[i] is not None else g.clone())
@@ -221,21 +224,6 @@ def _key_of(leaf: Tensor | GradientEdge) -> object:
     if isinstance(leaf, Tensor):
         return id(leaf) if leaf.grad_fn is None else (leaf.grad_fn, leaf.output_nr)
     return leaf.node, leaf.output_nr
-
-
-def _parameter_gradients(
-    segments: Sequence[Segment],
-    b: Sequence[Cotangents],
-    w: Sequence[Tensor | None],
-    inputs: Sequence,
-    functions_behind: bool,
-) -> list[Tensor | None]:
-    """The gradients of ``inputs`` from these segments."""
-    pairs = _pairs(segments, b, w)
-    found = gradients(pairs, inputs)
-    if functions_behind and pairs:
-        found = list(map(_less, found, _from_behind(segments, inputs)))
-    return found
 
 
 def _from_behind(segments: Sequence[Segment], inputs: Sequence) -> Sequence[Tensor | None]:

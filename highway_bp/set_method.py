@@ -70,7 +70,7 @@ def modules_with_method(model: nn.Module) -> list[HasMethod]:
     found = [*(m for m in model.modules() if isinstance(m, HasMethod)), *trunks(model)]
     if not found:
         raise ValueError(
-            f"{type(model).__name__} holds no ResidualChain, GRU, LSTM or Recurrent, and is not "
+            f"{type(model).__name__} holds no hb.ResidualChain, GRU, LSTM or Recurrent, and is not "
             "converted; expected one that is: hb.convert(model, method)"
         )
     return found

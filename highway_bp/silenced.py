@@ -1,4 +1,4 @@
-"""Hooks of tensors that do not run while a thread solves; those of other threads' passes do."""
+"""Keep hooks of tensors from running while a thread solves; other threads' passes run them."""
 
 import contextlib
 import sys

@@ -67,8 +67,10 @@ def step(
         first: begin a new chain, whatever h is.
 
     Raises:
-        RuntimeError: the layer changes h in place, or an argument that requires a gradient; or it
-            uses a tensor that requires one but is neither a parameter of the chain nor an argument.
+        TypeError: the layer returns no floating tensor.
+        RuntimeError: the layer changes h in place, or an argument that requires a gradient; it sets
+            a hook or `retain_grad` on an argument; it uses a tensor that requires a gradient but is
+            neither a parameter of the chain nor an argument; a `torch.func` transform is active.
     """
     refuse_transforms(layer.name)
     flat = leaves((args, kwargs))

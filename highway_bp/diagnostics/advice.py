@@ -109,9 +109,10 @@ class Advice:
         found = f"the fastest with {exact_enough}: {cosines[best]:.3f}"
         if speed_up >= 1 + MARGIN:
             return Choice(best, speed_up, found)
-        time = f"it takes {1 / speed_up:.2f} times as long as backprop"
-        reason = f"{self._described(best)} is {found}; {time}"
-        reason += f", and only a method at least {MARGIN:.0%} faster is recommended"
+        reason = f"{self._described(best)} is {found}; "
+        reason += f"it takes {1 / speed_up:.2f} times as long as backprop"
+        if speed_up > 1:
+            reason += f", and only a method at least {MARGIN:.0%} faster is recommended"
         return Choice(Backprop(), 1.0, reason)
 
     def __str__(self) -> str:

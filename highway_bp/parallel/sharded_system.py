@@ -64,7 +64,7 @@ class ShardedSystem:
             Cotangents(list(parts), nothing) for parts in zip(*map(self._parts, b), strict=True)
         ]
         pairs = list(zip(segments, self.b_segments, strict=True))
-        self.twice = [s for s, b_s in pairs if s.pairs(b_s, None)]  # with one more product
+        self.with_inner_losses = [s for s, b_s in pairs if s.pairs(b_s, None)]
         inner = joined([_like_input(s.inner_cotangent(b_s), s) for s, b_s in pairs])
         arrived = self._ranks.shift(inner, self._like, inside)
         out = torch.zeros_like(self._like) if b[-1] is None else b[-1]

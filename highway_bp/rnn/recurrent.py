@@ -17,8 +17,8 @@ class Recurrent(HasMethod, nn.Module):
 
     The backward pass runs the cell on all steps as rows of one batch of L * B. So the cell must
     treat rows independently (no batch normalisation in training), draw no random numbers (no
-    dropout), and use no tensors that need a gradient other than its parameters. Any other cell is
-    refused, except with ``Backprop()``.
+    dropout), and use no tensors that need a gradient other than its parameters. Other cells are
+    refused where that is noticed (docs/method.md, Limits); ``Backprop()`` takes any.
 
     Args:
         cell: module ``cell(x_t, state) -> state``; x_t is (B, I), a state is a tensor (B, S) or a
@@ -73,8 +73,9 @@ class Recurrent(HasMethod, nn.Module):
             TypeError: no state is given and the cell has no ``initial_state``; a state is neither
                 a tensor nor a tuple of tensors.
             RuntimeError: the cell draws random numbers; the call is in a ``torch.func`` transform;
-                in the backward pass, the cell mixes rows or uses other tensors that need gradients,
-                or a loss uses tensors that the cell keeps.
+                in the backward pass, the cell mixes rows or fails on rows of all steps, writes into
+                its state, uses other tensors that need gradients, or has functions that cannot run
+                twice; a loss uses tensors that it keeps; the pass is in inference mode.
         """
         if x.dim() != 3 or len(x) == 0:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected (L, B, I) with L >= 1")

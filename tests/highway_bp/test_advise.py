@@ -175,7 +175,7 @@ def test_progress_is_a_line_per_measurement_on_stderr(capsys, progress):
         (dict(gammas=()), "gammas=.. for a model; expected at least one number in it"),
         (dict(gammas="auto"), "gammas='auto'; expected a list of them"),
         (dict(gammas=(1.5,)), r"gamma=1\.5; expected a number from 0 to 1"),
-        (dict(model=nn.Linear(4, 4)), "Linear holds no ResidualChain"),
+        (dict(model=nn.Linear(4, 4)), "Linear holds no hb.ResidualChain"),
         (dict(model=hb.GRU(4, 4), gammas=("auto",)), "gammas=.'auto',. for recurrent layers"),
     ],
 )

@@ -202,7 +202,7 @@ def test_layers_and_directions_count_together():
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (dict(model=nn.GRU(2, 2)), "GRU holds no ResidualChain"),
+        (dict(model=nn.GRU(2, 2)), "GRU holds no hb.ResidualChain"),
         (dict(ks=[0, -1], loss_fn=lambda m: 1 / 0), "ks=-1; expected a whole number, at least 0"),
         (dict(ks=2, loss_fn=lambda m: 1 / 0), "ks=2; expected a list of whole numbers"),
     ],
