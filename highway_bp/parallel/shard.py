@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from highway_bp.chain import ResidualChain
-from highway_bp.method_state import chains, sharded_chains, trunks
+from highway_bp.has_method import Chain, HasMethod
+from highway_bp.method_state import sharded_chains, trunks
 from highway_bp.parallel.agreement import check_weights
 from highway_bp.parallel.owners import free_foreign_tensors, of_others
 from highway_bp.parallel.ranks import Ranks
 from highway_bp.parallel.sharded_chain import ShardedChain
-from highway_bp.set_method import modules_with_method
 
 
 def shard(
@@ -47,8 +47,12 @@ def shard(
             f"{converted[0]} is a converted trunk, whose layers the model calls itself; expected "
             "a model whose layers are a ResidualChain"
         )
-    recurrent = [t for t in modules_with_method(model) if t not in list(chains(model))]
-    if recurrent:
+    found = [m for m in model.modules() if isinstance(m, HasMethod)]
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} holds no ResidualChain; expected a model whose layers are one"
+        )
+    if recurrent := [m for m in found if not isinstance(m, Chain)]:
         raise ValueError(
             f"{type(recurrent[0]).__name__} has time steps, not layers of its own; "
             "expected a model of residual layers"

@@ -325,6 +325,8 @@ def test_models_that_cannot_be_shared_out_are_refused(two):
     assert one == "nothing"
     with pytest.raises(ValueError, match="GRU has time steps, not layers of its own"):
         hb.shard(hb.GRU(3, 4))
+    with pytest.raises(ValueError, match="Linear holds no ResidualChain; expected a model whose"):
+        hb.shard(nn.Linear(3, 4))
 
 
 def test_a_process_without_anything_to_train_is_not_wrapped(two):
