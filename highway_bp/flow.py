@@ -41,7 +41,7 @@ class Gate(torch.autograd.Function):
     @first_order
     def backward(ctx, leak, *leaks):
         w_0, grads = None, [None] * (ctx.n + len(ctx.parameters))
-        if ctx.one_pass.inside:
+        if ctx.one_pass.is_being_solved:
             return None, None, w_0, *grads
         if ctx.one_pass.is_reached:
             w_0, grads = ctx.one_pass.solve(ctx)
@@ -63,7 +63,7 @@ class Leak(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        if ctx.one_pass.inside:
+        if ctx.one_pass.is_being_solved:
             return None, None, g if ctx.is_inside_group else None
         return None, g, None
 
@@ -91,7 +91,7 @@ class Tap(torch.autograd.Function):
     @first_order
     def backward(ctx, b, *b_extras):
         is_empty = b is None and all(b_extra is None for b_extra in b_extras)
-        if ctx.one_pass.inside or (is_empty and not ctx.one_pass.is_reached):
+        if ctx.one_pass.is_being_solved or (is_empty and not ctx.one_pass.is_reached):
             return None, None, None, None
         if ctx.segment is None:
             refuse_freed()

@@ -80,7 +80,7 @@ class Pass:
         self._asked_in: int | None = None  # id of the backward pass that was asked for them
 
     @property
-    def inside(self) -> bool:
+    def is_being_solved(self) -> bool:
         """Whether a solve is going on around: autograd stops at this pass's Gate, Leaks and Taps.
 
         Another thread may bring a gradient of the outer backward pass meanwhile.
@@ -146,7 +146,7 @@ class Pass:
     def check_given(self, tap: Tap) -> None:
         """Raise RuntimeError if autograd gives out a gradient at ``tap`` of which it has a part, or
         which the state's hooks may have changed or not."""
-        if self.inside:
+        if self.is_being_solved:
             return
         if tap.segment is None:  # freed; a state alone needs no graph behind it
             if tap.returned_extras:
@@ -176,19 +176,19 @@ class Pass:
         leaves, taps = [*arguments, *gate.parameters], self._taps_after(None)
         freed = not torch._C._autograd._get_current_graph_task_keep_graph()
         _check_untouched(taps, freed)
-        with self._inside():
+        with self._being_solved():
             segments, b = _segments(taps)
             suspects = [call.layer for s in segments if s.functions for call in s.calls]
             with refuse_own_gradients(suspects):
                 w = self._whole_solution(segments, b)
-                inside = complete_retained(taps, segments, b, w[1:])
+                inner = complete_retained(taps, segments, b, w[1:])
                 unreached = _unreached(segments, b, w[1:])
                 for tap in taps:
                     tap.b, tap.b_extras = None, ()
                     if freed:  # a Tap outlives its backward pass where somebody keeps the loss
                         tap.segment, tap.extras = None, []
                 grads = parameter_step(segments, b, w[1:], leaves, self.functions_behind)
-        for t, g in inside:
+        for t, g in inner:
             t.grad = add(t.grad, None if g is None else g.clone())
         w_0 = w[0]
         if w_0 is None and gate.needs_input_grad[2]:  # no path has reached h_0
@@ -209,7 +209,7 @@ class Pass:
         taps = self._taps_after(tap)
         freed = not torch._C._autograd._get_current_graph_task_keep_graph()
         _check_untouched(taps, freed)
-        with self._inside():
+        with self._being_solved():
             segments, b = _segments(taps)
             check_known(tap, tap.extras)
             if taps[0].segment is not tap.segment:  # the state is the end of its group
@@ -240,7 +240,7 @@ class Pass:
         return taps[::-1]
 
     @contextlib.contextmanager
-    def _inside(self) -> Iterator[None]:
+    def _being_solved(self) -> Iterator[None]:
         """Mark this pass as being solved. Hooks on its states, and on those behind Gate, do not run
         meanwhile."""
         passes = (self, *self.earlier)
@@ -249,11 +249,11 @@ class Pass:
             one.outer.append(torch._C._current_graph_task_id())
         try:
             taps = self._taps_after(None)
-            inside = [t for tap in taps if tap.place == 0 for t in tap.segment.retained]
+            retained = [t for tap in taps if tap.place == 0 for t in tap.segment.retained]
             refs = itertools.chain(*(one.all_taps for one in passes))
             hooks = [tap.hooks for ref in refs if (tap := ref()) is not None]
             hooks += itertools.chain(*(one.hooks_behind for one in passes))
-            with silenced(hooks), kept_grads(inside):
+            with silenced(hooks), kept_grads(retained):
                 yield
         finally:
             _solving.depth = solving() - 1
