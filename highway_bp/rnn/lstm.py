@@ -65,7 +65,7 @@ class LSTMCell:
             W_ih, *bias = weight_gradients(a, rows.x, len(rows.weights) == 4)
             by_hidden = weight_gradients(a, rows.before, False)
             grad_x = a.to(rows.x.dtype) @ rows.weights[0] if rows.wants_x else None
-            w_0, by_weight = w[0], [W_ih, *by_hidden, *bias, *bias]
+            w_0, by_weight = w[0], [W_ih, *by_hidden, *bias, *(b.clone() for b in bias)]
         w_c, w_h = w_0.chunk(2, -1)
         return grad_x, [w_h, w_c], by_weight
 

@@ -78,6 +78,15 @@ def test_writing_into_the_output(method, write):
 
 @every_kind
 @every_exact
+def test_gradients_share_no_memory(kind, method):
+    """As those of an LSTM's two biases, which are equal: clipping writes into them."""
+    rnn = pair(kind, method)[1]
+    rnn(torch.ones(L, B, D))[0].sum().backward()
+    assert len({p.grad.untyped_storage()._cdata for p in rnn.parameters()}) == 4
+
+
+@every_kind
+@every_exact
 def test_gates_near_zero_keep_their_precision(kind, method):
     """The candidate's weights are small: so are other gates' gradients, each up to rounding."""
 
