@@ -7,8 +7,7 @@
           the linear system and returns the gradients of its inputs.
     Leak  begins a layer's local graph. Autograd's own backward pass goes through it if a loss
           uses a tensor inside the layer, which a hook has shown. That pass frees the local
-          graph, so the layer is run once more to solve the system. Inside a group of layers, the
-          solve goes from a Leak to the local graph of the layer before.
+          graph, so the layer is run once more to solve the system.
     Tap   ends the local graph: it passes on the state without this graph. Its backward notes b_i,
           the cotangent that losses send to this state.
 
@@ -25,7 +24,7 @@ from torch.utils.hooks import unserializable_hook
 
 from highway_bp.first_order import first_order
 from highway_bp.segment import add
-from highway_bp.shown import hooks_of
+from highway_bp.shown import Look, hooks_of
 
 
 class Gate(torch.autograd.Function):
@@ -50,22 +49,27 @@ class Gate(torch.autograd.Function):
 
 
 class Leak(torch.autograd.Function):
-    """h -> the same state for one layer.
+    """h_i -> h_i, where a segment's local graph begins.
 
-    inner: this state in the local graph of the layer before if both are in one group, else None.
+    Attributes:
+        looks: at the states of its segment, which may outlive their Taps.
+        leads_on: whether what is no layer of the chain was given the segment's last state.
     """
 
     @staticmethod
-    def forward(ctx, one_pass, h, inner):
-        ctx.one_pass, ctx.is_inside_group = one_pass, inner is not None
+    def forward(ctx, one_pass, h):
+        ctx.one_pass, ctx.looks, ctx.leads_on = one_pass, [], False
         ctx.set_materialize_grads(False)
         return h.detach()
 
     @staticmethod
     def backward(ctx, g):
         if ctx.one_pass.is_being_solved:
-            return None, None, g if ctx.is_inside_group else None
-        return None, g, None
+            return None, None
+        looks = ctx.looks if ctx.leads_on else ctx.looks[:-1]
+        if g is not None and any(map(_is_looked_at, looks)):
+            refuse_inside_group()
+        return None, g
 
 
 class Tap(torch.autograd.Function):
@@ -155,6 +159,8 @@ def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
     tap.one_pass.all_taps.append(weakref.ref(tap))
     tap.returned_extras = list(map(weakref.ref, extras))
     tap.hooks_of_extras = list(map(hooks_of, extras))
+    if (leak := tap.segment.h_in.grad_fn) is not None:
+        leak.looks.append(Look(tap.state, tap.hooks))
 
 
 def will_solve(tap: Tap) -> bool:
@@ -167,8 +173,21 @@ def has_hooks(tap: Tap) -> bool:
     return len(tap.hooks) > 1
 
 
+def _is_looked_at(look: Look) -> bool:
+    """Whether a state has a hook beside that of `watch`, or `retain_grad`."""
+    state = look.tensor()
+    return len(look.hooks) > 1 or (state is not None and state.retains_grad)
+
+
 def refuse_freed() -> NoReturn:
     raise RuntimeError(
         "Trying to backward through a chain of layers a second time: their graphs are freed. Call "
         "the first backward() with retain_graph=True"
+    )
+
+
+def refuse_inside_group() -> NoReturn:
+    raise RuntimeError(
+        "no gradient for a state inside a group of layers if a loss uses a tensor inside these "
+        "layers; expected group_size=1, or Backprop()"
     )

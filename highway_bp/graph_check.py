@@ -15,17 +15,11 @@ from highway_bp.segment import Segment
 
 
 def check_graph(
-    segment: Segment,
-    i: int,
-    h: Tensor,
-    returned: Sequence[Any],
-    ends: frozenset,
-    made: set[int],
+    segment: Segment, i: int, returned: Sequence[Any], ends: frozenset, made: set[int]
 ) -> None:
     """Check where the i-th layer's graph ends. Note in the segment what the graph contains.
 
     Args:
-        h: where the graph begins.
         returned: the values in what the layer returned.
         ends: nodes and edges of autograd's graph, and ids of leaves, whose gradients the chain
             returns.
@@ -35,7 +29,7 @@ def check_graph(
         RuntimeError: the gradient of a tensor that the layer uses would be lost, or its graph
             works with ``backward()`` only (re-entrant checkpointing).
     """
-    begin = h.grad_fn
+    begin = segment.h_in.grad_fn
     graph = nodes([segment.states[i], *segment.extras[i]], ends, begin)
     if any(type(node).__name__ == "CheckpointFunctionBackward" for node in graph):
         raise RuntimeError(

@@ -81,6 +81,10 @@ class Chain(HasMethod):
         """Whether layers before ``layer`` have been called in the same pass of the model."""
         return True
 
+    def leaves_out(self, layer: Layer) -> bool:
+        """Whether the chain has not accepted ``layer`` in its first call."""
+        return False
+
     def accepts(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
         """Whether a layer belongs to the chain, judged by what it has returned for h.
 

@@ -108,10 +108,7 @@ def check_given_extra(tap: Tap, j: int) -> None:
 
 
 def refuse_if_used(tap: Tap, inner: Tensor) -> None:
-    """Refuse a look at a result that losses reach through the local graph as well.
-
-    Inside a group, a loss inside a later layer also goes through this graph, so it is refused too.
-    """
+    """Refuse a look at a result that losses reach through the local graph as well."""
     node = inner.grad_fn
     if node is None:
         return

@@ -80,11 +80,9 @@ def step(
     goes_on = not first and chain.has_earlier_layers(layer)
     scope, before, segment = place or _begin_chain(chain, h, given, caches, goes_on)
     is_full = segment is None or len(segment.states) >= chain.method.group_size
-    if is_full or _is_elsewhere(h, segment.end):
-        x = Leak.apply(scope.one_pass, before, None)
-        segment = Segment(x, _is_wanted(scope, segment, h))
-    else:
-        x = Leak.apply(scope.one_pass, before, segment.end)
+    if is_full or chain.leaves_out(layer) or _is_elsewhere(h, segment.end):
+        segment = Segment(Leak.apply(scope.one_pass, before), _is_wanted(scope, segment, h))
+    x = segment.end
     inner = {id(h): x, **{id(t): scope.local(t) for t in given}}
     outer = {id(inner[id(t)]): t for t in [h, *given]}  # put back after the call
     for t in [h, *given]:
@@ -96,12 +94,13 @@ def step(
         with keep_buffers():
             call, returned = run_layer(layer, x, args, kwargs, kept, scope.has_filled_cache)
         scope.check_arguments(layer.name)
-        if not chain.accepts(layer, x, returned):
-            return returned.ran.out
-        if returned.state is x:  # skipped; autograd goes through its extras itself
-            return returned.with_replaced({id(x): h})
+        takes = chain.accepts(layer, x, returned)
+        if not takes or returned.state is x:  # autograd goes through its results itself
+            if (leak := segment.h_in.grad_fn) is not None:
+                leak.leads_on = True
+            return returned.with_replaced({id(x): h}) if takes else returned.ran.out
         segment.add(call, returned)
-        check_graph(segment, -1, x, returned.flat, scope.ends, scope.one_pass.made)
+        check_graph(segment, -1, returned.flat, scope.ends, scope.one_pass.made)
         passed_on = _passed_on(scope, segment, before)
         outer = passed_on | outer
         return returned.with_replaced(passed_on)

@@ -199,7 +199,7 @@ class ShardedChain(Chain, nn.ModuleList):
     def _check(self, segment: Segment, ends: frozenset) -> None:
         made: set[int] = set()
         for i, extras in enumerate(segment.extras):
-            check_graph(segment, i, segment.h_in, (), ends, made)
+            check_graph(segment, i, (), ends, made)
             if extras:
                 raise RuntimeError(
                     f"{segment.calls[i].layer.name} writes into a list or dictionary that it is "

@@ -87,6 +87,9 @@ class Trunk(Chain):
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter({id(p): p for layer in self.layers for p in parameters_of(layer)}.values())
 
+    def leaves_out(self, layer: Layer) -> bool:
+        return self._is_residual.get(layer.key) is False
+
     def accepts(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
         """Whether the layer has a residual path; if not, it runs as before, outside any chain."""
         state, key, carried = returned.state, layer.key, returned.ran.carry is not None

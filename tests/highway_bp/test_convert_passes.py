@@ -356,8 +356,9 @@ def test_threads_have_passes_of_their_own():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["backward", "no backward", "error"])
-def test_no_tensor_outlives_its_pass(how):
-    model, counts = hb.convert(build("gpt2"), hb.Highway(1)), []
+@pytest.mark.parametrize("method", [hb.Highway(1), hb.Highway(1, group_size=2)], ids=str)
+def test_no_tensor_outlives_its_pass(how, method):
+    model, counts = hb.convert(build("gpt2"), method), []
     gc.collect()
     gc.freeze()  # all that is there already needs no counting
     gc.disable()  # it would find cycles
