@@ -65,7 +65,7 @@ class Chain(HasMethod):
     def begin(self, method: Method) -> None:
         self.gammas, self.iterations, self.method = GammaMemory(), [], method
         self._warned: set[str] = set()
-        self._checked_methods: set[type | str] = set()
+        self._checked: set[type | str] = set()  # methods and kinds of checks
         self.longest = self._turn = 0
 
     def cuts(self, h: Tensor, args: tuple, kwargs: dict) -> bool:
@@ -96,40 +96,40 @@ class Chain(HasMethod):
         """Check once, before a system is solved, what the method requires of the layers."""
         kind = type(self.method)
         self.refuse_repeated(system)
-        if kind is Highway and kind not in self._checked_methods:
+        if kind is Highway and kind not in self._checked:
             warn_without_residual(system)
-        self._checked_methods.add(kind)
+        self._checked.add(kind)
 
     def refuse_repeated(self, system: ModuleSystem | ShardedSystem) -> None:
-        """Refuse layers of which several products are not what one of autograd is."""
+        """Refuse layers of which several products are not what one of autograd is: all in the first
+        such system, later those with custom functions."""
         if type(self.method) is MGRIT:
-            refuse_nonlinear(self._suspects(system.segments, "MGRIT"), "MGRIT")
-        suspects = self._suspects(system.with_inner_losses, "inner losses")
-        refuse_nonlinear(suspects, "losses on states inside a group or on extra outputs")
+            self._refuse_nonlinear(system.segments, "MGRIT")
+        what = "losses on states inside a group, on extra outputs or inside layers"
+        self._refuse_nonlinear(system.with_inner_losses, what)
+
+    def _refuse_nonlinear(self, segments: Sequence[Segment], what: str) -> None:
+        first = what not in self._checked
+        refuse_nonlinear([s for s in segments if first or s.functions], what)
+        if segments:
+            self._checked.add(what)
 
     def refuse_unrepeatable(self, segments: Sequence[Segment]) -> None:
         """Check layers before the first product with them, by two backward passes of each: all in
         the first solve, later one of each kind with custom functions, another one every time."""
-        first = "functions" not in self._checked_methods
+        first = "functions" not in self._checked
         suspects = [s for s in segments if s.wanted and (first or s.functions - {HOOKS})]
         if suspects:
             self._turn = (self._turn + 1) % len(suspects)
             turned = suspects[self._turn :] + suspects[: self._turn]
-            self._checked_methods.add("functions")
             for segment in turned if first else {s.functions: s for s in turned}.values():
                 layers = [call.layer for call in segment.calls]
                 modules = [layer.module for layer in layers]
                 weights = [p for m in modules for p in parameters_of(m)]
                 inputs = [segment.h_in, *(p for p in weights if p.requires_grad and p.is_leaf)]
-                buffers = [b for m in modules if segment.functions for b in m.buffers()]
+                buffers = [b for m in modules for b in m.buffers()] if segment.functions else None
                 refuse_unrepeatable(layers[0].name, segment.h_out, inputs, buffers)
-
-    def _suspects(self, segments: Sequence[Segment], what: str) -> Sequence[Segment]:
-        """The segments to be looked at: all once, then those with custom functions."""
-        if segments and what not in self._checked_methods:
-            self._checked_methods.add(what)
-            return segments
-        return [segment for segment in segments if segment.functions]
+            self._checked.add("functions")
 
     def warn_once(self, kind: str, line: str) -> None:
         """Warn, unless this chain has warned of that kind before."""

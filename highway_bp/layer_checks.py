@@ -26,7 +26,7 @@ STRETCH = 1024.0  # by which a gradient grows where a backward pass is tried for
 
 
 def refuse_unrepeatable(
-    name: str, output: Tensor, inputs: Sequence[Tensor], buffers: Sequence[Tensor]
+    name: str, output: Tensor, inputs: Sequence[Tensor], buffers: Sequence[Tensor] | None
 ) -> None:
     """Refuse a graph whose backward pass cannot run twice; a method runs it several times.
 
@@ -35,6 +35,8 @@ def refuse_unrepeatable(
 
     Args:
         name: of the layer; ``inputs``: those of its graph, whose gradients are compared.
+        buffers: of a layer with custom functions; None for others, which change no buffers. (Other
+            threads may draw random numbers.)
 
     Raises:
         RuntimeError: two products of ``output`` with one random w are different, or fail, or change
@@ -42,7 +44,11 @@ def refuse_unrepeatable(
     """
     if not has_numbers(output):
         return
-    before = [*random_state(output.device), *(b.clone() for b in buffers)]
+
+    def watched() -> list[Tensor | None]:
+        return [] if buffers is None else [*random_state(output.device), *buffers]
+
+    before = [None if t is None else t.clone() for t in watched()]
     w, why, hooks = probe(output), None, [t._backward_hooks for t in inputs]
     with silenced(hooks):
         first = gradients([(output, w.clone())], inputs)
@@ -51,8 +57,7 @@ def refuse_unrepeatable(
             again = gradients([(output, w.clone())], inputs)
         except Exception as error:  # it has freed what it saved, say
             why, again = error, first
-    after = [*random_state(output.device), *buffers]
-    same = all(a is None or a.equal(b) for a, b in zip(after, before, strict=True))
+    same = all(a is None or a.equal(b) for a, b in zip(watched(), before, strict=True))
     if why or not same or not _are_near(again, first):
         raise RuntimeError(
             f"the backward pass of {name} cannot run twice (a hook removes itself, or a custom "

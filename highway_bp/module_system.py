@@ -34,11 +34,11 @@ class ModuleSystem:
         self.length, self.segments, self._gammas = len(segments), segments, gammas
         self._b: States = [None, *(b_segment.states[-1] for b_segment in b)]
         self._own: States = list(self._b)
-        self.with_inner_losses: list[Segment] = []  # on states or extras: one more product each
+        self.with_inner_losses: list[Segment] = []  # with one more product, or a pass of autograd's
         for i, (segment, b_segment) in enumerate(zip(segments, b, strict=True)):
             inner = segment.inner_cotangent(b_segment)
             self._b[i] = add(self._b[i], inner)
-            self.with_inner_losses += [] if inner is None else [segment]
+            self.with_inner_losses += [segment] if inner is not None or segment.is_repeated else []
         # States below the first trainable layer want no gradient.
         self._first = next((i for i, s in enumerate(segments) if s.wanted), self.length)
 

@@ -157,7 +157,7 @@ class Pass:
                 check_given_extra(tap, j)
         if not self.gives_out(tap, 0):
             return
-        if has_hooks(tap) and will_solve(tap):
+        if has_hooks(tap) and will_solve(tap) and self._asked is not None:
             raise RuntimeError(
                 "autograd.grad of a state that has hooks, and of others: it may give the gradient "
                 "before the hooks or after; expected retain_grad and backward(), or Backprop()"

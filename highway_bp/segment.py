@@ -44,6 +44,7 @@ class Segment:
         ends: the nodes of the local graph that lead to a leaf, or out of this graph.
         leaves: ids of the parameters, and edges of the arguments, that its graph uses.
         functions: the names of the custom autograd functions among its nodes.
+        is_repeated: whether it is run once more, as autograd has gone through the first graph.
     """
 
     h_in: Tensor
@@ -56,6 +57,7 @@ class Segment:
     ends: list = field(default_factory=list)
     leaves: set = field(default_factory=set)
     functions: frozenset[str] = frozenset()
+    is_repeated: bool = False
 
     def add(self, call: Call, returned: Returned) -> None:
         if returned.state is None:
@@ -74,14 +76,14 @@ class Segment:
 
     @property
     def end(self) -> Tensor:
-        """The last state so far, from which the segment's next layer goes on."""
+        """The state that the next layer of the segment gets."""
         return self.states[-1] if self.states else self.h_in
 
     def repeated(self, extras: dict[int, Tensor]) -> Segment:
         """Run the same layers once more; adds the new extras to ``extras``, by id of the old."""
         with torch.enable_grad():  # carries look for a node where the local graph begins
             h_in = self.h_in.detach().requires_grad_().view_as(self.h_in)
-        segment = Segment(h_in, self.wanted)
+        segment = Segment(h_in, self.wanted, is_repeated=True)
         segment.functions, segment.leaves = self.functions, self.leaves
         for call, old in zip(self.calls, self.extras, strict=True):
             segment.add(call, call.repeat(segment.end, extras))

@@ -83,6 +83,15 @@ def test_a_state_with_hooks_that_is_asked_for_together_with_parameters(model):
     torch.autograd.grad(loss, [h, *model.blocks[2].parameters()])
 
 
+@asserts_same(made, both=True)
+def test_a_hook_on_a_state_in_a_backward_pass_that_is_called_in_cpp(model):
+    """As by Megatron: no one can tell which gradients were asked for."""
+    loss = model()
+    model.states[1].register_hook(lambda g: 2 * g)
+    engine = torch.autograd.Variable._execution_engine
+    engine.run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, True)
+
+
 @asserts_same(lambda: made(Inside, WithExtras), both=True)
 def test_retain_grad_behind_the_state_that_is_asked_for(model):
     """No solve runs, so none completes what is retained."""

@@ -8,12 +8,14 @@ from torch.func import functional_call
 
 import highway_bp as hb
 from tests.highway_bp.converted import (
+    EXACT,
     IN_GROUPS,
     TOKENS,
     Shows,
     assert_refused,
     assert_same,
     asserts_same,
+    backward,
     both_methods,
     logits_loss,
     made,
@@ -25,6 +27,40 @@ from tests.highway_bp.converted import (
 from tests.highway_bp.families import build
 
 # -- hooks ----------------------------------------------------------------------------------------
+
+
+class RemovesHook(Shows):
+    """Sets a hook that acts once, as deep equilibrium layers do."""
+
+    def forward(self, h):
+        z = self.inside(h)
+        hook = z.register_hook(lambda g: (hook.remove(), g / 2)[1])
+        return h + self.g(z)
+
+
+@pytest.mark.parametrize("method", [hb.Highway(0), EXACT, IN_GROUPS], ids=str)
+def test_a_hook_that_removes_itself_is_refused(method):
+    def run(model):
+        with pytest.raises(RuntimeError, match="cannot run twice"):
+            backward(model)
+        backward(model)  # again
+
+    line = r"the backward pass of blocks.. \(RemovesHook\) cannot run twice"
+    assert_refused(lambda: made(RemovesHook), line, run, method)
+
+
+class DrawsNumbers(Shows):
+    """Random numbers are drawn during the backward pass, as another thread may do."""
+
+    def forward(self, h):
+        z = self.inside(h)
+        z.register_hook(lambda g: None if torch.rand(()) < 2 else g)
+        return h + self.g(z)
+
+
+@both_methods
+def test_random_numbers_drawn_meanwhile_are_no_fault_of_the_layer(method):
+    assert_same(backward, lambda: made(DrawsNumbers), method)
 
 
 @asserts_same()

@@ -22,6 +22,7 @@ from tests.highway_bp.converted import (
     made,
     refuses,
     rows,
+    seen_in_loss,
 )
 
 
@@ -131,21 +132,6 @@ def test_a_function_that_cannot_run_twice_is_refused(layer, run, method):
     assert_refused(lambda: made(layer), line, run, method)
 
 
-class RemovesHook(Shows):
-    """Sets a hook that acts once, as deep equilibrium layers do."""
-
-    def forward(self, h):
-        z = self.inside(h)
-        hook = z.register_hook(lambda g: (hook.remove(), g / 2)[1])
-        return h + self.g(z)
-
-
-@pytest.mark.parametrize("method", [hb.Highway(0), EXACT, IN_GROUPS], ids=str)
-def test_a_hook_that_removes_itself_is_refused(method):
-    line = r"the backward pass of blocks.. \(RemovesHook\) cannot run twice"
-    assert_refused(lambda: made(RemovesHook), line, method=method)
-
-
 clip = function(lambda ctx, x, *_: x.clone(), lambda ctx, g, *_: g.clamp(-1e-3, 1e-3))
 
 
@@ -188,6 +174,17 @@ def test_a_product_that_overflows_in_half_precision_is_not_taken_for_clipped():
     w = torch.ones(4, 4)
     assert is_linear(lambda w: (w.half() * 100).float(), w, 0.05)
     assert not is_linear(lambda w: w.half().clamp(-100, 100).float(), w, 0.05)
+
+
+class KeepsAndAdds(AddsLoss):
+    def inside(self, h):
+        self.seen = super().inside(h)
+        return self.seen
+
+
+@refuses("adds to the gradient .* inside layers", lambda: made(KeepsAndAdds))
+def test_a_loss_inside_a_layer_that_adds_one_of_its_own_is_refused(model):
+    seen_in_loss(model)
 
 
 class Scaled(Shows):
