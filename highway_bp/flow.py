@@ -24,7 +24,7 @@ from torch.utils.hooks import unserializable_hook
 
 from highway_bp.first_order import first_order
 from highway_bp.segment import add
-from highway_bp.shown import Look, hooks_of
+from highway_bp.shown import hooks_of
 
 
 class Gate(torch.autograd.Function):
@@ -52,7 +52,7 @@ class Leak(torch.autograd.Function):
     """h_i -> h_i, where a segment's local graph begins.
 
     Attributes:
-        looks: at the states of its segment, which may outlive their Taps.
+        looks: at the states of its segment.
         leads_on: whether what is no layer of the chain was given the segment's last state.
     """
 
@@ -67,7 +67,7 @@ class Leak(torch.autograd.Function):
         if ctx.one_pass.is_being_solved:
             return None, None
         looks = ctx.looks if ctx.leads_on else ctx.looks[:-1]
-        if g is not None and any(map(_is_looked_at, looks)):
+        if g is not None and any(seen() for seen in looks):
             refuse_inside_group()
         return None, g
 
@@ -160,7 +160,8 @@ def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
     tap.returned_extras = list(map(weakref.ref, extras))
     tap.hooks_of_extras = list(map(hooks_of, extras))
     if (leak := tap.segment.h_in.grad_fn) is not None:
-        leak.looks.append(Look(tap.state, tap.hooks))
+        tap.look = _Look(tap.state, tap.hooks)
+        leak.looks.append(tap.look.seen)
 
 
 def will_solve(tap: Tap) -> bool:
@@ -173,10 +174,26 @@ def has_hooks(tap: Tap) -> bool:
     return len(tap.hooks) > 1
 
 
-def _is_looked_at(look: Look) -> bool:
-    """Whether a state has a hook beside that of `watch`, or `retain_grad`."""
-    state = look.tensor()
-    return len(look.hooks) > 1 or (state is not None and state.retains_grad)
+class _Look:
+    """A look at a state, which the state's Tap holds; a Leak has ``seen``, as the hooks may hold
+    tensors of the Leak's own graph.
+
+    seen: ``seen()`` tells whether the state has, or had at its end, `retain_grad` or a hook
+        beside that of `watch`.
+    """
+
+    def __init__(self, state: weakref.ref, hooks: dict):
+        self.state, self.hooks, had_hooks = state, hooks, []
+        self.had_hooks, look = had_hooks, weakref.ref(self)
+        self.seen = lambda: bool(had_hooks) if look() is None else look().is_seen
+
+    @property
+    def is_seen(self) -> bool:
+        state = self.state()
+        return len(self.hooks) > 1 or (state is not None and state.retains_grad)
+
+    def __del__(self):
+        self.had_hooks += [True] * (len(self.hooks) > 1)
 
 
 def refuse_freed() -> NoReturn:

@@ -94,11 +94,11 @@ def step(
         with keep_buffers():
             call, returned = run_layer(layer, x, args, kwargs, kept, scope.has_filled_cache)
         scope.check_arguments(layer.name)
-        takes = chain.accepts(layer, x, returned)
-        if not takes or returned.state is x:  # autograd goes through its results itself
+        is_skipped = returned.state is x
+        if not chain.accepts(layer, x, returned) or is_skipped:
             if (leak := segment.h_in.grad_fn) is not None:
-                leak.leads_on = True
-            return returned.with_replaced({id(x): h}) if takes else returned.ran.out
+                leak.leads_on = True  # autograd goes through the layer's results itself
+            return returned.with_replaced({id(x): h}) if is_skipped else returned.ran.out
         segment.add(call, returned)
         check_graph(segment, -1, returned.flat, scope.ends, scope.one_pass.made)
         passed_on = _passed_on(scope, segment, before)
