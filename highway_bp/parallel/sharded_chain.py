@@ -130,10 +130,10 @@ class ShardedChain(Chain, nn.ModuleList):
             f"sizes={[len(share) for share in self.shares]}, micro_batches={self.micro_batches}"
         )
         check_call(self.ranks, call + mode, None if self.checked else h)
-        if not self.checked:
-            self._check_shares()
         with self._own_randomness(h):
             if torch.is_grad_enabled():
+                if not self.checked:
+                    self._check_shares()
                 trained = [*self.own_parameters(), self.token]
                 states = through_ranks(self, h, args, kwargs, trained, return_states)
                 self.checked = True

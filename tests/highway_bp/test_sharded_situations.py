@@ -50,9 +50,11 @@ def assorted(rank: int) -> dict:
 
 
 def shared() -> str:
-    """The error of a layer that two processes have."""
+    """The error of a layer that two processes have, where it is trained."""
     layer = Plain(tanh(8)).double()
     chain = hb.ShardedChain([layer] * 4, hb.Highway(1))
+    with torch.no_grad():
+        assert torch.equal(chain(data("relu")), hb.ResidualChain([layer] * 4)(data("relu")))
     return said(chain, data("relu"), error=ValueError)
 
 
