@@ -214,7 +214,8 @@ def parameter_step(
             for i, g in zip(wanted, found, strict=True):
                 is_own = g is None or not (some[0].functions or _memory(g) in shared)
                 grads[i] = add(grads[i], g if is_own or grads[i] is not None else g.clone())
-                shared |= set() if g is None else {_memory(g)}
+                if grads[i] is not None:
+                    shared.add(_memory(grads[i]))
     return grads
 
 
