@@ -5,6 +5,7 @@ A key-value cache, an object that every layer writes into, is no such container.
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
@@ -15,6 +16,12 @@ def leaves(value: Any) -> list[Any]:
     """All values in ``value`` that are not containers themselves."""
     items = _items(value)
     return [value] if items is None else [leaf for _, inner in items for leaf in leaves(inner)]
+
+
+def wants_gradient(value: Any, parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether a tensor in ``value``, or a parameter, requires a gradient."""
+    given = (t for t in leaves(value) if isinstance(t, Tensor))
+    return any(t.requires_grad for t in itertools.chain(given, parameters))
 
 
 def replaced(value: Any, others: dict[int, Any], copies: bool = False) -> Any:

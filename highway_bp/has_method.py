@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from highway_bp.auto_gamma import GammaMemory
+from highway_bp.containers import wants_gradient
 from highway_bp.layer_checks import refuse_nonlinear, refuse_unrepeatable, warn_without_residual
 from highway_bp.methods import Highway, LinearSystem, Method, States, check_method
 from highway_bp.mgrit import MGRIT
@@ -72,10 +72,7 @@ class Chain(HasMethod):
         """Whether a forward pass is to be cut: a gradient is wanted, and not from `Backprop`."""
         if self.method.group_size is None or not torch.is_grad_enabled():
             return False
-        given = [h, *pytree.tree_leaves((args, kwargs))]
-        return any(isinstance(t, Tensor) and t.requires_grad for t in given) or any(
-            p.requires_grad for p in self.parameters()
-        )
+        return wants_gradient((h, args, kwargs), self.parameters())
 
     def has_earlier_layers(self, layer: Layer) -> bool:
         """Whether layers before ``layer`` have been called in the same pass of the model."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
-from highway_bp.containers import is_cache, leaves, replaced
+from highway_bp.containers import is_cache, leaves, replaced, wants_gradient
 from highway_bp.flow import is_tap
 from highway_bp.layer_call import Ran, carry_of, state_of
 from highway_bp.one_pass import solving
@@ -89,10 +89,11 @@ def _in_chain(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) -
     h = args[0] if args else others.pop(keyword, None)
     trunk, named = layer._hb_trunk, TrunkLayer(layer, own, keyword)
     is_state = isinstance(h, Tensor) and h.is_floating_point() and not h.is_nested
+    wanted = wants_gradient((args, kwargs), layer.parameters())
     in_backward = torch._C._current_graph_task_id() != -1
     # `torch.utils.checkpoint` around this layer, or around more than it, computes it again.
     if solving() or (in_backward and _is_recomputed()):
-        if is_state and not h.requires_grad and _wants_gradient(layer, h, args[1:], others):
+        if is_state and not h.requires_grad and wanted:
             x = h.detach().requires_grad_()  # as in the forward pass: the same tensors are saved
             return replaced(named.run_own(x, args[1:], others), {id(x): h})
         return _run_own(layer, own, args, kwargs)
@@ -109,7 +110,7 @@ def _in_chain(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) -
                 "argument: it runs as before, outside any chain",
             )
         return _run_own(layer, own, args, kwargs)
-    if not _wants_gradient(layer, h, args[1:], others):
+    if not wanted:
         return _run_own(layer, own, args, kwargs)
     _check_supported(named)
     is_new = trunk.add(layer._hb_name, layer)
@@ -182,14 +183,6 @@ def _first_argument(cls: type) -> str | None:
     _, *rest = signature(cls.forward).parameters.values()
     first = next(iter(rest), None)
     return first.name if first and first.kind is first.POSITIONAL_OR_KEYWORD else None
-
-
-def _wants_gradient(layer: nn.Module, h: Tensor, args: tuple, kwargs: dict) -> bool:
-    if h.requires_grad:
-        return True
-    return any(isinstance(t, Tensor) and t.requires_grad for t in leaves((args, kwargs))) or any(
-        p.requires_grad for p in layer.parameters()
-    )
 
 
 _GLOBAL_HOOKS = modules._global_backward_hooks, modules._global_backward_pre_hooks
