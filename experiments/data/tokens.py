@@ -42,6 +42,8 @@ class BytePairs:
     @staticmethod
     def learn(texts: Sequence[str], size: int) -> str:
         """Learn at most ``size`` tokens, which include all 256 bytes."""
+        if size < 256:
+            raise UserError(f"data.vocabulary={size}; expected at least 256, one for each byte")
         from tokenizers import ByteLevelBPETokenizer
 
         tokenizer = ByteLevelBPETokenizer()

@@ -62,6 +62,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
     args = parser.parse_args(argv)
     runs = dict(named(argument) for argument in args.runs)
+    if len(runs) < 2:
+        raise UserError(f"label {', '.join(runs)} alone; expected runs with at least two labels")
     (first, folder), *others = runs.items()
     found = []
     for label, other in others:

@@ -27,7 +27,7 @@ import highway_bp as hb
 from experiments import checkpoint
 from experiments.errors import UserError
 from scripts.benchmark import new_record, save
-from scripts.program import run
+from scripts.program import at_least_one, run
 
 KS = (0, 1, 2, 3, 5)
 GAMMAS = (0.0, 0.2, 0.5, 0.8, "auto")
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--out", type=Path, help="write the record here (JSON)")
-    parser.add_argument("--batches", type=int, default=2)
+    parser.add_argument("--batches", type=at_least_one, default=2)
     args = parser.parse_args(argv)
     model, data, row, moments = load(args.run)
     source = data.train_batches(row["batch_size"], seed=1, device="cpu")

@@ -32,6 +32,9 @@ def test_carries_and_windows_of_a_recurrent_network(train, runs, capsys):
     printed = capsys.readouterr().out
     for name in ("gate carry", "literal carry", "diagonal carry", "windows of 16", "fixed point"):
         assert f"\n{name} " in printed
+    with pytest.raises(SystemExit):
+        gradient_errors.main([str(only_run(runs)), "--batches", "0"])
+    assert "argument --batches: 0; expected a whole number" in capsys.readouterr().err
     with pytest.raises(UserError, match="is no finished run"):
         gradient_errors.main([str(runs)])
 
@@ -52,6 +55,8 @@ def test_runs_are_compared_step_by_step(train, tmp_path):
         compare_runs.differences(found, found[:2])
     with pytest.raises(UserError, match="expected LABEL=FOLDER"):
         compare_runs.main([str(a)])
+    with pytest.raises(UserError, match="label one alone; expected runs with at least two labels"):
+        compare_runs.main([f"one={a}", f"one={c}"])
 
 
 def test_the_performance_model_by_hand():
