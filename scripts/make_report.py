@@ -77,7 +77,8 @@ def in_html(page: Path) -> Markup:
 
 def page(findings: dict[str, Finding], results: Results) -> str:
     figures, tables = results.folder / "figures", results.folder / "tables"
-    pages = {file.stem: in_html(file) for file in sorted(tables.glob("*.md"))}
+    files = (file for file in sorted(tables.glob("*.md")) if file.stem != "claims")  # in full here
+    pages = {file.stem: in_html(file) for file in files}
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

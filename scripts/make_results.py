@@ -9,7 +9,7 @@ are written to results/figures as PNG, PDF and SVG; NAME.rows.txt lists the rows
 
 table2, table3 and table6 are the paper's tables in Markdown and LaTeX, with its values beside ours.
 KEY (resnet32, ...) is the page of one experiment, with a table per setting. bench_rnn is the page
-of that benchmark. All are written to results/tables.
+of that benchmark, claims the table of claims and verdicts. All are written to results/tables.
 """
 
 import argparse
@@ -26,13 +26,14 @@ from scripts.evidence.paper import paper_rows
 from scripts.evidence.results import Results, read_results
 from scripts.figures import gradient_errors, losses, paths, scaling, schedules, scores
 from scripts.program import run
+from scripts.tables.of_claims import claims
 from scripts.tables.of_rows import experiment, table2
 from scripts.tables.of_timings import bench_rnn, milliseconds, of_paper, speedups
 
 DEEP = "Figure 2: final score against k, deep networks"
-GPT2 = "Figure 3: evaluation loss of GPT-2 during training"
+GPT2 = "Figure 3: evaluation loss of GPT-2"
 RECURRENT = "Figure 4: final score against k, recurrent networks"
-GRU = "Figure 5: evaluation loss of the 3-layer GRU against time"
+GRU = "Figure 5: evaluation loss of the 3-layer GRU"
 SPEEDUPS = "Table 3: times faster than backpropagation"
 # Each returns an object whose write(folder, name) writes files NAME.*, or None without data for it.
 MAKERS: Mapping[str, Mapping[str, Callable[[Results], Any]]] = {
@@ -53,6 +54,7 @@ MAKERS: Mapping[str, Mapping[str, Callable[[Results], Any]]] = {
         "table6": partial(of_paper, "Table 6: milliseconds per step", milliseconds),
         **{key: partial(experiment, key) for key in paper_rows()},
         "bench_rnn": bench_rnn,
+        "claims": claims,
     },
 }
 

@@ -162,7 +162,7 @@ def matches(setting: Setting, ours: Sequence[Row]) -> Finding:
     for value, margin, unit in scores:
         found = difference(ours, exact, paper.paired, value)
         outcomes.append(beyond(-found.at_most, -found.at_least, -margin))
-        texts.append(f"{found} {unit}, margin {margin:.3g}")
+        texts.append(f"{found} {unit}, at most {found.at_most:.3g}, margin {margin:.3g}")
     worst = next(o for o in (Outcome.FAILS, Outcome.UNDECIDED, Outcome.HOLDS) if o in outcomes)
     text = f"{summary(ours)}; {summary(exact)}: {'; '.join(texts)}"
     return finding(setting, text, worst, ours, exact)

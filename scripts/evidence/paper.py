@@ -20,13 +20,14 @@ class PaperRow:
     title: str
     preset: str
     steps: int
-    reduced: list[str]
+    reduced: dict[str, str]
     margin: float
     figure: int
     metric: str
     L: int
     parameters: int
     intermediate_losses: bool
+    counted: int | None = None
     paired: bool = False
     margin_reduced: float | None = None
     margin_loss: float | None = None
@@ -61,9 +62,9 @@ def preset_setup(preset: str, device_kind: str) -> str:
 
 
 @cache
-def step_setup(preset: str, device_kind: str) -> str:
+def step_setup(preset: str, device_kind: str, *overrides: str) -> str:
     """A hash of the fields that a step's time depends on (the number of steps is left out)."""
-    fields = identity(composed(f"experiment={preset}"), device_kind)
+    fields = identity(composed(f"experiment={preset}", *overrides), device_kind)
     same = ("optim.batch_size", "optim.algorithm", "optim.clip")
     return setup_hash({n: v for n, v in fields.items() if n in same or not n.startswith("optim.")})
 

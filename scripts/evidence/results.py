@@ -53,8 +53,13 @@ class Results:
         """
         kind, step = setting.device_kind, step_setup(setting.preset, setting.device_kind)
         same = [p for p in setting.paper.presets if step_setup(p, kind) == step]
-        found = (self.record(f"steps_{preset}.{kind}") for preset in (setting.preset, *same))
-        measured = next((record["seconds"] for record in found if record), {})
+        found = {p: self.record(f"steps_{p}.{kind}") for p in (setting.preset, *same)}
+        known = (
+            record["seconds"]
+            for preset, record in found.items()
+            if record and step_setup(preset, kind, *record["overrides"]) == step
+        )
+        measured = next(known, {})
         gamma = preset_gamma(setting.preset)
         names = {arm: step_name(arm, gamma) for arm in setting.plain()}
         return {arm: measured[name] for arm, name in names.items() if name in measured}

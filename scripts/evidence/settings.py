@@ -36,6 +36,11 @@ class Setting:
         return self.preset == self.paper.preset
 
     @property
+    def title(self) -> str:
+        """Of its network and data."""
+        return self.paper.reduced.get(self.preset, self.paper.title)
+
+    @property
     def rows(self) -> list[Row]:
         return [row for rows in self.arms.values() for row in rows]
 
@@ -102,7 +107,7 @@ class Setting:
         return fmean(row["eval_loss"] for row in exact) <= (1 - SHARE) * guess
 
     def __str__(self) -> str:
-        return f"{self.paper.title} ({self.preset}), {self.device}"
+        return f"{self.title} ({self.preset}), {self.device}"
 
 
 def settings_of(paper: PaperRow, rows: Iterable[Row]) -> tuple[list[Setting], list[str]]:

@@ -23,9 +23,9 @@ TITLE = "Figure 6: the gradient beside the exact one, at moments of training"
 COLOURS = ListedColormap(matplotlib.colormaps["viridis"](range(0, 231)))
 COLUMNS = 4
 MEANING = (
-    "cosine with the exact gradient; increment: norm of the change since the k before, relative to "
-    "the exact gradient's; Highway-BP with gamma = 0 on networks trained by backpropagation, seeds "
-    "averaged"
+    "cosine with the exact gradient; increment: norm of the change since the k before (k = 0: of "
+    "the gradient itself), relative to the exact gradient's; Highway-BP with gamma = 0 on networks "
+    "trained by backpropagation, seeds averaged"
 )
 
 

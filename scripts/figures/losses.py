@@ -26,21 +26,24 @@ from scripts.figures.panels import (
 from scripts.figures.style import look_of_k
 
 SEEDS = "losses: means over seeds at equal steps"
+NOT_TIMED = "times not measured:\n\npython scripts/bench_steps.py\n"
 TIME = "time: steps times the time of a step, all methods measured side by side on a quiet machine"
 
 
 def draw_pair(key: str, title: str, x: str, results: Results) -> Drawing:
-    """Loss against ``x`` ("steps" or "time"), and loss less backpropagation's at equal steps."""
+    """Loss against ``x`` ("steps", or "time" if it was measured), and loss less BP's at a step."""
     paper, setting = next(chosen for chosen in results.chosen if chosen[0].key == key)
     setting = setting and with_curves(setting)
-    notes = untimed(results, paper, setting) if x == "time" else ()
-    figure, (left, right) = panels(1, 2, 2.9, title)
+    notes = untimed(results, paper, setting) if x == "time" else []
+    if x == "time" and setting and not results.step_seconds(setting):
+        x, notes = "steps", [" ".join(NOT_TIMED.split()) + " " + setting.preset]
+    figure, (left, right) = panels(1, 2, 2.9, f"{title} against {x}")
     if open_panel(left, paper, setting, notes):
         against_steps(left, setting) if x == "steps" else against_time(results, left, setting)
         against_bp(right, setting)
     else:
         right.set_visible(False)
-    footer(figure, [left, right], [f"{SEEDS}; right: less BP's of the same seeds"])
+    footer(figure, [left, right], [f"{SEEDS}; right: less BP's of the same seeds, line at 0: BP"])
     return Drawing(figure, setting.rows if setting else [])
 
 
@@ -91,7 +94,7 @@ def against_steps(axes: Axes, setting: Setting) -> None:
 def against_time(results: Results, axes: Axes, setting: Setting) -> None:
     seconds = results.step_seconds(setting)
     if not seconds:
-        gap(axes, f"times not measured\n\npython scripts/bench_steps.py\n{setting.preset}")
+        gap(axes, NOT_TIMED + setting.preset)
         return
     known = {arm: mean_curve(rows) for arm, rows in setting.arms.items() if arm in seconds}
     lines = {arm: line.set_axis(line.index * seconds[arm]) for arm, line in known.items()}

@@ -21,8 +21,11 @@ LINE = 1.25 * SMALL  # height of a line of small text
 SMALL_TEXT = {"fontsize": SMALL, "color": GREY, "va": "bottom", "linespacing": 1.15}
 BOLD = 9.0  # points: plain text of this size is as wide as a panel's bold title
 LONG = 10  # largest k from which on the k axis has a square-root scale, to keep small k apart
-INTERVALS = f"bars: {LEVEL:.0%} interval of the mean, from {ENOUGH} seeds on"
-GAMMA = "Highway without a gamma: gamma = 0"
+INTERVALS = (
+    f"bars: {LEVEL:.0%} interval of each mean, from {ENOUGH} seeds on; verdicts on language models "
+    "compare seed by seed, so they may be surer than bars"
+)
+EXPLAINED = {"gamma": "Highway without a gamma: gamma = 0", "FP": "FP: fixed-point iteration"}
 # no dates and no program names: the same rows give the same bytes
 METADATA = {
     ".png": {"Software": None},
@@ -103,7 +106,7 @@ def open_panel(
     if not setting.full:
         where = f"reduced: {setting.preset.replace('_', ' ')}"  # spaces allow line breaks
     steps = f"{row['steps']} steps of {row['batch_size']}, {seeds_of(setting)}"
-    caption(axes, paper.title, [f"{where}, {setting.device}", steps, *notes])
+    caption(axes, setting.title, [f"{where}, {setting.device}", steps, *notes])
     if not setting.arm("bp"):
         gap(axes, "no run of backpropagation\nto compare with")
     elif not setting.learned:
@@ -153,8 +156,8 @@ def footer(figure: Figure, axes: Iterable[Axes], notes: Iterable[str]) -> None:
     widest = max((len(label) for label in found), default=0)
     columns = min(len(found), int(WIDTH * 72 / (0.56 * SMALL * widest + 40))) or 1
     legend_lines = -(-len(found) // columns)
-    gamma = [GAMMA] if any("gamma" in label for label in found) else []
-    lines = [line for note in (*notes, *gamma) for line in wrapped(note, WIDTH, SMALL)]
+    explained = [text for name, text in EXPLAINED.items() if any(name in label for label in found)]
+    lines = [line for note in (*notes, *explained) for line in wrapped(note, WIDTH, SMALL)]
     note_height = LINE * len(lines) + 4
     added = note_height + 1.5 * SMALL * legend_lines + 6
     height = 72 * figure.get_figheight() + added

@@ -11,7 +11,12 @@ from scripts.figures.style import GREY, WIDTH, plt
 L = 3
 UP = 0.45  # how far a residual path rises, as a share of a layer's width
 BLUES = plt.cm.viridis([0.0, 0.3, 0.55, 0.75])  # of a path, by its number of blocks
-LABELS = ["k = 0: residual paths alone", "k = 1 adds", "k = 2 adds", "k = 3 = L: exact, as it adds"]
+LABELS = [
+    "k = 0: residual paths alone",
+    "k = 1 adds",
+    "k = 2 adds",
+    "k = 3 = L adds the last, exact",
+]
 
 
 def arrow(axes: Axes, m: int, through_block: bool, **style: object) -> None:

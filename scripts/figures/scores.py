@@ -27,7 +27,7 @@ def draw(number: int, title: str, columns: int, results: Results) -> Drawing:
 
     figure, axes = one_each(title, shown, columns, draw_panel, notes)
     sources = [f"{p.title}: {p.published['source']}" for p, _ in shown if p.published]
-    meaning = f"small dots: single runs; {INTERVALS}; band: that of BP"
+    meaning = f"small dots: single runs; white: one run alone; band: interval of BP; {INTERVALS}"
     footer(figure, axes, [meaning, f"values of the paper: {'. '.join(sources)}"])
     return Drawing(figure, [row for _, setting in shown if setting for row in setting.rows])
 
@@ -70,6 +70,8 @@ def draw_series(axes: Axes, arm: Arm, by_k: dict[int, list[float]]) -> None:
             axes.text(k, 0.03, "diverged", fontsize=SMALL, **place, **colour)
     ks, bars = sorted(by_k), [half_interval(by_k[k]) for k in sorted(by_k)]
     axes.errorbar(ks, [fmean(by_k[k]) for k in ks], bars, **style, label=str(arm))
+    alone = {k: values[0] for k, values in by_k.items() if len(values) == 1}
+    axes.plot(list(alone), list(alone.values()), style["marker"], mfc="white", zorder=3, **colour)
 
 
 def draw_published(axes: Axes, published: dict) -> None:

@@ -11,9 +11,9 @@ from scripts.tables.table import Page, Table, mean_and_interval, number
 
 NOTE = (
     "Means over seeds, with the 95 % interval of the mean from three seeds on. Step: of all "
-    "methods side by side on a quiet machine. Passes: through all blocks of the chain, per step; "
-    "in a row: those that wait for each other when every layer has its own device. Memory: the "
-    "peak of a run."
+    "methods side by side on a quiet machine, without CUDA graphs. Passes: through all blocks of "
+    "the chain, per step; in a row: those that wait for each other when every layer has its own "
+    "device. Memory: the peak of a run."
 )
 SCORES_NOTE = "Ratios compare runs in full alone; a network that has not learned has no score."
 

@@ -91,6 +91,19 @@ def test_a_speed_up_is_a_gpus_and_no_hundredth(monkeypatch, device, loop, verdic
     assert judged("3.5 times faster", Results(None, {})).verdict is verdict
 
 
+@pytest.mark.parametrize(("states", "outcome"), [(1, Outcome.HOLDS), (3, Outcome.UNDECIDED)])
+def test_memory_is_that_of_recurrent_layers_too(monkeypatch, states, outcome):
+    chains = {"a": {"memory": {"hidden_states_per_layer_above_bp_k2": 1.5}}}
+    state = 1e-6 * 4 * 2 * (2 * 5 * 10)  # MB of h and c at all steps
+    peak = {"nn": {"tensors_mb": 1.0}, "k5": {"tensors_mb": 1.0 + states * state}}
+    shape = {"shape": "LSTM, batch 2, L 5, hidden 10", "peak": peak}
+    record = {"environment": {"device": "a GPU"}, "memory": [shape]}
+    monkeypatch.setattr(Results, "record", lambda *_: {"workloads": chains})
+    monkeypatch.setattr(Results, "records", lambda *_: {"bench_rnn_cuda": record})
+    found = judged("two more hidden states", Results(None, {}))
+    assert found.outcome is outcome and f"hidden 10 {states}.00" in found.lines[1]
+
+
 def test_gammas_are_never_pooled():
     rows = [
         *seeds("gpt2", "bp", None, [20.0, 20.1, 20.2]),
@@ -284,6 +297,21 @@ def test_figure_6_is_judged_by_its_moments():
     assert judged("adds less", rising).outcome is Outcome.HOLDS
 
 
+def test_most_cases_are_more_than_half_of_the_experiments_with_runs():
+    def arms(key: str, n: int) -> list[dict]:
+        return [r for arm in (("bp", None), ("highway", 3)) for r in seeds(key, *arm, [0.9] * n)]
+
+    held = {key: arms(key, 3) for key in ("resnet32", "resnet110", "resnet56")}
+    assert judged("about five", results_of(held)).verdict is Verdict.REPRODUCED
+    few = {key: seeds(key, "bp", None, [20.0]) for key in ("gpt2", "gru_words")}
+    few = {key: [*bp, row(key, "highway", 3, value=25.0, gamma=0.0)] for key, bp in few.items()}
+    few["gpt2"][1]["gamma"] = 0.2
+    more = held | few | {"gru_pixels": arms("gru_pixels", 2)}
+    found = judged("about five", results_of(more))
+    assert found.outcome is Outcome.UNDECIDED
+    assert found.lines[-1] == "of 6 experiments: holds 3, not enough runs 3"
+
+
 def test_printed_scores_are_compared_in_full_alone():
     full = results_of({"resnet32": BP})
     assert judged("reaches 92.75", full).verdict is Verdict.REPRODUCED
@@ -295,5 +323,5 @@ def test_without_rows_every_claim_has_a_verdict(tmp_path):
     for claim in CLAIMS.values():
         found = claim.judge(results_of({}, tmp_path))
         open_ = (Verdict.NOT_RUN, Verdict.NOT_MEASURED, Verdict.TOO_FEW)
-        assert found.verdict in open_ or claim.where == "Theorems 1 and 2"
+        assert found.verdict in open_ or claim.where in ("Theorems 1 and 2", "Table 2")
         assert claim.keys or claim.command

@@ -70,7 +70,7 @@ def write_results(folder: Path) -> Path:
     shape["speedup"] = {name: 15.0 / value for name, value in ms.items()}
     environment = {"device": "a GPU", "torch": "2.13", "commit": "abcdef012345"}
     records = {
-        "steps_gru_cifar10_pixels.cpu": {"seconds": {"bp": 0.02, "k10": 0.03}},
+        "steps_gru_cifar10_pixels.cpu": {"overrides": [], "seconds": {"bp": 0.02, "k10": 0.03}},
         "bench_rnn": {"environment": environment, "repeats": 7, "paper": [shape], "small": [shape]},
     }
     for name, record in records.items():
@@ -92,8 +92,9 @@ def test_all_figures_are_drawn_with_their_captions(results):
     two = texts(results / "figures" / "figure2.svg")
     assert "not learned" in two and "paper, Highway" in two and "diverged" in two
     assert "no run of backpropagation" in two
-    assert "reduced: gpt2 narrow wikipedia2015," in two
-    assert "python scripts/bench_steps.py" in texts(results / "figures" / "figure5.svg")
+    assert "reduced: gpt2 narrow wikipedia2015," in two and "narrow GPT-2, Wikipedia" in two
+    five = texts(results / "figures" / "figure5.svg")
+    assert "3-layer GRU against steps" in five and "python scripts/bench_steps.py" in five
     assert "linear" in texts(results / "figures" / "schedules.svg")
     used = (results / "figures" / "figure6.rows.txt").read_text()
     assert used.startswith("rows in figure6.png:\n") and used.count(", BP, ") == 2
@@ -185,9 +186,19 @@ def test_a_shorter_training_has_the_steps_of_the_longer_one(tmp_path):
     """Not where its precision is another: 20 epochs are bfloat16 on a CPU too."""
     short = "resnet32_cifar10_20epochs"
     for kind, expected in (("cuda", {"BP": 0.02, "Highway k=3": 0.03}), ("cpu", {})):
-        record = {"seconds": {"bp": 0.02, "k3": 0.03}}
+        record = {"overrides": [], "seconds": {"bp": 0.02, "k3": 0.03}}
         (tmp_path / f"steps_resnet32_cifar10.{kind}.json").write_text(json.dumps(record))
         arms = [row("resnet32", preset=short), row("resnet32", "highway", 3, preset=short)]
         setting = Setting(paper_rows()["resnet32"], short, kind, by_arm(arms))
         seconds = Results(tmp_path, {}).step_seconds(setting)
         assert {str(arm): s for arm, s in seconds.items()} == expected
+
+
+def test_step_times_of_another_model_are_not_used(tmp_path):
+    setting = Setting(
+        paper_rows()["resnet32"], "resnet32_cifar10", "cpu", by_arm([row("resnet32")])
+    )
+    for overrides, used in (["trainer.threads=1"], 1), (["model.depth=20"], 0):
+        record = {"overrides": overrides, "seconds": {"bp": 0.02}}
+        (tmp_path / "steps_resnet32_cifar10.cpu.json").write_text(json.dumps(record))
+        assert len(Results(tmp_path, {}).step_seconds(setting)) == used

@@ -1,0 +1,30 @@
+"""The table of claims: what the paper says, the verdict, and what it rests on."""
+
+from collections import Counter
+
+from scripts.evidence.claims import CLAIMS
+from scripts.evidence.judge import Verdict
+from scripts.evidence.results import Results
+from scripts.tables.table import Page, Table
+
+NOTE = (
+    "Computed from rows and benchmarks, by rules that stood before the runs "
+    "(scripts/evidence/judge.py). Reproduced and contradicted speak of the paper's own setting "
+    "alone. Differences: mean [two-sided 95 % interval], at most: the one-sided 95 % bound."
+)
+
+
+def claims(results: Results) -> Page:
+    found = {text: claim.judge(results) for text, claim in CLAIMS.items()}
+    counts = Counter(finding.verdict for finding in found.values())
+    tally = ", ".join(f"{verdict} {counts[verdict]}" for verdict in Verdict if counts[verdict])
+    lines = [
+        {
+            "claim": text,
+            "in the paper": CLAIMS[text].where,
+            "verdict": finding.verdict,
+            "found": "<br>".join(finding.lines),
+        }
+        for text, finding in found.items()
+    ]
+    return Page("What is reproduced", [NOTE, f"Of {len(found)} claims: {tally}."], [Table(lines)])
