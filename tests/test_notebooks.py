@@ -87,4 +87,5 @@ def test_gives_the_stored_outputs(name, tmp_path, monkeypatch):
         assert NUMBER.sub("#", now).split() == NUMBER.sub("#", before).split()
         numbers = [[float(number) for number in NUMBER.findall(text)] for text in (now, before)]
         # Another machine rounds otherwise, and 120 steps of training enlarge that.
-        assert numbers[0] == pytest.approx(numbers[1], rel=0.05, abs=1e-5), now
+        rel = 0.05 if name == "2_iterations" else 1e-6
+        assert numbers[0] == pytest.approx(numbers[1], rel=rel, abs=1e-5), now

@@ -15,7 +15,7 @@ import highway_bp as hb
 from scripts.evidence.claims import CLAIMS
 from scripts.evidence.judge import Outcome, Verdict, difference, matches
 from scripts.evidence.results import Results, read_results
-from scripts.evidence.rows import score
+from scripts.evidence.rows import Arm, score
 from scripts.evidence.settings import Setting, error_score
 from tests.train_cli import ROOT, into_file
 
@@ -225,6 +225,19 @@ def test_the_differences_of_the_characters_are_those_of_the_rows():
     assert f"{by_name['milestones']}, adaptive {by_name['adaptive']}" in page
 
 
+def test_the_carries_of_the_lstm_are_compared_as_in_the_rows():
+    setting = setting_on("CPU", "lstm_chars")
+    literal = [Arm("highway", k, 0.0, 1, carry="literal") for k in (0, 1)]
+    arms = [*(setting.arm("highway", k) for k in (0, 1)), *(setting.arms[arm] for arm in literal)]
+    gate_0, gate_1, literal_0, literal_1 = (f"{mean(map(score, rows)):.3f}" for rows in arms)
+    text = (
+        f"`gate` ends at {gate_0} and {gate_1} bits (k = 0, 1; five seeds), `literal` at "
+        f"{literal_0}, as the fixed point, and {literal_1} (three)"
+    )
+    assert [len(rows) for rows in arms] == [5, 5, 3, 3]
+    assert text in (ROOT / "docs" / "method.md").read_text().replace("\n", " ")
+
+
 def test_the_times_of_the_method_page_are_those_of_the_benchmarks():
     page = (ROOT / "docs" / "method.md").read_text().replace("\n", " ")
     grid = results().record("bench_rnn")["grid"]
@@ -252,7 +265,7 @@ def test_the_times_of_the_method_page_are_those_of_the_benchmarks():
         ("gru_chars", "CPU", "GRU, characters, L = 256, five seeds"),
         ("gru_words", "one GPU", "three-layer GRU, byte pairs, L = 256, three seeds"),
         ("lstm_chars", "CPU", "LSTM, characters, L = 256, five seeds"),
-        ("gru_pixels", "one GPU", "GRU, pixels, L = 1024, one loss at the end, three seeds"),
+        ("gru_pixels", "one GPU", "GRU, pixels, L = 1024, one loss at the end, three seeds, H200"),
     ],
 )
 def test_the_errors_at_the_end_of_training_are_those_of_the_rows(experiment, device, label):
