@@ -11,7 +11,7 @@ import threading
 from types import FrameType
 
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils import _pytree as pytree
 
 from highway_bp.graph_walk import Edge, walk
@@ -20,7 +20,8 @@ SPLIT = "stage_backward_input", "_autograd_grad_for_inputs"  # of torch.distribu
 
 
 def asked_for() -> list[Edge] | None:
-    """The inputs: the tensors whose gradients were asked for; None if no call is found."""
+    """The inputs: the tensors whose gradients were asked for, none for all leaves; None if no call
+    is found."""
     calls = _calls()
     # inputs may be a generator that has run out
     return _edges(calls, "inputs", "inputs_tuple") if calls else None
@@ -62,5 +63,10 @@ def innermost_call(frame: FrameType | None) -> FrameType | None:
 def _edges(calls: list[FrameType], *names: str) -> list[Edge]:
     given = [call.f_locals.get(name) for call in calls for name in names]
     found = pytree.tree_leaves(given, is_leaf=lambda t: isinstance(t, GradientEdge))
-    edges = [(t.grad_fn, t.output_nr) for t in found if isinstance(t, Tensor)]
-    return edges + [(e.node, e.output_nr) for e in found if isinstance(e, GradientEdge)]
+    wanted = [t for t in found if isinstance(t, GradientEdge) or _wants_gradient(t)]
+    edges = (get_gradient_edge(t) if isinstance(t, Tensor) else t for t in wanted)
+    return [(edge.node, edge.output_nr) for edge in edges]
+
+
+def _wants_gradient(t: object) -> bool:
+    return isinstance(t, Tensor) and t.requires_grad

@@ -106,6 +106,8 @@ class Tap(torch.autograd.Function):
         if not is_tap(before):
             return None, None, None, None
         before.passed_back = None
+        if has_hooks(before):
+            ctx.one_pass.check_hooks(before)
         if has_hooks(before) or ctx.one_pass.gives_out(before, 0):
             before.passed_back = ctx.one_pass.from_later_layers(before)
             if before.passed_back is None:  # no path leads there; autograd would show a hook zeros

@@ -13,6 +13,7 @@ from torch import Tensor
 from highway_bp.asked import used
 from highway_bp.flow import Tap, is_of_chain, is_tap, will_solve
 from highway_bp.graph_walk import edges_of, walk
+from highway_bp.on_the_way import is_on_the_way
 from highway_bp.segment import Cotangents, Segment, gradient_at
 
 
@@ -22,7 +23,7 @@ def complete_retained(
     b: Sequence[Cotangents],
     w_ends: Sequence[Tensor | None],
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """Complete the .grad of all results with `retain_grad`.
+    """Complete the .grad of all results with `retain_grad`, where autograd itself would go.
 
     Returns:
         the tensors inside layers with `retain_grad`, and what their .grad lacks.
@@ -32,15 +33,30 @@ def complete_retained(
         i += tap.place == 0
         for j, ref in enumerate(tap.returned_extras):
             extra = ref()
-            if extra is not None and extra.retains_grad:
+            if extra is None or not extra.retains_grad:
+                continue
+            b_extra = tap.b_extras[j] if tap.b_extras else None
+            if is_on_the_way(tap.extras[j]):
                 check_extra(tap, j)
                 whole = gradient_at(segments[i].extras[tap.place][j], *system)
-                _complete(extra, whole, tap.b_extras[j] if tap.b_extras else None)
+                _complete(extra, whole, b_extra)
+            else:
+                _check_none(tap, b_extra)
         state = tap.state()
-        if state is not None and state.retains_grad and tap.passed_back is None:
+        if state is None or not state.retains_grad or tap.passed_back is not None:
+            continue
+        if is_on_the_way(tap.segment.states[tap.place]):
             _complete(state, at_state(tap, segments[i], b[i], w_ends[i]), tap.b)
+        else:
+            _check_none(tap, tap.b)
     inside = {id(t): t for segment in segments for t in segment.retained}  # layers may share lists
-    return [(t, gradient_at(t, *system)) for t in inside.values()]
+    return [(t, gradient_at(t, *system)) for t in inside.values() if is_on_the_way(t)]
+
+
+def _check_none(tap: Tap, b: Tensor | None) -> None:
+    """Raise RuntimeError if autograd has put b where it would not have gone by itself."""
+    if b is not None:
+        _refuse(tap, "leads to no gradient that was asked for")
 
 
 def at_state(tap: Tap, segment: Segment, b: Cotangents, w_end: Tensor | None) -> Tensor | None:

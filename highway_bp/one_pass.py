@@ -38,6 +38,7 @@ from highway_bp.looked_at import (
 )
 from highway_bp.methods import TruncatedBPTT
 from highway_bp.module_system import ModuleSystem, States
+from highway_bp.on_the_way import is_on_the_way
 from highway_bp.own_gradients import refuse_own_gradients
 from highway_bp.segment import Cotangents, Segment, add, parameter_step, with_fresh_graphs
 from highway_bp.shown import check_shown, hooks_of, kept_grads
@@ -120,6 +121,7 @@ class Pass:
             self._top, self._gammas = weakref.ref(tap), None
             tap.passed_back = None  # set by an earlier backward pass that also reached later Taps
             if has_hooks(tap):
+                self.check_hooks(tap)
                 pairs = zip(tap.extras, tap.b_extras, strict=True)
                 check_state(tap, [extra for extra, b in pairs if b is not None])
 
@@ -142,6 +144,16 @@ class Pass:
         if self._asked and (tap.number, i) in self._asked:
             return True
         return t is not None and t.retains_grad and not will_solve(tap)
+
+    def check_hooks(self, tap: Tap) -> None:
+        """Raise RuntimeError if hooks on the state of ``tap`` would run where autograd itself would
+        not go."""
+        if not is_on_the_way(tap.segment.states[tap.place]):
+            raise RuntimeError(
+                "gradients of some tensors alone (autograd.grad, backward(inputs=...)), and a hook "
+                f"on a state of {tap.segment.calls[tap.place].layer.name} that leads to none of "
+                "them; expected backward() without inputs, or Backprop()"
+            )
 
     def check_given(self, tap: Tap) -> None:
         """Raise RuntimeError if autograd gives out a gradient at ``tap`` of which it has a part, or

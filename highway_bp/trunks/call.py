@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as modules
 
+from highway_bp.asked import innermost_call
 from highway_bp.containers import is_cache, leaves, replaced, wants_gradient
 from highway_bp.flow import is_tap
 from highway_bp.layer_call import Ran, carry_of, state_of
@@ -97,7 +99,7 @@ def _in_chain(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) -
             x = h.detach().requires_grad_()  # as in the forward pass: the same tensors are saved
             return replaced(named.run_own(x, args[1:], others), {id(x): h})
         return _run_own(layer, own, args, kwargs)
-    if in_backward:
+    if in_backward and _in_function():
         raise RuntimeError(
             f"{named.name} is run inside a backward pass, as re-entrant checkpointing "
             "and reversible layers do; expected use_reentrant=False, or Backprop()"
@@ -165,6 +167,18 @@ def _is_in_function() -> bool:
 
 
 _APPLY = torch.autograd.Function.apply.__func__.__code__
+
+
+def _in_function() -> bool:
+    """Whether a custom function's backward pass runs this, not a tensor's hook (GradCache), which
+    runs forward and backward passes of its own."""
+    frame = sys._getframe()
+    end = innermost_call(frame)
+    while frame is not None and frame is not end:
+        if frame.f_code is BackwardCFunction.apply.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_recomputed() -> bool:

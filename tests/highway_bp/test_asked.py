@@ -140,6 +140,67 @@ def test_autograd_grad_of_an_extra_behind_layers_whose_graphs_are_freed(model):
     return torch.autograd.grad(model.extras[3].sin().sum(), model.extras[3])
 
 
+ALONE = {  # asked for alone: autograd does not go to all states
+    "last layer": lambda model: model.blocks[3].parameters(),
+    "first layer": lambda model: model.blocks[0].f.parameters(),
+    "embedding": lambda model: [model.emb.weight],
+    "head": lambda model: [model.head.weight],
+    "state": lambda model: [model.states[1], *model.blocks[2].g.parameters()],
+    "inner weight": lambda model: [model.blocks[2].scale],
+}
+
+
+@both_methods
+@pytest.mark.parametrize("how", ["grad", "backward"])
+@pytest.mark.parametrize("of", ALONE)
+def test_retain_grad_is_filled_where_autograd_itself_goes(method, of, how):
+    def run(model):
+        loss = model()
+        looked_at = [*model.states[:3], *(block.seen for block in model.blocks)]
+        [t.retain_grad() for t in looked_at]
+        alone = list(ALONE[of](model))
+        if how == "grad":
+            found = list(torch.autograd.grad(loss, alone, retain_graph=True))
+        else:
+            loss.backward(inputs=alone, retain_graph=True)
+            found = [t.grad.clone() for t in alone]
+        found += [torch.zeros(()) if t.grad is None else t.grad.clone() for t in looked_at]
+        loss.backward()
+        return found + [t.grad for t in looked_at]
+
+    assert_same(run, made, method)
+
+
+def of_the_last_layer(model, loss):
+    torch.autograd.grad(loss, [*model.blocks[3].parameters()])
+
+
+@refuses(r"a hook on a state of blocks.1 \(Shows\) that leads to none of them", made)
+def test_a_hook_where_autograd_itself_does_not_go_is_refused(model):
+    loss = model()
+    model.states[1].register_hook(lambda g: None)
+    of_the_last_layer(model, loss)
+
+
+@pytest.mark.parametrize("look", ["states", "extras"])
+@refuses("which leads to no gradient that was asked for", lambda: made(Inside, WithExtras))
+def test_retain_grad_where_autograd_itself_does_not_go_beside_a_loss_is_refused(model, look):
+    loss = model() + model.states[1].sum()
+    getattr(model, look)[1].retain_grad()
+    of_the_last_layer(model, loss)
+
+
+@asserts_same(lambda: made(Bias, HandsOn), both=True)
+def test_retain_grad_behind_an_extra_that_later_layers_get(model):
+    """Of the first layer, whose weight all later layers reach by its extra."""
+    loss = model()
+    model.states[0].retain_grad(), model.states[2].retain_grad()
+    found = torch.autograd.grad(loss, [model.blocks[0].scale], retain_graph=True)
+    first = [state.grad.clone() for state in (model.states[0], model.states[2])]
+    loss.backward()
+    return [*found, *first, model.states[0].grad, model.states[2].grad]
+
+
 LOOKS = {  # behind the state that is asked for
     "hook inside": lambda model: model.blocks[2].kept.register_hook(lambda g: None),
     "retain_grad inside": lambda model: model.blocks[2].kept.retain_grad(),

@@ -94,6 +94,19 @@ def test_layers_called_one_by_one_and_some_skipped(model):
     h.square().sum().backward()
 
 
+@asserts_same()
+def test_a_hook_that_runs_the_model_and_its_backward_pass(model):
+    """GradCache, as in sentence_transformers' cached losses."""
+
+    @torch.enable_grad()
+    def second_pass(g):
+        (g * logits_loss(model)).backward()
+
+    out = torch.ones((), dtype=torch.float64, requires_grad=True) * 1
+    out.register_hook(second_pass)
+    out.backward()
+
+
 @refuses("expected use_reentrant=False, or Backprop", made)
 def test_reentrant_checkpointing_around_layers_is_refused(model):
     h = model.emb(rows())
