@@ -8,6 +8,7 @@ read from the Python frame of the call; calls from C++ have none.
 import itertools
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 from torch import Tensor
@@ -27,11 +28,12 @@ def asked_for() -> list[Edge] | None:
     return _edges(calls, "inputs", "inputs_tuple") if calls else None
 
 
-def used() -> dict[Edge, None]:
-    """All edges of the losses' graph."""
+def used(by: Callable[[object], bool] = lambda node: True) -> dict[Edge, None]:
+    """The edges of the losses' graph: where it begins, and those of the nodes chosen by ``by``."""
     begin = _edges(_calls(), "outputs", "tensors")
     graph = walk(begin, lambda edge: False)
-    return dict.fromkeys(itertools.chain(begin, *graph.values()))
+    edges = (edges for node, edges in graph.items() if by(node))
+    return dict.fromkeys(itertools.chain(begin, *edges))
 
 
 def is_split() -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from highway_bp.asked import used
 from highway_bp.flow import Tap, is_of_chain, is_tap, will_solve
 from highway_bp.graph_walk import edges_of, walk
-from highway_bp.on_the_way import is_on_the_way
+from highway_bp.on_the_way import Way
 from highway_bp.segment import Cotangents, Segment, gradient_at
 
 
@@ -28,7 +28,7 @@ def complete_retained(
     Returns:
         the tensors inside layers with `retain_grad`, and what their .grad lacks.
     """
-    system, i = (segments, b, w_ends), -1
+    system, way, i = (segments, b, w_ends), Way(), -1
     for tap in taps:
         i += tap.place == 0
         for j, ref in enumerate(tap.returned_extras):
@@ -36,7 +36,7 @@ def complete_retained(
             if extra is None or not extra.retains_grad:
                 continue
             b_extra = tap.b_extras[j] if tap.b_extras else None
-            if is_on_the_way(tap.extras[j]):
+            if (tap, 1 + j) in way:
                 check_extra(tap, j)
                 whole = gradient_at(segments[i].extras[tap.place][j], *system)
                 _complete(extra, whole, b_extra)
@@ -45,16 +45,25 @@ def complete_retained(
         state = tap.state()
         if state is None or not state.retains_grad or tap.passed_back is not None:
             continue
-        if is_on_the_way(tap.segment.states[tap.place]):
+        if (tap, 0) in way:
             _complete(state, at_state(tap, segments[i], b[i], w_ends[i]), tap.b)
         else:
             _check_none(tap, tap.b)
-    inside = {id(t): t for segment in segments for t in segment.retained}  # layers may share lists
-    return [(t, gradient_at(t, *system)) for t in inside.values() if is_on_the_way(t)]
+    retained = {id(t): t for segment in segments for t in segment.retained}  # lists may be shared
+    inside = (t for t in retained.values() if (t.grad_fn, t.output_nr) in way)
+    return [(t, gradient_at(t, *system)) for t in inside]
+
+
+def check_retained(tap: Tap, i: int) -> None:
+    """Raise RuntimeError if autograd, in a pass without a solve, fills the .grad of the i-th output
+    of ``tap`` where it would not go by itself."""
+    by_losses = used(by=lambda node: not is_tap(node))  # the next layer's Tap leads to a state
+    if (tap, i) in by_losses and (tap, i) not in Way():
+        _refuse(tap, "leads to no gradient that was asked for")
 
 
 def _check_none(tap: Tap, b: Tensor | None) -> None:
-    """Raise RuntimeError if autograd has put b where it would not have gone by itself."""
+    """Raise RuntimeError if autograd has put b where it would not go by itself."""
     if b is not None:
         _refuse(tap, "leads to no gradient that was asked for")
 

@@ -3,35 +3,41 @@
 import itertools
 from collections.abc import Iterable
 
-from torch import Tensor
-
 from highway_bp.asked import asked_for
 from highway_bp.flow import Gate, is_of_chain, is_tap
 from highway_bp.graph_walk import Edge, edges_of
 
 
-def is_on_the_way(t: Tensor) -> bool:
-    """Whether t, a tensor inside a layer or its result there, was asked for in the backward pass in
-    progress, or something behind it; if all leaves were, it is."""
-    asked = asked_for()
-    if not asked:
-        return True
-    inside = (_behind(*edge) for edge in asked if is_tap(edge[0]))  # the same results there
-    asked = {*asked, *itertools.chain(*inside)}
-    found, seen = edges_of([t]), set()
-    while found:
-        edge = found.pop()
-        if edge in asked:
+class Way:
+    """Where autograd itself would go in the backward pass in progress.
+
+    ``edge in way``: whether the tensor at an edge of its graph was asked for, or something behind
+    it. Of a chain, what lies behind a state is looked up in the layers' own graphs.
+    """
+
+    def __init__(self):
+        asked = asked_for() or ()  # none: all leaves
+        inside = (_behind(*edge) for edge in asked if is_tap(edge[0]))  # the same results there
+        self._asked = {*asked, *itertools.chain(*inside)}
+        self._known: dict[object, bool] = {}
+
+    def __contains__(self, edge: Edge) -> bool:
+        if not self._asked:
             return True
-        place = edge if is_of_chain(edge[0]) else edge[0]
-        if place not in seen:
-            seen.add(place)
-            found += _behind(*edge)
-    return False
+        found, seen, is_found = [edge], {}, False
+        while found and not is_found:
+            one = found.pop()
+            place = one if is_of_chain(one[0]) else one[0]
+            is_found = one in self._asked or self._known.get(place, False)
+            if place not in seen and place not in self._known:
+                seen[place] = False
+                found += _behind(*one)
+        self._known |= {edge: True} if is_found else seen
+        return is_found
 
 
 def _behind(node: object, i: int) -> Iterable[Edge]:
-    """The edges that the i-th output of ``node`` depends on: of a chain, in the layers' graphs."""
+    """The edges that the i-th output of ``node`` depends on."""
     if is_tap(node) and node.segment is not None:
         return edges_of([[node.segment.states[node.place], *node.extras][i]])
     if isinstance(node, Gate._backward_cls):

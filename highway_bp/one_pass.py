@@ -31,6 +31,7 @@ from highway_bp.looked_at import (
     at_state,
     check_given_extra,
     check_known,
+    check_retained,
     check_state,
     complete_retained,
     refuse_if_used,
@@ -38,7 +39,7 @@ from highway_bp.looked_at import (
 )
 from highway_bp.methods import TruncatedBPTT
 from highway_bp.module_system import ModuleSystem, States
-from highway_bp.on_the_way import is_on_the_way
+from highway_bp.on_the_way import Way
 from highway_bp.own_gradients import refuse_own_gradients
 from highway_bp.segment import Cotangents, Segment, add, parameter_step, with_fresh_graphs
 from highway_bp.shown import check_shown, hooks_of, kept_grads
@@ -143,12 +144,17 @@ class Pass:
             return t is not None
         if self._asked and (tap.number, i) in self._asked:
             return True
+        return self._is_filled(tap, t) and (tap, i) in Way()
+
+    @staticmethod
+    def _is_filled(tap: Tap, t: Tensor | None) -> bool:
+        """Whether autograd alone fills the .grad of t, an output of ``tap``."""
         return t is not None and t.retains_grad and not will_solve(tap)
 
     def check_hooks(self, tap: Tap) -> None:
         """Raise RuntimeError if hooks on the state of ``tap`` would run where autograd itself would
         not go."""
-        if not is_on_the_way(tap.segment.states[tap.place]):
+        if (tap, 0) not in Way():
             raise RuntimeError(
                 "gradients of some tensors alone (autograd.grad, backward(inputs=...)), and a hook "
                 f"on a state of {tap.segment.calls[tap.place].layer.name} that leads to none of "
@@ -164,6 +170,9 @@ class Pass:
             if tap.returned_extras:
                 refuse_freed()
             return
+        for i, ref in enumerate([tap.state, *tap.returned_extras]):
+            if self._is_filled(tap, ref()):
+                check_retained(tap, i)
         for j in range(len(tap.extras)):
             if self.gives_out(tap, 1 + j):
                 check_given_extra(tap, j)

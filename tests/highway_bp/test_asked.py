@@ -190,6 +190,38 @@ def test_retain_grad_where_autograd_itself_does_not_go_beside_a_loss_is_refused(
     of_the_last_layer(model, loss)
 
 
+@both_methods
+@pytest.mark.parametrize("asked_at", [0, 1])
+def test_retain_grad_of_a_state_where_an_extra_is_asked_for(method, asked_at):
+    """It does not lie behind the state; no solve runs."""
+
+    def run(model, used):
+        loss = model() + (model.states[1].sum() if used else 0)
+        model.states[1].retain_grad()
+        found = torch.autograd.grad(loss, model.extras[asked_at], retain_graph=True)
+        assert model.states[1].grad is None
+        loss.backward()
+        return [*found, model.states[1].grad]
+
+    make = partial(made, Beside, WithExtras)
+    assert_same(partial(run, used=False), make, method)
+    assert_refused(
+        make, "which leads to no gradient that was asked", partial(run, used=True), method
+    )
+
+
+@both_methods
+@pytest.mark.parametrize(("of", "at"), [("states", 1), ("extras", 0)])
+def test_retain_grad_of_an_extra_that_leads_to_nothing_is_refused(method, of, at):
+    def run(model):
+        loss = model()
+        model.extras[1].retain_grad()
+        torch.autograd.grad(loss, getattr(model, of)[at])
+
+    line = "which leads to no gradient that was asked"
+    assert_refused(lambda: made(Beside, WithExtras), line, run, method)
+
+
 @asserts_same(lambda: made(Bias, HandsOn), both=True)
 def test_retain_grad_behind_an_extra_that_later_layers_get(model):
     """Of the first layer, whose weight all later layers reach by its extra."""
