@@ -189,7 +189,7 @@ def test_k_3_matches_backpropagation_where_it_is_said():
     assert f"its fixed point has {fixed_point:.3f} at k = 1." in text
 
 
-def test_the_perplexities_of_gpt2_are_those_of_the_rows():
+def test_the_scores_of_transformers_are_those_of_the_rows():
     page = (ROOT / "docs" / "choosing_k.md").read_text().replace("\n", " ")
     setting = setting_on("one GPU", "gpt2")
 
@@ -202,6 +202,13 @@ def test_the_perplexities_of_gpt2_are_those_of_the_rows():
     assert f"perplexity {bp} by backpropagation" in page
     assert f"with `gamma=0` {plain[0]} at k = 1 and {plain[1]} at k = 3" in page
     assert f"remedy, {' and '.join(mended)}" in page
+    arms = ("highway", 1, 0.0), ("highway", 1, 0.8)
+    ends = [
+        f"{mean(map(score, setting_on(device, 'roberta').arm(*arm))):.1f}"
+        for arm in arms
+        for device in ("CPU", "one GPU")
+    ]
+    assert "ends at {} and {} %, with gamma = 0.8 at {} and {} (one".format(*ends) in page
     expected = f"With gamma = 0, GPT-2 has {plain[0]} (k = 1) and {plain[1]} (k = 3)"
     assert expected in README.replace("\n", " ")
 
