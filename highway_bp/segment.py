@@ -192,7 +192,7 @@ def parameter_step(
     grads: list[Tensor | None] = [None] * len(leaves)
     tensors = [t for t in leaves if isinstance(t, Tensor)]
     frozen = {id(t) for t in tensors if not t.requires_grad}  # since the forward pass
-    places = {key_of(t): i for i, t in enumerate(leaves) if id(t) not in frozen}
+    places = {_key_of(t): i for i, t in enumerate(leaves) if id(t) not in frozen}
     hooks = (t._backward_hooks for t in tensors)
     retaining = (t for t in tensors if t.retains_grad)
     shared = {_memory(t) for t in w if t is not None}  # at k = 0, by the w of several layers
@@ -223,7 +223,7 @@ def _memory(t: Tensor) -> int | None:
     return t.untyped_storage()._cdata if t.layout is torch.strided else None
 
 
-def key_of(leaf: Tensor | GradientEdge) -> object:
+def _key_of(leaf: Tensor | GradientEdge) -> object:
     """What `Segment.leaves` has for it."""
     if isinstance(leaf, Tensor):
         return id(leaf) if leaf.grad_fn is None else (leaf.grad_fn, leaf.output_nr)
