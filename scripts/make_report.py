@@ -25,7 +25,8 @@ from experiments.errors import UserError
 from experiments.files import write_text
 from experiments.provenance import environment
 from experiments.row import command
-from scripts.evidence.claims import CLAIMS, Claim
+from scripts.evidence.claim import Claim
+from scripts.evidence.claims import CLAIMS
 from scripts.evidence.judge import Finding, Verdict
 from scripts.evidence.paper import PaperRow, paper_rows, preset_model
 from scripts.evidence.results import Results, read_results

@@ -8,8 +8,9 @@ from scripts.evidence.results import Results
 from scripts.tables.table import Page, Table
 
 NOTE = (
-    "Computed from rows and benchmarks, by rules that stood before the runs "
-    "(scripts/evidence/judge.py). Reproduced and contradicted speak of the paper's own setting "
+    "Computed from rows and benchmarks. The rules of comparison (scripts/evidence/judge.py) stood "
+    'before the runs; what counts for "most cases", memory and parameters became stricter after '
+    "them. Reproduced and contradicted speak of the paper's own setting "
     "alone. Differences: mean [two-sided 95 % interval], at most: the one-sided 95 % bound."
 )
 
