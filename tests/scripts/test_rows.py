@@ -11,8 +11,9 @@ import pytest
 from experiments.config import composed
 from experiments.errors import UserError
 from experiments.identity import config_hash, identity, setup_hash
+from experiments.plan import build
 from experiments.row import FIELDS, command
-from scripts import collect_rows, run_plan, status
+from scripts import bench_steps, collect_rows, run_plan, status
 from scripts.evidence.paper import PlannedRun, paper_rows, plan, preset_setup
 from scripts.evidence.results import read_results
 from scripts.evidence.rows import arm_of, finished_runs, read_rows, thin
@@ -199,6 +200,17 @@ def test_step_times_of_what_is_no_preset_are_not_measured(arguments, line):
     command = [sys.executable, ROOT / "scripts" / "bench_steps.py", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0 and line in done.stderr and "Traceback" not in done.stderr
+
+
+def test_step_times_of_sentence_pairs_are_of_the_model_and_the_data_that_train(tmp_path):
+    preset = "experiment=grammar"
+    data = bench_steps.data_of(composed(preset))
+    small = build(composed(preset, "model.hidden=24"), "model", **data.model_arguments())
+    small.save_pretrained(tmp_path)
+    cfg = composed(preset, f"model.pretrained={tmp_path}")
+    model, _, _, (x, _), _ = bench_steps.step_of(cfg, data, "bp").args
+    assert model.model.config.hidden_size == 24
+    assert x.shape[-1] < data.train.shape[-1]  # common padding is cut, as in training
 
 
 def test_status_counts_rows_and_folders_of_one_device(folders, tmp_path, capsys, monkeypatch):
