@@ -26,8 +26,8 @@ class LinearSystem(Protocol):
         """b_0 .. b_L; the solver may write into all but the last, which is w_L."""
 
     def own_cotangents(self) -> States:
-        """b_0, and at other states the cotangents of losses on these states themselves: without
-        what losses inside the group after a state send to it."""
+        """Cotangents of losses on the states themselves; what losses inside the group after a state
+        send to it is left out. Methods compute w_0 anew."""
 
     def through_blocks(self, w: States, gamma: Gamma, states: range) -> States:
         """b_i + w_{i+1} (J_{i+1} + gamma K_{i+1}) for i in ``states``, w_i elsewhere.
@@ -57,7 +57,8 @@ class Method(Protocol):
 
     Attributes:
         group_size: number of consecutive layers that count as one layer, a group; gradients inside
-            a group are exact. None: the chain is not cut, and autograd does the backward pass.
+            a group are exact. None: autograd does the backward pass (a `ShardedChain` calls
+            ``solve`` all the same).
     """
 
     group_size: int | None
@@ -84,8 +85,8 @@ class FixedPoint:
     """Fixed-point iteration w <- b + w J' with J' the whole layer (Wang & Ragni 2021; K = 0).
 
     Args:
-        k: number of iterations, k >= 0. With one loss at the end, this truncates the gradient to
-            the last k layers.
+        k: number of iterations, k >= 0. With one loss at the end, only the last k + 1 layers get a
+            gradient.
         group_size: number of consecutive layers that count as one, exact inside.
 
     Raises:
@@ -147,15 +148,13 @@ class Highway:
         if not isinstance(gamma, Real):
             gamma = system.smallest_blocks(AutoGamma() if gamma == "auto" else gamma)
 
-        def scan(v: States, states: range) -> States:
-            return v if gamma == 1.0 else system.scan(v, gamma, states)  # 1: no carry
-
         L = system.length
-        w = scan(system.cotangents(), range(L))  # w^0
-        for states in (range(L - m) for m in range(min(self.k, L))):  # the others are exact
+        w = system.scan(system.cotangents(), gamma, range(L))  # w^0
+        for m in range(min(self.k, L)):
+            states = range(L - m)  # the later states are exact already
             old = None if self.tolerance is None else system.snapshot(w)
             b_plus_wJ = system.through_blocks(w, gamma, states)
-            w = scan(b_plus_wJ, states)
+            w = system.scan(b_plus_wJ, gamma, states)
             if old is not None and system.relative_change(w, old) < self.tolerance:
                 break
         return w

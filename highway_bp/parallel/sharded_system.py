@@ -93,6 +93,8 @@ class ShardedSystem:
         return [v[i] for i in states]
 
     def scan(self, v: States, gamma: Gamma, states: range) -> States:
+        if gamma == 1.0:
+            return v
         n, ranks, u = states.stop - 1, self._ranks, v[self._rank + 1]  # state n + 1 is final
         shares = [1.0 - gamma_of(gamma, i) for i in range(self.length)]
         carried = partial(self._product, block=0, carry=shares[self._rank])
@@ -139,8 +141,8 @@ class ShardedSystem:
         generator = probe_generator(self._like, seed, self._rank)
         mine, replicas = smallest_block(zJ, zK, self._like, probes, generator), self._chain.replicas
         if replicas is not None:
-            mine = sum(replicas.everyone(mine)) / replicas.size
-        return self._ranks.everyone(mine)
+            mine = sum(replicas.all_gather_object(mine)) / replicas.size
+        return self._ranks.all_gather_object(mine)
 
     def _local_states(self, output: Tensor | None, chain_input: Tensor | None) -> States:
         """w_0 .. w_P with what this rank holds: the output's state and, on the first rank, w_0."""
@@ -180,7 +182,7 @@ class ShardedSystem:
         """The largest kind among the carries of all ranks; found by the chain's first scan."""
         chain, mine = self._chain, max(map(_carry_kind, self.segments))
         if chain.kind is None:
-            chain.kind = max(self._ranks.everyone(mine))
+            chain.kind = max(self._ranks.all_gather_object(mine))
         if mine > chain.kind:
             raise RuntimeError(
                 f"the carries of rank {self._rank} are of another kind (diagonal or not) than in "
