@@ -21,18 +21,18 @@ SPLIT = "stage_backward_input", "_autograd_grad_for_inputs"  # of torch.distribu
 
 
 def asked_for() -> list[Edge] | None:
-    """The inputs: the tensors whose gradients were asked for, none for all leaves; None if no call
-    is found."""
+    """The edges of the tensors whose gradients were asked for; [] for all leaves. None: no call was
+    found."""
     calls = _calls()
     # inputs may be a generator that has run out
     return _edges(calls, "inputs", "inputs_tuple") if calls else None
 
 
-def used(by: Callable[[object], bool] = lambda node: True) -> dict[Edge, None]:
-    """The edges of the losses' graph: where it begins, and those of the nodes chosen by ``by``."""
+def edges_of_losses(of: Callable[[object], bool] = lambda node: True) -> dict[Edge, None]:
+    """The edges at which the losses' graph begins, and those of its nodes with ``of(node)``."""
     begin = _edges(_calls(), "outputs", "tensors")
     graph = walk(begin, lambda edge: False)
-    edges = (edges for node, edges in graph.items() if by(node))
+    edges = (edges for node, edges in graph.items() if of(node))
     return dict.fromkeys(itertools.chain(begin, *edges))
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from highway_bp.has_method import Chain
-from highway_bp.layer_call import Ran, carry_of
+from highway_bp.layer_call import LayerResult, carry_of
 from highway_bp.methods import Backprop, Method
 from highway_bp.step import step
 
@@ -36,7 +36,7 @@ class ResidualChain(Chain, nn.ModuleList):
 
     Args:
         layers: the layers f_1 .. f_L.
-        method: ``Backprop()`` (the default, exact), ``FixedPoint(k)`` or ``Highway(k)``; the
+        method: any gradient method, such as ``Highway(k)``; default ``Backprop()``, exact. The
             attribute ``method`` may be set at any time and is used from the next forward pass on.
 
     Raises:
@@ -47,7 +47,7 @@ class ResidualChain(Chain, nn.ModuleList):
         if not isinstance(layers, Iterable):
             raise TypeError(f"layers is {type(layers).__name__}; expected a list of modules")
         super().__init__(layers)
-        self.begin(Backprop() if method is None else method)
+        self.set_up(Backprop() if method is None else method)
 
     @property
     def length(self) -> int:
@@ -113,21 +113,21 @@ class ChainLayer:
     def key(self) -> str:
         return str(self.index)
 
-    def run(self, h: Tensor, args: tuple, kwargs: dict) -> Ran:
+    def run(self, h: Tensor, args: tuple, kwargs: dict) -> LayerResult:
         layer = self.module
         by_forward = _runs_forward_alone(layer)
         if by_forward and _has_with_carry(layer):
             out, K = layer.with_carry(h, *args, **kwargs)
-            return Ran(out, lambda h_in, h_out: K)
+            return LayerResult(out, lambda h_in, h_out: K)
         carry = carry_of(self)
         is_sum = by_forward and type(layer).forward is ResidualLayer.forward
         if self.alone and is_sum and carry is None:
             z = layer.block(h, *args, **kwargs)
             _check_tensor(z, f"block of {self.name}")
-            return Ran(h.detach() + z, is_cut=True)
+            return LayerResult(h.detach() + z, is_cut=True)
         out = layer(h, *args, **kwargs)
         _check_tensor(out, self.name)
-        return Ran(out, carry)
+        return LayerResult(out, carry)
 
 
 def _check_tensor(out: object, what: str) -> None:

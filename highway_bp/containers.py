@@ -25,7 +25,7 @@ def wants_gradient(value: Any, parameters: Iterable[nn.Parameter]) -> bool:
 
 
 def replaced(value: Any, others: dict[int, Any], copies: bool = False) -> Any:
-    """``value`` with what has its id in ``others`` replaced: tensors, or caches.
+    """``value`` with each tensor or cache replaced whose id is in ``others``.
 
     Args:
         copies: whether all lists and dictionaries are copied. Otherwise they are changed in place

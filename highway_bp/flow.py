@@ -1,17 +1,18 @@
-"""A chain in autograd's graph: each layer has a local graph, and one solve treats all of them.
+"""A chain in autograd's graph: each group of layers has a local graph; one solve treats all.
 
     h_0 -> Gate -> Leak -> layer 1 -> Tap -> h_1 -> Leak -> layer 2 -> Tap -> h_2 ...
 
     Gate  stands before the first layer. Its inputs are h_0 and all other tensors that get a
           gradient from the layers: arguments and parameters. Its backward runs last: it solves
           the linear system and returns the gradients of its inputs.
-    Leak  begins a layer's local graph. Autograd's own backward pass goes through it if a loss
-          uses a tensor inside the layer, which a hook has shown. That pass frees the local
-          graph, so the layer is run once more to solve the system.
-    Tap   ends the local graph: it passes on the state without this graph. Its backward notes b_i,
-          the cotangent that losses send to this state.
+    Leak  begins a group's local graph. Autograd's own backward pass goes through it if a loss
+          uses a tensor inside a layer, which a hook has shown. That pass frees the local
+          graph, so the layers are run once more to solve the system.
+    Tap   stands behind every layer: it passes on the state without the local graph. Its backward
+          notes b_i, the cotangent that losses send to this state.
 
-A Tap owns its layer's local graph, which ends at the previous Tap: no cycle keeps a graph alive.
+In autograd's graph a Tap leads to the Tap before it, or to Gate. It owns its group's local graph,
+which ends there as well: no cycle keeps a graph alive. (The line above shows groups of one layer.)
 """
 
 import weakref
@@ -38,27 +39,27 @@ class Gate(torch.autograd.Function):
         return h.detach(), *(t.detach() for t in rest[:n_arguments])
 
     @first_order
-    def backward(ctx, leak, *leaks):
-        w_0, grads = None, [None] * (ctx.n + len(ctx.parameters))
+    def backward(ctx, g_0, *g_arguments):  # what has come through Leaks
         if ctx.one_pass.is_being_solved:
-            return None, None, w_0, *grads
+            return (None,) * len(ctx.needs_input_grad)
+        w_0, grads = None, [None] * (ctx.n + len(ctx.parameters))
         if ctx.one_pass.is_reached:
             w_0, grads = ctx.one_pass.solve(ctx)
-        grads[: ctx.n] = [add(g, leak_) for g, leak_ in zip(grads, leaks, strict=False)]
-        return None, None, add(w_0, leak), *grads
+        grads[: ctx.n] = map(add, grads, g_arguments)
+        return None, None, add(w_0, g_0), *grads
 
 
 class Leak(torch.autograd.Function):
     """h_i -> h_i, where a segment's local graph begins.
 
     Attributes:
-        looks: at the states of its segment.
-        leads_on: whether what is no layer of the chain was given the segment's last state.
+        observed: a function for each state of its segment: whether somebody observes the state.
+        leads_on: whether a module outside the chain was given the segment's last state.
     """
 
     @staticmethod
     def forward(ctx, one_pass, h):
-        ctx.one_pass, ctx.looks, ctx.leads_on = one_pass, [], False
+        ctx.one_pass, ctx.observed, ctx.leads_on = one_pass, [], False
         ctx.set_materialize_grads(False)
         return h.detach()
 
@@ -66,8 +67,8 @@ class Leak(torch.autograd.Function):
     def backward(ctx, g):
         if ctx.one_pass.is_being_solved:
             return None, None
-        looks = ctx.looks if ctx.leads_on else ctx.looks[:-1]
-        if g is not None and any(seen() for seen in looks):
+        observed = ctx.observed if ctx.leads_on else ctx.observed[:-1]
+        if g is not None and any(is_observed() for is_observed in observed):
             refuse_inside_group()
         return None, g
 
@@ -79,7 +80,7 @@ class Tap(torch.autograd.Function):
         number: of this Tap in its pass, from 1; place: of its state in the segment, from 0.
         extras: inside the local graph; returned_extras: weakly, those that the model has.
         b, b_extras: the cotangents that losses send to the state and the extras.
-        passed_back: w - b of the state if autograd has brought it already, for a hook, say.
+        passed_back: w - b of the state, if the next Tap has sent it here (a hook sees it, say).
     """
 
     @staticmethod
@@ -117,15 +118,16 @@ class Tap(torch.autograd.Function):
 
 
 class Refused(torch.autograd.Function):
-    """Passes on the first n of some tensors, and refuses the gradients that come back to them.
+    """Passes on the first n of some tensors; raises ``line`` if a gradient comes back to them.
 
-    The graph behind the others only lets autograd come here, whichever gradients it is asked for.
-    During a solve (``is_solving()``) that is no loss of the user's.
+    The other tensors make autograd come here, whichever gradients it is asked for. During a solve
+    (``is_solving()``) it comes for no loss of the user's, and nothing is raised.
     """
 
     @staticmethod
     def forward(ctx, line, is_solving, n, *tensors):
-        ctx.line, ctx.is_solving, ctx.one_pass = line, is_solving, None
+        ctx.line, ctx.is_solving = line, is_solving
+        ctx.one_pass = None  # `check_shown` sees by it that the tensors were given to the layer
         return tuple(t.detach() for t in tensors[:n])
 
     @staticmethod
@@ -162,8 +164,8 @@ def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
     tap.returned_extras = list(map(weakref.ref, extras))
     tap.hooks_of_extras = list(map(hooks_of, extras))
     if (leak := tap.segment.h_in.grad_fn) is not None:
-        tap.look = _Look(tap.state, tap.hooks)
-        leak.looks.append(tap.look.seen)
+        tap.observers = _Observers(tap.state, tap.hooks)
+        leak.observed.append(tap.observers.are_there)
 
 
 def will_solve(tap: Tap) -> bool:
@@ -176,21 +178,22 @@ def has_hooks(tap: Tap) -> bool:
     return len(tap.hooks) > 1
 
 
-class _Look:
-    """A look at a state, which the state's Tap holds; a Leak has ``seen``, as the hooks may hold
-    tensors of the Leak's own graph.
+class _Observers:
+    """Who observes a state: a hook beside that of `watch`, or `retain_grad`.
 
-    seen: ``seen()`` tells whether the state has, or had at its end, `retain_grad` or a hook
-        beside that of `watch`.
+    The Tap holds this object. The Leak holds ``are_there`` alone, as hooks may hold tensors of the
+    Leak's own graph.
+
+    are_there: a function; after this object's end it tells whether there were hooks.
     """
 
     def __init__(self, state: weakref.ref, hooks: dict):
         self.state, self.hooks, had_hooks = state, hooks, []
-        self.had_hooks, look = had_hooks, weakref.ref(self)
-        self.seen = lambda: bool(had_hooks) if look() is None else look().is_seen
+        self.had_hooks, alive = had_hooks, weakref.ref(self)
+        self.are_there = lambda: bool(had_hooks) if alive() is None else alive()._are_there_now
 
     @property
-    def is_seen(self) -> bool:
+    def _are_there_now(self) -> bool:
         state = self.state()
         return len(self.hooks) > 1 or (state is not None and state.retains_grad)
 

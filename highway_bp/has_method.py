@@ -62,7 +62,7 @@ class Chain(HasMethod):
 
     parameters: Callable[[], Iterator[nn.Parameter]]
 
-    def begin(self, method: Method) -> None:
+    def set_up(self, method: Method) -> None:
         self.gammas, self.iterations, self.method = GammaMemory(), [], method
         self._warned: set[str] = set()
         self._checked: set[type | str] = set()  # methods and kinds of checks
@@ -79,7 +79,7 @@ class Chain(HasMethod):
         return True
 
     def leaves_out(self, layer: Layer) -> bool:
-        """Whether the chain has not accepted ``layer`` in its first call."""
+        """Whether the first call of ``layer`` has shown no residual path: it runs as before."""
         return False
 
     def accepts(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
@@ -92,14 +92,14 @@ class Chain(HasMethod):
     def at_solve(self, system: ModuleSystem) -> None:
         """Check once, before a system is solved, what the method requires of the layers."""
         kind = type(self.method)
-        self.refuse_repeated(system)
+        self.refuse_not_additive(system)
         if kind is Highway and kind not in self._checked:
             warn_without_residual(system)
         self._checked.add(kind)
 
-    def refuse_repeated(self, system: ModuleSystem | ShardedSystem) -> None:
-        """Refuse layers of which several products are not what one of autograd is: all in the first
-        such system, later those with custom functions."""
+    def refuse_not_additive(self, system: ModuleSystem | ShardedSystem) -> None:
+        """Refuse layers where several products do not add up to autograd's one. The first time all
+        such layers are checked, later those with custom functions."""
         if type(self.method) is MGRIT:
             self._refuse_nonlinear(system.segments, "MGRIT")
         what = "losses on states inside a group, on extra outputs or inside layers"
@@ -112,8 +112,9 @@ class Chain(HasMethod):
             self._checked.add(what)
 
     def refuse_unrepeatable(self, segments: Sequence[Segment]) -> None:
-        """Check layers before the first product with them, by two backward passes of each: all in
-        the first solve, later one of each kind with custom functions, another one every time."""
+        """Run the backward pass of layers twice, before their first product, and compare. The first
+        solve checks all layers; a later one checks, for each set of custom functions, one layer
+        that has them, each in its turn."""
         first = "functions" not in self._checked
         suspects = [s for s in segments if s.wanted and (first or s.functions - {HOOKS})]
         if suspects:
@@ -135,7 +136,7 @@ class Chain(HasMethod):
             warnings.warn(line, stacklevel=2)
 
 
-class Watched:
+class CountedMethod:
     """The ``method`` of one forward pass of ``owner``; counts its iterations.
 
     Each solve of the backward pass appends its number of iterations to ``owner.iterations``. The
@@ -147,7 +148,7 @@ class Watched:
         self.group_size = method.group_size
 
     def solve(self, system: LinearSystem) -> States:
-        counted = _Counted(system)
+        counted = _CountedSystem(system)
         w = self.method.solve(counted)
         if not self._begun:
             self._owner.iterations, self._begun = [], True
@@ -155,7 +156,7 @@ class Watched:
         return w
 
 
-class _Counted:
+class _CountedSystem:
     """Counts the calls that must wait for each other, if all layers of one call run in parallel."""
 
     def __init__(self, system: LinearSystem):

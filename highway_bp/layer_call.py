@@ -18,7 +18,7 @@ from highway_bp.surroundings import Surroundings, refuse_second_run, version_of
 
 
 @dataclass
-class Ran:
+class LayerResult:
     """The results of running one layer.
 
     Attributes:
@@ -46,7 +46,7 @@ class Layer(Protocol):
     name: str
     key: str
 
-    def run(self, h: Tensor, args: tuple, kwargs: dict) -> Ran:
+    def run(self, h: Tensor, args: tuple, kwargs: dict) -> LayerResult:
         """Call the module on the state h."""
 
 
@@ -165,10 +165,10 @@ class Returned:
             were put into lists and dictionaries among the arguments, or recorded.
     """
 
-    def __init__(self, ran: Ran, written: Sequence[Tensor]):
-        self.ran = ran
-        self.flat, self._spec = pytree.tree_flatten(ran.out)
-        self.state = state_of(ran.out)
+    def __init__(self, result: LayerResult, written: Sequence[Tensor]):
+        self.result = result
+        self.flat, self._spec = pytree.tree_flatten(result.out)
+        self.state = state_of(result.out)
         tensors = [t for t in (*self.flat, *written) if isinstance(t, Tensor)]
         tensors = [t for t in tensors if t is not self.state]
         self.extras = list({id(t): t for t in tensors if t.requires_grad}.values())

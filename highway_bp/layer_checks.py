@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from highway_bp.module_system import ModuleSystem
 
 CANCELLED = 0.95  # share of the carry that the block cancels
-ELEMENTS = 256  # a random probe with fewer elements says little
-STRETCH = 1024.0  # by which a gradient grows where a backward pass is tried for clipping
+MIN_ELEMENTS = 256  # an estimate from fewer says little
+STRETCH = 1024.0  # factor on the cotangent in the test for clipping
 
 
 def refuse_unrepeatable(
@@ -35,8 +35,8 @@ def refuse_unrepeatable(
 
     Args:
         name: of the layer; ``inputs``: those of its graph, whose gradients are compared.
-        buffers: of a layer with custom functions; None for others, which change no buffers. (Other
-            threads may draw random numbers.)
+        buffers: of a layer with custom functions, compared as the random state is; None: neither
+            is compared (other threads may draw random numbers).
 
     Raises:
         RuntimeError: two products of ``output`` with one random w are different, or fail, or change
@@ -67,8 +67,8 @@ def refuse_unrepeatable(
 
 
 def _are_near(again: Sequence[Tensor | None], first: Sequence[Tensor | None]) -> bool:
-    """Whether these gradients differ by no more than the order of sums, which kernels may change:
-    by 5 % of each, and a thousandth of all where one cancels. Sparse ones are left out."""
+    """Whether each gradient agrees, up to 5 % of its norm and a thousandth of the norm of all, as
+    kernels may change the order of sums. Sparse ones are left out."""
     pairs = [(a, b) for a, b in zip(again, first, strict=True) if b is not None]
     if any(a is None for a, _ in pairs):
         return False
@@ -84,8 +84,8 @@ def refuse_nonlinear(segments: Sequence[Segment], why: str) -> None:
     or clips it, where several products of one graph are added.
 
     Raises:
-        RuntimeError: a layer's vector-Jacobian product of zero is a number other than zero (nan
-            comes from values that are not finite), or does not grow with its vector.
+        RuntimeError: a layer's vector-Jacobian product of zero is not zero (nan does not count: it
+            comes from values that are not finite), or the product is not linear in its vector.
     """
     for segment in segments:
         name, v = segment.calls[0].layer.name, segment.vjp(torch.zeros_like(segment.h_out))
@@ -96,9 +96,9 @@ def refuse_nonlinear(segments: Sequence[Segment], why: str) -> None:
                 f"{name} adds to the gradient in its backward pass (a loss of its own?), which "
                 f"would be counted repeatedly with {why}; expected Backprop()"
             )
-        block = partial(segment.through, block=1, carry=0)  # a carry would hide a small one
+        block = partial(segment.through, block=1, carry=0)  # J alone: in J + K, K may hide it
         w = probe(segment.h_out)
-        carried = segment.through(w, block=0, carry=1)  # its rounding hides a smaller block
+        carried = segment.through(w, block=0, carry=1)  # w J = w (J + K) - w K has its rounding
         rounding = 10 * torch.finfo(w.dtype).eps * torch.linalg.vector_norm(carried)
         is_wide = w.dtype.itemsize >= 4  # numbers of half precision may overflow
         looked_for = is_wide or segment.functions
@@ -155,7 +155,7 @@ def warn_without_residual(system: ModuleSystem) -> None:
     if not has_numbers(outputs[0]):
         return
     found = zip(outputs, system.estimate(probes=1, seed=0), strict=True)
-    gammas = [gamma for h, gamma in found if h.numel() >= ELEMENTS]
+    gammas = [gamma for h, gamma in found if h.numel() >= MIN_ELEMENTS]
     if gammas and statistics.median(gammas) > CANCELLED:
         warnings.warn(
             "the layers of this chain seem to have no residual connection: their blocks cancel "

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from highway_bp.asked import used
+from highway_bp.asked import edges_of_losses
 from highway_bp.flow import Tap, is_of_chain, is_tap, will_solve
 from highway_bp.graph_walk import edges_of, walk
 from highway_bp.on_the_way import Way
@@ -23,14 +23,15 @@ def complete_retained(
     b: Sequence[Cotangents],
     w_ends: Sequence[Tensor | None],
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """Complete the .grad of all results with `retain_grad`, where autograd itself would go.
+    """Complete the .grad of all results with `retain_grad`, where plain autograd would go.
 
     Returns:
         the tensors inside layers with `retain_grad`, and what their .grad lacks.
     """
     system, way, i = (segments, b, w_ends), Way(), -1
     for tap in taps:
-        i += tap.place == 0
+        if tap.place == 0:  # the next segment begins
+            i += 1
         for j, ref in enumerate(tap.returned_extras):
             extra = ref()
             if extra is None or not extra.retains_grad:
@@ -56,14 +57,15 @@ def complete_retained(
 
 def check_retained(tap: Tap, i: int) -> None:
     """Raise RuntimeError if autograd, in a pass without a solve, fills the .grad of the i-th output
-    of ``tap`` where it would not go by itself."""
-    by_losses = used(by=lambda node: not is_tap(node))  # the next layer's Tap leads to a state
+    of ``tap`` where plain autograd would not go."""
+    # The next layer's Tap leads to this state, too, and is no loss.
+    by_losses = edges_of_losses(of=lambda node: not is_tap(node))
     if (tap, i) in by_losses and (tap, i) not in Way():
         _refuse(tap, "leads to no gradient that was asked for")
 
 
 def _check_none(tap: Tap, b: Tensor | None) -> None:
-    """Raise RuntimeError if autograd has put b where it would not go by itself."""
+    """Raise RuntimeError if autograd has put b where plain autograd would not go."""
     if b is not None:
         _refuse(tap, "leads to no gradient that was asked for")
 
@@ -82,15 +84,15 @@ def at_state(tap: Tap, segment: Segment, b: Cotangents, w_end: Tensor | None) ->
 
 
 def check_state(tap: Tap, extras: Sequence[Tensor]) -> None:
-    """Raise RuntimeError if autograd, which brings losses on these extras and no later layers, has
-    not brought the whole gradient at the state of ``tap``."""
+    """Raise RuntimeError if b is not the whole gradient at the state of ``tap``: losses reach it
+    inside the layer too, or by one of these extras. No later layer has a gradient."""
     refuse_if_used(tap, tap.segment.states[tap.place])
-    check_known(tap, extras)
+    refuse_computed_from_state(tap, extras)
 
 
-def check_known(tap: Tap, extras: Sequence[Tensor]) -> None:
-    """Raise RuntimeError if the gradient at the state of ``tap`` needs that of these extras, which
-    have been computed from it."""
+def refuse_computed_from_state(tap: Tap, extras: Sequence[Tensor]) -> None:
+    """Raise RuntimeError if one of these extras was computed from the state of ``tap``: its
+    gradient is a part of the state's."""
     state, name = tap.segment.states[tap.place], tap.segment.calls[tap.place].layer.name
     own = tap.one_pass  # a chain inside the layer may lie between the state and an extra
     graph = walk(edges_of(extras), lambda e: is_of_chain(e[0]) and e[0].one_pass is own)
@@ -110,7 +112,7 @@ def check_extra(tap: Tap, j: int) -> None:
 
 def used_extras(tap: Tap) -> list[Tensor]:
     """The extras of ``tap`` that the losses use."""
-    edges = used()
+    edges = edges_of_losses()
     return [extra for j, extra in enumerate(tap.extras) if (tap, 1 + j) in edges]
 
 
@@ -118,10 +120,10 @@ def check_given_extra(tap: Tap, j: int) -> None:
     """Raise RuntimeError if other results that the losses use depend on the j-th extra of ``tap``:
     autograd, which gives its gradient out, lacks their share."""
     check_extra(tap, j)
-    results = ((node, i) for node, i in used() if is_tap(node) and node.one_pass is tap.one_pass)
+    taps = ((n, i) for n, i in edges_of_losses() if is_tap(n) and n.one_pass is tap.one_pass)
     others = [
         node.extras[i - 1] if i else node.segment.states[node.place]
-        for node, i in results
+        for node, i in taps
         if node.number >= tap.number and (node, i) != (tap, 1 + j)
     ]
     if tap.extras[j].grad_fn in walk(edges_of(others), lambda edge: is_of_chain(edge[0])):
@@ -139,7 +141,7 @@ def refuse_if_used(tap: Tap, inner: Tensor) -> None:
         return
     is_used = torch._C._will_engine_execute_node(node)
     if not is_used and not will_solve(tap):  # autograd leaves out what leads to no gradient
-        is_used = any(node is other for other, _ in used())
+        is_used = any(node is other for other, _ in edges_of_losses())
     if is_used:
         _refuse(tap, "leads to a tensor inside the layer that a loss uses")
 

@@ -144,7 +144,7 @@ def _improved(system: GridSystem, grid: Grid, w: States, b: States, relaxation: 
     """One V-cycle on w; the F-points of w must already be solved from its C-points."""
     if relaxation == "FCF":
         w = _relaxed(system, grid, [grid.coarse, *grid.fine], w, b)
-    at = rows(grid.coarse)
+    at = slice_of(grid.coarse)
     r = [None] * len(w) if isinstance(w, list) else torch.zeros_like(w)
     r[at] = _plus(_plus(b[at], system.leap(w, grid.n, grid.coarse)), w[at], -1)  # the residual
     e = _solved(system, grid.coarser, r, relaxation)
@@ -154,11 +154,11 @@ def _improved(system: GridSystem, grid: Grid, w: States, b: States, relaxation: 
 def _relaxed(system: GridSystem, grid: Grid, each: Sequence[range], w: States, b: States) -> States:
     """Write w_i = b_i + w_{i+n} A_i(n) into w: range by range, all states of a range at once."""
     for states in each:
-        w[rows(states)] = _plus(b[rows(states)], system.leap(w, grid.n, states))
+        w[slice_of(states)] = _plus(b[slice_of(states)], system.leap(w, grid.n, states))
     return w
 
 
-def rows(states: range, ahead: int = 0) -> slice:
+def slice_of(states: range, ahead: int = 0) -> slice:
     """The slice of w_0 .. w_L that holds the states i + ``ahead`` for i in ``states``."""
     return slice(states[0] + ahead, states[-1] + ahead + 1, states.step)
 

@@ -34,13 +34,13 @@ class ModuleSystem:
         self.length, self.segments, self._gammas = len(segments), segments, gammas
         self._b: States = [None, *(b_segment.states[-1] for b_segment in b)]
         self._own: States = list(self._b)
-        self.with_inner_losses: list[Segment] = []  # with one more product, or a pass of autograd's
+        self.with_inner_losses: list[Segment] = []  # autograd goes through their graphs as well
         for i, (segment, b_segment) in enumerate(zip(segments, b, strict=True)):
             inner = segment.inner_cotangent(b_segment)
             self._b[i] = add(self._b[i], inner)
             self.with_inner_losses += [segment] if inner is not None or segment.is_repeated else []
-        # States below the first trainable layer want no gradient.
-        self._first = next((i for i, s in enumerate(segments) if s.wanted), self.length)
+        # States before the first trainable layer want no gradient.
+        self._first_wanted = next((i for i, s in enumerate(segments) if s.wanted), self.length)
 
     def cotangents(self) -> States:
         # b_L is not cloned: no state comes after it, so no method changes it.
@@ -50,7 +50,7 @@ class ModuleSystem:
         return list(self._own)
 
     def through_blocks(self, w: States, gamma: Gamma, states: range) -> States:
-        rest = states[self._first :] if states.start == 0 else states
+        rest = states[self._first_wanted :] if states.start == 0 else states
         for start in range(0, len(rest), TOGETHER):  # ascending: w_{i+1} is still the old one
             some = rest[start : start + TOGETHER]
             found = vjps([self.segments[i] for i in some], [w[i + 1] for i in some])
@@ -59,7 +59,7 @@ class ModuleSystem:
         return w
 
     def scan(self, v: States, gamma: Gamma, states: range) -> States:
-        lo, hi = max(states.start, self._first), states.stop
+        lo, hi = max(states.start, self._first_wanted), states.stop
         if gamma == 1.0 or lo >= hi:
             return v
         v[lo : hi + 1] = scan_(
@@ -94,7 +94,7 @@ class ModuleSystem:
 
     def _estimate_one(self, i: int, probes: int, seed: int) -> float:
         segment = self.segments[i]
-        if i < self._first:
+        if i < self._first_wanted:
             return 0.0
         generator = probe_generator(segment.h_out, seed, i)
         zJ = partial(segment.through, block=1, carry=0)
@@ -117,7 +117,7 @@ class ModuleSystem:
 
     def _coarse_step(self, i: int, w: Tensor | None, n: int) -> Tensor | None:
         """w A_i(n): from state i + n to state i in one step."""
-        if w is None or i < self._first:
+        if w is None or i < self._first_wanted:
             return None
         for segment in reversed(self.segments[i + 1 : i + n]):
             w = segment.K.vecmat(w)

@@ -1,4 +1,4 @@
-"""Where autograd itself would go if some gradients alone are asked for. A chain is solved whole."""
+"""Which gradients plain autograd would compute if only some are asked for; a chain solves all."""
 
 import itertools
 from collections.abc import Iterable
@@ -9,15 +9,16 @@ from highway_bp.graph_walk import Edge, edges_of
 
 
 class Way:
-    """Where autograd itself would go in the backward pass in progress.
+    """The edges at which plain autograd would compute a gradient in the backward pass in progress.
 
-    ``edge in way``: whether the tensor at an edge of its graph was asked for, or something behind
-    it. Of a chain, what lies behind a state is looked up in the layers' own graphs.
+    ``edge in way``: the tensor at this edge, or one that it was computed from, was asked for. From
+    a state of a chain, the search goes on in the layer's own graph.
     """
 
     def __init__(self):
-        asked = asked_for() or ()  # none: all leaves
-        inside = (_behind(*edge) for edge in asked if is_tap(edge[0]))  # the same results there
+        asked = asked_for() or ()  # empty: all leaves
+        # the same tensors in the layers' own graphs
+        inside = (_parents(*edge) for edge in asked if is_tap(edge[0]))
         self._asked = {*asked, *itertools.chain(*inside)}
         self._known: dict[object, bool] = {}
 
@@ -31,12 +32,12 @@ class Way:
             is_found = one in self._asked or self._known.get(place, False)
             if place not in seen and place not in self._known:
                 seen[place] = False
-                found += _behind(*one)
+                found += _parents(*one)
         self._known |= {edge: True} if is_found else seen
         return is_found
 
 
-def _behind(node: object, i: int) -> Iterable[Edge]:
+def _parents(node: object, i: int) -> Iterable[Edge]:
     """The edges that the i-th output of ``node`` depends on."""
     if is_tap(node) and node.segment is not None:
         return edges_of([[node.segment.states[node.place], *node.extras][i]])

@@ -26,14 +26,14 @@ from highway_bp.flow import (
     will_solve,
 )
 from highway_bp.graph_walk import edges_of, walk
-from highway_bp.has_method import Chain, Watched
+from highway_bp.has_method import Chain, CountedMethod
 from highway_bp.looked_at import (
     at_state,
     check_given_extra,
-    check_known,
     check_retained,
     check_state,
     complete_retained,
+    refuse_computed_from_state,
     refuse_if_used,
     used_extras,
 )
@@ -59,21 +59,21 @@ class Pass:
     Attributes:
         made: ids of leaves that layers have made and returned.
         all_taps: weak references to the Taps of all layers so far.
-        hooks_behind: the dictionaries of the hooks on Gate's inputs that are no leaves.
-        outer: ids of the backward passes within which a system is being solved that ends at this
-            pass: its own, or one of a later pass.
-        earlier: the passes whose chains lie behind Gate.
-        functions_behind: whether custom autograd functions lie behind Gate.
+        hooks_before: the dictionaries of the hooks on Gate's inputs that are no leaves.
+        outer: ids of the backward passes that are solving this pass, or a later one, now; the
+            products of that solve stop at this pass's nodes.
+        earlier: the passes whose chains lie before Gate.
+        functions_before: whether custom autograd functions lie before Gate.
     """
 
     def __init__(self, chain: Chain):
-        self.chain, self.method = chain, Watched(chain.method, chain)
+        self.chain, self.method = chain, CountedMethod(chain.method, chain)
         self.made: set[int] = set()
         self.all_taps: list[weakref.ref] = []
-        self.hooks_behind: list[dict] = []
+        self.hooks_before: list[dict] = []
         self.outer: list[int] = []
         self.earlier: list[Pass] = []
-        self.functions_behind = False
+        self.functions_before = False
         self._task: int | None = None  # id of the backward pass that all notes are from
         self._tasks: set[int] = set()  # ids of all that have left notes
         self._top: weakref.ref | None = None  # of the Taps reached, the last in forward order
@@ -83,19 +83,17 @@ class Pass:
 
     @property
     def is_being_solved(self) -> bool:
-        """Whether a solve is going on around: autograd stops at this pass's Gate, Leaks and Taps.
-
-        Another thread may bring a gradient of the outer backward pass meanwhile.
-        """
+        """Whether the running backward pass is a product of a solve, which stops at this pass's
+        Gate, Leaks and Taps. Another thread may go on with the outer backward pass meanwhile."""
         task = torch._C._current_graph_task_id()
         return any(outer != task for outer in self.outer)
 
-    def look_behind(self, inputs: Sequence[Tensor]) -> None:
+    def look_before(self, inputs: Sequence[Tensor]) -> None:
         """Find the chains and custom functions that Gate's inputs come from, and their hooks."""
-        self.hooks_behind = [hooks_of(t) for t in inputs if t.grad_fn is not None]
-        nearest, self.functions_behind = _behind(inputs)
+        self.hooks_before = [hooks_of(t) for t in inputs if t.grad_fn is not None]
+        nearest, self.functions_before = _before(inputs)
         self.earlier = list(nearest | dict.fromkeys(e for one in nearest for e in one.earlier))
-        self.functions_behind |= any(one.functions_behind for one in self.earlier)
+        self.functions_before |= any(one.functions_before for one in self.earlier)
 
     @property
     def is_reached(self) -> bool:
@@ -127,18 +125,17 @@ class Pass:
                 check_state(tap, [extra for extra, b in pairs if b is not None])
 
     def gives_out(self, tap: Tap, i: int) -> bool:
-        """Whether autograd gives out the gradient at the i-th output of ``tap`` on its way.
+        """Whether autograd alone gives the user the gradient at the i-th output of ``tap``: it was
+        asked for, or `retain_grad` was called and no solve will complete it.
 
-        The user has asked for it, or has called `retain_grad` and no solve will complete it. If
-        autograd was called from C++, any state that somebody holds may have been asked for.
+        If autograd was called from C++, any state that somebody holds may have been asked for.
         """
         task = torch._C._current_graph_task_id()
         if self._asked_in != task:
-            self._asked_in, asked = task, asked_for()
-            self._asked = None
-            if asked is not None:
-                own = [(node, i) for node, i in asked if is_tap(node) and node.one_pass is self]
-                self._asked = {(node.number, i) for node, i in own}
+            self._asked_in, self._asked = task, asked_for()
+            if self._asked is not None:
+                own = [(n, j) for n, j in self._asked if is_tap(n) and n.one_pass is self]
+                self._asked = {(n.number, j) for n, j in own}
         t = [tap.state, *tap.returned_extras][i]()
         if self._asked is None and i == 0:
             return t is not None
@@ -152,7 +149,7 @@ class Pass:
         return t is not None and t.retains_grad and not will_solve(tap)
 
     def check_hooks(self, tap: Tap) -> None:
-        """Raise RuntimeError if hooks on the state of ``tap`` would run where autograd itself would
+        """Raise RuntimeError if hooks on the state of ``tap`` would run where plain autograd would
         not go."""
         if (tap, 0) not in Way():
             raise RuntimeError(
@@ -162,8 +159,8 @@ class Pass:
             )
 
     def check_given(self, tap: Tap) -> None:
-        """Raise RuntimeError if autograd gives out a gradient at ``tap`` of which it has a part, or
-        which the state's hooks may have changed or not."""
+        """Raise RuntimeError if autograd gives out a gradient at ``tap`` that is incomplete, or of
+        which nobody knows whether the state's hooks have changed it."""
         if self.is_being_solved:
             return
         if tap.segment is None:  # freed; a state alone needs no graph behind it
@@ -201,14 +198,14 @@ class Pass:
             segments, b = _segments(taps)
             suspects = [call.layer for s in segments if s.functions for call in s.calls]
             with refuse_own_gradients(suspects):
-                w = self._whole_solution(segments, b)
+                w = self._solve_whole(segments, b)
                 inner = complete_retained(taps, segments, b, w[1:])
                 unreached = _unreached(segments, b, w[1:])
                 for tap in taps:
                     tap.b, tap.b_extras = None, ()
                     if freed:  # a Tap outlives its backward pass where somebody keeps the loss
                         tap.segment, tap.extras = None, []
-                grads = parameter_step(segments, b, w[1:], leaves, self.functions_behind)
+                grads = parameter_step(segments, b, w[1:], leaves, self.functions_before)
         for t, g in inner:
             t.grad = add(t.grad, None if g is None else g.clone())
         w_0 = w[0]
@@ -219,7 +216,7 @@ class Pass:
                 grads[i] = torch.zeros_like(t)
         return w_0, grads
 
-    def _whole_solution(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> States:
+    def _solve_whole(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> States:
         self.chain.refuse_unrepeatable(segments)
         system = ModuleSystem(segments, b, self)  # it holds the segments, which are freed later
         self.chain.at_solve(system)
@@ -232,21 +229,21 @@ class Pass:
         _check_untouched(taps, freed)
         with self._being_solved():
             segments, b = _segments(taps)
-            check_known(tap, tap.extras)
+            refuse_computed_from_state(tap, tap.extras)
             if taps[0].segment is not tap.segment:  # the state is the end of its group
                 refuse_if_used(tap, tap.segment.h_out)
-                return self._solved(segments, b)
-            w_end = add(self._solved(segments[1:], b[1:]), b[0].states[-1])
+                return self._w_at_start(segments, b)
+            w_end = add(self._w_at_start(segments[1:], b[1:]), b[0].states[-1])
             return at_state(tap, segments[0], b[0], w_end)
 
-    def _solved(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> Tensor | None:
+    def _w_at_start(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> Tensor | None:
         if not segments or isinstance(self.method.method, TruncatedBPTT):
             return None  # nothing goes from one window to another
         self.chain.refuse_unrepeatable(segments)
         return self.method.method.solve(ModuleSystem(segments, b, self))[0]
 
     def values_for(self, auto: AutoGamma, keys: Sequence[str], estimate: Callable) -> list[float]:
-        """As `GammaMemory.values_for`, but the same for all systems of a backward pass."""
+        """As `GammaMemory.values_for`, but from one estimate per backward pass, of all layers."""
         if self._gammas is None:
             segments, b = _segments(self._taps_after(None))
             system = ModuleSystem(segments, b, self.chain.gammas)
@@ -273,7 +270,7 @@ class Pass:
             retained = [t for tap in taps if tap.place == 0 for t in tap.segment.retained]
             refs = itertools.chain(*(one.all_taps for one in passes))
             hooks = [tap.hooks for ref in refs if (tap := ref()) is not None]
-            hooks += itertools.chain(*(one.hooks_behind for one in passes))
+            hooks += itertools.chain(*(one.hooks_before for one in passes))
             with silenced(hooks), kept_grads(retained):
                 yield
         finally:
@@ -282,8 +279,8 @@ class Pass:
                 one.outer.pop()
 
 
-def _behind(inputs: Sequence[Tensor]) -> tuple[dict[Pass, None], bool]:
-    """The passes of the nearest chains behind Gate; whether custom functions lie before them."""
+def _before(inputs: Sequence[Tensor]) -> tuple[dict[Pass, None], bool]:
+    """The passes of the nearest chains before Gate; whether custom functions lie between."""
     edges = edges_of(inputs)
     graph = walk(edges, lambda edge: is_of_chain(edge[0]))
     reached = itertools.chain(edges, *graph.values())
@@ -313,10 +310,11 @@ def _check_untouched(taps: Sequence[Tap], freed: bool) -> None:
         check_shown(call.shown, tap.hooks_of_extras, call.layer.name, is_used)
 
 
-def _unreached(segments, b, w_ends) -> set[int]:
-    """Ids of the parameters of layers that no path has reached: they get zeros, as used ones do.
-
-    Layers after all losses get no gradient, as in backpropagation.
+def _unreached(
+    segments: Sequence[Segment], b: Sequence[Cotangents], w_ends: Sequence[Tensor | None]
+) -> set[int]:
+    """Ids of the parameters of layers before the last loss that no path has reached: they get
+    zeros. Layers after all losses get None. Backpropagation makes the same difference.
     """
     last = max((i for i, b_i in enumerate(b) if not b_i.is_empty), default=-1)
     return {

@@ -106,7 +106,8 @@ class DiagonalScan:
 
     First, all blocks are scanned at once; then the first states of the blocks, one after the
     other. Then the other states are corrected by the products of K up to the next block, which are
-    kept for the next call. If one overflows, inf * 0 would be NaN: then one block takes L steps.
+    kept for the next call. If one overflows, inf * 0 would be NaN: then all states are one block,
+    which takes L steps.
 
     Args:
         K: diagonals (L, B, C); K[i] carries the first C elements of state i+1 to state i.

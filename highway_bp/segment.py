@@ -35,7 +35,7 @@ class Segment:
     """Layers a+1 .. e with their local graph, which begins at h_a and is kept for the backward.
 
     Attributes:
-        h_in: h_a, which requires a gradient so that autograd's own pass through it is noticed.
+        h_in: h_a, from a Leak, which notices autograd's own pass (none in a `ShardedChain`).
         wanted: whether w is wanted at h_a.
         states: h_{a+1} .. h_e, attached to the local graph.
         calls, carries: for each layer, its call and its carry function (None: the identity).
@@ -60,6 +60,7 @@ class Segment:
     is_repeated: bool = False
 
     def add(self, call: Call, returned: Returned) -> None:
+        """Append a layer; TypeError if it returned no state."""
         if returned.state is None:
             raise TypeError(
                 f"{call.layer.name} returned no floating tensor; expected the state, or Backprop()"
@@ -67,8 +68,8 @@ class Segment:
         self.states.append(returned.state)
         self.extras.append(returned.extras)
         self.calls.append(call)
-        self.carries.append(returned.ran.carry)
-        self.is_cut = returned.ran.is_cut
+        self.carries.append(returned.result.carry)
+        self.is_cut = returned.result.is_cut
 
     @property
     def h_out(self) -> Tensor:
@@ -179,15 +180,19 @@ def parameter_step(
     b: Sequence[Cotangents],
     w: Sequence[Tensor | None],
     leaves: Sequence,
-    functions_behind: bool = False,
+    functions_before: bool = False,
 ) -> list[Tensor | None]:
-    """w_i df_i/dtheta_i of all layers, in passes of the autograd engine through a few segments.
+    """w_i df_i/dtheta_i of all layers, a few segments per call of autograd's engine.
 
     Takes the segments out of the list: the graphs that nobody else holds are freed on the way.
 
     Args:
         w: at the end of each segment.
         leaves: parameters, and gradient edges of arguments. Hooks on them do not run here.
+        functions_before: see `one_pass.Pass`.
+
+    Returns:
+        the gradient of each leaf; None if no layer uses it.
     """
     grads: list[Tensor | None] = [None] * len(leaves)
     tensors = [t for t in leaves if isinstance(t, Tensor)]
@@ -195,8 +200,10 @@ def parameter_step(
     places = {_key_of(t): i for i, t in enumerate(leaves) if id(t) not in frozen}
     hooks = (t._backward_hooks for t in tensors)
     retaining = (t for t in tensors if t.retains_grad)
-    shared = {_memory(t) for t in w if t is not None}  # at k = 0, by the w of several layers
-    with silenced(hooks), kept_grads(retaining):  # both come when these gradients leave the chain
+    # Memory in use: at k = 0, several layers share one w. Gradients that lie there are copied.
+    in_use = {_memory(t) for t in w if t is not None}
+    # Hooks run, and .grad is filled, when these gradients leave the chain.
+    with silenced(hooks), kept_grads(retaining):
         while segments:
             # A custom function may return the same memory for each layer's gradients.
             n = 1 if any(s.functions for s in segments[-TOGETHER:]) else TOGETHER
@@ -209,13 +216,13 @@ def parameter_step(
             inputs = [leaves[i] for i in wanted]
             pairs = _pairs(some, b[here], w[here])
             found = gradients(pairs, inputs)
-            if functions_behind and pairs:
-                found = list(map(_less, found, _from_behind(some, inputs)))
+            if functions_before and pairs:
+                found = list(map(_less, found, _from_before(some, inputs)))
             for i, g in zip(wanted, found, strict=True):
-                is_own = g is None or not (some[0].functions or _memory(g) in shared)
+                is_own = g is None or not (some[0].functions or _memory(g) in in_use)
                 grads[i] = add(grads[i], g if is_own or grads[i] is not None else g.clone())
                 if grads[i] is not None:
-                    shared.add(_memory(grads[i]))
+                    in_use.add(_memory(grads[i]))
     return grads
 
 
@@ -230,11 +237,11 @@ def _key_of(leaf: Tensor | GradientEdge) -> object:
     return leaf.node, leaf.output_nr
 
 
-def _from_behind(segments: Sequence[Segment], inputs: Sequence) -> Sequence[Tensor | None]:
-    """What custom functions behind the chain add to the gradients of ``inputs``.
+def _from_before(segments: Sequence[Segment], inputs: Sequence) -> Sequence[Tensor | None]:
+    """What custom functions before the chain add to the gradients of ``inputs``.
 
-    Autograd goes on behind the chain with zeros, and such a function may send something all the
-    same: an auxiliary loss, say. It does so again when these gradients have left the chain.
+    Autograd goes on to them with zeros, and such a function may send something all the same: an
+    auxiliary loss, say. It does so again when these gradients have left the chain.
     """
     h = [segment.h_in for segment in segments if segment.h_in.requires_grad]
     zeros = [torch.zeros_like(t) for t in h]
@@ -292,9 +299,9 @@ def _check_maps(K: Carry, h_in: Tensor, h_out: Tensor, name: str) -> None:
 
 
 def _owned(v: Tensor, w: Tensor, may_be_kept: bool) -> Tensor:
-    """v, or a copy: v is written into.
+    """v, or a copy of it: memory that may be written into.
 
-    It may share memory with w or between its own elements. A custom function may keep it.
+    v may share memory with w or between its own elements. A custom function may keep it.
     """
     shares = _memory(v) == _memory(w)
     expanded = any(stride == 0 and n > 1 for stride, n in zip(v.stride(), v.shape, strict=True))

@@ -40,7 +40,7 @@ def current_method(model: nn.Module) -> Method:
 def iterations(model: nn.Module) -> int:
     """Iterations of the slowest chain or recurrent layer in the last backward pass.
 
-    0 with `Backprop`, which leaves the pass to autograd, and with k = 0.
+    0 with `Backprop`, whose steps are not counted, and with k = 0.
 
     Raises:
         ValueError: nothing in ``model`` has a gradient method.

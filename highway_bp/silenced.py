@@ -14,7 +14,7 @@ _changing = threading.Lock()
 
 
 class _Silenced:
-    """A hook that runs in a backward pass that another thread has called.
+    """Wraps a hook: it runs only in backward passes that other threads have called.
 
     The engine's own threads, which run a GPU's nodes, show no such call: there it is silent.
     """

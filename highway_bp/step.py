@@ -98,7 +98,7 @@ def step(
         if not chain.accepts(layer, x, returned) or is_skipped:
             if (leak := segment.h_in.grad_fn) is not None:
                 leak.leads_on = True  # autograd goes through the layer's results itself
-            return returned.with_replaced({id(x): h}) if is_skipped else returned.ran.out
+            return returned.with_replaced({id(x): h}) if is_skipped else returned.result.out
         segment.add(call, returned)
         check_graph(segment, -1, returned.flat, scope.ends, scope.one_pass.made)
         passed_on = _passed_on(scope, segment, before)
@@ -127,13 +127,12 @@ def _passed_on(scope: Scope, segment: Segment, before: Tensor) -> dict[int, Tens
 
 
 def _is_elsewhere(t: Tensor, alias: Tensor) -> bool:
-    """Whether t has got other memory since (``t.data = ...``), of which no version tells."""
-    if t.layout is not torch.strided:
-        return False
-    places = (
-        (s.untyped_storage()._cdata, s.storage_offset(), s.shape, s.stride()) for s in (t, alias)
-    )
-    return next(places) != next(places)
+    """Whether the memory of t was replaced since (``t.data = ...``), which changes no version."""
+    return t.layout is torch.strided and _place(t) != _place(alias)
+
+
+def _place(t: Tensor) -> tuple:
+    return t.untyped_storage()._cdata, t.storage_offset(), t.shape, t.stride()
 
 
 def _begin_chain(
@@ -142,24 +141,24 @@ def _begin_chain(
     """Begin a new chain with a Gate in front of it.
 
     Args:
-        goes_on: whether earlier layers were called in the same pass of the model. A cache then
-            holds what they were given (a chain's tensors) and what they have written.
+        goes_on: whether earlier layers were called in the same pass of the model. Then a cache
+            counts as filled only if it holds a chain's tensors: they have written the others.
     """
     one_pass, parameters = Pass(chain), [p for p in chain.parameters() if p.requires_grad]
-    held = [p for cache in caches for p in held_tensors(vars(cache)) if p[2].requires_grad]
+    held = [one for cache in caches for one in held_tensors(vars(cache)) if one[-1].requires_grad]
     if goes_on:
-        held = [p for p in held if is_of_chain(p[2].grad_fn)]
+        held = [(box, key, t) for box, key, t in held if is_of_chain(t.grad_fn)]
     filled = bool(held) or (not goes_on and any(map(is_filled, caches)))
     given = list({id(t): t for t in [*given, *(t for _, _, t in held)]}.values())
     before, *aliases = Gate.apply(one_pass, len(given), h, *given, *parameters)
     computed = [p for p in parameters if p.grad_fn is not None]
-    one_pass.look_behind([h, *given, *computed])
+    one_pass.look_before([h, *given, *computed])
     arguments = {id(t): (t, a, t._version) for t, a in zip(given, aliases, strict=True)}
-    inner = [(p.grad_fn, p.output_nr) for p in computed]
-    check_computed(inner, parameters)
-    ends = frozenset([before.grad_fn, *inner, *map(id, parameters)])
-    for container, key, t in held:
-        container[key] = arguments[id(t)][1]
+    edges = [(p.grad_fn, p.output_nr) for p in computed]
+    check_computed(edges, parameters)
+    ends = frozenset([before.grad_fn, *edges, *map(id, parameters)])
+    for box, key, t in held:
+        box[key] = arguments[id(t)][1]
     return Scope(one_pass, before.grad_fn, arguments, ends, filled), before, None
 
 

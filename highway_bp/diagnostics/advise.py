@@ -124,8 +124,8 @@ def _timed_steps(
     clock, gradients, rounds = clock_of(model), {}, []
 
     def step(method: Method) -> tuple[float, float, float, float]:
-        """Seconds of forward pass, backward pass up to the chain, rest of it; of all solutions."""
-        t: list[float] = []  # begin and end of the forward pass, of every solution; end
+        """Seconds of: forward pass; backward pass up to the chain; rest of it; all solves."""
+        t: list[float] = []  # begin and end of: forward pass, each solve; the step's end
 
         def timed(call: Callable, *args) -> Any:
             t.append(clock())

@@ -15,7 +15,7 @@ def check_call(ranks: Ranks, call: str, h: Tensor | None) -> None:
         call: how this rank calls it.
         h: the state that enters the chain here; None: it is not compared.
     """
-    calls, sums = zip(*ranks.everyone((call, h if h is None else sums_of(h))), strict=True)
+    calls, sums = zip(*ranks.all_gather_object((call, h if h is None else sums_of(h))), strict=True)
     for rank in range(1, ranks.size):
         if calls[rank] != calls[0]:
             raise ValueError(
@@ -34,7 +34,7 @@ def check_call(ranks: Ranks, call: str, h: Tensor | None) -> None:
 def check_weights(ranks: Ranks, model: nn.Module) -> None:
     """Raise ValueError if processes have built different models, before they share layers."""
     mine = [(name, tuple(p.shape), sums_of(p)) for name, p in model.named_parameters()]
-    everyone = ranks.everyone(mine)
+    everyone = ranks.all_gather_object(mine)
     if any(theirs != everyone[0] for theirs in everyone):
         pairs = [(a, b) for theirs in everyone for a, b in zip(everyone[0], theirs, strict=False)]
         name = next((a[0] for a, b in pairs if a != b), "their number")

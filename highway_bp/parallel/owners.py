@@ -75,7 +75,7 @@ def from_owners(model: nn.Module, values: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not sharded_chains(model):
         return dict(values)
-    everyone = _ranks(model).everyone(dict(values))
+    everyone = _ranks(model).all_gather_object(dict(values))
     found = {name: value for theirs in reversed(everyone) for name, value in theirs.items()}
     return {name: found[name] for name, _ in model.named_parameters() if name in found}
 
@@ -93,7 +93,8 @@ def whole_state_dict(model: nn.Module) -> dict[str, Any]:
         return state
     ranks, owner = _ranks(model), owners(model)
     owned = {name: owner.get(id(t)) for name, t in model.state_dict(keep_vars=True).items()}
-    mine = {name: t.cpu() for name, t in state.items() if owned[name] == ranks.rank != 0}
+    own = [name for name in state if owned[name] == ranks.rank and not ranks.is_first]
+    mine = {name: state[name].cpu() for name in own}
     everyone = [None] * ranks.size if ranks.is_first else None
     dist.gather_object(mine, everyone, group=ranks.group, group_dst=0)
     theirs = {name: t for found in everyone or [] for name, t in found.items()}

@@ -68,20 +68,20 @@ class Ranks:
         dist.recv_object_list(likes, group=self.group, group_src=source)
         return likes[0]
 
-    def everyone(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Gather a small value of any kind: returns the values of all ranks, on every rank."""
         values = [value] * self.size
         dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def everywhere(self, mine: Sequence[Tensor], sources: Sequence[int]) -> list[Tensor]:
+    def broadcast_each(self, mine: Sequence[Tensor], sources: Sequence[int]) -> list[Tensor]:
         """Broadcast the tensors of every rank to all ranks; each keeps its layout.
 
         Args:
             mine: the tensors of this rank.
             sources: for each tensor of the result, the rank that has it.
         """
-        likes = [iter(theirs) for theirs in self.everyone([t.to("meta") for t in mine])]
+        likes = [iter(theirs) for theirs in self.all_gather_object([t.to("meta") for t in mine])]
         own, found = iter(mine), []
         for source in sources:
             like = next(likes[source])
@@ -91,7 +91,7 @@ class Ranks:
             found.append(t if source == self.rank else laid_out(t, like))
         return found
 
-    def all(self, t: Tensor) -> list[Tensor]:
+    def all_gather(self, t: Tensor) -> list[Tensor]:
         """Gather the t of all ranks, of one shape and dtype, in the layout of this rank's t."""
         everyone = [self._buffer(t) for _ in range(self.size)]
         dist.all_gather(everyone, t.contiguous(), group=self.group)

@@ -51,7 +51,7 @@ def doubled(ranks: Ranks, M: Tensor | None) -> list[Tensor | None]:
 
 def gathered(ranks: Ranks, v: Tensor, factors: Sequence[Tensor | None], n: int) -> Tensor:
     """One collective: every rank gets every v and computes its own u, with `all_factors`."""
-    everyone = ranks.all(v)
+    everyone = ranks.all_gather(v)
     if ranks.rank >= n:
         return v
     u = everyone[n]
@@ -62,7 +62,7 @@ def gathered(ranks: Ranks, v: Tensor, factors: Sequence[Tensor | None], n: int) 
 
 def all_factors(ranks: Ranks, M: Tensor | None) -> list[Tensor | None]:
     """M_0 .. M_{P-1} on every rank; gathered once per backward pass."""
-    return [None] * ranks.size if M is None else ranks.all(M)
+    return [None] * ranks.size if M is None else ranks.all_gather(M)
 
 
 def _times(u: Tensor, M: Tensor | None) -> Tensor:

@@ -75,7 +75,7 @@ class ShardedChain(Chain, nn.ModuleList):
         check_whole("micro_batches", micro_batches, least=1)
         self.ranks, self.scan, self.micro_batches = Ranks(group), scan, micro_batches
         self.shares = shares_of(len(self), self.ranks.size, sizes)
-        self.begin(Backprop() if method is None else method)
+        self.set_up(Backprop() if method is None else method)
         self.checked = False  # whether processes have agreed on a first state
         self.replicas: Ranks | None = None  # those with the same layers; set by `replicate`
         # Always needs a gradient: a process with no such tensor would skip the backward pass.
@@ -214,7 +214,7 @@ class ShardedChain(Chain, nn.ModuleList):
         else:
             held, owners = [-1] if self.ranks.is_last else [], [self.ranks.size - 1]
         own = [joined([s.states[i].detach() for s in segments]) for i in held]
-        return self.ranks.everywhere(own, owners)
+        return self.ranks.broadcast_each(own, owners)
 
     def system(self, segments: Sequence[Segment], grads: Sequence[Tensor | None]) -> ShardedSystem:
         b = [None] * (len(self) - len(grads)) + list(grads)

@@ -17,7 +17,7 @@ from highway_bp.asked import asked_for
 from highway_bp.containers import leaves, replaced
 from highway_bp.first_order import first_order
 from highway_bp.flow import refuse_freed
-from highway_bp.has_method import Watched
+from highway_bp.has_method import CountedMethod
 from highway_bp.own_gradients import refuse_own_gradients
 from highway_bp.segment import Segment, parameter_step
 from highway_bp.shown import retained
@@ -73,6 +73,7 @@ def _check_inside(segments: Sequence[Segment]) -> None:
 
 @contextlib.contextmanager
 def _marked(solves: list) -> Iterator[None]:
+    """Make ``solves`` true meanwhile."""
     solves.append(None)
     try:
         yield
@@ -82,7 +83,7 @@ def _marked(solves: list) -> Iterator[None]:
 
 class _ShardedPass(torch.autograd.Function):
     """Forward: runs this process's layers, with a local graph. Backward: solves by the method, then
-    computes all parameter gradients w_i df_i/dtheta_i in one pass."""
+    computes the parameter gradients w_i df_i/dtheta_i."""
 
     @staticmethod
     def forward(ctx, chain, given, ids, every, h, *tensors):
@@ -92,7 +93,7 @@ class _ShardedPass(torch.autograd.Function):
         solves = ctx.solves = []
         with torch.enable_grad():
             ctx.segments = chain.run(h, args, kwargs, ctx.leaves, lambda: bool(solves))
-        ctx.chain, ctx.method = chain, Watched(chain.method, chain)
+        ctx.chain, ctx.method = chain, CountedMethod(chain.method, chain)
         ctx.inputs = [h.detach() if h.requires_grad else None, *copies.values()]
         ctx.set_materialize_grads(False)
         return tuple(chain.outputs(ctx.segments, every))
@@ -107,7 +108,7 @@ class _ShardedPass(torch.autograd.Function):
         with refuse_own_gradients(suspects), _marked(ctx.solves):
             ctx.chain.refuse_unrepeatable(segments)
             system = ctx.chain.system(segments, grads)
-            ctx.chain.refuse_repeated(system)
+            ctx.chain.refuse_not_additive(system)
             w = ctx.method.solve(system)
             b, w_ends = system.b_segments, system.ends(w)
             if not torch._C._autograd._get_current_graph_task_keep_graph():

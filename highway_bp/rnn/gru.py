@@ -148,9 +148,10 @@ class GRU(MethodRNN, nn.GRU):
 
     Args:
         input_size, hidden_size, ..., dtype: those of ``nn.GRU``.
-        method: ``Backprop()`` (the default), ``FixedPoint(k)``, ``Highway(k)`` or
-            ``TruncatedBPTT(window)``; may be set at any time and is used from the next forward pass
-            on. With ``group_size=s``, windows of s steps count as one layer, exact inside.
+        method: any gradient method whose gamma is a number, such as ``Highway(k)`` or
+            ``TruncatedBPTT(window)``; ``Backprop()`` is the default. It may be set at any time and
+            is used from the next forward pass on. With ``group_size=s``, windows of s steps count
+            as one layer, exact inside.
         carry: "gate", or "diagonal" for the diagonal of the whole step's Jacobian.
 
     Raises:
@@ -178,4 +179,4 @@ class GRU(MethodRNN, nn.GRU):
     ):
         options = bias, batch_first, dropout, bidirectional
         super().__init__(input_size, hidden_size, num_layers, *options, device=device, dtype=dtype)
-        self.begin(method, carry)
+        self.set_up(method, carry)

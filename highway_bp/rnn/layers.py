@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from highway_bp.first_order import refuse_transforms
-from highway_bp.has_method import HasMethod, Watched
+from highway_bp.has_method import CountedMethod, HasMethod
 from highway_bp.methods import Backprop, Method, check_fixed_gamma
 from highway_bp.rnn import lengths as by_length
 from highway_bp.rnn.steps import Cell, Steps
@@ -28,7 +28,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
     cells: dict[str, Cell]
     n_states: int
 
-    def begin(self, method: Method | None, carry: str) -> None:
+    def set_up(self, method: Method | None, carry: str) -> None:
         if carry not in self.cells:
             raise ValueError(f"carry={carry!r}; expected one of {', '.join(self.cells)}")
         self.carry = carry
@@ -87,12 +87,12 @@ class MethodRNN(HasMethod, nn.RNNBase):
         if input.dim() == 3:
             x = input.movedim(0, 1) if self.batch_first else input  # (L, B, I)
             output, states = self._layers(x, self._start(x, hx), None)
-            return output.movedim(1, 0) if self.batch_first else output, self._given(states)
+            return output.movedim(1, 0) if self.batch_first else output, self._in_torch_form(states)
         if hx is not None:
-            hx = self._given([s.unsqueeze(1) for s in self._listed(hx)])
+            hx = self._in_torch_form([s.unsqueeze(1) for s in self._listed(hx)])
         x = input.unsqueeze(1)
         output, states = self._layers(x, self._start(x, hx), None)
-        return output.squeeze(1), self._given([s.squeeze(1) for s in states])
+        return output.squeeze(1), self._in_torch_form([s.squeeze(1) for s in states])
 
     def _padded(self, input, hx, lengths: Tensor | Sequence[int]):
         """Run a padded input as a packed one; the tensor of lengths is copied to the CPU."""
@@ -115,7 +115,8 @@ class MethodRNN(HasMethod, nn.RNNBase):
         try:
             self._flat_weights = [w.to(dtype) for w in weights]
             with torch.autocast("cuda", enabled=False):
-                hx = None if hx is None else self._given([s.to(dtype) for s in self._listed(hx)])
+                if hx is not None:
+                    hx = self._in_torch_form([s.to(dtype) for s in self._listed(hx)])
                 return super().forward(input.to(dtype), hx)
         finally:
             self._flat_weights = weights
@@ -139,14 +140,14 @@ class MethodRNN(HasMethod, nn.RNNBase):
         if back is not None:
             states = [s.index_select(1, back) for s in states]
         data = pack_padded_sequence(output, lengths).data
-        return PackedSequence(data, sizes, order, back), self._given(states)
+        return PackedSequence(data, sizes, order, back), self._in_torch_form(states)
 
     def _start(self, x: Tensor, hx) -> list[Tensor]:
         """Initial states that fit x (L, B, I); zeros if none are given."""
         if hx is None:
             D = 1 + self.bidirectional
             zeros = x.new_zeros(self.num_layers * D, x.shape[1], self.hidden_size)
-            hx = self._given([zeros] * self.n_states)
+            hx = self._in_torch_form([zeros] * self.n_states)
         self.check_forward_args(x.movedim(1, 0) if self.batch_first else x, hx, None)
         return self._listed(hx)
 
@@ -158,28 +159,27 @@ class MethodRNN(HasMethod, nn.RNNBase):
     def _listed(self, hx: States) -> list[Tensor]:
         return [hx] if self.n_states == 1 else list(hx)
 
-    def _given(self, states: Sequence[Tensor]) -> States:
+    def _in_torch_form(self, states: Sequence[Tensor]) -> States:
         return states[0] if self.n_states == 1 else tuple(states)
 
     def _layers(self, x: Tensor, start: list[Tensor], lengths: Tensor | None):
         """Output (L, B, D * H) and last states (D * num_layers, B, H) of all layers."""
-        on_cpu = lengths
+        on_cpu = lengths  # for packing
         if lengths is not None:
-            lengths = lengths.to(x.device, non_blocking=True)  # x is 0 after each end
+            lengths = lengths.to(x.device, non_blocking=True)
         dtype = self._autocast_dtype(x.device)
         if dtype is not None:
             x, start = x.to(dtype), [s.to(dtype) for s in start]
-        method = Watched(self.method, self)
+        method = CountedMethod(self.method, self)
         last: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
-            if layer:
+            if layer > 0:
                 x = self._dropped(x, on_cpu)
             outputs = []
             for suffix in ("", "_reverse")[: 1 + self.bidirectional]:
                 way_in = by_length.reverse(x, lengths) if suffix else x
-                h, states = self._direction(
-                    method, way_in, [s[len(last)] for s in start], f"_l{layer}{suffix}", lengths
-                )
+                own = [s[len(last)] for s in start]  # last: one entry per layer and direction
+                h, states = self._direction(method, way_in, own, f"_l{layer}{suffix}", lengths)
                 outputs.append(by_length.reverse(h, lengths) if suffix else h)
                 last.append(states)
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
@@ -187,7 +187,7 @@ class MethodRNN(HasMethod, nn.RNNBase):
         return x.view_as(x), [torch.stack(states) for states in zip(*last, strict=True)]
 
     def _dropped(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """Dropout between layers: for packed sequences of packed data, to draw torch's numbers."""
+        """Dropout between layers. With lengths, of packed data: it draws torch's random numbers."""
         if lengths is None or not (self.training and self.dropout):
             return nn.functional.dropout(x, self.dropout, self.training)
         data, sizes, *_ = pack_padded_sequence(x, lengths)

@@ -125,12 +125,14 @@ class LSTMJacobian:
             w_c = torch.addcmul(w_c, w_h, self._literal_q[steps])
         return w_c, w_h
 
-    def gate_cotangents(self, c: Tensor, h: Tensor, out: Tensor, steps: slice = EVERY) -> Tensor:
+    def gate_cotangents(
+        self, w_c: Tensor, w_h: Tensor, out: Tensor, steps: slice = EVERY
+    ) -> Tensor:
         """Cotangents of the gates' inputs (n, B, 4H), from the two that `whole` returns; written
         into out (n, B, 4, H), which may be the slopes."""
         slopes = self.slopes[steps]
-        torch.mul(c.unsqueeze(-2), slopes[..., :3, :], out=out[..., :3, :])
-        torch.mul(h, slopes[..., 3, :], out=out[..., 3, :])
+        torch.mul(w_c.unsqueeze(-2), slopes[..., :3, :], out=out[..., :3, :])
+        torch.mul(w_h, slopes[..., 3, :], out=out[..., 3, :])
         return out.flatten(-2)
 
     def vjp(self, w: Tensor, b: Tensor, out: Tensor, steps: slice) -> None:
@@ -191,8 +193,11 @@ def _activations(x: Tensor, before: Tensor, weights: Sequence[Tensor]) -> Tensor
     h, W = before.to(a.dtype), W_hh.to(a.dtype)  # autocast leaves an addmm_ in place alone
     a.flatten(0, 1).addmm_(h.flatten(0, 1), W.T)
     a = a.to(dtype_of_sums(x))
-    i_f, g, o = a.split([2 * (H := a.shape[-1] // 4), H, H], -1)
-    i_f.sigmoid_(), g.tanh_(), o.sigmoid_()
+    H = a.shape[-1] // 4
+    i_f, g, o = a.split([2 * H, H, H], -1)
+    i_f.sigmoid_()
+    g.tanh_()
+    o.sigmoid_()
     return a
 
 
@@ -256,7 +261,7 @@ class LSTM(MethodRNN, nn.LSTM):
     ):
         options = bias, batch_first, dropout, bidirectional, proj_size
         super().__init__(input_size, hidden_size, num_layers, *options, device=device, dtype=dtype)
-        self.begin(method, carry)
+        self.set_up(method, carry)
 
     def _layers(self, x: Tensor, start: list[Tensor], lengths: Tensor | None):
         if lengths is not None and self.method.group_size > 1:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from highway_bp.first_order import refuse_transforms
-from highway_bp.has_method import HasMethod, Watched
+from highway_bp.has_method import CountedMethod, HasMethod
 from highway_bp.methods import Backprop, Method, check_fixed_gamma
 from highway_bp.rnn.steps import Steps
 from highway_bp.rnn.user_cell import Layout, RowsOfSteps, State, run_cell, tensors_of
@@ -94,7 +94,7 @@ class Recurrent(HasMethod, nn.Module):
             states = run_cell(self.cell, layout, x, start)
         else:
             refuse_transforms(type(self.cell).__name__)
-            states = self._solved(layout, x, start)
+            states = self._forward_by_method(layout, x, start)
         every = layout.state(states.view_as(states))  # hooks on it do not see the last state's loss
         output = getattr(self.cell, "output", None)
         return (every if output is None else output(every)), layout.state(states[-1])
@@ -108,8 +108,8 @@ class Recurrent(HasMethod, nn.Module):
         return initial(x.shape[1])
 
     @torch.compiler.disable  # the cell runs once a step
-    def _solved(self, layout: Layout, x: Tensor, start: Tensor) -> Tensor:
+    def _forward_by_method(self, layout: Layout, x: Tensor, start: Tensor) -> Tensor:
         params = {n: p for n, p in self.cell.named_parameters() if p.requires_grad}
         cell = RowsOfSteps(self.cell, list(params), self._carry(), layout, x.device)
-        method = Watched(self.method, self)
+        method = CountedMethod(self.method, self)
         return Steps.apply(cell, method, x.shape[1], None, 1, x, start, *params.values())

@@ -21,7 +21,7 @@ class Rows:
     Attributes:
         x: inputs (L, B, I).
         start: initial states, (B, H) each.
-        states: the first initial state, then the outputs (L + 1, B, H).
+        states: h_0 (``start[0]``), then the outputs (L + 1, B, H).
         b: cotangents of what `Cell.forward` returned: outputs (L, B, H), last states (B, H) each.
         weights: of the layer and direction, in ``torch.nn``'s order.
         ends: the last step of each row (B,), None when all rows have L steps.

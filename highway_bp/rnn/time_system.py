@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from highway_bp.mgrit import rows
+from highway_bp.mgrit import slice_of
 from highway_bp.scan import DiagonalScan, in_blocks
 
 SAMPLE = 64  # states whose change is measured
@@ -39,8 +39,9 @@ def has_kernel(K: Tensor) -> bool:
 class TimeSystem:
     """States s_0 .. s_L of a cell with diagonal carry; methods see one padded tensor.
 
-    Every call works on all states, or on the first alone. States outside ``states`` are exact
-    already: they come out the same, and no slices have to be copied.
+    Calls work on all states, or on state 0 alone. States outside ``states`` are exact: a
+    `through_blocks` and the `scan` after it give them the same values again. So no slices are
+    copied.
 
     Args:
         b: cotangents from the losses on s_1 .. s_L (L, B, S).
@@ -98,9 +99,7 @@ class TimeSystem:
         self._vjp(w[1 : L + 1], self._b_before, out, EVERY)
         if carried is not None:
             out[..., :C].add_(carried, alpha=share)
-        if states.stop > 1:
-            w[L] = self._b[-1]
-        else:
+        if states.stop == 1:
             w[0] = out[0]
         return w
 
@@ -126,7 +125,7 @@ class TimeSystem:
 
     def leap(self, w: Tensor, n: int, states: range) -> Tensor:
         """Take steps of n layers (`mgrit.GridSystem`); returns (len(states), B, S)."""
-        w, at = w[rows(states, ahead=n)], rows(states)
+        w, at = w[slice_of(states, ahead=n)], slice_of(states)
         if n > 1:
             w_C = w[..., : self._K.shape[-1]]
             carried = torch.where(w_C == 0, 0, w_C * self._between(n, states))  # no 0 * inf
@@ -141,7 +140,7 @@ class TimeSystem:
 
     @property
     def _stride(self) -> int:
-        """Every _stride-th state is compared: comparing all would cost as much as an iteration."""
+        """States 0, _stride, 2 _stride, ... are compared: all would cost an iteration more."""
         return max(1, self.length // SAMPLE)
 
     def _between(self, n: int, states: range) -> Tensor:

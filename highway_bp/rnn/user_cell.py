@@ -65,8 +65,8 @@ class RowsOfSteps:
         return (states,)
 
     def _forward_states(self, x: Tensor, s: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        """As `run_cell`, with a graph for each step alone, which serves no gradient: a loss on a
-        tensor that the cell keeps is refused where it comes to the step's input or state."""
+        """As `run_cell`, with a graph for each step that only serves to refuse: if a loss uses a
+        tensor that the cell keeps, `Refused` gets its gradient by the step's input or state."""
         states = []
         line = (
             f"a loss (or a gradient taken inside) uses a tensor that {self.name} keeps, or that a "
@@ -74,7 +74,8 @@ class RowsOfSteps:
         )
         with torch.enable_grad():
             inside, mark = Refused.apply(line, lambda: False, 2, x, s[:, :0], *weights)
-            wanted = s.requires_grad  # as in backpropagation; cells may ask
+            # mark has no columns: joined to a state, it makes the state lead to `Refused`.
+            wanted = s.requires_grad  # cells may read it of their state
             for x_t in inside if x.requires_grad else x:
                 given = torch.cat([s.detach(), mark.to(s.dtype)], -1) if wanted else s
                 s = _step(self.module, self.layout, x_t, given)
@@ -143,7 +144,7 @@ class RowsOfSteps:
                 self._refuse_foreign(f"a tensor of shape {[*leaf.shape]}")
 
     def _rounding(self, dtype: torch.dtype) -> float:
-        """Relative, of a state or gradient; far below what it is to tell from."""
+        """Relative tolerance for rounding, of a state or gradient; real differences are larger."""
         return torch.finfo(torch.bfloat16 if self.is_mixed else dtype).eps ** 0.5
 
     def _check_functions(self, inside: Tensor, known: list[Tensor], size: int) -> None:
@@ -258,7 +259,7 @@ def run_cell(cell: nn.Module, layout: Layout, x: Tensor, start: Tensor) -> Tenso
 
 
 def _step(cell: nn.Module, layout: Layout, x: Tensor, s: Tensor) -> Tensor:
-    before = s.view_as(s)  # no loss goes through it: a hook set by the cell sees this step
+    before = s.view_as(s)  # a tensor of its own: a hook that the cell sets sees this step alone
     parts = tensors_of(cell(x, layout.state(before)), f"what {type(cell).__name__} returns")
     if (sizes := [part.shape[-1] for part in parts]) != layout.sizes:
         raise ValueError(

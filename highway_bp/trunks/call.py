@@ -19,7 +19,7 @@ from torch.nn.modules import module as modules
 from highway_bp.asked import innermost_call
 from highway_bp.containers import is_cache, leaves, replaced, wants_gradient
 from highway_bp.flow import is_tap
-from highway_bp.layer_call import Ran, carry_of, state_of
+from highway_bp.layer_call import LayerResult, carry_of, state_of
 from highway_bp.one_pass import solving
 from highway_bp.step import step
 from highway_bp.surroundings import kept_buffers, modules_of
@@ -28,7 +28,7 @@ from highway_bp.trunks.carries import recorded_carry
 if TYPE_CHECKING:
     from highway_bp.trunks.converted import ConvertedLayer
 
-_own = threading.local()  # .layers: those whose own forward is running in this thread
+_running = threading.local()  # .layers: those whose own forward is running in this thread
 
 
 def call_layer(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) -> Any:
@@ -41,7 +41,7 @@ def call_layer(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) 
     if trunk is not None and trunk.method.group_size is not None:
         if torch.is_grad_enabled():
             return _in_chain(layer, own, args, kwargs)
-        if layer.training and _is_in_function():
+        if layer.training and _in_function_forward():
             trunk.warn_once(
                 "function",
                 f"{TrunkLayer(layer, own).name} runs inside a torch.autograd.Function, which "
@@ -71,11 +71,11 @@ class TrunkLayer:
     def key(self) -> str:
         return self.module._hb_name
 
-    def run(self, h: Tensor, args: tuple, kwargs: dict) -> Ran:
+    def run(self, h: Tensor, args: tuple, kwargs: dict) -> LayerResult:
         out, carry = self.run_own(h, args, kwargs), carry_of(self)
         if carry is None and (state := state_of(out)) is not None:
             carry = recorded_carry(h, state)
-        return Ran(out, carry)
+        return LayerResult(out, carry)
 
     def run_own(self, h: Tensor, args: tuple, kwargs: dict) -> Any:
         if self.keyword is None:
@@ -84,7 +84,7 @@ class TrunkLayer:
 
 
 def _in_chain(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) -> Any:
-    if layer in getattr(_own, "layers", ()):  # called within its own forward: no step of its own
+    if layer in getattr(_running, "layers", ()):  # called within its own forward: no step
         return own(*args, **kwargs)
     others = dict(kwargs)
     keyword = None if args else _first_argument(layer._hb_class)
@@ -99,7 +99,7 @@ def _in_chain(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) -
             x = h.detach().requires_grad_()  # as in the forward pass: the same tensors are saved
             return replaced(named.run_own(x, args[1:], others), {id(x): h})
         return _run_own(layer, own, args, kwargs)
-    if in_backward and _in_function():
+    if in_backward and _in_function_backward():
         raise RuntimeError(
             f"{named.name} is run inside a backward pass, as re-entrant checkpointing "
             "and reversible layers do; expected use_reentrant=False, or Backprop()"
@@ -117,9 +117,9 @@ def _in_chain(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) -
     _check_supported(named)
     is_new = trunk.add(layer._hb_name, layer)
     if not is_tap(h.grad_fn):
-        trunk.look_for_break(named)
+        trunk.warn_of_break(named)
     elif (other := h.grad_fn.one_pass.chain) is not trunk:
-        trunk.look_for_copy(named, other)
+        trunk.warn_of_copy(named, other)
     return step(trunk, named, h, args[1:], others, first=is_new)
 
 
@@ -148,15 +148,15 @@ def _run_own(layer: ConvertedLayer, own: Callable, args: tuple, kwargs: dict) ->
 
 
 def _marked(layer: ConvertedLayer, forward: Callable, *args, **kwargs) -> Any:
-    before = getattr(_own, "layers", ())
-    _own.layers = (*before, layer)
+    before = getattr(_running, "layers", ())
+    _running.layers = (*before, layer)
     try:
         return forward(*args, **kwargs)
     finally:
-        _own.layers = before
+        _running.layers = before
 
 
-def _is_in_function() -> bool:
+def _in_function_forward() -> bool:
     """Whether the forward of an autograd function is calling, as with some reversible layers."""
     frame = sys._getframe()
     while frame is not None:
@@ -169,7 +169,7 @@ def _is_in_function() -> bool:
 _APPLY = torch.autograd.Function.apply.__func__.__code__
 
 
-def _in_function() -> bool:
+def _in_function_backward() -> bool:
     """Whether a custom function's backward pass runs this, not a tensor's hook (GradCache), which
     runs forward and backward passes of its own."""
     frame = sys._getframe()

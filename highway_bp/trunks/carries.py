@@ -70,7 +70,7 @@ def has_residual_path(h: Tensor, out: Tensor) -> bool:
 
 def _through_norms(last: object, h: Tensor) -> Carry:
     width, rows, d = last._saved_normalized_shape, None, 1.0
-    for node in _behind(last, h):  # the last one first
+    for node in _ancestors(last, h):  # the last one first
         if _is(node, "NativeLayerNorm") and node._saved_normalized_shape == width:
             inverse, weight = node._saved_result2, node._saved_weight  # 1 / sigma; read only once
             rows = inverse.shape if rows is None else rows
@@ -88,13 +88,13 @@ def _shortcut(add: object, h: Tensor, out: Tensor) -> GradientEdge | None:
             return edge
     branches = [edge for edge in edges if _leads_to(h, edge)]
     linear = [
-        edge for edge in branches if not any(_is(n, *NONLINEAR) for n in _behind(edge.node, h))
+        edge for edge in branches if not any(_is(n, *NONLINEAR) for n in _ancestors(edge.node, h))
     ]
     return linear[0] if len(linear) == 1 < len(branches) else None
 
 
 def _leads_to(h: Tensor, edge: GradientEdge) -> bool:
-    parents = itertools.chain(*_behind(edge.node, h).values())
+    parents = itertools.chain(*_ancestors(edge.node, h).values())
     return any(parent is h.grad_fn for parent, _ in parents)
 
 
@@ -102,7 +102,7 @@ def _shape(edge: GradientEdge) -> torch.Size:
     return torch.Size(edge.node._input_metadata[edge.output_nr].shape)
 
 
-def _behind(node: object, h: Tensor) -> dict[object, tuple[Edge, ...]]:
+def _ancestors(node: object, h: Tensor) -> dict[object, tuple[Edge, ...]]:
     """The local graph (`walk`) from ``node`` back to its beginning at h."""
     return walk([(node, 0)], lambda edge: edge[0] is h.grad_fn or is_of_chain(edge[0]))
 

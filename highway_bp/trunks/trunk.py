@@ -30,8 +30,8 @@ class Trunk(Chain):
         self._layers: dict[str, weakref.ref] = {}  # by name in the model
         self._calls = 0  # number of calls of all its layers
         self._is_residual: dict[str, bool] = {}  # by name, as seen at the layer's first call
-        self._last: str | None = None  # the layer that was called last
-        self.begin(method)
+        self._last: str | None = None  # name of the layer called last; None if it is in no chain
+        self.set_up(method)
 
     def add(self, name: str, layer: nn.Module) -> bool:
         """Add a layer, in place of another of its name. Returns whether it is new."""
@@ -45,7 +45,7 @@ class Trunk(Chain):
         return self._steps_from_last(layer) > 0
 
     def _steps_from_last(self, layer: Layer) -> int:
-        """Steps from the layer that was called last, if both are in the same list; else 0."""
+        """Steps from the last layer, if in a chain, to this one in the same list; else 0."""
         if self._last is None:
             return 0
         (parent, _, number), (other, _, last) = (
@@ -53,7 +53,7 @@ class Trunk(Chain):
         )
         return int(number) - int(last) if parent == other and number.isdigit() else 0
 
-    def look_for_break(self, layer: Layer) -> None:
+    def warn_of_break(self, layer: Layer) -> None:
         """Warn if a layer is not given the state that the previous layer of its list returned."""
         if self._steps_from_last(layer) == 1:
             self.warn_once(
@@ -62,7 +62,7 @@ class Trunk(Chain):
                 "begins there",
             )
 
-    def look_for_copy(self, layer: Layer, other: Chain) -> None:
+    def warn_of_copy(self, layer: Layer, other: Chain) -> None:
         """Warn where a layer was copied alone after `convert`: its chain was copied with it."""
         is_copy = isinstance(other, Trunk) and other._origin == self._origin
         if is_copy and len(self.layers) == 1:
@@ -91,20 +91,23 @@ class Trunk(Chain):
         return self._is_residual.get(layer.key) is False
 
     def accepts(self, layer: Layer, h: Tensor, returned: Returned) -> bool:
-        """Whether the layer has a residual path; if not, it runs as before, outside any chain."""
-        state, key, carried = returned.state, layer.key, returned.ran.carry is not None
+        """Whether the layer joins a chain: it has a residual path, and its state needs a gradient.
+
+        Notes the call.
+        """
+        state, key, carried = returned.state, layer.key, returned.result.carry is not None
         if key not in self._is_residual:
             self._is_residual[key] = state is not None and (
                 carried or (h.shape == state.shape and has_residual_path(h, state))
             )
         self._calls += 1
-        self._look_for_chain()
+        self._warn_without_chain()
         is_residual = state is not None and self._is_residual[key] and h.shape == state.shape
         takes = state is not None and state.requires_grad and (carried or is_residual)
         self._last = key if takes else None
         return takes
 
-    def _look_for_chain(self) -> None:
+    def _warn_without_chain(self) -> None:
         """Warn if the method has no effect. Some layers may never be called."""
         seen, residual = len(self._is_residual), sum(self._is_residual.values())
         often = self._calls > 2 * len(self.layers)
