@@ -87,8 +87,8 @@ DROPS = Range(
     lambda d: all(a < b for a, b in pairwise([0, *d, 1])), "increasing fractions between 0 and 1"
 )
 GAMMA = Range(lambda g: g == "auto" or FRACTION.includes(g), f"{FRACTION.words}, or 'auto'")
-# data.train and data.test, which are of another type for each kind of data.
-ROWS = {"grammar": whole(1), "image_folder": TEXT}
+# Of data.train and data.test, for the kinds of data where these are no parts of a hub data set.
+SPLITS = {"grammar": whole(1), "image_folder": TEXT}
 
 # All keys of the root and of the groups without _target_. Of the others, those whose values
 # neither the method, the schedule nor the model checks.
@@ -146,6 +146,7 @@ RANGES: dict[str, Range] = {
     **{f"data.{key}": whole(0) for key in ("validation", "workers")},
     **{f"data.{key}": whole(1) for key in ("classes", "length", "vocabulary", "size")},
     **{f"data.{key}": or_null(whole(1)) for key in ("train_limit", "eval_limit")},
+    # A mapping is checked key by key; any other value but null is wrong.
     "data.rows": or_null(Range(lambda rows: False, "a number of rows for each split, {train: 9}")),
     **{f"data.rows.{key}": whole(1) for key in ("train", "test")},
     **{f"data.{key}": TEXT for key in ("tokenizer", "image_column", "label_column")},
@@ -188,8 +189,8 @@ def check(cfg: DictConfig, choices: Mapping[str, str]) -> None:
     for name in set(cfg) - {*CHOSEN, *RANGES}:
         raise UserError(f"{name} is unknown; {HELP}")
     values = dict(flat(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)))
-    rows = ROWS.get(KINDS.get(values["data._target_"]))
-    of_data = {f"data.{key}": rows for key in ("train", "test") if rows}
+    split = SPLITS.get(KINDS.get(values["data._target_"]))
+    of_data = {f"data.{key}": split for key in ("train", "test") if split}
     for key, allowed in (RANGES | of_data).items():
         if key in values and not allowed.includes(values[key]):
             raise UserError(f"{key}={values[key]}; expected {allowed.words}")

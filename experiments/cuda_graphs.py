@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 import highway_bp as hb
 from experiments.errors import UserError
@@ -118,6 +119,5 @@ def _difference(found: Gradients, wanted: Gradients) -> float:
     if any((a is None) != (b is None) for a, b in pairs):
         return float("inf")
     pairs = [(a, b) for a, b in pairs if a is not None]
-    differences = torch._foreach_norm([a - b for a, b in pairs])
-    norms = torch._foreach_norm([b for _, b in pairs])
-    return (torch.stack(differences).norm() / torch.stack(norms).norm()).item()
+    difference = get_total_norm([a - b for a, b in pairs])
+    return (difference / get_total_norm([b for _, b in pairs])).item()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-GRACE = 10.0  # seconds to let a process that knows more report; torchrun then ends the others
+GRACE = 10.0  # seconds that a process waits, so that one that knows the cause reports first
 
 
 # Hydra raises these when it cannot compose a configuration from the user's arguments.

@@ -27,8 +27,9 @@ class Objective:
         self._device, self._processes = device, processes
         self._eval_batch_size = cfg.trainer.eval_batch_size
         self._bfloat16 = precision_of(cfg.trainer, device.type) == "bfloat16"
-        wanted, slower = cfg.trainer.channels_last, self._bfloat16 and device.type == "cpu"
-        self._channels_last = not slower if wanted == "auto" else wanted
+        self._channels_last = cfg.trainer.channels_last
+        if self._channels_last == "auto":  # bfloat16 on a CPU is slower in this layout
+            self._channels_last = not (self._bfloat16 and device.type == "cpu")
 
     def place(self, model: nn.Module) -> None:
         """Move the model to the device, in the memory layout of its images."""

@@ -49,7 +49,7 @@ class Plan:
         self.device = _device(cfg.device)
         if cfg.trainer.cuda_graph:
             self._check_graphs()
-        if self._fixed_steps:
+        if self._fixed_steps:  # refuse a schedule that does not fit before data are loaded
             self.steps(per_epoch=1)
 
     @cached_property
@@ -86,7 +86,7 @@ class Plan:
                 "least one step"
             )
         with self._naming_schedule():
-            self.schedule.method_for(0, steps)
+            self.schedule.method_for(0, steps)  # raises if it does not fit
         return steps
 
     def without_effect(self) -> list[str]:

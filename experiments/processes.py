@@ -36,14 +36,14 @@ class OneProcess:
     writes = True
     fields: Mapping[str, int] = {}
 
-    def failing_together(self) -> AbstractContextManager:
+    def report_lost_process(self) -> AbstractContextManager:
         """If one process fails inside the block, let no other process wait for it forever."""
         return contextlib.nullcontext()
 
-    def meet(self, device: torch.device, settings: Mapping[str, Any]) -> None:
+    def connect(self, device: torch.device, settings: Mapping[str, Any]) -> None:
         """Connect to the other processes; raise UserError if their settings differ."""
 
-    def share(self, model: nn.Module) -> nn.Module:
+    def shard(self, model: nn.Module) -> nn.Module:
         """Give every process its layers; return the module to call where gradients are needed."""
         return model
 
@@ -55,7 +55,7 @@ class OneProcess:
         """Average over all parts of a batch, which have the same number of examples."""
         return values
 
-    def agreed(self, signum: int | None) -> int | None:
+    def any_signal(self, signum: int | None) -> int | None:
         """Return the signal that any process has received, or None."""
         return signum
 
@@ -102,7 +102,7 @@ class LayersShared(OneProcess):
         self._roll_call: dist.ProcessGroup | None = None
 
     @contextlib.contextmanager
-    def failing_together(self) -> Iterator[None]:
+    def report_lost_process(self) -> Iterator[None]:
         try:
             yield
         except Interrupted as stopped:  # all processes have agreed on it
@@ -120,12 +120,12 @@ class LayersShared(OneProcess):
         lost = str(error).splitlines()[0]
         try:
             if self._roll_call is not None:
-                dist.monitored_barrier(self._roll_call, self._answer, wait_all_ranks=True)
+                dist.monitored_barrier(self._roll_call, self._answer_timeout, wait_all_ranks=True)
         except RuntimeError as silence:
             return f"a process does not answer: {str(silence).splitlines()[0]}"
         return f"messages between the processes do not come through; is the network up? ({lost})"
 
-    def meet(self, device: torch.device, settings: Mapping[str, Any]) -> None:
+    def connect(self, device: torch.device, settings: Mapping[str, Any]) -> None:
         store = self._store()
         check_alike(store, self.rank, self.size, settings)  # process groups depend on them
         if device.type == "cuda":
@@ -142,8 +142,8 @@ class LayersShared(OneProcess):
         group = partial(dist.new_subgroups_by_enumeration, timeout=self._timeout)
         (self._layers, _), (self._data, _) = group(ranks.tolist()), group(ranks.T.tolist())
         # In the roll call, rank 0 waits for the others. They wait longer, so that rank 0 reports.
-        self._answer = min(self._timeout, timedelta(seconds=30))
-        self._roll_call = dist.new_group(backend="gloo", timeout=2 * self._answer)
+        self._answer_timeout = min(self._timeout, timedelta(seconds=30))
+        self._roll_call = dist.new_group(backend="gloo", timeout=2 * self._answer_timeout)
 
     def _store(self) -> dist.Store:
         """Return the store where processes find each other; each restart has keys of its own.
@@ -156,7 +156,7 @@ class LayersShared(OneProcess):
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return dist.PrefixStore(f"highway_bp/{attempt}", store)
 
-    def share(self, model: nn.Module) -> nn.Module:
+    def shard(self, model: nn.Module) -> nn.Module:
         sizes, scan, parts = (self._settings[key] for key in ("sizes", "scan", "micro_batches"))
         with as_user_error("parallel=layers"):
             hb.shard(model, self._layers, sizes, scan, parts)
@@ -169,7 +169,7 @@ class LayersShared(OneProcess):
         dist.all_reduce(values, group=self._data)
         return values / self.replicas
 
-    def agreed(self, signum: int | None) -> int | None:
+    def any_signal(self, signum: int | None) -> int | None:
         self._signal.fill_(signum or 0)
         dist.all_reduce(self._signal, dist.ReduceOp.MAX)
         return int(self._signal) or None

@@ -34,7 +34,7 @@ def run(cfg: DictConfig, choices: Mapping[str, str], overrides: Sequence[str] = 
         Interrupted: a signal stopped the run after a checkpoint.
     """
     plan = Plan(cfg, choices, overrides)
-    with plan.processes.failing_together():
+    with plan.processes.report_lost_process():
         return _run(plan)
 
 
@@ -49,7 +49,7 @@ def _run(plan: Plan) -> Path:
         if is_busy(folder.path):
             raise BeingTrained(folder.path)
     print(f"{folder.path}: {plan.in_words()}", flush=True)
-    processes.meet(plan.device, plan.settings)
+    processes.connect(plan.device, plan.settings)
     prepare_torch(cfg.trainer)
     torch.manual_seed(cfg.seed)
     data = build(cfg, "data")
@@ -84,8 +84,8 @@ def _beginning(plan: Plan, folder: RunFolder, steps: int) -> dict[str, Any]:
     state = checkpoint.load(folder.path)
     if state is None:
         source = plan.cfg.continue_from
-        return _handed_on(source, steps) if source else {}
-    if state.get("config_hash", plan.hash) != plan.hash:
+        return _state_to_continue(source, steps) if source else {}
+    if state["config_hash"] != plan.hash:
         raise UserError(
             f"the checkpoint in {folder.path} is of configuration {state['config_hash']}, this "
             f"is {plan.hash}; choose another run_root"
@@ -93,7 +93,7 @@ def _beginning(plan: Plan, folder: RunFolder, steps: int) -> dict[str, Any]:
     return state
 
 
-def _handed_on(source: str, steps: int) -> dict[str, Any]:
+def _state_to_continue(source: str, steps: int) -> dict[str, Any]:
     """Return another run's checkpoint without what is that run's alone.
 
     The state of method and schedule is left out, because gammas and errors differ in other groups.
@@ -147,6 +147,7 @@ def _trained(trainer: Trainer, beginning: dict[str, Any]) -> Diverged | None:
     model, folder, plan = trainer.model, trainer.folder, trainer.plan
     _report_large_k(plan, model)
     if beginning:
+        # Another run's checkpoint comes without "method".
         place = folder.path if "method" in beginning else f"continue_from={plan.cfg.continue_from}"
         wrong = f"{place}: its checkpoint is of another model or optimiser, or version"
         with as_user_error(wrong, RuntimeError, LookupError, AttributeError):
@@ -157,7 +158,8 @@ def _trained(trainer: Trainer, beginning: dict[str, Any]) -> Diverged | None:
     kept = folder.keep_until(trainer.step)
     for record in kept:
         trainer.log(record)  # a process that was killed may not have sent it
-    known, recorded = (kept[-1]["step"] if kept else 0), trainer.last.get("step", 0)
+    known = kept[-1]["step"] if kept else 0
+    recorded = trainer.last.get("step", 0)  # by the checkpoint
     if folder.writes and known < recorded:
         print(f"{folder.path}: its records of steps {known + 1} to {recorded} are lost")
     try:
@@ -183,6 +185,7 @@ def _outcome(trainer: Trainer, diverged: Diverged | None) -> dict[str, Any]:
         )
     if diverged:
         scores = dict.fromkeys({"eval_loss", metric, *scores})
+    # As last recorded: a process that only finishes a run knows its own peak memory alone.
     costs = {key: last.get(key, cost) for key, cost in trainer.costs().items()}
     if isinstance(plan.method, hb.MGRIT):  # each pass runs only a part of the blocks
         costs |= dict.fromkeys(asdict(trainer.passes))

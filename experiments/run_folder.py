@@ -104,7 +104,7 @@ class RunFolder:
 
     def keep_until(self, step: int) -> list[dict[str, Any]]:
         """Drop the records after ``step``, which training will compute again; return the others."""
-        kept = [r for r in self.records() if 0 < step >= r["step"]] if self.writes else []
+        kept = [r for r in self.records() if step and r["step"] <= step] if self.writes else []
         self._write(self._metrics.name, "".join(json.dumps(r) + "\n" for r in kept))
         return kept
 

@@ -48,7 +48,7 @@ class Trainer:
 
     Args:
         log: the second writer's ``log(record)``.
-        lasting: further entries of every checkpoint (config hash).
+        lasting: further entries of every checkpoint (config hash, the run it continues).
 
     Attributes:
         trained: the module that is called for gradients: the model, or its replica.
@@ -74,7 +74,7 @@ class Trainer:
         settings, processes = self.plan.cfg.trainer, self.plan.processes
         self.objective.place(self.model)
         self.model.train()
-        self.trained = processes.share(self.model)
+        self.trained = processes.shard(self.model)
         self._graphs = GraphedPasses(self.model, self._pass) if settings.cuda_graph else None
         self.optimizer = build_optimizer(self.model, self.plan.cfg.optim)
         per_epoch = self.objective.batches.steps_per_epoch
@@ -138,12 +138,12 @@ class Trainer:
             UserError: a file cannot be written.
         """
         with stop_signal() as stop, self._progress() as progress:
-            if self.step == 0 and self._diagnoses():
+            if self.step == 0 and self._must_diagnose():
                 self._diagnose()
             while self.step < self.total_steps:
                 self._step()
                 progress.update()
-                if self._reads():
+                if self._must_read():
                     self._read()
                     if self.step in self.plan.cfg.trainer.snapshots:
                         weights = {"step": self.step, "model": hb.whole_state_dict(self.model)}
@@ -151,9 +151,9 @@ class Trainer:
                     if self._at(self.eval_interval):
                         self._evaluate()
                     progress.set_postfix_str(self._shown(), refresh=False)
-                if self._diagnoses():
+                if self._must_diagnose():
                     self._diagnose()
-                stopped = self.plan.processes.agreed(stop.received)
+                stopped = self.plan.processes.any_signal(stop.received)
                 if stopped or self._at(self.checkpoint_interval):
                     self._read()
                     self.folder.save(self.state())
@@ -219,11 +219,11 @@ class Trainer:
     def _at(self, interval: int) -> bool:
         return self.step % interval == 0 or self.step == self.total_steps
 
-    def _diagnoses(self) -> bool:
+    def _must_diagnose(self) -> bool:
         at = self.plan.cfg.diagnostics.at
         return self.step in {round(fraction * self.total_steps) for fraction in at}
 
-    def _reads(self) -> bool:
+    def _must_read(self) -> bool:
         """Whether measurements are needed now; if not, do not wait for the GPU to read them."""
         settings = self.plan.cfg.trainer
         intervals = (settings.log_interval, self.eval_interval, self.checkpoint_interval)
@@ -231,7 +231,7 @@ class Trainer:
             self.plan.device.type == "cpu"
             or any(map(self._at, intervals))
             or self.step in settings.snapshots
-            or self._diagnoses()
+            or self._must_diagnose()
         )
 
     def _read(self) -> None:

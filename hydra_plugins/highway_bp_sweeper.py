@@ -109,8 +109,8 @@ def run_of(config: DictConfig) -> Any:
     """Return what identifies a run: two jobs with equal results are one run.
 
     Raises:
-        UserError: the run cannot be trained. A wrong value must not count as a repeat of a right
-            one, which is the case if the key makes no other run.
+        UserError: the run cannot be trained. This is checked first: a wrong value of a key without
+            effect has the hash of a right one.
     """
     only = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     try:

@@ -1,4 +1,4 @@
-"""tests/errors.md has every line that wrong input gives; here each is provoked.
+"""tests/errors.md has the usual lines that wrong input gives; here each is provoked.
 
 A first column in backticks is what stands behind ``python train.py``; any other first column is a
 situation of that name below. ``…`` stands for whatever differs by machine.

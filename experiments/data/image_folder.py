@@ -53,7 +53,7 @@ class FolderBatches(TrainBatches):
     def __init__(self, data: FolderData, batch_size: int, seed: int, device: Device) -> None:
         super().__init__(len(data.train), batch_size, seed)
         self._data, self._to = data, device
-        self._step = -2  # step of the batch returned last
+        self._step = -2  # of the batch returned last; -2: none, and no batch follows it
 
     def batch(self, step: int) -> Batch:
         """x float32 (B, 3, size, size), normalised; y int64 (B,)."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.data.batches import Batch, Device, TensorData
-from experiments.data.source import flat, load_rows, map_cached
+from experiments.data.source import concatenated, load_rows, map_cached
 from experiments.errors import UserError
 from experiments.tasks import Classification
 
@@ -33,7 +33,7 @@ class ImageData(TensorData):
 
     train_images, test_images: uint8 (N, 3, 32, 32); train_labels, test_labels: int64 (N,) in
     0..classes-1; mean, std: per channel over the training images, in units where white is 1;
-    augment: random crops are allowed in training, and with `flip` mirrored images too.
+    augment: crop at random in training; `flip`: then also mirror half of the images.
     """
 
     name: str
@@ -194,7 +194,7 @@ def _images(rows: Dataset, column: str, place: str) -> Tensor:
 
     rows = rows.cast_column(column, Image(mode="RGB"))
     found = map_cached(rows, _decoded, f"decoding {place}", column=column, place=place)
-    return flat(found, "pixels").view(-1, 3, SIZE, SIZE)
+    return concatenated(found, "pixels").view(-1, 3, SIZE, SIZE)
 
 
 def _decoded(batch: Mapping[str, list], column: str, place: str) -> dict[str, np.ndarray]:

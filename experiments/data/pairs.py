@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from experiments.data.batches import Batch, Device, TensorData
-from experiments.data.source import flat, load_rows, map_cached, offline_unless_reachable
+from experiments.data.source import concatenated, load_rows, map_cached, offline_unless_reachable
 from experiments.errors import UserError
 from experiments.tasks import Classification
 
@@ -119,7 +119,7 @@ def _tokenised(rows: Dataset, name: str, tokens: Any, length: int) -> tuple[Tens
     labels = torch.tensor(rows["label"][:])
     if unknown := set(labels.tolist()) - {-1, *range(len(LABELS))}:
         raise UserError(f"data: {name} has labels {sorted(unknown)[:3]}; expected -1, 0, 1 or 2")
-    return flat(found, "pairs").view(-1, 2, length)[labels >= 0], labels[labels >= 0]
+    return concatenated(found, "pairs").view(-1, 2, length)[labels >= 0], labels[labels >= 0]
 
 
 def _encoded(batch: Mapping[str, Sequence[str]], tokenizer: str) -> dict[str, np.ndarray]:

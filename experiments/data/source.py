@@ -53,7 +53,7 @@ def load_rows(
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # we report errors in one line
-    folder = Path(root or "$HIGHWAY_BP_DATA") / name
+    folder = Path(root or "$HIGHWAY_BP_DATA") / name  # without root, for messages only
     try:
         if folder.is_dir():  # name its files: with the folder alone, a replaced file is missed
             source, config, files = "parquet", None, {split: _files(folder, config, split)}
@@ -139,7 +139,7 @@ def map_cached(
         ) from error
 
 
-def flat(rows: Dataset, column: str) -> Tensor:
+def concatenated(rows: Dataset, column: str) -> Tensor:
     """Return all numbers of a column of lists, concatenated and copied: (N,)."""
     chunks = rows.data.column(column).chunks
     return torch.from_numpy(np.concatenate([chunk.flatten().to_numpy() for chunk in chunks]))

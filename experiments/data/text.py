@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from experiments.data.batches import Batch, Device, TensorData
-from experiments.data.source import flat, load_rows, map_cached
+from experiments.data.source import concatenated, load_rows, map_cached
 from experiments.data.tokens import TOKENIZERS, tokenizer_named
 from experiments.errors import UserError
 from experiments.tasks import LanguageModelling
@@ -96,7 +96,7 @@ def load_hub_text(
         map_cached(part, encode, f"tokenising {name}", ROWS, **asked, learned=learned)
         for part, name in zip(parts, names, strict=True)
     ]
-    train_tokens, test_tokens = (flat(part, "tokens") for part in encoded)
+    train_tokens, test_tokens = (concatenated(part, "tokens") for part in encoded)
     kept = test_tokens[:eval_limit]
     share = len(kept) / max(len(test_tokens), 1)
     characters = round(sum(encoded[1]["characters"]) * share)
