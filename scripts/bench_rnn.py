@@ -1,14 +1,14 @@
 """Measure hb.GRU and hb.LSTM beside torch.nn's: times, where plain BPTT wins, peak memory.
 
     python scripts/bench_rnn.py --out results/bench_rnn.json
-    python scripts/bench_rnn.py --parts paper --out results/bench_rnn_paper.json
+    python scripts/bench_rnn.py --out results/bench_rnn_cuda.json    # on a GPU
 
 On a CPU the program measures long sequences of small steps, then a grid over batch, length, hidden
 size and k. On CUDA, or with --parts paper, it measures the paper's four shapes (Tables 3 and 6)
 against torch's own kernel and against a loop over cells, the paper's baseline. Times are of forward
 and backward through the layers alone, medians over a few processes: ratios differ more between
 processes than within one. scripts/benchmark.py explains how times and memory are measured. The
-record is written after every shape.
+record is written after every shape. `make gpu` writes it to runs/gpu; copy it to results.
 """
 
 import sys

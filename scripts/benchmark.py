@@ -86,7 +86,7 @@ def interleaved(runs: Mapping[str, Callable[[], float]], repeats: int) -> pd.Dat
 def times(
     runs: Mapping[str, Callable[[], float]], repeats: int, ratios: Mapping[str, str]
 ) -> dict[str, dict]:
-    """Median seconds of runs that take turns, and medians of formulas in their names."""
+    """Median seconds of interleaved runs, and median ratios: formulas of the runs' names."""
     seconds = interleaved(runs, repeats)
     return {
         "seconds": seconds.median().to_dict(),

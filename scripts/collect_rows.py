@@ -31,7 +31,7 @@ def collect(paper: PaperRow, folder: Path, results: Path) -> tuple[int, list[str
     for row, records in finished_runs(folder):
         if key_of(row) in known:
             continue
-        problems = settings_of(paper, [row])[1]
+        _, problems = settings_of(paper, [row])
         if row["dirty"]:
             problems = [f"{name_of_run(row)} has uncommitted changes; make it from a commit"]
         refused += problems

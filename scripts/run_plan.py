@@ -32,7 +32,8 @@ from scripts.evidence.paper import RESULTS, PlannedRun, paper_rows, plan
 from scripts.evidence.rows import read_rows
 from scripts.program import at_least_one, run
 
-STOPPED = (0, 128 + signal.SIGTERM, -signal.SIGTERM)  # exit codes: finished, or can be resumed
+# exit codes: finished, or can be resumed
+STOPPED = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGTERM)
 
 
 def run_folders(root: Path) -> Iterator[tuple[Path, PlannedRun, str]]:

@@ -50,9 +50,9 @@ def next_command(found: dict[PlannedRun, str], runs: Path, device: str) -> str:
     if "to collect" in known:
         return f"python scripts/collect_rows.py {runs}"
     if known & {"interrupted", "missing"}:
-        return "python scripts/run_plan.py"
+        return f"python scripts/run_plan.py --runs {runs}"
     if GPU in known and device == "cuda":
-        return "python scripts/run_plan.py --gpu"
+        return f"python scripts/run_plan.py --runs {runs} --gpu"
     return "make status, later" if "running" in known else "make figures tables report"
 
 

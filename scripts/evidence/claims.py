@@ -82,7 +82,7 @@ CLAIMS: dict[str, Claim] = {
         "Table 6", "Highway-BP's step over the fixed point's, k = 0 to 20", cost_beside_fixed_point
     ),
     "memory: at most two more hidden states per layer than backpropagation": Claim(
-        "appendix D", memory, command="python scripts/bench_engine.py"
+        "appendix D", memory, command="make bench"
     ),
     "the gradient comes closer to the exact one with every k": on_moments(
         "the cosine with the exact gradient rises with every k:", errors_fall
@@ -94,7 +94,7 @@ CLAIMS: dict[str, Claim] = {
         "increments shrink from k = 1 on:", increments_shrink
     ),
     "with a device per layer, the backward pass takes k / L of its time": Claim(
-        "Eq. 13, appendix E", shared_backward, command="python scripts/bench_sharded.py"
+        "Eq. 13, appendix E", shared_backward, command="make bench"
     ),
     "the networks have the printed numbers of parameters": Claim(
         "Table 2", parameter_counts, command="pytest tests/experiments/test_presets.py"

@@ -125,10 +125,7 @@ def difference(
     value: Callable[[Row], float] = error_score,
 ) -> Difference | None:
     """``ours`` less ``others``; None if one has under two seeds, infinite if only one diverged."""
-    if paired:
-        by_seed = [{row["seed"]: row for row in rows} for rows in (ours, others)]
-        common = sorted(by_seed[0].keys() & by_seed[1].keys())
-        ours, others = ([rows[seed] for seed in common] for rows in by_seed)
+    ours, others = comparable(ours, others, paired)
     if min(len(ours), len(others)) < 2:
         return None
     a, b = (np.array([value(row) for row in rows]) for rows in (ours, others))
@@ -141,8 +138,23 @@ def difference(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about differences that are nearly equal
         test = stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
+    # The ends of the two-sided 90 % interval are the one-sided 95 % bounds.
     bounds = (*test.confidence_interval(LEVEL), *test.confidence_interval(2 * LEVEL - 1))
     return Difference(mean, *map(float, bounds), float(test.pvalue))
+
+
+def comparable(ours: Sequence[Row], others: Sequence[Row], paired: bool) -> list[Sequence[Row]]:
+    """Both arms; if paired, their rows of common seeds, in one order."""
+    if not paired:
+        return [ours, others]
+    by_seed = [{row["seed"]: row for row in rows} for rows in (ours, others)]
+    common = sorted(by_seed[0].keys() & by_seed[1].keys())
+    return [[rows[seed] for seed in common] for rows in by_seed]
+
+
+def enough(setting: Setting, *arms: Sequence[Row]) -> bool:
+    """Whether two arms have the seeds that a verdict needs."""
+    return min(map(len, comparable(*arms, setting.paper.paired))) >= ENOUGH
 
 
 def _certain(mean: float) -> Difference:
@@ -161,6 +173,7 @@ def matches(setting: Setting, ours: Sequence[Row]) -> Finding:
     outcomes, texts = [], []
     for value, margin, unit in scores:
         found = difference(ours, exact, paper.paired, value)
+        # It matches below the margin: "beyond", with all signs turned.
         outcomes.append(beyond(-found.at_most, -found.at_least, -margin))
         texts.append(f"{found} {unit}, at most {found.at_most:.3g}, margin {margin:.3g}")
     worst = next(o for o in (Outcome.FAILS, Outcome.UNDECIDED, Outcome.HOLDS) if o in outcomes)
@@ -192,27 +205,27 @@ def better_at_equal_k(setting: Setting, ks: Sequence[int]) -> Finding:
         return not_learned(setting)
     pairs = {k: (setting.arm("highway", k), setting.arm("fixed_point", k)) for k in ks}
     arms = [arm for pair in pairs.values() for arm in pair]
-    enough = {k: pair for k, pair in pairs.items() if min(map(len, pair)) >= ENOUGH}
-    if not enough:
+    known = {k: pair for k, pair in pairs.items() if enough(setting, *pair)}
+    if not known:
         shown = (f"k = {k}: {', '.join(map(summary, pair))}" for k, pair in pairs.items())
         return finding(setting, "; ".join(shown), Outcome.TOO_FEW, *arms)
-    found = {k: difference(*pair, setting.paper.paired) for k, pair in enough.items()}
+    found = {k: difference(*pair, setting.paper.paired) for k, pair in known.items()}
     significant = sorted(holm({k: d.p for k, d in found.items()}))
     gains = [k for k in significant if found[k].mean < 0]
     losses = [k for k in significant if found[k].mean > 0]
     outcome = Outcome.FAILS if losses else Outcome.HOLDS if gains else Outcome.UNDECIDED
     unit = METRICS[setting.paper.metric].worse
     shown = "; ".join(f"k = {k}: {d} {unit}, p = {d.p:.2g}" for k, d in found.items())
-    better, worse = (", ".join(f"k = {k}" for k in ks) or "no k" for ks in (gains, losses))
-    text = f"Highway less FP, {shown}; after Holm better at {better}, worse at {worse}"
+    gained, lost = (", ".join(f"k = {k}" for k in some) or "no k" for some in (gains, losses))
+    text = f"Highway less FP, {shown}; after Holm better at {gained}, worse at {lost}"
     return finding(setting, text, outcome, *arms)
 
 
-def holm(p: dict[int, float], level: float = 1 - LEVEL) -> list[int]:
+def holm(p: dict[int, float]) -> list[int]:
     """The keys whose p stays significant when all are tested together (Holm 1979)."""
     kept = []
     for place, key in enumerate(sorted(p, key=p.__getitem__)):
-        if p[key] > level / (len(p) - place):
+        if p[key] > (1 - LEVEL) / (len(p) - place):
             break
         kept.append(key)
     return kept
@@ -257,7 +270,7 @@ def _cannot_judge(setting: Setting, ours: Sequence[Row], others: Sequence[Row]) 
         return not_learned(setting)
     if not ours or not others:
         return NOT_RUN
-    if min(len(ours), len(others)) < ENOUGH:
+    if not enough(setting, ours, others):
         text = f"{summary(ours)}; {summary(others)}"
         return finding(setting, text, Outcome.TOO_FEW, ours, others)
     return None

@@ -118,10 +118,11 @@ def five_iterations(results: Results) -> Finding:
     known = [f for f in findings if f.decided or f.outcome is Outcome.TOO_FEW]
     if not known:
         return combined(findings)
-    counts, most = Counter(f.outcome for f in known), len(known) / 2
-    outcome = Outcome.UNDECIDED if sum(f.decided for f in known) >= ENOUGH else Outcome.TOO_FEW
-    for end in (Outcome.HOLDS, Outcome.FAILS):
-        outcome = end if outcome is Outcome.UNDECIDED and counts[end] > most else outcome
+    counts = Counter(f.outcome for f in known)
+    ends = (Outcome.HOLDS, Outcome.FAILS)
+    outcome = next((o for o in ends if counts[o] > len(known) / 2), Outcome.UNDECIDED)
+    if sum(f.decided for f in known) < ENOUGH:
+        outcome = Outcome.TOO_FEW
     line = f"of {len(known)} experiments: " + ", ".join(f"{o} {n}" for o, n in counts.items())
     found = combined(known)
     return replace(found, lines=[*found.lines, line], outcome=outcome)

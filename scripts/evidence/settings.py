@@ -19,6 +19,7 @@ from scripts.evidence.rows import Arm, Row, by_arm, name_of_run, score
 ENOUGH = 3  # seeds of an arm, for a verdict
 LEVEL = 0.95
 POINTS, SHARE = 5.0, 0.1  # by which a network has to beat a guess: accuracy, share of loss
+RISE = 0.1  # share by which the last loss of a run that diverged is above its best
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def has_diverged(row: Row) -> bool:
     if row["diverged"]:
         return True
     losses = [v for v in row["curve"]["eval"]["eval_loss"] if v is not None and isfinite(v)]
-    return row["eval_loss"] > (1 + SHARE) * min(losses)
+    return row["eval_loss"] > (1 + RISE) * min(losses)
 
 
 def half_interval(values: Sequence[float]) -> float:

@@ -60,7 +60,7 @@ def draw_time(results: Results) -> Drawing:
 
 
 def with_curves(setting: Setting) -> Setting:
-    """The setting's runs of backpropagation, and of Highway-BP at every k."""
+    """The setting's runs of backpropagation and of Highway-BP at every k; without any, all runs."""
     return setting.only(setting.plain("bp", "highway") or setting.arms)
 
 

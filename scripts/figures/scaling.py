@@ -130,7 +130,7 @@ def draw(results: Results) -> Drawing:
     notes = ["bars: measured; circles: the model, from the costs of layers and messages"]
     if record is None:
         caption(left, "Measured", [])
-        gap(left, "not measured\n\npython scripts/bench_sharded.py")
+        gap(left, "not measured\n\nmake bench")
     else:
         ratios = draw_measured(left, record)
         caption(left, "Measured", [f"{record['layers']} sublayers of width {record['width']}, CPU"])

@@ -42,15 +42,15 @@ def network(paper: PaperRow, setting: Setting | None) -> dict[str, str]:
         "model": model,
         "L, paper": str(paper.L),
         "L, here": str(ours["L"]) if ours else "not run",
-        "parameters, paper": in_short(paper.parameters),
-        "parameters, here": in_short(ours["parameters"]) if ours else "not run",
+        "parameters, paper": in_thousands(paper.parameters),
+        "parameters, here": in_thousands(ours["parameters"]) if ours else "not run",
         "ratio": number(ours and ours["parameters"] / paper.parameters, 2),
         "losses in between": "yes" if paper.intermediate_losses else "no",
         "runs here": state(setting) if setting else paper.command,
     }
 
 
-def in_short(n: int) -> str:
+def in_thousands(n: int) -> str:
     """For instance 29.8k or 1.73M."""
     return f"{n / 1e6:.3g}M" if n >= 1e6 else f"{n / 1e3:.3g}k"
 

@@ -325,3 +325,14 @@ def test_without_rows_every_claim_has_a_verdict(tmp_path):
         open_ = (Verdict.NOT_RUN, Verdict.NOT_MEASURED, Verdict.TOO_FEW)
         assert found.verdict in open_ or claim.where in ("Theorems 1 and 2", "Table 2")
         assert claim.keys or claim.command
+
+
+def test_paired_arms_are_judged_on_seeds_that_both_have():
+    exact = seeds("gru_chars", "bp", None, [2.5, 2.51, 2.49])
+    others = seeds("gru_chars", "highway", 1, [2.5] * 6)
+    for ours in (others[3:], others[2:5]):  # no seed, one seed in common
+        both = setting(exact, ours)
+        assert matches(both, ours).outcome is Outcome.TOO_FEW
+        assert worse(both, ours, exact).outcome is Outcome.TOO_FEW
+    fixed = seeds("gru_chars", "fixed_point", 1, [2.6] * 3)
+    assert better_at_equal_k(setting(exact, fixed, others[3:]), [1]).outcome is Outcome.TOO_FEW

@@ -233,7 +233,7 @@ def test_status_counts_rows_and_folders_of_one_device(folders, tmp_path, capsys,
     status.main([*arguments, "--device", "cuda", "-v"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert status.next_command({plan()[0]: "done", plan()[-1]: status.GPU}, folders, "cuda") == (
-        "python scripts/run_plan.py --gpu"
+        f"python scripts/run_plan.py --runs {folders} --gpu"
     )
     assert ["gru_pixels", "-", "-", "-", "-", str(planned), "-"] in lines
     run = ["experiment=gru_cifar10_pixels", "grad=highway", "k=10", "seed=0"]
