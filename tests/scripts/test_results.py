@@ -85,7 +85,7 @@ def test_all_figures_are_drawn_with_their_captions(results):
         pixels = plt.imread(results / "figures" / f"{name}.png")
         assert pixels.shape[1] > 600 and pixels.std() > 0.01
         assert (results / "figures" / f"{name}.pdf").exists()
-    assert "python scripts/bench_sharded.py" in texts(results / "figures" / "scaling.svg")
+    assert "make bench" in texts(results / "figures" / "scaling.svg")
     four = texts(results / "figures" / "figure4.svg")
     assert "the paper's own setting, CPU" in four and "300 steps of 128, 3 seeds" in four
     assert "not run" in four and "python scripts/run_plan.py\nlstm_chars" in four
