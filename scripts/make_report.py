@@ -32,6 +32,7 @@ from scripts.evidence.paper import PaperRow, paper_rows, preset_model
 from scripts.evidence.results import Results, read_results
 from scripts.evidence.rows import Row, arm_of, name_of_run
 from scripts.program import run
+from scripts.tables.of_claims import RULES
 
 PAPERS = ("table2", "table3", "table6")
 FIGURES = (*(f"figure{n}" for n in range(2, 7)), "time", "scaling", "schedules")
@@ -91,6 +92,7 @@ def page(findings: dict[str, Finding], results: Results) -> str:
         claims=[(text, CLAIMS[text], found) for text, found in findings.items()],
         counts=Counter(found.verdict for found in findings.values()),
         verdicts=Verdict,
+        rules=RULES,
         results=results,
         made=environment(torch.device("cpu")),
         figures=[embedded(picture) for picture in pictures if picture.exists()],

@@ -7,11 +7,14 @@ from scripts.evidence.judge import Verdict
 from scripts.evidence.results import Results
 from scripts.tables.table import Page, Table
 
-NOTE = (
+RULES = (
     "Computed from rows and benchmarks. The rules of comparison (scripts/evidence/judge.py) stood "
     'before the runs; what counts for "most cases", memory and parameters became stricter after '
-    "them. Reproduced and contradicted speak of the paper's own setting "
-    "alone. Differences: mean [two-sided 95 % interval], at most: the one-sided 95 % bound."
+    "them. To match backpropagation, the one-sided 95 % bound of the difference has to lie below a "
+    "margin; to be worse, the whole 95 % interval beyond it. An interval that straddles the margin "
+    "is undecided; fewer than three seeds are not enough. Reproduced and contradicted speak of the "
+    "paper's own setting alone. Differences: mean [two-sided 95 % interval], at most: the "
+    "one-sided 95 % bound."
 )
 
 
@@ -28,4 +31,4 @@ def claims(results: Results) -> Page:
         }
         for text, finding in found.items()
     ]
-    return Page("What is reproduced", [NOTE, f"Of {len(found)} claims: {tally}."], [Table(lines)])
+    return Page("What is reproduced", [RULES, f"Of {len(found)} claims: {tally}."], [Table(lines)])
