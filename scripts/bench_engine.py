@@ -2,8 +2,8 @@
 
     python scripts/bench_engine.py --out results/bench_engine.json
 
-ResNets run in channels-last layout, as train.py runs them. scripts/benchmark.py explains how times
-and memory are measured.
+ResNets run in channels-last layout, as train.py does in float32. scripts/benchmark.py explains how
+times and memory are measured.
 """
 
 import sys

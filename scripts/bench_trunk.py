@@ -4,7 +4,8 @@
 
 The models are the paper's GPT-2 (12 layers of width 256, 256 tokens, batch 4) and a mixture of
 experts (Mixtral, 4 layers of width 256, 4 experts), without and with its router loss: its gradient
-comes from inside the layers. scripts/benchmark.py explains how times and memory are measured.
+comes from inside the layers. Times are of forward and backward pass. scripts/benchmark.py explains
+how times and memory are measured.
 """
 
 import copy
@@ -24,7 +25,7 @@ from scripts import benchmark
 from scripts.benchmark import DEVICE
 from scripts.program import run
 
-VOCABULARY, BATCH, LENGTH, WIDTH, LAYERS = 4096, 4, 256, 256, 12
+VOCABULARY, BATCH, LENGTH, WIDTH, LAYERS = 16_000, 4, 256, 256, 12
 EVERY = hb.AutoGamma().every
 RATIOS = {
     "converted_bp_over_plain": "bp / plain",

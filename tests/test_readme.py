@@ -1,5 +1,6 @@
 """README: its blocks run as they stand, its links lead somewhere, its numbers are the rows'."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -137,9 +138,10 @@ def test_the_table_of_the_pixels_is_that_of_the_rows():
     assert len(ours) == len(on_cpus.arm("bp")) == 5
     assert matches(on_cpus, ours).outcome is Outcome.HOLDS
     seconds = results().record("steps_gru_cifar10_pixels.cuda")
+    assert seconds["environment"]["commit"].startswith("cb18e62")
     names = ("bp", "k0", "k1", "k3", "k5", "k10", "fp5", "fp10")
     cells = " | ".join(f"{1000 * seconds['seconds'][name]:.1f}" for name in names)
-    assert f"| step, ms (BP: cuDNN) | {cells} |" in README
+    assert f"| step, ms, at cb18e62, no CUDA graphs (BP: cuDNN) | {cells} |" in README
 
 
 def at_most(setting: Setting) -> list[float]:
@@ -296,11 +298,23 @@ def test_the_times_are_those_of_the_benchmarks():
     of_rows = {run["row"]: run["speedup"] for run in record("bench_rnn_cuda")["paper"]}
     pixels, small = of_rows["gru_pixels"], record("bench_rnn")["small"][0]["speedup"]
     assert f"{pixels['k0']:.2f} (k = 0) and {pixels['k5']:.2f} times" in README
-    with_tf32 = {run["row"]: run["speedup"] for run in record("bench_rnn_cuda_tf32")["paper"]}
-    k0, k5 = (f"{with_tf32['gru_pixels'][name]:.2f}" for name in ("k0", "k5"))
-    assert f"(float32; with TF32 {k0} and {k5})" in README
     expected = f"{small['k0']:.1f} and {small['k5']:.1f} times as fast as `nn.GRU`"
     assert expected in README.replace("\n", " ")
+
+
+def test_as_many_models_were_tried_as_is_said():
+    page, text = (ROOT / "docs" / "your_model.md").read_text(), README.replace("\n", " ")
+    found = {}
+    for library in ("transformers", "timm"):
+        file = ROOT / "tests" / "peers" / f"every_{library}.json"
+        exact = [
+            v for kind, v in json.loads(file.read_text())["outcomes"].values() if kind == "exact"
+        ]
+        found[library] = [sum(max(chain) > 1 for chain in exact), len(exact)]
+    (many, of_many), (few, of_few) = found["transformers"], found["timm"]
+    assert f"{many} classes of transformers and {few} architectures of timm" in text
+    assert f"{many} classes of transformers and {few} architectures of timm" in page
+    assert f"(and {of_many - many} and {of_few - few} with one)" in page.replace("\n", " ")
 
 
 def test_the_tally_of_claims_is_the_reports():

@@ -13,7 +13,7 @@ NOTE = (
     "Means over seeds, with the 95 % interval of the mean from three seeds on. Step: of all "
     "methods side by side on a quiet machine, without CUDA graphs. Passes: through all blocks of "
     "the chain, per step; in a row: those that wait for each other when every layer has its own "
-    "device. Memory: the peak of a run."
+    "device, in one recurrent layer."
 )
 SCORES_NOTE = "Ratios compare runs in full alone; a network that has not learned has no score."
 
@@ -105,7 +105,6 @@ def of_setting(results: Results, setting: Setting) -> Table:
             "x BP": number(step and exact and step / exact, 2),
             "passes": number(per_step(rows, "block_passes"), 2),
             "in a row": number(per_step(rows, "sequential_passes"), 1),
-            "memory, MB": f"{max(row['peak_memory_mb'] for row in rows):.0f}",
         }
 
     row, where = setting.rows[0], "the paper's own setting" if setting.full else "reduced"

@@ -13,17 +13,19 @@ from scripts.tables.table import Page, Table, number
 PAPER_NOTE = (
     "Paper: one A100-class GPU, a training step of the whole network, batch 128. Here: forward and "
     "backward through the recurrent layers alone, against a loop over cells and against nn.GRU or "
-    "nn.LSTM (cuDNN on a GPU)."
+    "nn.LSTM (cuDNN on a GPU). Tables of different commits do not compare precisions."
 )
 RNN_NOTE = (
-    "Forward and backward, times faster than `nn.GRU` or `nn.LSTM` in the same process; bold where "
-    "torch.nn is faster. kN is Highway-BP with k = N, kNwS with windows of S steps, fpN the fixed "
-    "point, bpttS truncated BPTT."
+    "Forward and backward, times faster than `nn.GRU` or `nn.LSTM` in the same process, with all "
+    "threads (nn) or one (nn1), whichever is faster; bold where torch.nn is faster. kN is "
+    "Highway-BP with k = N, kNwS with windows of S steps, fpN the fixed point, bpttS truncated "
+    "BPTT."
 )
 RNN_PARTS = {
     "small": "Long sequences of small steps",
     "grid": "Where it pays, and where plain BPTT wins",
 }
+BASELINES = ("nn", "nn1")  # torch's own layer: with all threads, with one
 METHODS = {"fixed_point": ("FPI", "fp"), "highway": ("Highway", "k")}
 Lines = list[dict[str, str]]
 
@@ -115,9 +117,10 @@ def bench_rnn(results: Results) -> Page | None:
 
 
 def speeds(shape: dict) -> dict[str, str]:
-    ratios = {name: value for name, value in shape["speedup"].items() if name != "nn"}
+    plain = {f"{name}, ms": f"{shape['ms'][name]:.1f}" for name in BASELINES if name in shape["ms"]}
+    ratios = {name: value for name, value in shape["speedup"].items() if name not in BASELINES}
     bold = {n: f"{r:.2f}" if r >= 1 else f"**{r:.2f}**" for n, r in ratios.items()}
-    return {"shape": shape["shape"], "nn, ms": f"{shape['ms']['nn']:.1f}", **bold}
+    return {"shape": shape["shape"], **plain, **bold}
 
 
 def memory(shape: dict) -> dict[str, str]:
