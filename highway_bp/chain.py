@@ -124,6 +124,8 @@ class ChainLayer:
         if self.alone and is_sum and carry is None:
             z = layer.block(h, *args, **kwargs)
             _check_tensor(z, f"block of {self.name}")
+            if not z.requires_grad:  # a constant block: cut, its layer would end the graph
+                return LayerResult(h + z)
             return LayerResult(h.detach() + z, is_cut=True)
         out = layer(h, *args, **kwargs)
         _check_tensor(out, self.name)

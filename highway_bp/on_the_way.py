@@ -39,8 +39,9 @@ class Way:
 
 def _parents(node: object, i: int) -> Iterable[Edge]:
     """The edges that the i-th output of ``node`` depends on."""
-    if is_tap(node) and node.segment is not None:
-        return edges_of([[node.segment.states[node.place], *node.extras][i]])
+    if is_tap(node) and (segment := node.segment) is not None:
+        residual = [segment.h_in] if i == 0 and segment.is_cut else []  # not in the local graph
+        return edges_of([[segment.states[node.place], *node.extras][i], *residual])
     if isinstance(node, Gate._backward_cls):
         return [node.next_functions[i]]
     return () if node is None else node.next_functions

@@ -41,6 +41,7 @@ from highway_bp.methods import TruncatedBPTT
 from highway_bp.module_system import ModuleSystem, States
 from highway_bp.on_the_way import Way
 from highway_bp.own_gradients import refuse_own_gradients
+from highway_bp.post_hooks import only_where_gradients_arrive
 from highway_bp.segment import Cotangents, Segment, add, parameter_step, with_fresh_graphs
 from highway_bp.shown import check_shown, hooks_of, kept_grads
 from highway_bp.silenced import silenced
@@ -214,6 +215,8 @@ class Pass:
         for i, t in enumerate(leaves):
             if grads[i] is None and id(t) in unreached:
                 grads[i] = torch.zeros_like(t)
+        pairs = zip(gate.parameters, grads[gate.n :], strict=True)
+        only_where_gradients_arrive(p for p, g in pairs if g is None)
         return w_0, grads
 
     def _solve_whole(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> States:

@@ -19,6 +19,7 @@ from highway_bp.first_order import first_order
 from highway_bp.flow import refuse_freed
 from highway_bp.has_method import CountedMethod
 from highway_bp.own_gradients import refuse_own_gradients
+from highway_bp.post_hooks import only_where_gradients_arrive
 from highway_bp.segment import Segment, parameter_step
 from highway_bp.shown import retained
 from highway_bp.step import keep_buffers
@@ -119,4 +120,6 @@ class _ShardedPass(torch.autograd.Function):
         if w_0 is None and ctx.inputs[0] is not None:
             w_0 = torch.zeros_like(ctx.inputs[0])
         of_inputs = ctx.chain.summed([w_0, *of_leaves[:arguments]], ctx.inputs)
+        pairs = zip(ctx.leaves[arguments:], of_leaves[arguments:], strict=True)
+        only_where_gradients_arrive(p for p, g in pairs if g is None)
         return None, None, None, None, *of_inputs, *of_leaves[arguments:]

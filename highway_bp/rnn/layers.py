@@ -171,6 +171,8 @@ class MethodRNN(HasMethod, nn.RNNBase):
         if dtype is not None:
             x, start = x.to(dtype), [s.to(dtype) for s in start]
         method = CountedMethod(self.method, self)
+        self._update_flat_weights()  # as torch does: it evaluates parametrized weights
+        weights = dict(zip(self._flat_weights_names, self._flat_weights, strict=True))
         last: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             if layer > 0:
@@ -179,7 +181,8 @@ class MethodRNN(HasMethod, nn.RNNBase):
             for suffix in ("", "_reverse")[: 1 + self.bidirectional]:
                 way_in = by_length.reverse(x, lengths) if suffix else x
                 own = [s[len(last)] for s in start]  # last: one entry per layer and direction
-                h, states = self._direction(method, way_in, own, f"_l{layer}{suffix}", lengths)
+                of_layer = [w for name, w in weights.items() if name.endswith(f"_l{layer}{suffix}")]
+                h, states = self._direction(method, way_in, own, of_layer, lengths)
                 outputs.append(by_length.reverse(h, lengths) if suffix else h)
                 last.append(states)
             x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
@@ -195,11 +198,9 @@ class MethodRNN(HasMethod, nn.RNNBase):
         return pad_packed_sequence(PackedSequence(data, sizes), total_length=len(x))[0]
 
     @torch.compiler.disable  # as the compiler does with torch's own recurrent layers
-    def _direction(self, method: Method, x, start, suffix: str, lengths: Tensor | None):
+    def _direction(self, method: Method, x, start, weights: list, lengths: Tensor | None):
         """Outputs (L, B, H), arbitrary after a sequence's end, and last states (B, H)."""
         dtype = self._autocast_dtype(x.device)
-        names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]
-        weights = [getattr(self, name + suffix) for name in names]
         # Views: an assignment to ``.data`` before the backward pass does not change them.
         weights = [w.view_as(w) if dtype is None else w.to(dtype) for w in weights]
         ends = None if lengths is None else lengths - 1

@@ -393,3 +393,45 @@ def test_unknown_method():
         model.method = 3
     with pytest.raises(TypeError, match="method"):
         hb.set_method(model, hb.Highway)
+
+
+class Apart(hb.ResidualLayer):
+    """A block that does not depend on h; ``of`` makes it of h and the weights."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.p, self.of = nn.Parameter(torch.randn(3, dtype=torch.float64)), of
+
+    def block(self, h):
+        return self.of(h, self.p)
+
+
+APART = {
+    "zeros": lambda h, p: torch.zeros_like(h),
+    "without gradient": lambda h, p: (h * p).detach(),
+    "of weights": lambda h, p: (h.detach() * p).tanh(),
+}
+
+
+@pytest.mark.parametrize("of", APART.values(), ids=APART)
+@pytest.mark.parametrize("method", EXACT[1:], ids=str)
+def test_a_block_that_does_not_depend_on_its_input(of, method):
+    torch.manual_seed(0)
+    model = hb.ResidualChain([Plain(linear(3)), Apart(of), Apart(of)]).double()
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+
+    def found(method):
+        model.method = method
+        states = model(x, return_states=True)
+        for state in states:
+            state.retain_grad()
+        asked = torch.autograd.grad(states[-1].square().sum(), [x], retain_graph=True)
+        kept = [state.grad for state in states[:-1]]
+        model.zero_grad()
+        states[-1].square().sum().backward()
+        return [*asked, *kept, *(p.grad for p in model.parameters())]
+
+    for ours, exact in zip(found(method), found(hb.Backprop()), strict=True):
+        assert (ours is None) == (exact is None)
+        if exact is not None:
+            assert_close(ours, exact)

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import register_parametrization
 
 import highway_bp as hb
 from tests.highway_bp.test_rnns import KINDS, every_kind
@@ -146,3 +148,30 @@ def test_tools_that_know_torchs_class_alone(kind, tool, ours):
         warnings.simplefilter("ignore")
         made = TOOLS[tool](KINDS[kind][ours](4, 5))
     assert tool != "quantize_dynamic" or "quantized" in type(made).__module__
+
+
+class Dropped(nn.Module):
+    def forward(self, w):
+        return nn.functional.dropout(w, 0.3)
+
+
+PARAMETRIZED = {
+    "state": lambda rnn: spectral_norm(rnn, "weight_hh_l0"),
+    "random numbers": lambda rnn: register_parametrization(rnn, "weight_hh_l1", Dropped()),
+}
+
+
+@every_kind
+@pytest.mark.parametrize("parametrize", PARAMETRIZED.values(), ids=PARAMETRIZED)
+def test_parametrized_weights_are_computed_as_often_as_by_torch(kind, parametrize):
+    found = []
+    for make in KINDS[kind]:
+        torch.manual_seed(0)
+        rnn = make(4, 5, 2)
+        if make is not KINDS[kind][0]:
+            rnn.method = hb.Highway(9)
+        parametrize(rnn)
+        rnn(X)[0].square().sum().backward()
+        grads = [p.grad for p in rnn.parameters()]
+        found.append([*grads, *rnn.buffers(), torch.rand(1)])
+    torch.testing.assert_close(*found)
