@@ -407,3 +407,21 @@ def test_hooks_behind_an_accumulation_run_only_where_a_gradient_arrives(model):
     model.blocks[2](model.blocks[0](model.emb(rows()))).square().sum().backward()
     assert unused.grad is None
     return [torch.tensor(float(len(calls)))]
+
+
+@asserts_same(made, both=True)
+def test_hooks_behind_an_accumulation_that_drop_the_gradient(model):
+    """The chain has no gradient for the second layer's weights, and a loss on these has one."""
+    calls = []
+
+    def drop(p):
+        calls.append(p)
+        p.grad = None
+
+    weights = list(model.blocks[1].parameters())
+    for p in weights:
+        p.register_post_accumulate_grad_hook(drop)
+        p.register_post_accumulate_grad_hook(calls.append)
+    out = model.blocks[2](model.blocks[0](model.emb(rows())))
+    (out.square().sum() + sum(p.sum() for p in weights)).backward()
+    return [torch.tensor(float(len(calls)))]
