@@ -1,6 +1,5 @@
 """README: its blocks run as they stand, its links lead somewhere, its numbers are the rows'."""
 
-import json
 import multiprocessing
 import os
 import re
@@ -300,21 +299,6 @@ def test_the_times_are_those_of_the_benchmarks():
     assert f"{pixels['k0']:.2f} (k = 0) and {pixels['k5']:.2f} times" in README
     expected = f"{small['k0']:.1f} and {small['k5']:.1f} times as fast as `nn.GRU`"
     assert expected in README.replace("\n", " ")
-
-
-def test_as_many_models_were_tried_as_is_said():
-    page, text = (ROOT / "docs" / "your_model.md").read_text(), README.replace("\n", " ")
-    found = {}
-    for library in ("transformers", "timm"):
-        file = ROOT / "tests" / "peers" / f"every_{library}.json"
-        exact = [
-            v for kind, v in json.loads(file.read_text())["outcomes"].values() if kind == "exact"
-        ]
-        found[library] = [sum(max(chain) > 1 for chain in exact), len(exact)]
-    (many, of_many), (few, of_few) = found["transformers"], found["timm"]
-    assert f"{many} classes of transformers and {few} architectures of timm" in text
-    assert f"{many} classes of transformers and {few} architectures of timm" in page
-    assert f"(and {of_many - many} and {of_few - few} with one)" in page.replace("\n", " ")
 
 
 def test_the_tally_of_claims_is_the_reports():

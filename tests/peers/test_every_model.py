@@ -164,12 +164,16 @@ def test_every_model_that_was_tried_is_exact_or_has_no_chain():
         for library, found in RECORDS.items()
     }
     assert all(set(found) == {"exact", "no chain"} for found in tried.values())
-    classes, architectures = (len(EXACT[library]) for library in ("transformers", "timm"))
-    line = f"{classes} classes of transformers and {architectures} architectures of timm"
+    outcomes = (found.values() for found in RECORDS.values())
+    chains = [[lengths for how, lengths in found if how == "exact"] for found in outcomes]
+    several = [sum(max(lengths) > 1 for lengths in found) for found in chains]
+    line = f"{several[0]} classes of transformers and {several[1]} architectures of timm"
     assert line in readme and line in page
+    one = [len(found) - n for found, n in zip(chains, several, strict=True)]
+    assert f"(and {one[0]} and {one[1]} with one)" in page
     without = [found.count("no chain") for found in tried.values()]
     untried = [len(RECORDS[library]) - len(found) for library, found in tried.items()]
-    assert f"In another {without[0]} and {without[1]} no list of layers is a chain" in page
+    assert f"In {without[0]} and {without[1]} no list of layers is a chain" in page
     assert f"Not tried are {untried[0]} and {untried[1]}" in page
 
 
