@@ -8,7 +8,7 @@
     Leak  begins a group's local graph. Autograd's own backward pass goes through it if a loss
           uses a tensor inside a layer, which a hook has shown. That pass frees the local
           graph, so the layers are run once more to solve the system.
-    Tap   stands behind every layer: it passes on the state without the local graph. Its backward
+    Tap   follows every layer: it passes on the state without the local graph. Its backward
           notes b_i, the cotangent that losses send to this state.
 
 In autograd's graph a Tap leads to the Tap before it, or to Gate. It owns its group's local graph,

@@ -215,8 +215,7 @@ class Pass:
         for i, t in enumerate(leaves):
             if grads[i] is None and id(t) in unreached:
                 grads[i] = torch.zeros_like(t)
-        pairs = zip(gate.parameters, grads[gate.n :], strict=True)
-        only_where_gradients_arrive(p for p, g in pairs if g is None)
+        only_where_gradients_arrive(gate.parameters, grads[gate.n :])
         return w_0, grads
 
     def _solve_whole(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> States:

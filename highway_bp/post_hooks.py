@@ -1,6 +1,6 @@
 """Hooks that run after a gradient was accumulated: Gate leads to more parameters than get one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 import torch
@@ -22,13 +22,18 @@ class _IfArrived:
             self._hook(p)
 
 
-def only_where_gradients_arrive(parameters: Iterable[Tensor]) -> None:
-    """Keep post-accumulate hooks of these parameters from running in this backward pass, unless
-    another path brings a gradient. A chain has none for them, and autograd runs the hooks for none,
-    too: they would act on an old .grad."""
-    for p in parameters:
+def only_where_gradients_arrive(
+    parameters: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> None:
+    """Keep post-accumulate hooks of parameters without a gradient from running in this backward
+    pass, unless another path brings one. Autograd runs these hooks for none, too: they would act on
+    an old .grad.
+
+    grads: what the parameters get from here; None for none.
+    """
+    for p, g in zip(parameters, grads, strict=True):
         hooks = getattr(p, "_post_accumulate_grad_hooks", None)
-        if hooks and torch._C._will_engine_execute_node(_accumulation(p)):
+        if hooks and g is None and torch._C._will_engine_execute_node(_accumulation(p)):
             # Asked once, before the first of the hooks, which may change .grad.
             has_arrived = cache(partial(_has_changed, p, p.grad, _version(p.grad)))
             for key in hooks:

@@ -30,9 +30,9 @@ from experiments.devices import prepare_torch
 from scripts import benchmark
 from scripts.benchmark import DEVICE
 from scripts.program import run
+from scripts.tables.of_timings import BASELINES
 
 PROCESSES = 3
-BASELINES = ("nn", "nn1")  # torch's own layer: with all threads, with one
 CELLS = {"GRU": (nn.GRU, hb.GRU, nn.GRUCell), "LSTM": (nn.LSTM, hb.LSTM, nn.LSTMCell)}
 
 

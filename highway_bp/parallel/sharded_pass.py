@@ -120,6 +120,5 @@ class _ShardedPass(torch.autograd.Function):
         if w_0 is None and ctx.inputs[0] is not None:
             w_0 = torch.zeros_like(ctx.inputs[0])
         of_inputs = ctx.chain.summed([w_0, *of_leaves[:arguments]], ctx.inputs)
-        pairs = zip(ctx.leaves[arguments:], of_leaves[arguments:], strict=True)
-        only_where_gradients_arrive(p for p, g in pairs if g is None)
+        only_where_gradients_arrive(ctx.leaves[arguments:], of_leaves[arguments:])
         return None, None, None, None, *of_inputs, *of_leaves[arguments:]

@@ -110,8 +110,7 @@ class Steps(torch.autograd.Function):
         grad_x = _joined(by_x, 1) if wants_x else None
         grad_start = [_joined(found, 0) for found in zip(*by_start, strict=True)]
         grad_weights = [sum(found[1:], found[0]) for found in zip(*by_weight, strict=True)]
-        pairs = zip(weights, grad_weights, strict=True)
-        only_where_gradients_arrive(w for w, g in pairs if g is None)
+        only_where_gradients_arrive(weights, grad_weights)
         grads = [
             g if g is None else g.to(t.dtype)
             for g, t in zip([grad_x, *grad_start, *grad_weights], [x, *tensors], strict=True)

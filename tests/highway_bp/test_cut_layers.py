@@ -9,7 +9,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 
 import highway_bp as hb
-from tests.highway_bp.architectures import Plain, Split, tanh
+from tests.highway_bp.architectures import Plain, Split, linear, tanh
 from tests.highway_bp.converted import EXACT, rows
 
 
@@ -188,3 +188,48 @@ def test_a_wrong_carry_costs_no_exactness(kind):
         losses = [model(c * x).square().sum() for c in (1, 2)]  # the carry is that of the second
         found.append(torch.autograd.grad(sum(losses), [x, *plain.parameters()]))
     torch.testing.assert_close(*found)
+
+
+class Apart(hb.ResidualLayer):
+    """A block that does not depend on h; ``of`` makes it of h and the weights."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.p, self.of = nn.Parameter(torch.randn(3, dtype=torch.float64)), of
+
+    def block(self, h):
+        return self.of(h, self.p)
+
+
+APART = {
+    "zeros": lambda h, p: torch.zeros_like(h),
+    "without gradient": lambda h, p: (h * p).detach(),
+    "of weights": lambda h, p: (h.detach() * p).tanh(),
+}
+
+
+FOR_THREE = [hb.FixedPoint(3), hb.Highway(3), hb.Highway(2, group_size=2)]
+
+
+@pytest.mark.parametrize("of", APART.values(), ids=APART)
+@pytest.mark.parametrize("method", FOR_THREE, ids=str)
+def test_a_block_that_does_not_depend_on_its_input(of, method):
+    torch.manual_seed(0)
+    model = hb.ResidualChain([Plain(linear(3)), Apart(of), Apart(of)]).double()
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+
+    def found(method):
+        model.method = method
+        states = model(x, return_states=True)
+        for state in states:
+            state.retain_grad()
+        asked = torch.autograd.grad(states[-1].square().sum(), [x], retain_graph=True)
+        kept = [state.grad for state in states[:-1]]
+        model.zero_grad()
+        states[-1].square().sum().backward()
+        return [*asked, *kept, *(p.grad for p in model.parameters())]
+
+    for ours, exact in zip(found(method), found(hb.Backprop()), strict=True):
+        assert (ours is None) == (exact is None)
+        if exact is not None:
+            torch.testing.assert_close(ours, exact)

@@ -389,39 +389,3 @@ def test_copies_of_a_converted_layer_are_told():
     model.blocks = nn.ModuleList(copy.deepcopy(model.blocks[0]) for _ in range(3))
     with pytest.warns(UserWarning, match="is a copy of a converted layer"):
         backward(model)
-
-
-@asserts_same(made, both=True)
-def test_hooks_behind_an_accumulation_run_only_where_a_gradient_arrives(model):
-    """Autograd runs them for the parameters of skipped layers, too, whose .grad is an old one."""
-    calls = []
-
-    def halve(p):
-        p.grad.mul_(0.5)
-        calls.append(p)
-
-    unused = model.blocks[1].unused = nn.Parameter(rows()[0])
-    for p in model.parameters():
-        p.register_post_accumulate_grad_hook(halve)
-    model().backward()
-    model.blocks[2](model.blocks[0](model.emb(rows()))).square().sum().backward()
-    assert unused.grad is None
-    return [torch.tensor(float(len(calls)))]
-
-
-@asserts_same(made, both=True)
-def test_hooks_behind_an_accumulation_that_drop_the_gradient(model):
-    """The chain has no gradient for the second layer's weights, and a loss on these has one."""
-    calls = []
-
-    def drop(p):
-        calls.append(p)
-        p.grad = None
-
-    weights = list(model.blocks[1].parameters())
-    for p in weights:
-        p.register_post_accumulate_grad_hook(drop)
-        p.register_post_accumulate_grad_hook(calls.append)
-    out = model.blocks[2](model.blocks[0](model.emb(rows())))
-    (out.square().sum() + sum(p.sum() for p in weights)).backward()
-    return [torch.tensor(float(len(calls)))]
