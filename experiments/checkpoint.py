@@ -32,12 +32,17 @@ def save(folder: Path, state: dict[str, Any]) -> None:
         raise UserError(f"cannot rename {fresh} to {latest} ({error})") from error
 
 
+def files(folder: Path) -> list[Path]:
+    """Return its checkpoints, damaged or not, the newest first."""
+    return [folder / name for name in (FRESH, LATEST, PREVIOUS) if (folder / name).exists()]
+
+
 def load(folder: Path) -> dict[str, Any] | None:
     """Return the newest checkpoint that is not damaged, and say if it is not the newest.
 
     None if there is no checkpoint; UserError if all are damaged.
     """
-    found = [folder / name for name in (FRESH, LATEST, PREVIOUS) if (folder / name).exists()]
+    found = files(folder)
     damage: Exception | None = None
     for file in found:
         try:

@@ -50,6 +50,8 @@ def _run(plan: Plan) -> Path:
             raise BeingTrained(folder.path)
     print(f"{folder.path}: {plan.in_words()}", flush=True)
     processes.connect(plan.device, plan.settings)
+    if processes.writes:
+        _check_source(cfg.continue_from, folder)
     prepare_torch(cfg.trainer)
     torch.manual_seed(cfg.seed)
     data = build(cfg, "data")
@@ -74,6 +76,12 @@ def _is_finished(plan: Plan, folder: RunFolder) -> bool:
         skipped = ", and with it advice, diagnostics and snapshots" if more else ""
         print(f"{folder.path}: finished already, skipped{skipped}")
     return folder.finished
+
+
+def _check_source(source: str | None, folder: RunFolder) -> None:
+    """Raise UserError, before data are loaded, if the run is to begin with a missing checkpoint."""
+    if source and not (checkpoint.files(folder.path) or checkpoint.files(Path(source))):
+        raise UserError(f"continue_from={source} has no checkpoint; expected a run's folder")
 
 
 def _beginning(plan: Plan, folder: RunFolder, steps: int) -> dict[str, Any]:
@@ -104,8 +112,6 @@ def _state_to_continue(source: str, steps: int) -> dict[str, Any]:
         raise UserError(
             f"continue_from={source}: its checkpoints are damaged; expected another run's folder"
         ) from error
-    if state is None:
-        raise UserError(f"continue_from={source} has no checkpoint; expected a run's folder")
     if state["step"] >= steps:
         raise UserError(
             f"continue_from={source} is at step {state['step']} already; expected less than this "
