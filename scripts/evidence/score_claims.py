@@ -44,23 +44,35 @@ def on_runs(where: str, judge: SettingJudge, *keys: str) -> Claim:
 def in_best(results: Results, key: str, judge: SettingJudge) -> Finding:
     """The finding in an experiment's first preset that can be judged, else the first with runs.
 
-    If a preset has run on several kinds of device, the finding that rests on the most runs.
+    If a preset has run on several kinds of device, the finding that rests on the most runs; the
+    others are mentioned.
     """
     found = [f for f in map(judge, results.settings[key]) if f.outcome is not Outcome.NOT_RUN]
     decided = [f for f in found if f.decided]
     if not decided:
         return next(iter(found), NOT_RUN)
     alike = [f for f in decided if f.rows[0]["experiment"] == decided[0].rows[0]["experiment"]]
-    return max(alike, key=lambda f: len(f.rows))
+    best = max(alike, key=lambda f: len(f.rows))
+    others = [
+        f"{f.outcome} with fewer runs: {line}" for f in alike if f is not best for line in f.lines
+    ]
+    return replace(best, lines=[*best.lines, *others])
 
 
 def matches_at(k: int | None = None, gamma: float | None = None) -> SettingJudge:
-    """A judge of Highway-BP against backpropagation, at k or else the largest k up to five."""
+    """A judge of Highway-BP against backpropagation, at k or else the largest k up to five.
+
+    If there are not enough runs at that k, the largest with enough is mentioned.
+    """
 
     def judge(setting: Setting) -> Finding:
-        known = (k for k in setting.ks("highway", gamma) if k <= 5)
-        at = max(known, default=None) if k is None else k
-        return matches(setting, setting.arm("highway", at, gamma))
+        known = [k for k in setting.ks("highway", gamma) if k <= 5] if k is None else [k]
+        at = sorted(known, reverse=True) or [None]
+        found = [matches(setting, setting.arm("highway", k, gamma)) for k in at]
+        if found[0].outcome is not Outcome.TOO_FEW:
+            return found[0]
+        below = next((f.lines for f in found if f.decided), [])
+        return replace(found[0], lines=[*found[0].lines, *below])
 
     return judge
 

@@ -10,11 +10,11 @@ from scripts.tables.table import Page, Table
 RULES = (
     "Computed from rows and benchmarks. The rules of comparison (scripts/evidence/judge.py) stood "
     'before the runs; what counts for "most cases", memory and parameters became stricter after '
-    "them. To match backpropagation, the one-sided 95 % bound of the difference has to lie below a "
-    "margin; to be worse, the whole 95 % interval beyond it. An interval that straddles the margin "
-    "is undecided; fewer than three seeds are not enough. Reproduced and contradicted speak of the "
-    "paper's own setting alone. Differences: mean [two-sided 95 % interval], at most: the "
-    "one-sided 95 % bound."
+    "them, and the choice among devices, the one with the most runs, was made then. To match "
+    "backpropagation, the one-sided 95 % bound of the difference has to lie below a margin; to be "
+    "worse, the whole 95 % interval beyond it. An interval that straddles the margin is undecided; "
+    "fewer than three seeds are not enough. Reproduced and contradicted speak of the paper's own "
+    "setting alone. Differences: mean [two-sided 95 % interval], at most: the one-sided 95 % bound."
 )
 
 

@@ -13,7 +13,9 @@ from scripts.tables.table import Page, Table, number
 PAPER_NOTE = (
     "Paper: one A100-class GPU, a training step of the whole network, batch 128. Here: forward and "
     "backward through the recurrent layers alone, against a loop over cells and against nn.GRU or "
-    "nn.LSTM (cuDNN on a GPU). Tables of different commits do not compare precisions."
+    "nn.LSTM (cuDNN on a GPU), whose forward pass Highway-BP and FPI use. Gradients are those of "
+    "the weights, not of the input. On pixels, FPI at k = 0 was timed behind the loop, which "
+    "slowed it down. Tables of different commits do not compare precisions."
 )
 RNN_NOTE = (
     "Forward and backward, times faster than `nn.GRU` or `nn.LSTM` in the same process, with all "

@@ -79,7 +79,7 @@ def test_neither_a_hair_nor_scatter_is_worse(values, outcome):
 @pytest.mark.parametrize(
     ("device", "loop", "verdict"),
     [  # of Table 3, which has 3.2, 1.8 and 1.3; ours takes 100 ms at every k
-        ("a GPU", 101.0, Verdict.CONTRADICTED),
+        ("a GPU", 101.0, Verdict.NOT_SEEN),
         ("CPU x", 1.0, Verdict.NOT_MEASURED),
     ],
 )
@@ -278,7 +278,18 @@ def test_of_two_devices_the_one_with_more_seeds_of_the_arms_is_judged():
     others = seeds("gru_pixels", "highway", 5, [0.47] * 5, device="cuda")
     found = results_of({"gru_pixels": [*arms(3, "cuda"), *others, *arms(5, "cpu")]})
     assert found.settings["gru_pixels"][0].device_kind == "cuda"  # it has the most rows
-    assert {r["device_kind"] for r in judged("pixels matches backprop", found).rows} == {"cpu"}
+    finding = judged("pixels matches backprop", found)
+    assert {r["device_kind"] for r in finding.rows} == {"cpu"}
+    assert [line.split(":")[0] for line in finding.lines[1:]] == ["holds with fewer runs"]
+
+
+def test_a_smaller_k_with_enough_runs_is_mentioned():
+    one = seeds("resnet32", "highway", 3, [0.92])
+    many = seeds("resnet32", "highway", 1, [0.80, 0.81, 0.82])
+    found = judged("five iterations", results_of({"resnet32": [*BP, *one, *many]}))
+    assert found.outcome is Outcome.TOO_FEW and {r["k"] for r in found.rows} == {3, None}
+    assert ["k=3" in line for line in found.lines[:2]] == [True, False]
+    assert "k=1 81.00 (3 seeds)" in found.lines[1]
 
 
 def test_figure_6_is_judged_by_its_moments():
