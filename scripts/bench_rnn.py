@@ -138,7 +138,8 @@ def timed(name: str, step: Callable[[], None]) -> float:
 
 
 def compare(shape: Shape, names: Sequence[str], repeats: int, tf32: bool) -> dict:
-    """Median milliseconds of every network in ``names``, and its speedup over torch's own layer."""
+    """Milliseconds of every network in ``names``, median, least and most, and its speedup over
+    torch's own layer."""
     prepare_torch({"threads": None, "tf32": tf32, "deterministic": False})
     given = inputs(shape)
     steps = {name: step_of(shape, name, *given) for name in names}
@@ -148,7 +149,9 @@ def compare(shape: Shape, names: Sequence[str], repeats: int, tf32: bool) -> dic
     seconds = benchmark.interleaved(runs, repeats).join(benchmark.interleaved(last, repeats))
     plain = seconds[[name for name in names if name in BASELINES]].min(axis=1)
     faster = seconds.rdiv(plain, axis=0)
-    return {"ms": (1000 * seconds).median().to_dict(), "speedup": faster.median().to_dict()}
+    ms = {"ms": "median", "least_ms": "min", "most_ms": "max"}
+    found = {key: (1000 * seconds).agg(name).to_dict() for key, name in ms.items()}
+    return found | {"speedup": faster.median().to_dict()}
 
 
 def in_processes(*arguments) -> dict:

@@ -86,8 +86,7 @@ def measure(preset: str, arms: Sequence[str], repeats: int, overrides: Sequence[
         overrides=list(overrides),
         precision=precision_of(cfg.trainer, DEVICE.type),
         repeats=repeats,
-        seconds=seconds.median().to_dict(),
-        spread=seconds.agg(["min", "max"]).to_dict("list"),
+        **benchmark.medians(seconds),
     )
 
 

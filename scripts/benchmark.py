@@ -86,12 +86,18 @@ def interleaved(runs: Mapping[str, Callable[[], float]], repeats: int) -> pd.Dat
 def times(
     runs: Mapping[str, Callable[[], float]], repeats: int, ratios: Mapping[str, str]
 ) -> dict[str, dict]:
-    """Median seconds of interleaved runs, and median ratios: formulas of the runs' names."""
+    """`medians` of interleaved runs, and median ratios: formulas of the runs' names."""
     seconds = interleaved(runs, repeats)
     return {
-        "seconds": seconds.median().to_dict(),
+        **medians(seconds),
         "ratios": {n: float(seconds.eval(formula).median()) for n, formula in ratios.items()},
     }
+
+
+def medians(seconds: pd.DataFrame) -> dict[str, dict]:
+    """The median of every column; its spread, the least and the most."""
+    spread = seconds.agg(["min", "max"]).to_dict("list")
+    return {"seconds": seconds.median().to_dict(), "spread": spread}
 
 
 def show(title: str, values: Mapping[str, float]) -> None:

@@ -119,10 +119,16 @@ def bench_rnn(results: Results) -> Page | None:
 
 
 def speeds(shape: dict) -> dict[str, str]:
-    plain = {f"{name}, ms": f"{shape['ms'][name]:.1f}" for name in BASELINES if name in shape["ms"]}
+    plain = {f"{name}, ms": spread(shape, name) for name in BASELINES if name in shape["ms"]}
     ratios = {name: value for name, value in shape["speedup"].items() if name not in BASELINES}
     bold = {n: f"{r:.2f}" if r >= 1 else f"**{r:.2f}**" for n, r in ratios.items()}
     return {"shape": shape["shape"], **plain, **bold}
+
+
+def spread(shape: dict, name: str) -> str:
+    """The median time, with the least and the most where the record has them."""
+    ends = [f"{shape[key][name]:.1f}" for key in ("least_ms", "most_ms") if key in shape]
+    return f"{shape['ms'][name]:.1f}" + (f" ({' to '.join(ends)})" if ends else "")
 
 
 def memory(shape: dict) -> dict[str, str]:
