@@ -184,11 +184,6 @@ def _outcome(trainer: Trainer, diverged: Diverged | None) -> dict[str, Any]:
     plan, last, metric = trainer.plan, trainer.last, trainer.objective.task.metric
     sizes = group_sizes(trainer.model, plan.method)
     scores = {key: value for key, value in last.items() if key.startswith("eval_")}
-    if not diverged and metric not in scores:
-        raise UserError(
-            f"{trainer.folder.path}: its checkpoint of the last step lacks {metric}; delete "
-            "the folder to start anew"
-        )
     if diverged:
         scores = dict.fromkeys({"eval_loss", metric, *scores})
     # As last recorded: a process that only finishes a run knows its own peak memory alone.

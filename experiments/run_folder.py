@@ -103,8 +103,10 @@ class RunFolder:
         return read_json_lines(self._metrics, "step") if self._metrics.exists() else []
 
     def keep_until(self, step: int) -> list[dict[str, Any]]:
-        """Drop the records after ``step``, which training will compute again; return the others."""
-        kept = [r for r in self.records() if step and r["step"] <= step] if self.writes else []
+        """Drop the records after training step ``step``, which will be computed again; return the
+        others."""
+        records = self.records() if self.writes and step else []
+        kept = [r for r in records if r["step"] < step or (r["step"] == step and "train_loss" in r)]
         self._write(self._metrics.name, "".join(json.dumps(r) + "\n" for r in kept))
         return kept
 

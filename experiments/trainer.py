@@ -138,27 +138,27 @@ class Trainer:
             UserError: a file cannot be written.
         """
         with stop_signal() as stop, self._progress() as progress:
-            if self.step == 0 and self._must_diagnose():
-                self._diagnose()
+            self._measure()
             while self.step < self.total_steps:
                 self._step()
                 progress.update()
                 if self._must_read():
                     self._read()
-                    if self.step in self.plan.cfg.trainer.snapshots:
-                        weights = {"step": self.step, "model": hb.whole_state_dict(self.model)}
-                        self.folder.keep(f"snapshots/{self.step}.pt", weights)
-                    if self._at(self.eval_interval):
-                        self._evaluate()
-                    progress.set_postfix_str(self._shown(), refresh=False)
-                if self._must_diagnose():
-                    self._diagnose()
+                if self.step in self.plan.cfg.trainer.snapshots:
+                    weights = {"step": self.step, "model": hb.whole_state_dict(self.model)}
+                    self.folder.keep(f"snapshots/{self.step}.pt", weights)
                 stopped = self.plan.processes.any_signal(stop.received)
                 if stopped or self._at(self.checkpoint_interval):
                     self._read()
                     self.folder.save(self.state())
-                if stopped:  # also after the last step, because a sweep has to end
+                if stopped:
                     raise Interrupted(stopped)
+                self._measure()
+                if not self._unread:
+                    progress.set_postfix_str(self._shown(), refresh=False)
+            # A signal in the last evaluation has to end a sweep.
+            if stopped := self.plan.processes.any_signal(stop.received):
+                raise Interrupted(stopped)
 
     def costs(self) -> dict[str, Any]:
         """What training has cost so far."""
@@ -249,6 +249,14 @@ class Trainer:
         self._read_last = dict(zip(last.names, values[-1], strict=True))
         if self._at(self.plan.cfg.trainer.log_interval):
             self._record({**self.costs(), **self._read_last, **last.known})
+
+    def _measure(self) -> None:
+        """Evaluate and diagnose where that is due. The step's checkpoint is there already: if this
+        fails, no step is lost. A run that begins with a checkpoint measures at its step again."""
+        if self.step and self._at(self.eval_interval):
+            self._evaluate()
+        if self._must_diagnose():
+            self._diagnose()
 
     def _evaluate(self) -> None:
         scores = self.objective.evaluate(self.model)

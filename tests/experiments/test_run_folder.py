@@ -60,11 +60,14 @@ def test_a_damaged_line_is_reported(tmp_path, line):
         folder.records()
 
 
-@pytest.mark.parametrize(("last", "kept"), [(0, []), (2, [1, 2]), (3, [1, 2]), (4, [1, 2, 4])])
-def test_keep_until_drops_what_comes_after(tmp_path, last, kept):
-    folder = with_steps(tmp_path / "run", 1, 2, 4)
-    folder.keep_until(last)
-    assert [r["step"] for r in folder.records()] == kept
+@pytest.mark.parametrize(("last", "kept"), [(0, 0), (2, 3), (3, 4), (4, 5), (5, 6)])
+def test_keep_until_drops_what_comes_after_a_training_step(tmp_path, last, kept):
+    folder, records = created(tmp_path / "run"), []
+    for step in (1, 2, 4):
+        records += [{"step": step, "train_loss": 0.5}, {"step": step, "eval_loss": 0.6}]
+    for record in records:
+        folder.append(record)
+    assert folder.keep_until(last) == folder.records() == records[:kept]
 
 
 @pytest.mark.parametrize("inside", [".", "run"])

@@ -109,7 +109,6 @@ def test_a_row_that_was_lost_is_written_again(train, runs):
         ({"schedule": ...}, "another model or optimiser, or version: 'schedule'"),
         ({"optimizer": {}}, "version: 'param_groups'"),
         ({"model": {}}, "version: Error(s) in loading state_dict for ResNet: Missing key(s)"),
-        ({"last": {}}, "its checkpoint of the last step lacks eval_accuracy; delete the"),
     ],
 )
 def test_a_checkpoint_of_another_version_is_one_line_and_no_result(train, runs, change, line):
@@ -179,6 +178,22 @@ def test_a_signal_in_the_final_evaluation_ends_a_sweep(train, runs, monkeypatch)
         patch.setattr(Objective, "evaluate", interrupted)
         assert train("-m", "k=0,1", "steps=1").code == 128 + signal.SIGTERM
     assert train("k=0", "steps=1").code == 0 and row_of(only_run(runs))["eval_accuracy"] > 0
+
+
+def test_an_evaluation_that_fails_loses_no_step(train, runs, tmp_path, monkeypatch):
+    from experiments.objective import Objective
+
+    def failing(self, *arguments):
+        raise MemoryError
+
+    given = ["grad=bp", "steps=4", "trainer.eval_interval=2", "diagnostics=figure6"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, "evaluate", failing)
+        assert train(*given).code == 1
+    seen = train(*given)
+    assert seen.code == 0 and "going on after step 2" in seen.out
+    assert train(*given, f"run_root={tmp_path / 'whole'}").code == 0
+    assert_same(only_run(runs), only_run(tmp_path / "whole"))
 
 
 def test_nonfinite_gradients_name_the_parameter(train, runs, monkeypatch):
