@@ -92,7 +92,10 @@ DROPS = Range(
 GAMMA = Range(lambda g: g == "auto" or FRACTION.includes(g), f"{FRACTION.words}, or 'auto'")
 PLACE = Range(lambda path: TEXT.includes(path) and path, "a path")
 PART = Range(
-    lambda part: {"name", "config", "split"} <= part.keys() <= {"name", "config", "split", "rows"},
+    lambda part: (
+        {"name", "config", "split"} <= part.keys() <= {"name", "config", "split", "rows"}
+        and all(map(TEXT.includes, (part["name"], part["split"])))
+    ),
     "a part of a hub data set, {name: NAME, config: null, split: train}",
 )
 # Of data.train and data.test, by the kind of data.

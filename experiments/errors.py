@@ -4,6 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +22,13 @@ class UserError(Exception):
     The line names the argument or file, what was received and what would be right. `train.py`
     prints it without a traceback and exits with a non-zero code.
     """
+
+
+class BeingTrained(Exception):
+    """Another process is at work in a run's folder."""
+
+    def __init__(self, path: Path):
+        super().__init__(f"{path} is being trained by another process")
 
 
 @contextlib.contextmanager

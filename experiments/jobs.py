@@ -12,9 +12,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.errors import UserError, one_line, wait_for_first_rank
+from experiments.config import check
+from experiments.errors import BeingTrained, UserError, one_line, wait_for_first_rank
 from experiments.interrupt import Interrupted, in_worker
-from experiments.run_folder import BeingTrained
 
 
 def attempt(cfg: DictConfig) -> bool:
@@ -22,8 +22,6 @@ def attempt(cfg: DictConfig) -> bool:
 
     Raises SystemExit if a job outside a sweep failed, or a signal has stopped this process.
     """
-    from experiments.run import run  # imports torch, which is slow: only if the overrides are valid
-
     hydra = HydraConfig.get()
     alone, launcher = hydra.mode == RunMode.RUN, hydra.launcher._target_
     job = "" if alone else f" ({in_short(hydra.overrides.task)})"
@@ -35,7 +33,13 @@ def attempt(cfg: DictConfig) -> bool:
         if alone and "BasicLauncher" not in launcher:
             asked = f"hydra/launcher={hydra.runtime.choices['hydra/launcher']}"
             raise UserError(f"{asked} is for sweeps; expected python train.py -m {asked} ...")
-        run(cfg, dict(hydra.runtime.choices), list(hydra.overrides.task))
+        choices = dict(hydra.runtime.choices)
+        check(cfg, choices)
+        from experiments.run import (
+            run,
+        )  # imports torch, which is slow: only if all values are valid
+
+        run(cfg, choices, list(hydra.overrides.task))
         return False
     except BeingTrained as elsewhere:
         print(f"{elsewhere}, skipped")

@@ -12,13 +12,13 @@ from torch import nn
 import highway_bp as hb
 from experiments import checkpoint
 from experiments.devices import prepare_torch
-from experiments.errors import UserError, as_user_error
+from experiments.errors import BeingTrained, UserError, as_user_error
 from experiments.nonfinite import Diverged
 from experiments.objective import Objective
 from experiments.passes import group_sizes
 from experiments.plan import Plan, build
 from experiments.provenance import environment
-from experiments.run_folder import BeingTrained, RunFolder, is_busy
+from experiments.run_folder import RunFolder, is_busy
 from experiments.trainer import Trainer
 from experiments.wandb_writer import NoWriter
 

@@ -20,13 +20,6 @@ LOCK, STARTED = "lock", "started.json"
 PATIENCE = 0.1  # seconds; `is_busy` of another process may hold the lock for an instant
 
 
-class BeingTrained(Exception):
-    """Another process is at work in the folder."""
-
-    def __init__(self, path: Path):
-        super().__init__(f"{path} is being trained by another process")
-
-
 def is_busy(path: Path) -> bool:
     """Whether a process is at work in a run's folder."""
     try:

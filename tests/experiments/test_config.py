@@ -1,5 +1,9 @@
 """What the configuration chooses: a row's recipe by the model alone, and what presets set."""
 
+import re
+import subprocess
+import sys
+
 import pytest
 from hydra.utils import instantiate
 
@@ -47,6 +51,14 @@ def test_help_says_what_every_key_is_for_and_its_examples_compose(train):
     for example in examples:
         first = (argument.split(",")[0] for argument in example.split() if "=" in argument)
         assert composed(*first).grad
+
+
+@pytest.mark.parametrize("argument", ["--help", "k=-1"])
+def test_what_trains_nothing_does_not_wait_for_torch(argument):
+    command = [sys.executable, "-X", "importtime", ROOT / "train.py", argument]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120).stderr
+    imported = re.findall(r"\| +(\w+)\n", said)
+    assert "hydra" in imported and "torch" not in imported
 
 
 @pytest.mark.parametrize(
