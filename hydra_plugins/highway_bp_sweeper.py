@@ -57,7 +57,7 @@ class Sweeper(BasicSweeper):
                 name = launcher.rpartition(".")[2]
                 raise UserError(f"{name}: {line}; the same command resumes") from error
             finally:
-                _end_workers()
+                _end_workers(kill=bool(stop.received))
         failed = [job.return_value for jobs in batches for job in jobs]
         self._finish([job for job, bad in zip(self._jobs, failed, strict=True) if bad], stop)
 
@@ -125,8 +125,9 @@ def _terminate_workers() -> None:
         process.terminate()
 
 
-def _end_workers() -> None:
-    """End joblib's idle workers: after a signal they were seen to keep this process for minutes."""
+def _end_workers(kill: bool) -> None:
+    """End joblib's idle workers. After a signal, kill them: they were seen to keep this process for
+    minutes. Else let them end, as a killed one leaves the semaphore of its progress bar."""
     loky = sys.modules.get("joblib.externals.loky")
     if loky is not None:
-        loky.get_reusable_executor(reuse=True).shutdown(kill_workers=True)
+        loky.get_reusable_executor(reuse=True).shutdown(kill_workers=kill)
