@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 import highway_bp as hb
-from models.pretrained import HoldsHubModel, pretrained_path, quiet_transformers
+from models.pretrained import HoldsHubModel, from_pretrained, quiet_transformers
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
@@ -67,8 +67,11 @@ class VisionTransformer(HoldsHubModel):
                 )
             )
         else:
-            model = transformers.AutoModelForImageClassification.from_pretrained(
-                pretrained_path(pretrained), num_labels=classes, ignore_mismatched_sizes=True
+            model = from_pretrained(
+                transformers.AutoModelForImageClassification,
+                pretrained,
+                num_labels=classes,
+                ignore_mismatched_sizes=True,
             )
         self.model = hb.convert(model, hb.Backprop())
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import highway_bp as hb
 from models.halves import RobertaTrunk
-from models.pretrained import HoldsHubModel, pretrained_path, quiet_transformers
+from models.pretrained import HoldsHubModel, from_pretrained, quiet_transformers
 
 
 class PairClassifier(HoldsHubModel):
@@ -58,9 +58,8 @@ class PairClassifier(HoldsHubModel):
                 )
             )
         else:
-            place = pretrained_path(pretrained)
-            _check_labels(place, pretrained, labels)
-            model = build.from_pretrained(place, id2label=names)
+            _check_labels(pretrained, labels)
+            model = from_pretrained(build, pretrained, id2label=names)
             _check_tokenizer(model.config, pretrained, vocabulary, padding)
         self.has_types = model.config.type_vocab_size > 1
         if isinstance(model, transformers.RobertaForSequenceClassification):
@@ -89,9 +88,9 @@ def _check_tokenizer(config, pretrained: str, vocabulary: int, padding: int) -> 
         )
 
 
-def _check_labels(place: str, pretrained: str, labels: Sequence[str]) -> None:
+def _check_labels(pretrained: str, labels: Sequence[str]) -> None:
     """Raise ValueError if a trained classifier has the data's labels in another order."""
-    names = quiet_transformers().AutoConfig.from_pretrained(place).id2label
+    names = from_pretrained(quiet_transformers().AutoConfig, pretrained).id2label
     found = [name.lower() for _, name in sorted(names.items())]
     if set(found) == set(labels) and found != list(labels):
         raise ValueError(

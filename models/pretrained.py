@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,13 +32,31 @@ def pretrained_path(name: str) -> str:
     if not name.startswith(PREFIX):
         return name
     package, _, inside = name.removeprefix(PREFIX).partition("/")
-    spec = find_spec(package)
+    try:
+        spec = find_spec(package)
+    except ImportError:  # of the package that it is in
+        spec = None
     if spec is None or spec.origin is None:
         raise ValueError(f"{name!r}: the package {package} is not installed; pip install it")
     folder = Path(spec.origin).parent / inside
     if not folder.is_dir():
         raise ValueError(f"{name!r}: the package {package} has no folder {inside!r}")
     return str(folder)
+
+
+def from_pretrained(auto: type, name: str, **settings: Any) -> Any:
+    """Return what an Auto class of transformers makes of the model of this name.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    try:
+        return auto.from_pretrained(pretrained_path(name), **settings)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"pretrained={name!r} is no model at hand ({str(error).splitlines()[0][:120]}); "
+            "expected a folder, hub name or package:NAME/FOLDER"
+        ) from error
 
 
 class HoldsHubModel(nn.Module):

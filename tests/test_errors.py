@@ -92,7 +92,7 @@ PRINTED = {  # by train.py: its arguments, and which line of the output, or None
     "a setting of processes for one process": ("grad=bp steps=1 +parallel.data=2", 0),
     "a k that the schedule sets": ("schedule=milestones k=5", 0),
     "a tokenizer that cannot be had": (
-        "experiment=minilm_nli_mix data.tokenizer=package:nowhere/model",
+        "experiment=minilm_nli_mix data.tokenizer=package:nowhere.at/model",
         None,
     ),
     "image folders without a place": ("experiment=resnet50_image_folder", None),

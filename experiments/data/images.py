@@ -85,6 +85,8 @@ def load_hub_images(
     each split (None: any). Labels are integers in 0..classes-1. validation: see `image_data`.
     cache_dir: see `experiments.data.source`.
     """
+    if rows is not None and not {*splits} <= rows.keys():
+        raise UserError(f"data.rows={rows}; expected numbers for {', '.join(splits)}, or null")
     found = []
     for split in splits:
         expected = None if rows is None else rows[split]
@@ -185,7 +187,7 @@ def _labels(labels: list, classes: int) -> Tensor:
         raise UserError(
             f"data.classes: {classes}; the label {unknown!r} is none of 0..{classes - 1}"
         )
-    return torch.tensor(labels)
+    return torch.tensor(labels, dtype=torch.int64)
 
 
 def _images(rows: Dataset, column: str, place: str) -> Tensor:

@@ -98,12 +98,15 @@ def _tokenizer(name: str) -> Any:
         place = pretrained_path(name)
         if not Path(place).is_dir():
             offline_unless_reachable()
-        return quiet_transformers().AutoTokenizer.from_pretrained(place)
+        tokens = quiet_transformers().AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise UserError(
             f"data.tokenizer: {name!r} is not at hand ({str(error).splitlines()[0][:120]}); give "
             "the folder of a tokenizer, or a name of the hub when there is a network"
         ) from error
+    if tokens.pad_token_id is None:
+        raise UserError(f"data.tokenizer: {name!r} has no padding token; expected one that has")
+    return tokens
 
 
 def _tokenised(rows: Dataset, name: str, tokens: Any, length: int) -> tuple[Tensor, Tensor]:
@@ -116,9 +119,13 @@ def _tokenised(rows: Dataset, name: str, tokens: Any, length: int) -> tuple[Tens
     backend.enable_padding(length=length, pad_id=tokens.pad_token_id, pad_token=tokens.pad_token)
     doing = f"tokenising {name}, {len(rows)} pairs"
     found = map_cached(rows, _encoded, doing, tokenizer=backend.to_str())
-    labels = torch.tensor(rows["label"][:])
-    if unknown := set(labels.tolist()) - {-1, *range(len(LABELS))}:
+    labels = rows["label"][:]
+    if unknown := set(labels) - {-1, *range(len(LABELS))}:
         raise UserError(f"data: {name} has labels {sorted(unknown)[:3]}; expected -1, 0, 1 or 2")
+    labels = torch.tensor(labels, dtype=torch.int64)
+    if not (labels >= 0).any():
+        where = f"{name}, split {str(rows.split)!r}"
+        raise UserError(f"data: {where} has no labelled pairs; expected a split that has labels")
     return concatenated(found, "pairs").view(-1, 2, length)[labels >= 0], labels[labels >= 0]
 
 

@@ -76,16 +76,25 @@ def load_rows(
             f"data: {name}, split {split!r} has {len(found)} rows, {rows} expected; a file is "
             "missing or of another release: download the split again, or set its rows to null"
         )
-    return found.select_columns(list(columns))
+    kept = found.select_columns(list(columns))
+    for column in columns:
+        if nulls := kept.data.column(column).null_count:
+            place = f"{name}, split {split!r}: {column}"
+            raise UserError(f"data: {place} is null in {nulls} rows; expected a value in each")
+    return kept
 
 
 def _files(folder: Path, config: str | None, split: str) -> list[str]:
     """Return a split's parquet files as patterns; ValueError if one is missing."""
-    place = folder / config if config and (folder / config).is_dir() else folder
-    files = sorted(place.rglob(f"{split}-*.parquet"))
+    pattern = f"{split}-*.parquet"
+    if config and not (folder / config).is_dir():  # other folders are those of other configs
+        files = sorted([*folder.glob(pattern), *folder.glob(f"data/{pattern}")])
+    else:
+        files = sorted((folder / (config or "")).rglob(pattern))
     count = files[0].stem.rpartition("-of-")[2] if files else "00001"
     if count.isdigit() and len(files) != int(count):
-        raise ValueError(f"{len(files)} files {split}-*.parquet, {int(count)} expected")
+        wanted = f"{config}/{pattern}" if config else pattern
+        raise ValueError(f"{len(files)} files {wanted}, {int(count)} expected")
     return [glob.escape(str(file)) for file in files]
 
 

@@ -1,6 +1,7 @@
 """Images: batches as a function of the step, augmentation, and what a broken download says."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import datasets
@@ -149,7 +150,7 @@ class Folder:
             ("train", slice(6, 12), "00001-of-00002"),
             ("test", slice(12, 17), "00000-of-00001"),
         ):
-            cells = [{"bytes": encoded, "path": None} for encoded in self.encoded[rows]]
+            cells = [one and {"bytes": one, "path": None} for one in self.encoded[rows]]
             columns = {"image": cells, "label": self.labels[rows]}
             file = write_split(place, split, columns, image=datasets.Image())
             self.shards.append(file.rename(place / f"{split}-{shard}.parquet"))
@@ -177,6 +178,36 @@ def test_a_local_folder_is_decoded_exactly_and_once(folder, monkeypatch):
     assert data.std == pytest.approx(folder.pixels[:12].std((0, 1, 2)) / 255)
     monkeypatch.delattr(images_module.np, "stack")
     assert torch.equal(folder.load().train_images, data.train_images)
+
+
+def test_labels_may_be_floats_but_none_may_be_missing(folder):
+    whole = folder.load()
+    folder.labels = list(map(float, folder.labels))
+    folder.write()
+    assert torch.equal(folder.load().train_labels, whole.train_labels)
+    for column, values in (("label", folder.labels), ("image", folder.encoded)):
+        kept, values[14] = values[14], None
+        folder.write()
+        with pytest.raises(UserError, match=f"split 'test': {column} is null in 1 rows; expected"):
+            folder.load()
+        values[14] = kept
+
+
+@pytest.mark.parametrize(
+    ("place", "config", "found"),
+    [
+        *(("plain", None, True), (".", "plain", True), ("data", "plain", True)),
+        *(("plain", "plan", False), ("a/b", "plain", False)),
+    ],
+)
+def test_files_of_another_config_are_not_taken(folder, place, config, found):
+    (folder.root / NAME / place).mkdir(parents=True, exist_ok=True)
+    for file in folder.shards:
+        file.rename(folder.root / NAME / place / file.name)
+    if place != "plain":
+        (folder.root / NAME / "plain").rmdir()
+    with nullcontext() if found else pytest.raises(UserError, match=rf"0 files {config}/train-"):
+        assert len(folder.load(config=config).train_labels) == 12
 
 
 def test_a_replaced_file_is_decoded_anew(folder):
@@ -241,6 +272,7 @@ def test_what_does_not_fit_the_configuration_is_an_error(folder):
     for changes, line in (
         ({"rows": {"train": 12, "test": 6}}, "split 'test' has 5 rows, 6 expected"),
         ({"classes": 2}, "data.classes: 2; the label 2 is none of 0..1"),
+        ({"rows": {"train": 12}}, r"data.rows=\{'train': 12\}; expected numbers for train, test"),
     ):
         with pytest.raises(UserError, match=line):
             folder.load(**changes)

@@ -74,11 +74,23 @@ def test_pairs_are_tokenised_as_transformers_does(tmp_path, tokenizer):
     [
         (LABELS[::-1], [], r"expected \['entailment', 'neutral', 'contradiction'\]"),
         (None, [("a dog runs", "a cat", 7)], r"pairs has labels \[7\]; expected -1, 0, 1 or 2"),
+        (None, [("a dog runs", None, 1)], "split 'train': hypothesis is null in 1 rows; expected"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path, tokenizer, names, more, line):
     with pytest.raises(UserError, match=line):
         load(hub_folder(tmp_path, names, [*ROWS, *more]), tokenizer, tmp_path)
+
+
+def test_a_split_without_labels_and_a_tokenizer_without_padding_are_refused(tmp_path, tokenizer):
+    root = hub_folder(tmp_path, rows=ROWS[3:])
+    with pytest.raises(UserError, match="pairs, split 'train' has no labelled pairs; expected"):
+        load(root, tokenizer, tmp_path)
+    theirs = quiet_transformers().AutoTokenizer.from_pretrained(tokenizer)
+    theirs.pad_token = None
+    theirs.save_pretrained(tmp_path / "t")
+    with pytest.raises(UserError, match="/t' has no padding token; expected one that has"):
+        load(root, str(tmp_path / "t"), tmp_path)
 
 
 def test_the_grammar_is_balanced_and_its_test_pairs_are_new():
