@@ -74,7 +74,8 @@ def _is_finished(plan: Plan, folder: RunFolder) -> bool:
     if folder.finished:
         more = plan.cfg.advise or plan.cfg.diagnostics.at or plan.cfg.trainer.snapshots
         skipped = ", and with it advice, diagnostics and snapshots" if more else ""
-        print(f"{folder.path}: finished already, skipped{skipped}")
+        diverged = "; it diverged" if folder.row.get("diverged") else ""
+        print(f"{folder.path}: finished already, skipped{skipped}{diverged}")
     return folder.finished
 
 

@@ -53,7 +53,12 @@ class RunFolder:
         """Whether DONE and a readable row are here; UserError if the records are damaged."""
         self.records()
         # If the row is damaged, the last checkpoint will make it again.
-        return (self.path / "DONE").exists() and bool(self._object("row.json"))
+        return (self.path / "DONE").exists() and bool(self.row)
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Row of the finished run; {} if there is none or the file is damaged."""
+        return self._object("row.json")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[bool]:

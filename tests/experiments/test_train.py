@@ -223,7 +223,8 @@ def test_a_run_that_diverges_ends_as_a_row(train, runs, rate, last):
     if row["diverged"]:
         assert seen.code == 1 and "row.json says so" in seen.err
         assert row["eval_accuracy"] is None and row["seconds"] > 0
-        assert "finished already" in train("grad=bp", f"optim.lr={rate}").out
+        again = train("grad=bp", f"optim.lr={rate}").out
+        assert again.endswith(": finished already, skipped; it diverged\n")
 
 
 def test_kill_minus_nine_at_five_moments(train, tmp_path):
