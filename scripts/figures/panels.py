@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter, StrMethodFormatter
 
+from experiments.files import write_atomically, write_text
 from scripts.evidence.paper import PaperRow
 from scripts.evidence.rows import Row, rows_used
 from scripts.evidence.settings import ENOUGH, LEVEL, Setting
@@ -44,16 +46,16 @@ class Drawing:
     def write(self, folder: Path, name: str) -> Path:
         """Write PNG, PDF, SVG and the list of rows; the same rows give the same bytes."""
         picture = folder / f"{name}.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
         try:
             self.figure.draw_without_rendering()
             self.figure.set_layout_engine("none")  # keep this layout for all formats
             for suffix, metadata in METADATA.items():
-                self.figure.savefig(picture.with_suffix(suffix), metadata=metadata)
+                save = partial(self.figure.savefig, format=suffix[1:], metadata=metadata)
+                write_atomically(picture.with_suffix(suffix), save)
         finally:
             plt.close(self.figure)
         if self.rows is not None:
-            picture.with_suffix(".rows.txt").write_text(rows_used(self.rows, picture.name))
+            write_text(picture.with_suffix(".rows.txt"), rows_used(self.rows, picture.name))
         return picture
 
 

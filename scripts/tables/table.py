@@ -8,6 +8,7 @@ from statistics import fmean
 
 import pandas as pd
 
+from experiments.files import write_text
 from scripts.evidence.rows import Row, metric_of, score
 from scripts.evidence.settings import half_interval
 
@@ -50,13 +51,13 @@ class Page:
     def write(self, folder: Path, name: str) -> Path:
         path = folder / f"{name}.md"
         tables = [table.markdown() for table in self.tables]
-        path.write_text("\n\n".join([f"# {self.title}", *self.notes, *tables]) + "\n")
+        write_text(path, "\n\n".join([f"# {self.title}", *self.notes, *tables]) + "\n")
         if self.latex:
             parts = [
                 table.latex(self.title, f"tab:{name}-{number}")
                 for number, table in enumerate(self.tables, start=1)
             ]
-            path.with_suffix(".tex").write_text(MADE + "\n".join(parts))
+            write_text(path.with_suffix(".tex"), MADE + "\n".join(parts))
         return path
 
 
