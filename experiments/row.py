@@ -1,5 +1,6 @@
 """A finished run as one row: the list of its fields, how they are filled, how they are checked."""
 
+import math
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -160,6 +161,13 @@ def check_row(row: Any, where: str) -> None:
         for name, types in known.items()
         if name in row and type(row[name]) not in types
     ]
+    complaints += [
+        f"{name} is {value}, expected a finite number"
+        for name, value in row.items()
+        if type(value) is float and not math.isfinite(value)
+    ]
+    if not complaints and row["steps"] < 1:
+        complaints = [f"steps is {row['steps']}, expected at least 1"]
     if not complaints and row["metric"] not in row.keys() & SCORES.keys():
         complaints = [f"metric is {row['metric']!r}, expected the name of a score in the row"]
     if not complaints and (row[row["metric"]] is None) != row["diverged"]:

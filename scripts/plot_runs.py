@@ -58,7 +58,8 @@ def draw_losses(axes: Axes, arms: dict[Arm, list[Row]], records: dict[int, list[
     for arm, rows in arms.items():
         style = look_of_k(arm) | {"marker": ""}
         for number, row in enumerate(rows):
-            curve = pd.DataFrame([r for r in records[id(row)] if "train_loss" in r])
+            trained = [r for r in records[id(row)] if "train_loss" in r]
+            curve = pd.DataFrame(trained, columns=["seconds", "train_loss"], dtype=float)
             losses = curve["train_loss"].ewm(span=SPAN).mean()
             axes.plot(curve["seconds"], losses, **style, label=None if number else str(arm))
     log_axis(axes)

@@ -75,14 +75,15 @@ class Arm(NamedTuple):
 
     @property
     def order(self) -> tuple:
-        """Sort key: methods in the order of `METHOD_NAMES`, then gamma and so on, and last k."""
+        """Sort key: methods in the order of `METHOD_NAMES`, a user's own behind them, then gamma
+        and so on, and last k."""
         rest = (str(self.gamma or 0.0), self.group_size or 1, str(self[4:]))
-        return (list(METHOD_NAMES).index(self.grad), *rest, self.k or 0)
+        return ([*METHOD_NAMES, self.grad].index(self.grad), self.grad, *rest, self.k or 0)
 
     def __str__(self) -> str:
         """For instance "BP", "FP k=3", "Highway gamma=0.2 k=3"."""
         parts = (
-            METHOD_NAMES[self.grad],
+            METHOD_NAMES.get(self.grad, self.grad),
             f"gamma={self.gamma}" if self.gamma else "",
             f"groups of {self.group_size}" if (self.group_size or 1) > 1 else "",
             f"tolerance {self.tolerance}" if self.tolerance else "",
@@ -159,16 +160,22 @@ def thin(records: list[dict], points: int = CURVE_POINTS) -> list[dict]:
     return [records[round(i * last / (points - 1))] for i in range(points)]
 
 
+def read_run(folder: Path) -> tuple[Row, list[dict]]:
+    """Row and metrics records of a finished run; UserError if they are missing or damaged."""
+    try:
+        row = json.loads((folder / "row.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/row.json cannot be read; run it again") from error
+    check_row(row, f"{folder}/row.json")
+    records = read_json_lines(folder / "metrics.jsonl", "step")
+    if not row["diverged"] and not any("train_loss" in record for record in records):
+        raise UserError(f"{folder}/metrics.jsonl has no records of training; run it again")
+    return row, records
+
+
 def finished_runs(root: Path) -> list[tuple[Row, list[dict]]]:
     """(row, metrics records) of every run folder below ``root`` that has DONE, BP first."""
-    runs = []
-    for folder in (done.parent for done in root.rglob("DONE")):
-        try:
-            row = json.loads((folder / "row.json").read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder}/row.json cannot be read; run it again") from error
-        check_row(row, f"{folder}/row.json")
-        runs.append((row, read_json_lines(folder / "metrics.jsonl", "step")))
+    runs = [read_run(done.parent) for done in root.rglob("DONE")]
     if not runs:
         raise UserError(f"no finished runs under {root}; expected run folders that contain DONE")
     return sorted(runs, key=lambda run: (arm_of(run[0]).order, run[0]["seed"]))

@@ -30,6 +30,7 @@ METHOD_LOOK = {
     "highway": {"color": "#0072B2", "marker": "o", "ls": "-"},
     "mgrit": {"color": "0.45", "marker": "d", "ls": (0, (5, 1, 1, 1))},
 }
+OTHER = {"color": "0.6", "marker": ">", "ls": "-"}  # a user's own method
 SCHEDULE = {"color": "#E69F00", "mec": "0.2", "mew": 0.5}
 _RAMP = {"fixed_point": "Oranges", "highway": "Blues"}
 _K_MARKERS = {0: "o", 1: "s", 2: "^", 3: "D", 4: "P", 5: "v", 10: "<", 20: "*"}
@@ -37,7 +38,7 @@ _K_MARKERS = {0: "o", 1: "s", 2: "^", 3: "D", 4: "P", 5: "v", 10: "<", 20: "*"}
 
 def look(arm: Arm) -> dict:
     """Colour, marker and line style of a series over k: one gradient method, one gamma."""
-    style = dict(METHOD_LOOK[arm.grad])
+    style = dict(METHOD_LOOK.get(arm.grad, OTHER))
     if arm.gamma == "auto":
         style |= {"color": "#CC79A7", "marker": "v", "ls": "-."}
     elif arm.gamma:

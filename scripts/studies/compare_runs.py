@@ -6,7 +6,6 @@ It prints and records the largest differences of the losses and gradient norms i
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +15,16 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import pandas as pd
 
 from experiments.errors import UserError
-from experiments.files import read_json_lines
 from scripts.benchmark import save
+from scripts.evidence.rows import Row, read_run
 from scripts.program import run
 
 COMPARED = ["train_loss", "grad_norm", "eval_loss"]
 
 
-def records(folder: Path) -> pd.DataFrame:
+def by_step(records: list[dict]) -> pd.DataFrame:
     """What a run has recorded, by step."""
-    return pd.DataFrame(read_json_lines(folder / "metrics.jsonl", "step")).groupby("step").first()
+    return pd.DataFrame(records).groupby("step").first()
 
 
 def differences(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, dict]:
@@ -46,14 +45,15 @@ def differences(a: pd.DataFrame, b: pd.DataFrame) -> dict[str, dict]:
     return found.astype({"records": int, "at_step": int}).to_dict("index")
 
 
-def named(argument: str) -> tuple[str, Path]:
+def named(argument: str) -> tuple[str, tuple[Row, list[dict]]]:
+    """Label, and row and records of a run."""
     label, _, path = argument.partition("=")
     if not path:
         raise UserError(f"{argument}; expected LABEL=FOLDER")
-    row = Path(path, "row.json")
-    if not row.exists() or json.loads(row.read_text())["diverged"]:
-        raise UserError(f"{path} is no finished run; expected one that has not diverged")
-    return label, Path(path)
+    row, records = read_run(Path(path))
+    if row["diverged"]:
+        raise UserError(f"{path} has diverged; expected a run that has not")
+    return label, (row, records)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -64,15 +64,14 @@ def main(argv: Sequence[str]) -> None:
     runs = dict(named(argument) for argument in args.runs)
     if len(runs) < 2:
         raise UserError(f"label {', '.join(runs)} alone; expected runs with at least two labels")
-    (first, folder), *others = runs.items()
+    (first, (_, records)), *others = runs.items()
     found = []
-    for label, other in others:
-        apart = differences(records(folder), records(other))
+    for label, (_, other) in others:
+        apart = differences(by_step(records), by_step(other))
         shown = [f"{name} {apart[name]['largest']:.2g}" for name in COMPARED]
         print(f"{label}: largest difference from {first}: {'; '.join(shown)}")
         found.append({"run": label, "of": first, **apart})
-    rows = {label: json.loads((path / "row.json").read_text()) for label, path in runs.items()}
-    save({"runs": rows, "differences": found}, args.out)
+    save({"runs": {n: row for n, (row, _) in runs.items()}, "differences": found}, args.out)
 
 
 if __name__ == "__main__":

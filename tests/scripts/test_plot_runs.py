@@ -8,14 +8,14 @@ from matplotlib import pyplot as plt
 from experiments.errors import UserError
 from scripts import plot_runs
 from scripts.evidence.rows import by_arm
-from tests.scripts.synthetic_runs import ROOT, row, write_run
+from tests.scripts.synthetic_runs import ROOT, diverged, row, write_run
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def folders(tmp_path):
-    for arm in (("bp",), ("fixed_point", 2), ("highway", 0), ("highway", 3)):
+    for arm in (("bp",), ("fixed_point", 2), ("highway", 0), ("mine.Half", 3)):
         for seed in (0, 1):
             write_run(tmp_path, row("gru_pixels", *arm, seed=seed, value=0.8))
     return tmp_path
@@ -28,7 +28,7 @@ def test_plot_runs_writes_picture_and_table(folders, capsys):
     assert pixels.shape[1] > 600 and pixels.std() > 0.01
     lines = capsys.readouterr().out.splitlines()
     names = [line.split("  ")[0] for line in lines[1:5]]
-    assert names == ["BP", "FP k=2", "Highway k=0", "Highway k=3"]
+    assert names == ["BP", "FP k=2", "Highway k=0", "mine.Half k=3"]
     assert lines[3].split()[2:] == ["2", "80.00", "6.0", "0.60"]
     assert lines[-1] == f"picture: {picture}"
 
@@ -50,6 +50,12 @@ def test_unfinished_runs_are_left_out(tmp_path, capsys, monkeypatch):
     plot_runs.main([str(tmp_path)])
     assert "Highway" not in capsys.readouterr().out
     assert (tmp_path / "comparison.png").exists()
+
+
+def test_a_run_that_diverged_at_once_has_no_records(tmp_path):
+    (write_run(tmp_path, diverged("gru_pixels")) / "metrics.jsonl").write_text("")
+    write_run(tmp_path, row("gru_pixels", "highway", 1))
+    plot_runs.main([str(tmp_path)])
 
 
 def test_runs_that_cannot_be_compared_are_refused(folders):

@@ -1,6 +1,7 @@
 """Rows of finished runs: checked, named, collected; and what is committed of them."""
 
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from experiments.errors import UserError
 from experiments.identity import config_hash, identity, setup_hash
 from experiments.plan import build
 from experiments.row import FIELDS, command
-from scripts import bench_steps, collect_rows, run_plan, status
+from scripts import bench_steps, collect_rows, plot_runs, run_plan, status
 from scripts.evidence.paper import PlannedRun, paper_rows, plan, preset_setup
 from scripts.evidence.results import read_results
-from scripts.evidence.rows import arm_of, finished_runs, read_rows, thin
+from scripts.evidence.rows import arm_of, by_arm, read_rows, thin
+from scripts.studies import compare_runs
 from tests.scripts.synthetic_runs import ROOT, row, write_rows, write_run
 
 pytestmark = pytest.mark.slow
@@ -60,6 +62,8 @@ def test_the_committed_rows_are_of_the_schema_of_presets_and_clean():
         ({"metric": "eval_magic"}, "metric is 'eval_magic'"),
         ({"diverged": True}, "diverged True"),
         ({"eval_accuracy": None}, "eval_accuracy is None and diverged False"),
+        ({"eval_accuracy": math.nan}, "eval_accuracy is nan, expected a finite number"),
+        ({"steps": 0}, "steps is 0, expected at least 1"),
     ],
 )
 def test_a_row_that_is_not_of_the_schema_is_reported(tmp_path, change, message):
@@ -96,6 +100,8 @@ def test_arms_are_named_as_people_call_them():
     assert str(arm_of(row("gru_pixels", "fixed_point", 3))) == "FP k=3"
     literal = row("lstm_chars", "highway", 1, carry="literal")
     assert str(arm_of(literal)) == "Highway carry=literal k=1"
+    mine = row("gru_pixels", "mine.Half", 1)
+    assert list(map(str, by_arm([mine, literal]))) == [str(arm_of(literal)), "mine.Half k=1"]
 
 
 @pytest.mark.parametrize("count", [0, 1, 59, 60, 61, 500])
@@ -181,11 +187,22 @@ def test_a_plan_leaves_out_runs_whose_rows_are_there(tmp_path, monkeypatch, caps
     assert "experiment=gru_cifar10_pixels grad=bp" in missing and "seed=1" in missing
 
 
-def test_a_row_of_bytes_that_are_no_text(tmp_path):
+@pytest.mark.parametrize(
+    ("file", "content", "line"),
+    [
+        ("row.json", b"\xff", "row.json cannot be read; run it again"),
+        ("row.json", b'{"schema": 3, "div', "row.json cannot be read; run it again"),
+        ("row.json", b"[]", "row.json is not a row; expected a JSON object"),
+        ("row.json", b"{}", "row.json is of schema 1, expected 3; make it again"),
+        ("metrics.jsonl", b"", "metrics.jsonl has no records of training; run it again"),
+    ],
+)
+def test_a_broken_run_folder_is_one_line(tmp_path, file, content, line):
     folder = write_run(tmp_path, row("gru_pixels"))
-    (folder / "row.json").write_bytes(b"\xff")
-    with pytest.raises(UserError, match=r"row.json cannot be read; run it again"):
-        finished_runs(tmp_path)
+    (folder / file).write_bytes(content)
+    for script, given in ((plot_runs, [str(tmp_path)]), (compare_runs, [f"a={folder}"] * 2)):
+        with pytest.raises(UserError, match=line):
+            script.main(given)
 
 
 @pytest.mark.parametrize(

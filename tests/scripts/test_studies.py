@@ -7,7 +7,7 @@ import pytest
 from experiments.errors import UserError
 from scripts.figures.scaling import Costs, predicted_costs, seconds
 from scripts.studies import compare_runs, gradient_errors
-from tests.train_cli import TINY_GPT, only_run
+from tests.train_cli import TINY_GPT, only_run, records_of
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ def test_runs_are_compared_step_by_step(train, tmp_path):
     same, other = json.loads(out.read_text())["differences"]
     assert same["train_loss"] == {"records": 6, "largest": 0.0, "at_step": 1}
     assert other["grad_norm"]["largest"] > 0
-    found = compare_runs.records(a)
+    found = compare_runs.by_step(records_of(a))
     with pytest.raises(UserError, match="no record has grad_norm"):
         compare_runs.differences(*[found.drop(columns="grad_norm")] * 2)
     with pytest.raises(UserError, match="not recorded the same steps"):
