@@ -37,13 +37,13 @@ class Results:
         return self.records(f"{name}.json").get(name)
 
     def records(self, pattern: str) -> dict[str, Any]:
-        """Benchmark records by file name without .json; one that is not JSON is left out."""
+        """Benchmark records by file name without .json; what is no JSON object is left out."""
         found = {}
         for file in sorted(self.folder.glob(pattern)):
             try:
-                found[file.stem] = json.loads(file.read_text())
-            except ValueError as error:
-                self.left_out.append(f"{file.name} is not JSON ({error}); measure again")
+                found[file.stem] = {**json.loads(file.read_text())}
+            except (ValueError, TypeError) as error:
+                self.left_out.append(f"{file.name} is no JSON object ({error}); measure again")
         return found
 
     def step_seconds(self, setting: Setting) -> dict[Arm, float]:

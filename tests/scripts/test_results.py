@@ -175,6 +175,37 @@ def test_a_file_that_cannot_be_read_is_reported_and_the_others_are_made(rows, ca
     assert "gru_words.jsonl line 1" in (rows / "report.html").read_text()
 
 
+def test_records_that_lack_something_are_left_out(rows):
+    """Layers on one process alone; no memory; no object."""
+    environment = {"device": "a GPU"}
+    (rows / "bench_sharded.json").write_text(json.dumps({"processes": {"1": {}}}))
+    (rows / "bench_rnn_cuda.json").write_text(json.dumps({"environment": environment}))
+    (rows / "bench_engine.json").write_text(json.dumps({"workloads": {}}))
+    make_results.main(["figures", str(rows), "--only", "scaling"])
+    assert "make bench" in texts(rows / "figures" / "scaling.svg")
+    make_results.main(["tables", str(rows), "--only", "claims"])
+    (rows / "bench_sharded.json").write_text("[]")
+    with pytest.raises(UserError, match="some rows were left out"):
+        make_results.main(["figures", str(rows), "--only", "scaling"])
+
+
+def test_a_full_disk_keeps_the_old_files(rows, monkeypatch):
+    def write() -> None:
+        make_results.main(["figures", str(rows), "--only", "paths"])
+        make_results.main(["tables", str(rows), "--only", "table2"])
+
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    write()
+    before = {p: p.read_bytes() for p in rows.rglob("*.*")}
+    monkeypatch.setattr("os.fsync", full)
+    for kind, name in (("figures", "paths.png"), ("tables", "table2.md")):
+        with pytest.raises(UserError, match=rf"cannot write \S+/{name} .*No space left"):
+            make_results.main([kind, str(rows), "--only", name.partition(".")[0]])
+    assert before == {p: p.read_bytes() for p in rows.rglob("*.*")}
+
+
 def test_wrong_names_and_folders_are_reported_in_one_line(rows, tmp_path):
     with pytest.raises(SystemExit):
         make_results.main(["figures", str(rows), "--only", "figure9"])
