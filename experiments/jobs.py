@@ -35,9 +35,7 @@ def attempt(cfg: DictConfig) -> bool:
             raise UserError(f"{asked} is for sweeps; expected python train.py -m {asked} ...")
         choices = dict(hydra.runtime.choices)
         check(cfg, choices)
-        from experiments.run import (
-            run,
-        )  # imports torch, which is slow: only if all values are valid
+        from experiments.run import run  # imports torch, which is slow: only for valid values
 
         run(cfg, choices, list(hydra.overrides.task))
         return False

@@ -124,8 +124,7 @@ def _tokenised(rows: Dataset, name: str, tokens: Any, length: int) -> tuple[Tens
         raise UserError(f"data: {name} has labels {sorted(unknown)[:3]}; expected -1, 0, 1 or 2")
     labels = torch.tensor(labels, dtype=torch.int64)
     if not (labels >= 0).any():
-        where = f"{name}, split {str(rows.split)!r}"
-        raise UserError(f"data: {where} has no labelled pairs; expected a split that has labels")
+        raise UserError(f"data: {name}, split {str(rows.split)!r} has no labels; expected another")
     return concatenated(found, "pairs").view(-1, 2, length)[labels >= 0], labels[labels >= 0]
 
 

@@ -89,9 +89,7 @@ def memory(results: Results) -> Finding:
     name = "hidden_states_per_layer_above_bp_k2"
     found = {load: w["memory"][name] for load, w in record["workloads"].items()}
     lines = [f"hidden states per layer above backpropagation's peak, k = 2: {shown(found)}"]
-    for record in results.records("bench_rnn_cuda*.json").values():
-        if "memory" not in record:  # measured without this part
-            continue
+    for record in [r for r in results.records("bench_rnn_cuda*.json").values() if "memory" in r]:
         above = {shape["shape"]: states_above(shape) for shape in record["memory"]}
         on = f"{record['environment']['device']}, {'TF32' if record.get('tf32') else 'float32'}"
         lines.append(f"per step above cuDNN's peak on {on}, k = 5: {shown(above)}")

@@ -75,8 +75,7 @@ class Arm(NamedTuple):
 
     @property
     def order(self) -> tuple:
-        """Sort key: methods in the order of `METHOD_NAMES`, a user's own behind them, then gamma
-        and so on, and last k."""
+        """Sort key: methods as in `METHOD_NAMES`, then a user's own; gamma and so on; last k."""
         rest = (str(self.gamma or 0.0), self.group_size or 1, str(self[4:]))
         return ([*METHOD_NAMES, self.grad].index(self.grad), self.grad, *rest, self.k or 0)
 

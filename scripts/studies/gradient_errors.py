@@ -9,7 +9,6 @@ trainer.snapshots=[100,500] has kept its weights after these steps: they are com
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ import highway_bp as hb
 from experiments import checkpoint
 from experiments.errors import UserError
 from scripts.benchmark import new_record, save
+from scripts.evidence.rows import read_run
 from scripts.program import at_least_one, run
 
 KS = (0, 1, 2, 3, 5)
@@ -38,7 +38,7 @@ def load(folder: Path) -> tuple[nn.Module, object, dict, dict[int, dict]]:
     """The model of a finished run, its data, its row, and its weights by step, the last as well."""
     if not (folder / "DONE").exists():
         raise UserError(f"{folder} is no finished run; expected a folder that contains DONE")
-    row = json.loads((folder / "row.json").read_text())
+    row, _ = read_run(folder)
     cfg = OmegaConf.create(row["config"])
     from_hub = "load_hub" in cfg.data._target_
     root = {"root": os.environ.get("HIGHWAY_BP_DATA")} if from_hub else {}

@@ -84,7 +84,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path, tokenizer, names, more, li
 
 def test_a_split_without_labels_and_a_tokenizer_without_padding_are_refused(tmp_path, tokenizer):
     root = hub_folder(tmp_path, rows=ROWS[3:])
-    with pytest.raises(UserError, match="pairs, split 'train' has no labelled pairs; expected"):
+    with pytest.raises(UserError, match="pairs, split 'train' has no labels; expected another"):
         load(root, tokenizer, tmp_path)
     theirs = quiet_transformers().AutoTokenizer.from_pretrained(tokenizer)
     theirs.pad_token = None

@@ -62,7 +62,7 @@ def test_the_committed_rows_are_of_the_schema_of_presets_and_clean():
         ({"metric": "eval_magic"}, "metric is 'eval_magic'"),
         ({"diverged": True}, "diverged True"),
         ({"eval_accuracy": None}, "eval_accuracy is None and diverged False"),
-        ({"eval_accuracy": math.nan}, "eval_accuracy is nan, expected a finite number"),
+        ({"eval_accuracy": math.nan}, "eval_accuracy is nan, expected float or int or null"),
         ({"steps": 0}, "steps is 0, expected at least 1"),
     ],
 )
