@@ -30,7 +30,8 @@ def check_graph(
             works with ``backward()`` only (re-entrant checkpointing).
     """
     begin = segment.h_in.grad_fn
-    graph = nodes([segment.states[i], *segment.extras[i]], ends, begin)
+    results = [segment.states[i], *segment.extras[i]]
+    graph = nodes(results, ends, begin)
     if any(type(node).__name__ == "CheckpointFunctionBackward" for node in graph):
         raise RuntimeError(
             f"re-entrant checkpointing inside {segment.calls[i].layer.name}; expected "
@@ -39,7 +40,7 @@ def check_graph(
     leaves = {node for node, behind in graph.items() if not behind and hasattr(node, "variable")}
     inner = graph.keys() - leaves
     segment.ends += [n for n in inner if _leads_out(graph[n], inner)]
-    edges = itertools.chain(*graph.values())
+    edges = itertools.chain(edges_of(results), *graph.values())
     segment.leaves |= {id(node.variable) for node in leaves}
     segment.leaves |= {e for e in edges if e[0] in ends or e in ends}
     segment.functions |= {name_of(node) for node in inner if isinstance(node, BackwardCFunction)}
@@ -106,7 +107,8 @@ def _is_missed(node: object, returned: Sequence[Any], made: set[int]) -> bool:
     A layer may make leaves itself, and return them for the next layers; adds those to ``made``.
     """
     is_returned = any(node.variable is t for t in returned)
-    by_layer = 4 if is_returned else 0  # references: its tuple, Returned.flat, extras, results
+    # References: the layer's tuple, Returned.flat, extras, `Call.results`, `check_graph`.
+    by_layer = 5 if is_returned else 0
     if sys.getrefcount(node.variable) > _BARE + by_layer:
         return True
     if is_returned:

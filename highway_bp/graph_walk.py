@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable
 
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 Edge = tuple  # (node, number of its input)
 
 
 def edges_of(tensors: Iterable[Tensor]) -> list[Edge]:
-    """The edges at which the graphs of tensors begin."""
-    return [(t.grad_fn, t.output_nr) for t in tensors if t.grad_fn is not None]
+    """The edges at which the graphs of tensors begin; that of a leaf has its gradient alone."""
+    return [get_gradient_edge(t)[:2] for t in tensors if t.requires_grad]
 
 
 def walk(edges: Iterable[Edge], stops: Callable[[Edge], bool]) -> dict[object, tuple[Edge, ...]]:

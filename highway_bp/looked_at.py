@@ -126,7 +126,8 @@ def check_given_extra(tap: Tap, j: int) -> None:
         for node, i in taps
         if node.number >= tap.number and (node, i) != (tap, 1 + j)
     ]
-    if tap.extras[j].grad_fn in walk(edges_of(others), lambda edge: is_of_chain(edge[0])):
+    ((node, _),) = edges_of([tap.extras[j]])
+    if node in walk(edges_of(others), lambda edge: is_of_chain(edge[0])):
         raise RuntimeError(
             "autograd alone has a part of the gradient of what "
             f"{tap.segment.calls[tap.place].layer.name} returned beside its state; expected "

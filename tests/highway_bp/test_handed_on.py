@@ -1,0 +1,111 @@
+"""What a layer returns beside its state as it is: an argument, a parameter, a tensor of its own."""
+
+import torch
+from torch import nn
+
+from tests.highway_bp.converted import Net, Shows, asserts_same, backward, made, refuses, rows
+
+
+class HandsOn(Shows):
+    """Gives the next layer its second argument, which only the head uses."""
+
+    def forward(self, h, c):
+        return super().forward(h), c
+
+
+class Computes(HandsOn):
+    """The first layer computes what all others hand on."""
+
+    def forward(self, h, c):
+        return super().forward(h, self.scale * h if c is None else c)
+
+
+class Carries(Net):
+    def __init__(self, layer):
+        super().__init__(layer)
+        self.memory = nn.Linear(6, 6)
+
+    def first(self):
+        return self.memory(rows())
+
+    def forward(self, x=None):
+        h, c = self.emb(rows()), self.first()
+        for block in self.blocks:
+            h, c = block(h, c)
+        return self.head(h * c).sin().sum()
+
+
+class CarriesComputed(Carries):
+    def first(self):
+        return None
+
+
+@asserts_same(lambda: made(HandsOn, Carries), both=True)
+def test_an_argument_that_layers_hand_on(model):
+    backward(model)
+
+
+@asserts_same(lambda: made(Computes, CarriesComputed), both=True)
+def test_a_result_that_later_layers_hand_on(model):
+    backward(model)
+
+
+class Weighs(Shows):
+    """Returns a weight of the loss, which it does not use, in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, h):
+        return super().forward(h), [self.weight]
+
+
+class SumsLosses(Net):
+    def forward(self, x=None):
+        h, loss = self.emb(rows()), 0.0
+        for block in self.blocks:
+            h, (weight,) = block(h)
+            loss = loss + self.head(h).square().mean() * torch.exp(-weight) + weight
+        return loss
+
+
+@asserts_same(lambda: made(Weighs, SumsLosses), both=True)
+def test_a_parameter_that_layers_return(model):
+    backward(model)
+
+
+@asserts_same(lambda: made(Weighs, SumsLosses), both=True)
+def test_autograd_grad_of_a_parameter_that_layers_return(model):
+    weights = [block.weight for block in model.blocks]
+    backward(model)
+    return torch.autograd.grad(model(), weights)
+
+
+class ReturnsForeign(Weighs):
+    held = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+
+    def forward(self, h):
+        return super().forward(h)[0], [self.held]
+
+
+@refuses(
+    r"uses a tensor of shape \[\] that requires a gradient",
+    lambda: made(ReturnsForeign, SumsLosses),
+)
+def test_a_foreign_tensor_that_layers_return_is_refused(model):
+    backward(model)
+
+
+class Perturbs(Shows):
+    """Adds zeros of its own, and returns them for a look at their gradient."""
+
+    def forward(self, h):
+        d = torch.zeros_like(h, requires_grad=True)
+        return super().forward(h) + d, d
+
+
+@refuses("autograd alone has a part of the gradient", lambda: made(Perturbs))
+def test_autograd_grad_of_zeros_that_a_layer_adds_is_refused(model):
+    h, d = model.blocks[0](model.emb(rows()))
+    torch.autograd.grad(model.head(h).sum() + d.sum(), d)
