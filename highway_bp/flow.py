@@ -53,7 +53,8 @@ class Leak(torch.autograd.Function):
     """h_i -> h_i, where a segment's local graph begins.
 
     Attributes:
-        observed: a function for each state of its segment: whether somebody observes the state.
+        observed: for each state of its segment, a function that tells whether somebody observes
+            the state, and a weak reference to its Tap.
         leads_on: whether a module outside the chain was given the segment's last state.
     """
 
@@ -67,9 +68,15 @@ class Leak(torch.autograd.Function):
     def backward(ctx, g):
         if ctx.one_pass.is_being_solved:
             return None, None
-        observed = ctx.observed if ctx.leads_on else ctx.observed[:-1]
-        if g is not None and any(is_observed() for is_observed in observed):
-            refuse_inside_group()
+        if g is not None and ctx.observed:
+            *inner, (is_observed, ref) = ctx.observed
+            if any(f() for f, _ in inner) or (ctx.leads_on and is_observed()):
+                refuse_inside_group()
+            if is_observed() and _is_passed_by(ref()):
+                raise RuntimeError(
+                    "a hook or retain_grad on the last state of a chain, which losses use by a "
+                    "tensor inside its layer alone; expected a loss on the state, or Backprop()"
+                )
         return None, g
 
 
@@ -165,12 +172,21 @@ def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
     tap.hooks_of_extras = list(map(hooks_of, extras))
     if (leak := tap.segment.h_in.grad_fn) is not None:
         tap.observers = _Observers(tap.state, tap.hooks)
-        leak.observed.append(tap.observers.are_there)
+        leak.observed.append((tap.observers.are_there, ref))
 
 
 def will_solve(tap: Tap) -> bool:
     """Whether the backward pass in progress goes as far as the Gate of the Tap's chain."""
     return torch._C._will_engine_execute_node(tap.scope.gate)
+
+
+def _is_passed_by(tap: Tap | None) -> bool:
+    """Whether the backward pass in progress uses a Tap's state in the local graph alone. None: the
+    Tap has gone, and with it all other uses."""
+    if tap is None or tap.segment is None:
+        return tap is None
+    node, runs = tap.segment.states[tap.place].grad_fn, torch._C._will_engine_execute_node
+    return node is not None and runs(node) and not runs(tap)
 
 
 def has_hooks(tap: Tap) -> bool:

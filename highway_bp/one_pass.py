@@ -168,6 +168,8 @@ class Pass:
             if tap.returned_extras:
                 refuse_freed()
             return
+        if has_hooks(tap) and not self.is_reached:  # before a hook gets None
+            check_state(tap, used_extras(tap))
         for i, ref in enumerate([tap.state, *tap.returned_extras]):
             if self._is_filled(tap, ref()):
                 check_retained(tap, i)

@@ -82,13 +82,14 @@ class Segment:
 
     def repeated(self, extras: dict[int, Tensor]) -> Segment:
         """Run the same layers once more; adds the new extras to ``extras``, by id of the old."""
-        with torch.enable_grad():  # carries look for a node where the local graph begins
+        with torch.inference_mode(False), torch.enable_grad():
+            # Carries look for a node where the local graph begins.
             h_in = self.h_in.detach().requires_grad_().view_as(self.h_in)
-        segment = Segment(h_in, self.wanted, is_repeated=True)
-        segment.functions, segment.leaves = self.functions, self.leaves
-        for call, old in zip(self.calls, self.extras, strict=True):
-            segment.add(call, call.repeat(segment.end, extras))
-            extras.update(zip(map(id, old), segment.extras[-1], strict=True))
+            segment = Segment(h_in, self.wanted, is_repeated=True)
+            segment.functions, segment.leaves = self.functions, self.leaves
+            for call, old in zip(self.calls, self.extras, strict=True):
+                segment.add(call, call.repeat(segment.end, extras))
+                extras.update(zip(map(id, old), segment.extras[-1], strict=True))
         return segment
 
     @property

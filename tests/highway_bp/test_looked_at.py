@@ -271,3 +271,41 @@ def test_a_state_is_saved_without_a_warning():
         warnings.simplefilter("always")
         torch.save(model.states, io.BytesIO())
     assert told == []
+
+
+# -- a last state that losses use inside its layer alone ------------------------------------------
+
+
+class KeepsSize(Shows):
+    """Keeps a loss on its state, and returns it too if asked."""
+
+    def forward(self, h, returns=False):
+        out = super().forward(h)
+        self.size = out.square().mean()
+        return (out, self.size) if returns else out
+
+
+def look(h, by):
+    h.register_hook(lambda g: g / 2) if by == "hook" else h.retain_grad()
+
+
+@pytest.mark.parametrize("by", ["hook", "retain_grad"])
+@refuses("which losses use by a tensor inside its layer alone", lambda: made(KeepsSize))
+def test_a_look_at_a_last_state_in_a_loss_of_its_layer_is_refused(model, by):
+    model()
+    look(model.states[-1], by)
+    sum(block.size for block in model.blocks).backward()
+
+
+@refuses("returns a tensor that it has computed from its state", lambda: made(KeepsSize))
+def test_a_hook_on_a_last_state_in_a_returned_loss_is_refused(model):
+    h, size = model.blocks[0](model.emb(rows()), returns=True)
+    look(h, "hook")
+    size.backward()
+
+
+@asserts_same(made, both=True)
+def test_a_second_run_in_inference_mode(model):
+    loss = model() + sum(block.seen.sum() for block in model.blocks)
+    with torch.inference_mode():
+        loss.backward()
