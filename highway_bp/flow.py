@@ -165,7 +165,7 @@ def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
     tap = h.grad_fn
     ref = weakref.ref(tap)
     # Autograd runs this hook for any of the Tap's outputs, also where it does not run the Tap.
-    h.register_hook(unserializable_hook(lambda _: ref().one_pass.check_given(ref())))
+    h.register_hook(unserializable_hook(lambda _: _look_at(ref())))
     tap.hooks, tap.state = h._backward_hooks, weakref.ref(h)
     tap.one_pass.all_taps.append(weakref.ref(tap))
     tap.returned_extras = list(map(weakref.ref, extras))
@@ -173,6 +173,22 @@ def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
     if (leak := tap.segment.h_in.grad_fn) is not None:
         tap.observers = _Observers(tap.state, tap.hooks)
         leak.observed.append((tap.observers.are_there, ref))
+
+
+def _look_at(tap: Tap | None) -> None:
+    """Check what autograd gives out at ``tap``; or else its state was detached in place since."""
+    if tap is None:
+        return
+    state = tap.state()
+    is_detached = state is not None and state.grad_fn is not tap
+    if is_detached and not torch._C._will_engine_execute_node(tap):
+        return
+    if is_detached and has_hooks(tap) and tap.segment is not None:
+        raise RuntimeError(
+            f"a state of {tap.segment.calls[tap.place].layer.name} was detached in place and has "
+            "hooks, which would run for both; expected detach(), or Backprop()"
+        )
+    tap.one_pass.check_given(tap)
 
 
 def will_solve(tap: Tap) -> bool:

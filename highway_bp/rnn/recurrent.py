@@ -97,7 +97,9 @@ class Recurrent(HasMethod, nn.Module):
             states = self._forward_by_method(layout, x, start)
         every = layout.state(states.view_as(states))  # hooks on it do not see the last state's loss
         output = getattr(self.cell, "output", None)
-        return (every if output is None else output(every)), layout.state(states[-1])
+        last = layout.state(states[-1])  # copies: views could not be detached in place
+        last = tuple(map(torch.clone, last)) if layout.is_tuple else last.clone()
+        return (every if output is None else output(every)), last
 
     def _start(self, x: Tensor) -> State:
         initial = getattr(self.cell, "initial_state", None)

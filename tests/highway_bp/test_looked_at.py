@@ -309,3 +309,28 @@ def test_a_second_run_in_inference_mode(model):
     loss = model() + sum(block.seen.sum() for block in model.blocks)
     with torch.inference_mode():
         loss.backward()
+
+
+# -- states detached in place ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", ["freed", "kept", "none"])
+@asserts_same(made, both=True)
+def test_a_state_detached_in_place(model, before):
+    loss, h = model(), model.states[-1]
+    if before == "freed":
+        loss.backward()
+    elif before == "none":
+        del loss
+    h.detach_().requires_grad_()
+    h.register_hook(lambda g: g / 2)
+    model.head(h).sin().sum().backward()
+    return [h.grad]
+
+
+@refuses("was detached in place and has hooks", made)
+def test_a_backward_pass_by_a_state_detached_in_place_with_a_hook_is_refused(model):
+    h = model.blocks[0](model.emb(rows()))
+    loss = h.sum()
+    h.detach_().requires_grad_().register_hook(lambda g: g / 2)
+    loss.backward()

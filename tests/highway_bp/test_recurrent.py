@@ -362,3 +362,9 @@ def test_set_method_reaches_all_kinds():
     hb.set_method(model, hb.Highway(2))
     methods = [m.method for m in model.modules() if hasattr(m, "method")]
     assert methods == [hb.Highway(2)] * 4
+
+
+@pytest.mark.parametrize("method", [hb.Backprop(), hb.Highway(1)], ids=str)
+def test_a_last_state_may_be_detached_in_place(method):
+    _, state = hb.Recurrent(CELL, method=method)(X, ZEROS)
+    assert state.detach_().grad_fn is None
