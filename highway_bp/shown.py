@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.utils import _pytree as pytree
 
+from highway_bp.containers import leaves
 from highway_bp.surroundings import modules_of
 
 
@@ -42,13 +43,7 @@ def shown_by(module: nn.Module) -> Iterator[Shown]:
             handle.remove()
     for m in modules:
         for name in vars(m).keys() - _OF_ALL_MODULES:
-            value = vars(m)[name]
-            if isinstance(value, list | tuple):
-                add_shown(shown, value)
-            elif isinstance(value, dict):
-                add_shown(shown, value.values())
-            elif isinstance(value, Tensor):
-                add_shown(shown, [value])
+            add_shown(shown, leaves(vars(m)[name]))
 
 
 def add_shown(shown: Shown, values: Iterable[Any]) -> None:

@@ -12,7 +12,8 @@ from highway_bp.recorded import recorded, recording
 
 
 class Surroundings:
-    """The autocast state and the random state of a layer's forward pass, and what was recorded.
+    """The autocast state, the random state and the settings of a layer's forward pass, and what was
+    recorded.
 
     Args:
         module: the layer.
@@ -27,19 +28,25 @@ class Surroundings:
         self.autocast = autocast(h.device)
         self._random = random_state(h.device)
         self._versions, self._recorded = _versions(module, h), list(recorded())
+        self._settings = settings_of(module)
 
     @contextlib.contextmanager
     def restored(self, name: str) -> Iterator[None]:
-        """A context to run the layer again: same autocast and random numbers, buffers kept.
+        """A context to run the layer again: same autocast, random numbers and settings; buffers
+        kept.
 
         Raises:
-            RuntimeError: a weight, the layer's input or its mode (train, eval) has been changed
-                since the first run.
+            RuntimeError: a weight or the layer's input has been changed since the first run.
         """
         if _versions(self._module, self._h) != self._versions:
-            why = "a weight, its input or its mode has been changed since its forward pass"
+            why = "a weight or its input has been changed since its forward pass"
             refuse_second_run(name, why)
-        with kept_buffers(self._module), kept_random_state(self._device), self.autocast:
+        with (
+            kept_buffers(self._module),
+            kept_random_state(self._device),
+            with_settings(self._module, self._settings),
+            self.autocast,
+        ):
             _set_random_state(self._device, *self._random)
             with recording(self._recorded):
                 yield
@@ -73,9 +80,39 @@ def kept_random_state(device: torch.device) -> AbstractContextManager:
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
+Settings = list[tuple[dict, dict]]
+
+
+def settings_of(module: nn.Module) -> Settings:
+    """(all attributes, the numbers, switches and strings among them) of all modules inside."""
+    of_each = map(vars, modules_of(module))
+    return [(d, {name: v for name, v in d.items() if type(v) in _SETTINGS}) for d in of_each]
+
+
+_SETTINGS = frozenset([bool, int, float, str])
+
+
+@contextlib.contextmanager
+def with_settings(module: nn.Module, settings: Settings) -> Iterator[None]:
+    """A context in which the module has these settings."""
+    now = settings_of(module)
+    try:
+        _set(settings)
+        yield
+    finally:
+        _set(now)
+
+
+def _set(settings: Settings) -> None:
+    for attributes, values in settings:
+        for name, value in list(attributes.items()):
+            if type(value) in _SETTINGS and name not in values:  # set since, over the class's own
+                del attributes[name]
+        attributes.update(values)
+
+
 def _versions(module: nn.Module, h: Tensor) -> list[tuple[int, int | None]]:
-    versions = [(id(t), version_of(t)) for t in (*parameters_of(module), h)]
-    return [(0, module.training), *versions]
+    return [(id(t), version_of(t)) for t in (*parameters_of(module), h)]
 
 
 def version_of(t: Tensor) -> int | None:

@@ -19,7 +19,13 @@ from highway_bp.rnn.steps import Gradients, Rows
 from highway_bp.rnn.windows import Windows, at_ends, products, window_gradients
 from highway_bp.segment import gradients
 from highway_bp.silenced import silenced
-from highway_bp.surroundings import autocast, kept_buffers, random_state
+from highway_bp.surroundings import (
+    autocast,
+    kept_buffers,
+    random_state,
+    settings_of,
+    with_settings,
+)
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -49,6 +55,7 @@ class RowsOfSteps:
         device: torch.device,
     ):
         self.module, self.names, self.carry, self.layout = cell, names, carry, layout
+        self.settings = settings_of(cell)
         self.name, self.autocast = type(cell).__name__, autocast(device)
         kind = device.type
         self.is_mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -112,7 +119,13 @@ class RowsOfSteps:
         windows = Windows(size, starts.clone(), b_ends, K, run, weights)
         hooks = (p._backward_hooks for p in weights)
         # Hooks run when these gradients leave the chain.
-        with refuse_own_gradients([self]), silenced(hooks), _kept(self.module), own_weights:
+        with (
+            refuse_own_gradients([self]),
+            silenced(hooks),
+            _kept(self.module),
+            with_settings(self.module, self.settings),
+            own_weights,
+        ):
             grad_x, w_0, by_weight = window_gradients(method, windows, rows)
         return grad_x, [w_0], by_weight
 

@@ -189,8 +189,8 @@ def test_a_look_at_the_gradient_inside_a_layer_is_refused_where_it_is_not_whole(
 
 class ShowsCount(Shows):
     def inside(self, h):
-        self.calls = getattr(self, "calls", 0) + 1
-        return self.calls * super().inside(h)
+        self.calls = [*getattr(self, "calls", ()), h.shape]
+        return len(self.calls) * super().inside(h)
 
 
 @both_methods
@@ -221,7 +221,7 @@ def test_a_second_run_that_gives_another_state_is_refused():
     assert_refused(lambda: made(ShowsCount).bfloat16(), line, in_bfloat16)
 
 
-@refuses("a weight, its input or its mode has been changed since", made)
+@refuses("a weight or its input has been changed since", made)
 def test_a_second_run_with_other_weights_is_refused(model):
     weights = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     loss = functional_call(model, weights) + sum(b.seen.sum() for b in model.blocks)

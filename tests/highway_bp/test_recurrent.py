@@ -112,6 +112,25 @@ def test_a_hook_that_the_cell_sets_on_its_state():
     assert_exact(network, lambda network: gradients(network, x, state))
 
 
+def test_a_setting_changed_since_the_forward_pass():
+    class Gains(MinimalGatedCell):
+        gain = 1.0
+
+        def forward(self, x, h):
+            return super().forward(x, self.gain * h)
+
+    def run(network):
+        loss = network(x, state)[0].square().sum()
+        network.cell.gain = 0.5
+        found = torch.autograd.grad(loss, list(network.parameters()))
+        del network.cell.gain
+        return found
+
+    network, x = hb.Recurrent(Gains(D, H)).double(), torch.randn(L, B, D).double()
+    state = torch.randn(B, H).double()
+    assert_exact(network, run)
+
+
 def with_hooks_on_parameters(network, x):
     for p in network.parameters():
         p.register_hook(lambda g: g / 2)

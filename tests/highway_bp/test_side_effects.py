@@ -206,6 +206,29 @@ def test_a_buffer_that_is_assigned_anew_counts_one_run():
     assert_same(run, lambda: made(Assigns))
 
 
+class Scales(Shows):
+    """Its settings: a class attribute that the model may set, a mode, a number of calls."""
+
+    factor, calls = 1.0, 0
+
+    def forward(self, h):
+        self.calls += 1
+        z = self.seen = self.calls * self.inside(h)
+        return h + self.factor * self.g(z if self.training else z.detach())
+
+
+@asserts_same(lambda: made(Scales), both=True)
+def test_a_second_run_has_the_settings_of_the_first(model):
+    losses = []
+    for factor in (None, 0.5, 2.0):
+        for block in model.blocks if factor else ():
+            block.factor = factor
+        losses.append(model() + sum(block.seen.square().sum() for block in model.blocks))
+        model.train(factor is None)
+    sum(losses).backward()
+    assert all((block.calls, block.factor) == (3, 2.0) for block in model.blocks)
+
+
 # -- states and hooks ----------------------------------------------------------------------------
 
 
