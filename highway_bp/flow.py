@@ -26,6 +26,7 @@ from torch.utils.hooks import unserializable_hook
 from highway_bp.first_order import first_order
 from highway_bp.segment import add
 from highway_bp.shown import hooks_of
+from highway_bp.surroundings import version_of
 
 
 class Gate(torch.autograd.Function):
@@ -88,6 +89,8 @@ class Tap(torch.autograd.Function):
         extras: inside the local graph; returned_extras: weakly, those that the model has.
         b, b_extras: the cotangents that losses send to the state and the extras.
         passed_back: w - b of the state, if the next Tap has sent it here (a hook sees it, say).
+        before_hooks: what autograd has given the state's hooks, and its version.
+        is_whole: whether ``b`` is w, changed by hooks at a segment's end: later layers add nothing.
     """
 
     @staticmethod
@@ -95,8 +98,8 @@ class Tap(torch.autograd.Function):
         ctx.one_pass, ctx.segment, ctx.number = one_pass, segment, 1 + len(one_pass.all_taps)
         one_pass.chain.longest = max(one_pass.chain.longest, ctx.number)
         ctx.place, ctx.extras = len(segment.states) - 1, extras
-        ctx.b = ctx.passed_back = None
-        ctx.b_extras = ()
+        ctx.b = ctx.passed_back = ctx.before_hooks = None
+        ctx.b_extras, ctx.is_whole = (), False
         ctx.set_materialize_grads(False)
         return segment.h_out.detach(), *(t.detach() for t in extras)
 
@@ -109,8 +112,11 @@ class Tap(torch.autograd.Function):
             refuse_freed()
         ctx.b_extras = b_extras
         ctx.one_pass.note(ctx)
-        ctx.b = b if ctx.passed_back is None else b - ctx.passed_back
-        before = node_before(ctx)
+        # Not b - passed_back where a hook has clipped, say: little is left of a small difference.
+        is_end = ctx.passed_back is not None and ctx.place == len(ctx.segment.states) - 1
+        ctx.is_whole = is_end and _is_changed(b, *ctx.before_hooks)
+        ctx.b = b if ctx.passed_back is None or ctx.is_whole else b - ctx.passed_back
+        ctx.before_hooks, before = None, node_before(ctx)
         if not is_tap(before):
             return None, None, None, None
         before.passed_back = None
@@ -165,7 +171,7 @@ def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
     tap = h.grad_fn
     ref = weakref.ref(tap)
     # Autograd runs this hook for any of the Tap's outputs, also where it does not run the Tap.
-    h.register_hook(unserializable_hook(lambda _: _look_at(ref())))
+    h.register_hook(unserializable_hook(lambda g: _look_at(ref(), g)))
     tap.hooks, tap.state = h._backward_hooks, weakref.ref(h)
     tap.one_pass.all_taps.append(weakref.ref(tap))
     tap.returned_extras = list(map(weakref.ref, extras))
@@ -175,7 +181,12 @@ def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
         leak.observed.append((tap.observers.are_there, ref))
 
 
-def _look_at(tap: Tap | None) -> None:
+def _is_changed(g: Tensor, before: Tensor, version: int | None) -> bool:
+    """Whether a hook has returned another gradient than it was given, or written into that."""
+    return g is not before or version_of(g) != version
+
+
+def _look_at(tap: Tap | None, g: Tensor | None) -> None:
     """Check what autograd gives out at ``tap``; or else its state was detached in place since."""
     if tap is None:
         return
@@ -188,6 +199,7 @@ def _look_at(tap: Tap | None) -> None:
             f"a state of {tap.segment.calls[tap.place].layer.name} was detached in place and has "
             "hooks, which would run for both; expected detach(), or Backprop()"
         )
+    tap.before_hooks = g, None if g is None else version_of(g)
     tap.one_pass.check_given(tap)
 
 

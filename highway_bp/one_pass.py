@@ -222,9 +222,12 @@ class Pass:
 
     def _solve_whole(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> States:
         self.chain.refuse_unrepeatable(segments)
-        system = ModuleSystem(segments, b, self)  # it holds the segments, which are freed later
-        self.chain.at_solve(system)
-        return self.method.solve(system)
+        w: States = []
+        for part in _parts(segments, b):
+            system = ModuleSystem(*part, self)  # it holds the segments, which are freed later
+            self.chain.at_solve(system)
+            w += self.method.solve(system)[1 if w else 0 :]
+        return w
 
     def from_later_layers(self, tap: Tap) -> Tensor | None:
         """Return w - b at the state of ``tap``, which the backward pass has not reached yet."""
@@ -237,14 +240,17 @@ class Pass:
             if taps[0].segment is not tap.segment:  # the state is the end of its group
                 refuse_if_used(tap, tap.segment.h_out)
                 return self._w_at_start(segments, b)
-            w_end = add(self._w_at_start(segments[1:], b[1:]), b[0].states[-1])
+            w_end = b[0].states[-1]
+            if not b[0].is_whole:
+                w_end = add(self._w_at_start(segments[1:], b[1:]), w_end)
             return at_state(tap, segments[0], b[0], w_end)
 
     def _w_at_start(self, segments: Sequence[Segment], b: Sequence[Cotangents]) -> Tensor | None:
         if not segments or isinstance(self.method.method, TruncatedBPTT):
             return None  # nothing goes from one window to another
         self.chain.refuse_unrepeatable(segments)
-        return self.method.method.solve(ModuleSystem(segments, b, self))[0]
+        nearest = next(_parts(segments, b))
+        return self.method.method.solve(ModuleSystem(*nearest, self))[0]
 
     def values_for(self, auto: AutoGamma, keys: Sequence[str], estimate: Callable) -> list[float]:
         """As `GammaMemory.values_for`, but from one estimate per backward pass, of all layers."""
@@ -301,8 +307,18 @@ def _segments(taps: Sequence[Tap]) -> tuple[list[Segment], list[Cotangents]]:
             n = len(tap.segment.states)
             cotangents.append(Cotangents([None] * n, [()] * n))
         cotangents[-1].states[tap.place] = tap.b
+        cotangents[-1].is_whole = tap.is_whole  # in the end, of the last one
         cotangents[-1].extras[tap.place] = tap.b_extras
     return with_fresh_graphs(segments), cotangents
+
+
+def _parts(
+    segments: Sequence[Segment], b: Sequence[Cotangents]
+) -> Iterator[tuple[Sequence[Segment], Sequence[Cotangents]]]:
+    """Cut the chain behind each state whose whole gradient is known."""
+    cuts = [i + 1 for i, of in enumerate(b[:-1]) if of.is_whole]
+    for start, end in itertools.pairwise([0, *cuts, len(b)]):
+        yield segments[start:end], b[start:end]
 
 
 def _check_untouched(taps: Sequence[Tap], freed: bool) -> None:

@@ -24,6 +24,7 @@ class Cotangents:
 
     states: list[Tensor | None]
     extras: list[Sequence[Tensor | None]]  # of each layer
+    is_whole: bool = False  # that of the last state is w: later layers add nothing
 
     @property
     def is_empty(self) -> bool:

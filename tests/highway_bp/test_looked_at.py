@@ -23,6 +23,7 @@ from tests.highway_bp.converted import (
     asserts_same,
     backward,
     both_methods,
+    gradients,
     made,
     refuses,
     rows,
@@ -334,3 +335,64 @@ def test_a_backward_pass_by_a_state_detached_in_place_with_a_hook_is_refused(mod
     loss = h.sum()
     h.detach_().requires_grad_().register_hook(lambda g: g / 2)
     loss.backward()
+
+
+# -- hooks that change the gradient of a state ----------------------------------------------------
+
+
+def clip(g):
+    return g / g.norm()
+
+
+def clip_in_place(g):
+    g /= g.norm()
+
+
+HOOKED = [(EXACT, at) for at in range(4)] + [(IN_GROUPS, at) for at in (1, 3)]
+
+
+@pytest.mark.parametrize("hook", [clip, clip_in_place, torch.nan_to_num])
+@pytest.mark.parametrize(("method", "at"), HOOKED)
+def test_little_is_left_of_a_large_gradient(method, at, hook):
+    """Of one that is not a number, too. Two states have hooks; both are in the loss."""
+    end = torch.nan if hook is torch.nan_to_num else 1.0
+
+    def run(model):
+        loss = 1e12 * model() + model.states[at].sum() + end * model.states[-1].sum()
+        model.states[at].register_hook(hook)
+        model.states[1].register_hook(clip)
+        loss.backward()
+
+    untouched, converted = made(), hb.convert(made(), method)
+    for model in (untouched, converted):
+        run(model)
+    found, wanted = gradients(converted), gradients(untouched)
+    assert found.keys() == wanted.keys()
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
+@both_methods
+def test_a_hook_that_looks_changes_no_gradient(method):
+    """Also below k = L."""
+    shallow = hb.Highway(1, group_size=method.group_size)
+    found = []
+    for hooks in ([], [lambda g: None]):
+        model = hb.convert(made(), shallow)
+        loss = model()
+        for hook in hooks:
+            model.states[1].register_hook(hook)
+        loss.backward()
+        found.append(gradients(model))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+@both_methods
+@pytest.mark.parametrize("at", range(4))
+def test_a_hook_that_halves_the_gradient_of_a_state(method, at):
+    def run(model):
+        loss = model() + sum(h.sin().sum() for h in model.states)
+        model.states[at].register_hook(lambda g: g / 2)
+        model.states[0].register_hook(lambda g: 3 * g)
+        loss.backward()
+
+    assert_same(run, made, method)
