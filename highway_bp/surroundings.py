@@ -44,7 +44,7 @@ class Surroundings:
         with (
             kept_buffers(self._module),
             kept_random_state(self._device),
-            with_settings(self._module, self._settings),
+            with_settings(self._settings),
             self.autocast,
         ):
             _set_random_state(self._device, *self._random)
@@ -93,22 +93,25 @@ _SETTINGS = frozenset([bool, int, float, str])
 
 
 @contextlib.contextmanager
-def with_settings(module: nn.Module, settings: Settings) -> Iterator[None]:
-    """A context in which the module has these settings."""
-    now = settings_of(module)
+def with_settings(settings: Settings) -> Iterator[None]:
+    """A context in which the modules have these settings; on exit, they get their present
+    attributes back, and lists among these their values."""
+    now = [(attributes, dict(attributes)) for attributes, _ in settings]
+    lists = [(v, list(v)) for _, before in now for v in before.values() if type(v) is list]
     try:
-        _set(settings)
+        for attributes, values in settings:
+            for name, value in list(attributes.items()):
+                if type(value) in _SETTINGS and name not in values:  # set since, hides the class's
+                    del attributes[name]
+            attributes.update(values)
         yield
     finally:
-        _set(now)
-
-
-def _set(settings: Settings) -> None:
-    for attributes, values in settings:
-        for name, value in list(attributes.items()):
-            if type(value) in _SETTINGS and name not in values:  # set since, over the class's own
+        for attributes, before in now:
+            for name in attributes.keys() - before.keys():
                 del attributes[name]
-        attributes.update(values)
+            attributes.update(before)
+        for each, values in lists:
+            each[:] = values
 
 
 def _versions(module: nn.Module, h: Tensor) -> list[tuple[int, int | None]]:

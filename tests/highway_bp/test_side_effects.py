@@ -207,12 +207,19 @@ def test_a_buffer_that_is_assigned_anew_counts_one_run():
 
 
 class Scales(Shows):
-    """Its settings: a class attribute that the model may set, a mode, a number of calls."""
+    """Its settings: a class attribute that the model may set, a mode, a number of calls, and a
+    number that becomes a tensor. It keeps a list, too."""
 
     factor, calls = 1.0, 0
 
+    def __init__(self):
+        super().__init__()
+        self.log = []
+
     def forward(self, h):
         self.calls += 1
+        self.log.append(h.shape)
+        self.size = getattr(self, "size", 0.0) + h.square().mean()
         z = self.seen = self.calls * self.inside(h)
         return h + self.factor * self.g(z if self.training else z.detach())
 
@@ -225,8 +232,10 @@ def test_a_second_run_has_the_settings_of_the_first(model):
             block.factor = factor
         losses.append(model() + sum(block.seen.square().sum() for block in model.blocks))
         model.train(factor is None)
-    sum(losses).backward()
-    assert all((block.calls, block.factor) == (3, 2.0) for block in model.blocks)
+    sizes = [block.size for block in model.blocks]
+    sum([*losses, *sizes]).backward()
+    assert all(block.size is size for block, size in zip(model.blocks, sizes, strict=True))
+    assert all((b.calls, len(b.log), b.factor) == (3, 3, 2.0) for b in model.blocks)
 
 
 # -- states and hooks ----------------------------------------------------------------------------
