@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import unserializable_hook
 
+from highway_bp.asked import edges_of_losses
 from highway_bp.first_order import first_order
 from highway_bp.segment import add
 from highway_bp.shown import hooks_of
@@ -55,7 +56,7 @@ class Leak(torch.autograd.Function):
 
     Attributes:
         observed: for each state of its segment, a function that tells whether somebody observes
-            the state, and a weak reference to its Tap.
+            the state, a weak reference to its Tap, and `_id_of` its node in the local graph.
         leads_on: whether a module outside the chain was given the segment's last state.
     """
 
@@ -70,10 +71,10 @@ class Leak(torch.autograd.Function):
         if ctx.one_pass.is_being_solved:
             return None, None
         if g is not None and ctx.observed:
-            *inner, (is_observed, ref) = ctx.observed
-            if any(f() for f, _ in inner) or (ctx.leads_on and is_observed()):
+            *inner, (is_observed, ref, node) = ctx.observed
+            if any(f() for f, *_ in inner) or (ctx.leads_on and is_observed()):
                 refuse_inside_group()
-            if is_observed() and _is_passed_by(ref()):
+            if is_observed() and _is_passed_by(ref(), node):
                 raise RuntimeError(
                     "a hook or retain_grad on the last state of a chain, which losses use by a "
                     "tensor inside its layer alone; expected a loss on the state, or Backprop()"
@@ -98,6 +99,8 @@ class Tap(torch.autograd.Function):
         ctx.one_pass, ctx.segment, ctx.number = one_pass, segment, 1 + len(one_pass.all_taps)
         one_pass.chain.longest = max(one_pass.chain.longest, ctx.number)
         ctx.place, ctx.extras = len(segment.states) - 1, extras
+        if ctx.place == 0:
+            segment.key = one_pass.new_key(segment.calls[0].layer.key)
         ctx.b = ctx.passed_back = ctx.before_hooks = None
         ctx.b_extras, ctx.is_whole = (), False
         ctx.set_materialize_grads(False)
@@ -114,7 +117,7 @@ class Tap(torch.autograd.Function):
         ctx.one_pass.note(ctx)
         # Not b - passed_back where a hook has clipped, say: little is left of a small difference.
         is_end = ctx.passed_back is not None and ctx.place == len(ctx.segment.states) - 1
-        ctx.is_whole = is_end and _is_changed(b, *ctx.before_hooks)
+        ctx.is_whole = is_end and ctx.before_hooks is not None and _is_changed(b, *ctx.before_hooks)
         ctx.b = b if ctx.passed_back is None or ctx.is_whole else b - ctx.passed_back
         ctx.before_hooks, before = None, node_before(ctx)
         if not is_tap(before):
@@ -178,7 +181,8 @@ def watch(h: Tensor, extras: Sequence[Tensor]) -> None:
     tap.hooks_of_extras = list(map(hooks_of, extras))
     if (leak := tap.segment.h_in.grad_fn) is not None:
         tap.observers = _Observers(tap.state, tap.hooks)
-        leak.observed.append((tap.observers.are_there, ref))
+        node = tap.segment.h_out.grad_fn
+        leak.observed.append((tap.observers.are_there, ref, node and _id_of(node)))
 
 
 def _is_changed(g: Tensor, before: Tensor, version: int | None) -> bool:
@@ -191,15 +195,17 @@ def _look_at(tap: Tap | None, g: Tensor | None) -> None:
     if tap is None:
         return
     state = tap.state()
-    is_detached = state is not None and state.grad_fn is not tap
-    if is_detached and not torch._C._will_engine_execute_node(tap):
+    is_detached = state is not None and state.grad_fn is None
+    runs = torch._C._will_engine_execute_node(tap)
+    if is_detached and not runs:
         return
     if is_detached and has_hooks(tap) and tap.segment is not None:
         raise RuntimeError(
             f"a state of {tap.segment.calls[tap.place].layer.name} was detached in place and has "
             "hooks, which would run for both; expected detach(), or Backprop()"
         )
-    tap.before_hooks = g, None if g is None else version_of(g)
+    if runs and g is not None:
+        tap.before_hooks = g, version_of(g)
     tap.one_pass.check_given(tap)
 
 
@@ -208,13 +214,23 @@ def will_solve(tap: Tap) -> bool:
     return torch._C._will_engine_execute_node(tap.scope.gate)
 
 
-def _is_passed_by(tap: Tap | None) -> bool:
-    """Whether the backward pass in progress uses a Tap's state in the local graph alone. None: the
-    Tap has gone, and with it all other uses."""
-    if tap is None or tap.segment is None:
-        return tap is None
-    node, runs = tap.segment.states[tap.place].grad_fn, torch._C._will_engine_execute_node
-    return node is not None and runs(node) and not runs(tap)
+def _id_of(node: object) -> tuple[str, int]:
+    """In place of a node of autograd's graph, where a reference would close a cycle."""
+    return node.name(), node._sequence_nr()
+
+
+def _is_passed_by(tap: Tap | None, of_node: tuple[str, int] | None) -> bool:
+    """Whether the backward pass in progress uses a Tap's state in the local graph alone.
+
+    Args:
+        tap: None if it has gone, and with it all other uses.
+        of_node: `_id_of` the state's node in the local graph; None without one.
+    """
+    runs = torch._C._will_engine_execute_node
+    if of_node is None or (tap is not None and runs(tap)):
+        return False
+    nodes = (node for node, _ in edges_of_losses() if node is not None)
+    return any(_id_of(node) == of_node and runs(node) for node in nodes)
 
 
 def has_hooks(tap: Tap) -> bool:

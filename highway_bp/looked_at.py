@@ -126,8 +126,8 @@ def check_given_extra(tap: Tap, j: int) -> None:
         for node, i in taps
         if node.number >= tap.number and (node, i) != (tap, 1 + j)
     ]
-    ((node, _),) = edges_of([tap.extras[j]])
-    if node in walk(edges_of(others), lambda edge: is_of_chain(edge[0])):
+    graph = walk(edges_of(others), lambda edge: is_of_chain(edge[0]))
+    if any(node in graph for node, _ in edges_of([tap.extras[j]])):
         raise RuntimeError(
             "autograd alone has a part of the gradient of what "
             f"{tap.segment.calls[tap.place].layer.name} returned beside its state; expected "

@@ -85,8 +85,7 @@ class ModuleSystem:
     @property
     def keys(self) -> list[str]:
         """One key for each segment, the same in every pass."""
-        keys = [segment.calls[0].layer.key for segment in self.segments]
-        return [f"{key}+{n}" if (n := keys[:i].count(key)) else key for i, key in enumerate(keys)]
+        return [segment.key for segment in self.segments]
 
     def estimate(self, probes: int, seed: int) -> list[float]:
         """New values for `smallest_blocks`; they are not stored."""

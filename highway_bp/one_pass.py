@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -70,6 +71,7 @@ class Pass:
     def __init__(self, chain: Chain):
         self.chain, self.method = chain, CountedMethod(chain.method, chain)
         self.made: set[int] = set()
+        self._uses: Counter[str] = Counter()  # of layers, by key
         self.all_taps: list[weakref.ref] = []
         self.hooks_before: list[dict] = []
         self.outer: list[int] = []
@@ -81,6 +83,12 @@ class Pass:
         self._gammas: dict[str, float] | None = None  # by layer, for gamma="auto"
         self._asked: set[tuple[int, int]] | None = None  # (number of a Tap, of its output)
         self._asked_in: int | None = None  # id of the backward pass that was asked for them
+
+    def new_key(self, key: str) -> str:
+        """A key for a segment that begins with the layer of this key."""
+        n = self._uses[key]
+        self._uses[key] += 1
+        return f"{key}+{n}" if n else key
 
     @property
     def is_being_solved(self) -> bool:

@@ -45,6 +45,7 @@ class Segment:
         ends: the nodes of the local graph that lead to a leaf, or out of this graph.
         leaves: ids of the parameters, and edges of the arguments, that its graph uses.
         functions: the names of the custom autograd functions among its nodes.
+        key: under which the chain stores its gamma, another one for every segment of a pass.
         is_repeated: whether it is run once more, as autograd has gone through the first graph.
     """
 
@@ -58,6 +59,7 @@ class Segment:
     ends: list = field(default_factory=list)
     leaves: set = field(default_factory=set)
     functions: frozenset[str] = frozenset()
+    key: str = ""
     is_repeated: bool = False
 
     def add(self, call: Call, returned: Returned) -> None:
@@ -88,6 +90,7 @@ class Segment:
             h_in = self.h_in.detach().requires_grad_().view_as(self.h_in)
             segment = Segment(h_in, self.wanted, is_repeated=True)
             segment.functions, segment.leaves = self.functions, self.leaves
+            segment.key = self.key
             for call, old in zip(self.calls, self.extras, strict=True):
                 segment.add(call, call.repeat(segment.end, extras))
                 extras.update(zip(map(id, old), segment.extras[-1], strict=True))

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.utils import _pytree as pytree
 
-from highway_bp.containers import leaves
 from highway_bp.surroundings import modules_of
 
 
@@ -43,7 +42,20 @@ def shown_by(module: nn.Module) -> Iterator[Shown]:
             handle.remove()
     for m in modules:
         for name in vars(m).keys() - _OF_ALL_MODULES:
-            add_shown(shown, leaves(vars(m)[name]))
+            add_shown(shown, _tensors_in(vars(m)[name]))
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
+    """A tensor, or those in lists, tuples and dictionaries, which may contain themselves."""
+    found, seen, rest = [], set(), [value]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, Tensor):
+            found.append(one)
+        elif isinstance(one, list | tuple | dict) and id(one) not in seen:
+            seen.add(id(one))
+            rest += one.values() if isinstance(one, dict) else one
+    return found
 
 
 def add_shown(shown: Shown, values: Iterable[Any]) -> None:

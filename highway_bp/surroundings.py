@@ -1,7 +1,7 @@
 """What a layer's forward pass depends on besides its input, so that the layer can run again."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import NoReturn
 
@@ -80,38 +80,50 @@ def kept_random_state(device: torch.device) -> AbstractContextManager:
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
-Settings = list[tuple[dict, dict]]
+Settings = list[tuple[dict, dict, frozenset]]
 
 
 def settings_of(module: nn.Module) -> Settings:
-    """(all attributes, the numbers, switches and strings among them) of all modules inside."""
-    of_each = map(vars, modules_of(module))
-    return [(d, {name: v for name, v in d.items() if type(v) in _SETTINGS}) for d in of_each]
+    """Of all modules inside: attributes, the settings among them, the names of all attributes."""
+    of_each = [(vars(m), dict(vars(m))) for m in modules_of(module)]
+    return [(attributes, _settings(now), frozenset(now)) for attributes, now in of_each]
 
 
-_SETTINGS = frozenset([bool, int, float, str])
+def _settings(attributes: dict) -> dict:
+    return {name: v for name, v in attributes.items() if type(v) in _KINDS}
+
+
+_KINDS = frozenset([bool, int, float, str, type(None)])
 
 
 @contextlib.contextmanager
 def with_settings(settings: Settings) -> Iterator[None]:
-    """A context in which the modules have these settings; on exit, they get their present
-    attributes back, and lists among these their values."""
-    now = [(attributes, dict(attributes)) for attributes, _ in settings]
-    lists = [(v, list(v)) for _, before in now for v in before.values() if type(v) is list]
+    """A context in which the modules have these settings. What has to change for it, and that
+    alone, is restored on exit: other threads may set others."""
+    changed = []
+    for attributes, values, names in settings:
+        now = dict(attributes)
+        added = [name for name in _settings(now) if name not in names]  # hides the class's own
+        others = [name for name, v in values.items() if not _is_same(now.get(name, now), v)]
+        before = {name: now[name] for name in (*added, *others) if name in now}
+        changed.append((attributes, before, {name: values[name] for name in others}))
     try:
-        for attributes, values in settings:
-            for name, value in list(attributes.items()):
-                if type(value) in _SETTINGS and name not in values:  # set since, hides the class's
-                    del attributes[name]
-            attributes.update(values)
+        for attributes, before, values in changed:
+            _exchange(attributes, before, values)
         yield
     finally:
-        for attributes, before in now:
-            for name in attributes.keys() - before.keys():
-                del attributes[name]
-            attributes.update(before)
-        for each, values in lists:
-            each[:] = values
+        for attributes, before, values in changed:
+            _exchange(attributes, values, before)
+
+
+def _is_same(a: object, b: object) -> bool:
+    return type(a) is type(b) and a == b
+
+
+def _exchange(attributes: dict, old: Iterable[str], new: dict) -> None:
+    for name in old:
+        attributes.pop(name, None)
+    attributes.update(new)
 
 
 def _versions(module: nn.Module, h: Tensor) -> list[tuple[int, int | None]]:

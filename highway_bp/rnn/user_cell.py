@@ -1,7 +1,7 @@
 """A user's cell as `Recurrent` differentiates it: all steps as rows of one batch."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import NoReturn
 
@@ -122,7 +122,7 @@ class RowsOfSteps:
         with (
             refuse_own_gradients([self]),
             silenced(hooks),
-            kept_buffers(self.module),
+            _kept(self.module),
             with_settings(self.settings),
             own_weights,
         ):
@@ -244,6 +244,22 @@ class RowsOfSteps:
                 f"carry of {self.name} has shape {tuple(d.shape)}; expected a diagonal that "
                 f"broadcasts to a state of shape {shape}, rows of all steps"
             ) from None
+
+
+@contextlib.contextmanager
+def _kept(cell: nn.Module) -> Iterator[None]:
+    """Restore buffers, attributes, and lists among these, on exit."""
+    attributes = [(vars(m), dict(vars(m))) for m in cell.modules()]
+    lists = [(v, list(v)) for _, old in attributes for v in old.values() if type(v) is list]
+    with kept_buffers(cell):
+        try:
+            yield
+        finally:
+            for now, old in attributes:
+                now.clear()
+                now.update(old)
+            for now, old in lists:
+                now[:] = old
 
 
 def run_cell(cell: nn.Module, layout: Layout, x: Tensor, start: Tensor) -> Tensor:

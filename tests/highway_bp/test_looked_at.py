@@ -298,6 +298,16 @@ def test_a_look_at_a_last_state_in_a_loss_of_its_layer_is_refused(model, by):
     sum(block.size for block in model.blocks).backward()
 
 
+@asserts_same(made)
+def test_hooks_on_states_that_are_dropped_and_that_no_loss_uses(model):
+    h = model.emb(rows())
+    for block in model.blocks:
+        h = block(h)
+        h.register_hook(lambda g: None)
+    del h
+    model.blocks[-1].seen.square().sum().backward()
+
+
 @refuses("returns a tensor that it has computed from its state", lambda: made(KeepsSize))
 def test_a_hook_on_a_last_state_in_a_returned_loss_is_refused(model):
     h, size = model.blocks[0](model.emb(rows()), returns=True)
@@ -327,6 +337,16 @@ def test_a_state_detached_in_place(model, before):
     h.register_hook(lambda g: g / 2)
     model.head(h).sin().sum().backward()
     return [h.grad]
+
+
+@asserts_same(made, both=True)
+def test_states_with_hooks_that_are_written_into(model):
+    h = model.emb(rows())
+    for block in model.blocks:
+        h = block(h)
+        h.register_hook(lambda g: None)
+        h += 0.1
+    model.head(h).sin().sum().backward()
 
 
 @refuses("was detached in place and has hooks", made)
@@ -396,3 +416,26 @@ def test_a_hook_that_halves_the_gradient_of_a_state(method, at):
         loss.backward()
 
     assert_same(run, made, method)
+
+
+class UsesPart(Shows):
+    """Takes one of several arguments, so that each call shows its gradient."""
+
+    def forward(self, h, parts, n):
+        return h + parts[n] * self.g(self.inside(h))
+
+
+def test_a_hook_leaves_what_lies_behind_it_alone():
+    """Also the estimates of gamma of layers that are called twice."""
+    found = []
+    for hook in (lambda g: None, torch.clone):
+        model = hb.convert(made(UsesPart), hb.Highway(1, gamma="auto"))
+        torch.manual_seed(0)
+        h, parts = model.emb(rows()), [torch.ones(6).double().requires_grad_() for _ in range(8)]
+        for n in range(8):
+            h = model.blocks[n % 4](h, parts, n)
+            if n == 3:
+                h.register_hook(hook)
+        model.head(h).sin().sum().backward()
+        found.append([part.grad for part in parts[4:]])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)

@@ -207,20 +207,19 @@ def test_a_buffer_that_is_assigned_anew_counts_one_run():
 
 
 class Scales(Shows):
-    """Its settings: a class attribute that the model may set, a mode, a number of calls, and a
-    number that becomes a tensor. It keeps a list, too."""
+    """Its settings: a class attribute that the model may set, a mode, a number of calls, a value
+    that the first call sets, a number that becomes a tensor."""
 
     factor, calls = 1.0, 0
 
     def __init__(self):
         super().__init__()
-        self.log = []
+        self.rows, self.score = None, 0.0
 
     def forward(self, h):
         self.calls += 1
-        self.log.append(h.shape)
-        self.size = getattr(self, "size", 0.0) + h.square().mean()
-        z = self.seen = self.calls * self.inside(h)
+        self.rows = len(h) if self.rows is None else self.rows
+        z = self.seen = self.calls * self.inside(h) / self.rows
         return h + self.factor * self.g(z if self.training else z.detach())
 
 
@@ -232,10 +231,13 @@ def test_a_second_run_has_the_settings_of_the_first(model):
             block.factor = factor
         losses.append(model() + sum(block.seen.square().sum() for block in model.blocks))
         model.train(factor is None)
-    sizes = [block.size for block in model.blocks]
-    sum([*losses, *sizes]).backward()
-    assert all(block.size is size for block, size in zip(model.blocks, sizes, strict=True))
-    assert all((b.calls, len(b.log), b.factor) == (3, 3, 2.0) for b in model.blocks)
+    scores = [block.seen.detach().norm() for block in model.blocks]
+    for block, score in zip(model.blocks, scores, strict=True):
+        block.score = score
+    sum(losses).backward()
+    for block, score in zip(model.blocks, scores, strict=True):
+        assert (block.calls, block.factor, block.rows, block.training) == (3, 2.0, 5, False)
+        assert block.score is score
 
 
 # -- states and hooks ----------------------------------------------------------------------------
