@@ -42,7 +42,8 @@ def shown_by(module: nn.Module) -> Iterator[Shown]:
             handle.remove()
     for m in modules:
         for name in vars(m).keys() - _OF_ALL_MODULES:
-            add_shown(shown, _tensors_in(vars(m)[name]))
+            if isinstance(value := vars(m)[name], Tensor | list | tuple | dict):
+                add_shown(shown, _tensors_in(value))
 
 
 def _tensors_in(value: Any) -> list[Tensor]:

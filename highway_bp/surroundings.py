@@ -80,13 +80,12 @@ def kept_random_state(device: torch.device) -> AbstractContextManager:
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
-Settings = list[tuple[dict, dict, frozenset]]
+Settings = list[tuple[dict, dict, list[str]]]
 
 
 def settings_of(module: nn.Module) -> Settings:
     """Of all modules inside: attributes, the settings among them, the names of all attributes."""
-    of_each = [(vars(m), dict(vars(m))) for m in modules_of(module)]
-    return [(attributes, _settings(now), frozenset(now)) for attributes, now in of_each]
+    return [(d, _settings(d.copy()), list(d)) for d in map(vars, modules_of(module))]
 
 
 def _settings(attributes: dict) -> dict:
