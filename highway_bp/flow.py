@@ -90,7 +90,9 @@ class Tap(torch.autograd.Function):
         extras: inside the local graph; returned_extras: weakly, those that the model has.
         b, b_extras: the cotangents that losses send to the state and the extras.
         passed_back: w - b of the state, if the next Tap has sent it here (a hook sees it, say).
+        is_unreached: whether no path leads from later losses to the state, as far as is known.
         before_hooks: what autograd has given the state's hooks, and its version.
+        gave_zeros: whether that was nothing but zeros, in place of no gradient.
         is_whole: whether ``b`` is w, changed by hooks at a segment's end: later layers add nothing.
     """
 
@@ -102,7 +104,7 @@ class Tap(torch.autograd.Function):
         if ctx.place == 0:
             segment.key = one_pass.new_key(segment.calls[0].layer.key)
         ctx.b = ctx.passed_back = ctx.before_hooks = None
-        ctx.b_extras, ctx.is_whole = (), False
+        ctx.b_extras, ctx.is_whole, ctx.is_unreached, ctx.gave_zeros = (), False, False, False
         ctx.set_materialize_grads(False)
         return segment.h_out.detach(), *(t.detach() for t in extras)
 
@@ -115,6 +117,12 @@ class Tap(torch.autograd.Function):
             refuse_freed()
         ctx.b_extras = b_extras
         ctx.one_pass.note(ctx)
+        if ctx.gave_zeros and b.any():
+            raise RuntimeError(
+                f"a hook on a state of {ctx.segment.calls[ctx.place].layer.name}, which no path "
+                "from a loss reaches, changes zeros (a division by their norm?); expected one that "
+                "leaves zeros, or Backprop()"
+            )
         # Not b - passed_back where a hook has clipped, say: little is left of a small difference.
         is_end = ctx.passed_back is not None and ctx.place == len(ctx.segment.states) - 1
         ctx.is_whole = is_end and ctx.before_hooks is not None and _is_changed(b, *ctx.before_hooks)
@@ -122,12 +130,13 @@ class Tap(torch.autograd.Function):
         ctx.before_hooks, before = None, node_before(ctx)
         if not is_tap(before):
             return None, None, None, None
-        before.passed_back = None
+        before.passed_back, before.is_unreached = None, False
         if has_hooks(before):
             ctx.one_pass.check_hooks(before)
         if has_hooks(before) or ctx.one_pass.gives_out(before, 0):
             before.passed_back = ctx.one_pass.from_later_layers(before)
-            if before.passed_back is None:  # no path leads there; autograd would show a hook zeros
+            before.is_unreached = before.passed_back is None
+            if before.is_unreached:  # autograd would show a hook zeros
                 before.passed_back = torch.zeros_like(before.segment.states[before.place])
         # A hook may write into the gradient that it is shown.
         return None, None, None, None if before.passed_back is None else before.passed_back.clone()
@@ -206,6 +215,7 @@ def _look_at(tap: Tap | None, g: Tensor | None) -> None:
         )
     if runs and g is not None:
         tap.before_hooks = g, version_of(g)
+        tap.gave_zeros = tap.is_unreached and not g.any()
     tap.one_pass.check_given(tap)
 
 

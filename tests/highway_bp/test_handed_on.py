@@ -1,5 +1,6 @@
 """What a layer returns beside its state as it is: an argument, a parameter, a tensor of its own."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -109,3 +110,37 @@ class Perturbs(Shows):
 def test_autograd_grad_of_zeros_that_a_layer_adds_is_refused(model):
     h, d = model.blocks[0](model.emb(rows()))
     torch.autograd.grad(model.head(h).sum() + d.sum(), d)
+
+
+class Remembers(Shows):
+    """The head uses what is handed on alone: no path leads from it to a state."""
+
+    def forward(self, h, c):
+        return super().forward(h), c * self.scale.sum()
+
+
+class UsesMemory(Carries):
+    def forward(self, x=None, hook=None):
+        h, c = self.emb(rows()), self.first()
+        for block in self.blocks[:3]:
+            h, c = block(h, c)
+            h.register_hook(hook)
+        return self.blocks[3](h, c)[1].sin().sum()
+
+
+def memory():
+    return made(Remembers, UsesMemory)
+
+
+@pytest.mark.parametrize("hook", [lambda g: None, lambda g: g / 2])
+@asserts_same(memory, both=True)
+def test_a_hook_on_a_state_that_no_loss_reaches(model, hook):
+    model(hook=hook).backward()
+    for p in model.parameters():  # zeros or None
+        p.grad = p.grad if p.grad is not None and p.grad.any() else None
+
+
+@pytest.mark.parametrize("hook", [lambda g: g / g.norm(), lambda g: (g.add_(1), None)[1]])
+@refuses("which no path from a loss reaches, changes zeros", memory)
+def test_a_hook_that_changes_the_zeros_of_such_a_state_is_refused(model, hook):
+    model(hook=hook).backward()
