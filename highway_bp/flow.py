@@ -213,9 +213,9 @@ def _look_at(tap: Tap | None, g: Tensor | None) -> None:
             f"a state of {tap.segment.calls[tap.place].layer.name} was detached in place and has "
             "hooks, which would run for both; expected detach(), or Backprop()"
         )
-    if runs and g is not None:
-        tap.before_hooks = g, version_of(g)
-        tap.gave_zeros = tap.is_unreached and not g.any()
+    if runs:
+        tap.before_hooks = None if g is None else (g, version_of(g))
+        tap.gave_zeros = g is not None and tap.is_unreached and not g.any()
     tap.one_pass.check_given(tap)
 
 

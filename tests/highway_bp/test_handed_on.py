@@ -140,6 +140,17 @@ def test_a_hook_on_a_state_that_no_loss_reaches(model, hook):
         p.grad = p.grad if p.grad is not None and p.grad.any() else None
 
 
+@asserts_same(memory, both=True)
+def test_a_second_backward_pass_that_gives_such_a_state_nothing(model):
+    h, c = model.blocks[0](model.emb(rows()), model.first())
+    h.register_hook(lambda g: None)
+    c.sin().sum().backward(retain_graph=True)
+    model.blocks[1](h, c)[1].sin().sum().backward(retain_graph=True)
+    c.sin().sum().backward()
+    for p in model.parameters():  # zeros or None
+        p.grad = p.grad if p.grad is not None and p.grad.any() else None
+
+
 @pytest.mark.parametrize("hook", [lambda g: g / g.norm(), lambda g: (g.add_(1), None)[1]])
 @refuses("which no path from a loss reaches, changes zeros", memory)
 def test_a_hook_that_changes_the_zeros_of_such_a_state_is_refused(model, hook):
